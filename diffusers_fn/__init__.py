@@ -1,0 +1,129 @@
+"""Functional, stateless JAX toolkit for diffusion models.
+
+Every Gaussian diffusion here is x = alpha * x0 + sigma * eps; the pair (alpha, sigma) with the network's time label
+is a noise level. Schedules and grids make levels, parameterizations say what a network's output means, solvers are
+tables of numbers over levels, and `sample` runs them in one scan.
+"""
+
+from diffusers_fn import (
+    backbones,
+    grids,
+    guidance,
+    losses,
+    oracles,
+    parameterizations,
+    solvers,
+    training,
+)
+from diffusers_fn.build import Diffusion, build
+from diffusers_fn.denoisers import (
+    Denoiser,
+    Transform,
+    bind,
+    chain,
+    clip_x0,
+    dynamic_threshold,
+    make_denoiser,
+    map_x0,
+)
+from diffusers_fn.discrete import (
+    MeanVariance,
+    ddim_reverse_step,
+    ddim_step,
+    ddim_timesteps,
+    denoise_step,
+    forward_diffusion,
+    p_mean_variance,
+    p_sample,
+    predict_noise_from_start,
+    predict_start_from_noise,
+    q_mean_variance,
+    q_posterior_mean_variance,
+    q_sample,
+)
+from diffusers_fn.guidance import apply_guidance, cosine_guidance_schedule, linear_guidance_schedule
+from diffusers_fn.levels import Level, add_noise, log_snr, posterior, transition
+from diffusers_fn.noise_schedules import (
+    NoiseSchedule,
+    cosine_betas,
+    level_at,
+    linear_betas,
+    make_noise_schedule,
+    quadratic_betas,
+    respace,
+    scaled_linear_betas,
+    sigmoid_betas,
+    sqrt_betas,
+    zero_terminal_snr,
+)
+from diffusers_fn.parameterizations import Parameterization, Prediction, target, to_prediction
+from diffusers_fn.sampling import Samples, invert, python_scan, sample
+from diffusers_fn.solvers import Solver
+from diffusers_fn.variances import Variance, fixed_large, fixed_small, learned, learned_range
+
+__all__ = [
+    "Denoiser",
+    "Diffusion",
+    "Level",
+    "MeanVariance",
+    "NoiseSchedule",
+    "Parameterization",
+    "Prediction",
+    "Samples",
+    "Solver",
+    "Transform",
+    "Variance",
+    "add_noise",
+    "apply_guidance",
+    "backbones",
+    "bind",
+    "build",
+    "chain",
+    "clip_x0",
+    "cosine_betas",
+    "cosine_guidance_schedule",
+    "ddim_reverse_step",
+    "ddim_step",
+    "ddim_timesteps",
+    "denoise_step",
+    "dynamic_threshold",
+    "fixed_large",
+    "fixed_small",
+    "forward_diffusion",
+    "grids",
+    "guidance",
+    "invert",
+    "learned",
+    "learned_range",
+    "level_at",
+    "linear_betas",
+    "linear_guidance_schedule",
+    "log_snr",
+    "losses",
+    "make_denoiser",
+    "make_noise_schedule",
+    "map_x0",
+    "oracles",
+    "p_mean_variance",
+    "p_sample",
+    "parameterizations",
+    "posterior",
+    "predict_noise_from_start",
+    "predict_start_from_noise",
+    "python_scan",
+    "q_mean_variance",
+    "q_posterior_mean_variance",
+    "q_sample",
+    "quadratic_betas",
+    "respace",
+    "sample",
+    "scaled_linear_betas",
+    "sigmoid_betas",
+    "solvers",
+    "sqrt_betas",
+    "target",
+    "to_prediction",
+    "training",
+    "transition",
+    "zero_terminal_snr",
+]

@@ -1,0 +1,59 @@
+"""Private helpers for arrays: one namespace rule, one broadcasting rule, one concreteness rule."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def namespace(*values: Any) -> ModuleType:
+    """Returns `jax.numpy` if any leaf of `values` is a JAX array (or tracer), else `numpy`.
+
+    A formula written with it is computed in float64 on the host when its inputs are NumPy numbers, and traced
+    when one of them is a JAX array.
+    """
+    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)) else np
+
+
+def expand(coefficient: Any, x: jax.Array) -> jax.Array:
+    """Returns a coefficient [] or [B] shaped to multiply x [B, ...], in x's precision but at least float32."""
+    coefficient = jnp.asarray(coefficient, jnp.result_type(x.dtype, jnp.float32))
+    if coefficient.ndim == 0:
+        return coefficient
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+
+
+def concrete(value: Any) -> np.ndarray | None:
+    """Returns the value as a NumPy array where it can be read without tracing, else None.
+
+    Arrays that are spread over several devices are not fetched: a check must never move data.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable and len(value.devices()) == 1):
+        return None
+    return np.asarray(value)
+
+
+def check_data(**arrays: Any) -> None:
+    """Raises ValueError unless all named arrays are of floating type and of one shape with a batch axis."""
+    (first_name, first), *_ = arrays.items()
+    for name, array in arrays.items():
+        dtype = getattr(array, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"{name} must be an array of floating type, scaled to [-1, 1]; got {dtype or type(array)}")
+        if array.ndim < 1:
+            raise ValueError(f"{name} must have shape [B, ...]; got a scalar")
+        if array.shape != first.shape:
+            raise ValueError(f"{name} must have the shape of {first_name}, {first.shape}; got {array.shape}")
+
+
+def check_per_example(name: str, value: Any, x: Any) -> None:
+    """Raises ValueError unless value has shape [] or [B], where B is x's first axis."""
+    shape = np.shape(value)
+    if shape not in ((), x.shape[:1]):
+        raise ValueError(f"{name} must have shape [] or [{x.shape[0]}] (x's batch axis); got {shape}")

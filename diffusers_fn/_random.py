@@ -1,0 +1,46 @@
+"""Private helpers for keys: one key for a batch, or one key an example.
+
+With [B] keys an example's randomness depends on its own key alone, so every device layout and every split of
+the batch draws the same numbers. With one key the batch is drawn at once, which is cheaper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def is_batched(key: jax.Array) -> bool:
+    """Returns whether `key` holds one key an example; accepts typed keys and raw uint32 keys."""
+    if not isinstance(key, jax.Array) and not hasattr(key, "dtype"):
+        raise ValueError(f"key must be a JAX random key such as jax.random.key(0); got {type(key).__name__}")
+    ndim = key.ndim if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.ndim - 1
+    if ndim not in (0, 1):
+        raise ValueError(f"key must be one key or a vector of B keys; got an array of keys with {ndim} axes")
+    return ndim == 1
+
+
+def split(key: jax.Array, num: int = 2) -> jax.Array:
+    """Returns [num] keys, or [num, B] keys when `key` holds B of them."""
+    if is_batched(key):
+        return jnp.swapaxes(jax.vmap(lambda k: jax.random.split(k, num))(key), 0, 1)
+    return jax.random.split(key, num)
+
+
+def draw(sampler: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Returns sampler(key, shape, dtype) for shape [B, ...], drawn example by example when there are B keys."""
+    if not is_batched(key):
+        return sampler(key, shape, dtype)
+    if key.shape[0] != shape[0]:
+        raise ValueError(
+            f"there must be one key, or one key an example: got {key.shape[0]} keys for a batch of {shape[0]}"
+        )
+    return jax.vmap(lambda k: sampler(k, shape[1:], dtype))(key)
+
+
+def normal(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns standard normal noise of x's shape and dtype."""
+    return draw(jax.random.normal, key, x.shape, x.dtype)

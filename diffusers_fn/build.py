@@ -1,0 +1,7 @@
+"""TEMP"""
+
+
+class Diffusion: ...
+
+
+def build(c): ...

@@ -1,0 +1,175 @@
+"""Denoisers: the one interface between networks and samplers, and transforms of it.
+
+A denoiser says what is clean and what is noise in x. A transform takes a denoiser and returns another one;
+guidance, clipping and thresholding are transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn._arrays import expand
+from diffusers_fn.levels import Level
+from diffusers_fn.parameterizations import Parameterization, Prediction, to_prediction
+
+
+class Denoiser(Protocol):
+    """Predicts the clean part and the noise of x."""
+
+    def __call__(self, x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+        """Returns the prediction for x.
+
+        Args:
+          x: [B, ...] noisy data.
+          level: S = [] or [B].
+          cond: conditioning, a pytree of arrays [B, ...], or None.
+        """
+        ...
+
+
+Transform = Callable[[Denoiser], Denoiser]
+
+
+def make_denoiser(
+    apply: Callable[..., jax.Array],
+    params: Any,
+    parameterization: Parameterization,
+    **apply_options: Any,
+) -> Denoiser:
+    """Returns the denoiser that a network is.
+
+    The network sees (x, t, cond) arrays, never a level: it is called as
+    `apply(params, input_scale * x, level.t, cond, **apply_options)`.
+
+    Args:
+      apply: (params, x, t, cond) -> output [B, ..., C] or, with learned variance, [B, ..., 2C].
+      params: the network's parameters.
+      parameterization: what the output means.
+      **apply_options: passed on, for instance train=False.
+
+    >>> from diffusers_fn.parameterizations import epsilon
+    >>> denoise = make_denoiser(lambda params, x, t, cond: params * x, 0.5, epsilon)
+    >>> denoise(jnp.ones((1, 2)), Level(0.8, 0.6, 10.0)).eps
+    Array([[0.5, 0.5]], dtype=float32)
+    """
+
+    def denoise(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+        network_input = x
+        if parameterization.input_scale is not None:
+            network_input = expand(parameterization.input_scale(level), x) * x
+        out = apply(params, network_input, level.t, cond, **apply_options)
+        return to_prediction(parameterization, out, x, level)
+
+    return denoise
+
+
+def bind(denoise: Denoiser, cond: Any) -> Denoiser:
+    """Returns the denoiser with its conditioning fixed, as `sample` wants it.
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> bound = bind(gaussian(0.0, 1.0), cond=jnp.array([3]))
+    >>> bound(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
+    Array([[0.8, 0.8]], dtype=float32)
+    """
+
+    def bound(x: jax.Array, level: Level, cond_given: Any = None) -> Prediction:
+        if cond_given is not None:
+            raise ValueError("this denoiser's conditioning was bound already; call the unbound one with cond")
+        return denoise(x, level, cond)
+
+    return bound
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Returns the transform that applies `transforms` in order: chain(f, g)(denoise) = g(f(denoise)).
+
+    Put guidance first and clipping last, so that the guided prediction is clipped.
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> denoise = chain(clip_x0(0.5), clip_x0(0.25))(gaussian(0.0, 1.0))
+    >>> denoise(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
+    Array([[0.25, 0.25]], dtype=float32)
+    """
+
+    def transform(denoise: Denoiser) -> Denoiser:
+        for each in transforms:
+            denoise = each(denoise)
+        return denoise
+
+    return transform
+
+
+def map_x0(function: Callable[[jax.Array], jax.Array], *, keep_eps: bool = False) -> Transform:
+    """Returns the transform that replaces x0 by function(x0).
+
+    Args:
+      function: [B, ...] -> [B, ...].
+      keep_eps: False computes eps anew, so that x = alpha x0 + sigma eps still holds; True leaves the network's eps
+        as it is (`use_clipped_model_output=False` of other libraries).
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> doubled = map_x0(lambda x0: 2 * x0)(gaussian(0.0, 1.0))(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0))
+    >>> doubled.x0, (0.8 * doubled.x0 + 0.6 * doubled.eps).round(5)
+    (Array([[1.6, 1.6]], dtype=float32), Array([[1., 1.]], dtype=float32))
+    """
+
+    def transform(denoise: Denoiser) -> Denoiser:
+        def mapped(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+            prediction = denoise(x, level, cond)
+            x0 = function(prediction.x0)
+            eps = prediction.eps
+            if not keep_eps:
+                # Only the change of x0 is pushed into eps: where x0 stays, eps is left bit for bit.
+                eps = eps + expand(level.alpha / level.sigma, x) * (prediction.x0 - x0)
+            return Prediction(x0, eps, prediction.var_frac)
+
+        return mapped
+
+    return transform
+
+
+def clip_x0(bound: float = 1.0, *, keep_eps: bool = False) -> Transform:
+    """Returns the transform that clips x0 to [-bound, bound], the range of the data (see `map_x0` for keep_eps).
+
+    Raises:
+      ValueError: unless bound is positive.
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> clip_x0(0.5)(gaussian(0.0, 1.0))(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
+    Array([[0.5, 0.5]], dtype=float32)
+    """
+    if not bound > 0:
+        raise ValueError(f"bound must be positive; got {bound}")
+    return map_x0(lambda x0: jnp.clip(x0, -bound, bound), keep_eps=keep_eps)
+
+
+def dynamic_threshold(
+    percentile: float = 0.995, max_value: float | None = None, *, keep_eps: bool = False
+) -> Transform:
+    """Returns the transform that clips x0 to [-s, s] and divides by s, with s the percentile of |x0|, at least 1.
+
+    s is taken an example. Saharia et al., "Photorealistic Text-to-Image Diffusion Models" (Imagen), 2022,
+    https://arxiv.org/abs/2205.11487, section 2.3. max_value, if given, bounds s from above.
+
+    Raises:
+      ValueError: unless percentile lies in (0, 1] and max_value, if given, is at least 1.
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> dynamic_threshold(1.0)(gaussian(0.0, 1.0))(jnp.full((1, 2), 5.0), Level(0.8, 0.6, 0.0)).x0
+    Array([[1., 1.]], dtype=float32)
+    """
+    if not 0 < percentile <= 1:
+        raise ValueError(f"percentile must lie in (0, 1], for instance 0.995; got {percentile}")
+    if max_value is not None and max_value < 1:
+        raise ValueError(f"max_value must be at least 1, the range of the data; got {max_value}")
+
+    def threshold(x0: jax.Array) -> jax.Array:
+        s = jnp.quantile(jnp.abs(x0.reshape(x0.shape[0], -1)), percentile, axis=1)
+        s = expand(jnp.clip(s, 1.0, max_value), x0)
+        return jnp.clip(x0, -s, s) / s
+
+    return map_x0(threshold, keep_eps=keep_eps)

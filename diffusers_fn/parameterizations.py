@@ -1,0 +1,178 @@
+"""Parameterizations: what the network's output means.
+
+A parameterization is a line in the plane of (x0, eps): out = p * x0 + q * eps, with (p, q) functions of the
+level. Together with x = alpha * x0 + sigma * eps, a 2x2 solve gives back x0 and eps, whichever the
+parameterization is. One rule serves them all, here and in the loss weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn._arrays import check_data, check_per_example, expand, namespace
+from diffusers_fn.levels import Array, Level
+
+
+class Parameterization(NamedTuple):
+    """A line out = p * x0 + q * eps.
+
+    Attributes:
+      name: for messages.
+      line: level -> (p, q), each of the level's shape S.
+      input_scale: level -> S, what x is multiplied by before the network sees it; None for 1.
+    """
+
+    name: str
+    line: Callable[[Level], tuple[Array, Array]]
+    input_scale: Callable[[Level], Array] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says about x [B, ...]: its clean part and its noise.
+
+    Attributes:
+      x0: [B, ...] the predicted clean data, E[x0 | x] for an exact denoiser.
+      eps: [B, ...] the predicted noise, (x - alpha * x0) / sigma.
+      var_frac: [B, ...] or None, where a network with a learned range puts the log variance of a reverse step:
+        0 at the posterior variance, 1 at beta (Nichol & Dhariwal 2021, eq. 15).
+    """
+
+    x0: jax.Array
+    eps: jax.Array
+    var_frac: jax.Array | None = None
+
+
+def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
+    """Returns p * x0 + q * eps, what the network should put out; shape [B, ...].
+
+    Args:
+      parameterization: epsilon, x0, v, score, velocity or edm(sigma_data).
+      x0: [B, ...] clean data.
+      eps: [B, ...] the noise in x.
+      level: S = [] or [B].
+
+    Raises:
+      ValueError: if shapes or dtypes do not agree.
+
+    >>> target(v, jnp.ones((1, 2)), jnp.zeros((1, 2)), Level(0.8, 0.6, 0.0))
+    Array([[-0.6, -0.6]], dtype=float32)
+    """
+    check_data(x0=x0, eps=eps)
+    check_per_example("level.alpha", level.alpha, x0)
+    p, q = parameterization.line(level)
+    return expand(p, x0) * x0 + expand(q, x0) * eps
+
+
+def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Array, level: Level) -> Prediction:
+    """Returns the prediction (x0, eps, var_frac) that a network's output stands for.
+
+    Solves  alpha x0 + sigma eps = x,  p x0 + q eps = out.  With det = alpha q - sigma p:
+
+        x0 = (q x - sigma out) / det,    eps = (alpha out - p x) / det.
+
+    Args:
+      parameterization: what `out` means.
+      out: [B, ..., C] or [B, ..., 2C]; in the second case the last C channels are a learned variance v in
+        [-1, 1] and var_frac = (v + 1) / 2 (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, eq. 15).
+      x: [B, ..., C] the noisy data.
+      level: S = [] or [B].
+
+    Raises:
+      ValueError: if `out` has neither x's shape nor twice its channels.
+
+    >>> out = jnp.full((1, 2), 0.5)
+    >>> to_prediction(epsilon, out, jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
+    Array([[0.875, 0.875]], dtype=float32)
+    """
+    out, var_out = split_variance(out, x)
+    check_data(x=x, out=out)
+    check_per_example("level.alpha", level.alpha, x)
+    p, q = parameterization.line(level)
+    det = level.alpha * q - level.sigma * p
+    x0 = expand(q / det, x) * x + expand(-level.sigma / det, x) * out
+    eps = expand(level.alpha / det, x) * out + expand(-p / det, x) * x
+    return Prediction(x0, eps, None if var_out is None else (var_out + 1) / 2)
+
+
+def split_variance(out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Returns a network's output [B, ..., C or 2C] as (mean part, variance part or None).
+
+    Raises:
+      ValueError: if `out` has neither x's shape nor twice its channels on the last axis.
+
+    >>> split_variance(jnp.zeros((2, 6)), jnp.zeros((2, 3)))[1].shape
+    (2, 3)
+    """
+    if out.shape == x.shape:
+        return out, None
+    if out.shape[:-1] == x.shape[:-1] and out.shape[-1] == 2 * x.shape[-1]:
+        mean, var = jnp.split(out, 2, axis=-1)
+        return mean, var
+    raise ValueError(
+        f"the network's output must have x's shape {x.shape}, or twice its channels on the last axis "
+        f"(learned variance); got {out.shape}"
+    )
+
+
+def _constant(p: float, q: float) -> Callable[[Level], tuple[Array, Array]]:
+    return lambda level: (p + 0 * level.alpha, q + 0 * level.alpha)
+
+
+# eps: Ho et al. 2020, eq. 11-12. No information on x0 where alpha = 0.
+epsilon = Parameterization("epsilon", _constant(0.0, 1.0))
+
+# The clean data itself ("sample"); no information on eps where sigma = 0.
+x0 = Parameterization("x0", _constant(1.0, 0.0))
+
+# v = alpha eps - sigma x0: Salimans & Ho 2022, https://arxiv.org/abs/2202.00512, section 4 and appendix D.
+v = Parameterization("v", lambda level: (-level.sigma, level.alpha))
+
+# The score, grad_x log q(x | x0) = -eps / sigma: Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 7.
+score = Parameterization("score", lambda level: (0 * level.alpha, -1.0 / level.sigma))
+
+# Velocity of the straight path, eps - x0: Liu et al. 2022, https://arxiv.org/abs/2209.03003, eq. 1 (with time
+# running from data to noise).
+velocity = Parameterization("velocity", _constant(-1.0, 1.0))
+
+
+def edm(sigma_data: float = 0.5) -> Parameterization:
+    """Returns the preconditioned output F of EDM: x0_hat = c_skip x + c_out F(c_in x).
+
+    With s = sigma / alpha (EDM has alpha = 1) and d = sigma_data:
+
+        c_skip = d^2 / (s^2 + d^2),   c_out = s d / sqrt(s^2 + d^2),   c_in = 1 / sqrt(s^2 + d^2)
+
+    acting on x / alpha. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364, table 1 and eq. 7. The label c_noise = log(sigma) / 4 is the level's own t.
+
+    Args:
+      sigma_data: standard deviation of the data.
+
+    Raises:
+      ValueError: unless sigma_data is positive.
+
+    >>> p, q = edm(0.5).line(Level(alpha=1.0, sigma=0.5, t=0.0))
+    >>> round(float(p), 4), round(float(q), 4)
+    (1.4142, -0.7071)
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data must be positive; got {sigma_data}")
+
+    def line(level: Level) -> tuple[Array, Array]:
+        # F = (x0 - c_skip x / alpha) / c_out with x / alpha = x0 + s eps:
+        # p = (1 - c_skip) / c_out = s / (d sqrt(s^2 + d^2)),  q = -c_skip s / c_out = -d / sqrt(s^2 + d^2).
+        s = level.sigma / level.alpha
+        root = namespace(level).sqrt(s**2 + sigma_data**2)
+        return s / (sigma_data * root), -sigma_data / root
+
+    def input_scale(level: Level) -> Array:
+        return 1.0 / namespace(level).sqrt(level.sigma**2 + (sigma_data * level.alpha) ** 2)
+
+    return Parameterization(f"edm({sigma_data})", line, input_scale)

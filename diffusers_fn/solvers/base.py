@@ -1,0 +1,224 @@
+"""Solvers as tables of numbers: explicit general linear methods with one row per network evaluation.
+
+How to read a row. The sampler holds the last J states x_1, x_2, ... (newest first). A row evaluates the network at
+x_1 and the row's level, which gives m_1 = (x0_1, eps_1) in front of the predictions of the rows before, and then
+
+    x' = sum_j row.x[j] x_j  +  sum_k row.x0[k] x0_k  +  sum_k row.eps[k] eps_k  +  row.noise z
+
+becomes the newest state. So DDIM with eta = 0 is x = [0], x0 = [alpha'], eps = [sigma']; ancestral sampling is
+x = [coef_x], x0 = [coef_x0], eps = [0], noise = sqrt(var); Heun's second row reads its step's start as x_2 and the
+first slope as m_2; Adams-Bashforth reads m_2, m_3, ... and no other state. `noise` is None in a deterministic
+table: then no random number is generated at all. The last row of every table is the final denoise x' = x0_1, which
+is where each method arrives when it hops into sigma = 0.
+
+The numbers are computed in float64 on the host when levels and options are NumPy or Python numbers, and rounded
+once, to x's dtype, by `sample`; with traced levels or options they are traced. All solvers of equal shape share
+one compiled program, since the numbers are its inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn import _random
+from diffusers_fn._arrays import concrete, expand, namespace
+from diffusers_fn.denoisers import Denoiser
+from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.parameterizations import Prediction
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One network evaluation of a linear method, or R of them stacked; S is [] or [B].
+
+    Attributes:
+      level: [R, *S] where the network is evaluated.
+      x: [R, J, *S] coefficients of the last J states, newest first.
+      x0: [R, K, *S] coefficients of the last K predictions of x0, newest first.
+      eps: [R, K, *S] coefficients of the last K predictions of eps.
+      noise: [R, *S] standard deviation of fresh noise, or None for none.
+      noise_range: [R, *S] or None: with a learned variance, the noise is noise * exp(var_frac * noise_range).
+    """
+
+    level: Level
+    x: Array
+    x0: Array
+    eps: Array
+    noise: Array | None = None
+    noise_range: Array | None = None
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["init", "step", "stochastic"])
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A sampler's plan: a value that passes through jit, whose functions are static and whose rows are arrays.
+
+    Attributes:
+      init: (x, rows) -> state, what the first row needs; a pytree whose attribute `x` is the newest state.
+      step: (key, denoise, state, row) -> (state, step), one network evaluation and a `Step` that tells of it.
+      rows: a pytree of arrays [R, ...], one entry an evaluation; the last is the final denoise.
+      stochastic: whether `step` needs a key (it gets None otherwise).
+    """
+
+    init: Callable[[jax.Array, Any], Any]
+    step: Callable[[Any, Denoiser, Any, Any], tuple[Any, Step]]
+    rows: Any
+    stochastic: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one row did, for `sample(..., emit=...)`.
+
+    Attributes:
+      x: [B, ...] the state at which the network was evaluated.
+      level: S, its level.
+      prediction: what the network said there.
+      x_next: [B, ...] the new state.
+    """
+
+    x: jax.Array
+    level: Level
+    prediction: Prediction
+    x_next: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class History:
+    """State of a linear method: the last J states and the last K - 1 predictions, newest first."""
+
+    xs: tuple[jax.Array, ...]
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def x(self) -> jax.Array:
+        return self.xs[0]
+
+
+def linear_solver(
+    levels: Level,
+    *,
+    x: Sequence[Any],
+    x0: Sequence[Any],
+    eps: Sequence[Any],
+    noise: Any = None,
+    noise_range: Any = None,
+) -> Solver:
+    """Returns the solver whose table has the given columns; the final denoise is added as its last row.
+
+    Args:
+      levels: Level[R + 1], where the R rows and the final denoise evaluate the network.
+      x: J columns, each a number or [R, *S]: coefficients of the states, newest first.
+      x0: K columns: coefficients of the predicted x0.
+      eps: K columns: coefficients of the predicted eps.
+      noise: a column of standard deviations, or None for a deterministic method.
+      noise_range: a column, see `Row`.
+
+    >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
+    >>> linear_solver(levels, x=[0.0], x0=[levels.alpha[1:]], eps=[levels.sigma[1:]]).rows.x0
+    array([[0.8],
+           [1. ]])
+    """
+    xp = namespace(levels, x, x0, eps, noise, noise_range)
+    shape = np.shape(levels.sigma)
+    column = lambda values: xp.broadcast_to(xp.asarray(values), (shape[0] - 1, *shape[1:]))  # noqa: E731
+
+    def stack(columns: Sequence[Any], last: float) -> Array:
+        """[R + 1, number of columns, *S], ending with the row (last, 0, ..., 0)."""
+        table = xp.stack([column(values) for values in columns], axis=1)
+        final = np.zeros(table.shape[1:])
+        final[0] = last
+        return xp.concatenate([table, final[None].astype(table.dtype)])
+
+    def extend(values: Any) -> Array | None:
+        return None if values is None else stack([values], 0.0)[:, 0]
+
+    rows = Row(levels, stack(x, 0.0), stack(x0, 1.0), stack(eps, 0.0), extend(noise), extend(noise_range))
+    return Solver(linear_init, linear_step, rows, stochastic=noise is not None)
+
+
+def linear_init(x: jax.Array, rows: Row) -> History:
+    """Returns the state before the first row; columns that look further back must be zero in the first rows."""
+    blank = Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
+    states = (x,) + (jnp.zeros_like(x),) * (rows.x.shape[1] - 1)
+    return History(states, (blank,) * (rows.x0.shape[1] - 1))
+
+
+def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[History, Step]:
+    """Returns (state, step) after one row; the equation in this module's docstring."""
+    like = state.x
+    prediction = denoise(like, row.level)
+    kept = Prediction(prediction.x0.astype(like.dtype), prediction.eps.astype(like.dtype))
+    predictions = (kept, *state.predictions)
+
+    x = sum(expand(row.x[j], like) * x_j for j, x_j in enumerate(state.xs))
+    x += sum(expand(row.x0[k], like) * m.x0 for k, m in enumerate(predictions))
+    x += sum(expand(row.eps[k], like) * m.eps for k, m in enumerate(predictions))
+    if row.noise is not None:
+        std = expand(row.noise, like)
+        if row.noise_range is not None:
+            if prediction.var_frac is None:
+                raise ValueError(
+                    "this solver needs a learned variance (network output of twice x's channels), but the "
+                    "denoiser's prediction has var_frac None: use variance fixed_small or fixed_large"
+                )
+            std = std * jnp.exp(prediction.var_frac.astype(like.dtype) * expand(row.noise_range, like))
+        x += std * _random.normal(key, like)
+
+    state = History((x, *state.xs[:-1]), predictions[: len(state.predictions)])
+    return state, Step(like, row.level, prediction, x)
+
+
+def check_plan(levels: Level) -> None:
+    """Raises ValueError unless levels are a plan: Level[N], noisy, finite and descending in noise.
+
+    Values that are traced cannot be read and are not checked.
+
+    >>> check_plan(Level(np.ones(2), np.array([1.0, 2.0]), np.zeros(2)))
+    Traceback (most recent call last):
+    ...
+    ValueError: levels must descend from the noisiest to the cleanest; log SNR falls after entry 0
+    """
+    shapes = {name: np.shape(getattr(levels, name)) for name in ("alpha", "sigma", "t")}
+    if len(set(shapes.values())) != 1 or len(shapes["alpha"]) not in (1, 2) or shapes["alpha"][0] < 1:
+        raise ValueError(
+            f"levels must be Level[N] (or [N, B]) with N >= 1, as a grid returns them; got shapes {shapes}"
+        )
+    for name in ("alpha", "sigma"):
+        dtype = jnp.result_type(getattr(levels, name))
+        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 32:
+            raise ValueError(f"levels.{name} must be float32 or float64: {dtype} cannot resolve a plan")
+    alpha, sigma = concrete(levels.alpha), concrete(levels.sigma)
+    if alpha is None or sigma is None:
+        return
+    if not (np.all(np.isfinite(alpha)) and np.all(np.isfinite(sigma)) and np.all(alpha >= 0)):
+        raise ValueError("levels must be finite with alpha >= 0")
+    if np.any(sigma <= 0):
+        raise ValueError(
+            "every level of a plan must be noisy (sigma > 0): leave the clean level out, "
+            "sample() ends with the hop into sigma = 0"
+        )
+    falls = np.diff(log_snr(Level(alpha, sigma, 0.0)), axis=0) <= 0
+    if np.any(falls):
+        where = int(np.argmax(falls.reshape(falls.shape[0], -1).any(axis=1)))
+        raise ValueError(f"levels must descend from the noisiest to the cleanest; log SNR falls after entry {where}")
+
+
+def neighbours(levels: Level) -> tuple[Level, Level]:
+    """Returns (frm, to), the two ends of each of the N - 1 hops of a plan.
+
+    >>> frm, to = neighbours(Level(np.ones(3), np.array([3.0, 2.0, 1.0]), np.zeros(3)))
+    >>> frm.sigma, to.sigma
+    (array([3., 2.]), array([2., 1.]))
+    """
+    return jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels)

@@ -1,0 +1,69 @@
+"""DDIM and ancestral sampling (DDPM) as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers_fn._arrays import namespace
+from diffusers_fn.discrete import check_eta
+from diffusers_fn.levels import Level, posterior
+from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
+from diffusers_fn.variances import Variance, fixed_small
+
+
+def ddim(levels: Level, eta: Any = 0.0) -> Solver:
+    """Returns the DDIM solver (Song et al. 2021, https://arxiv.org/abs/2010.02502, eq. 12 and 16).
+
+        x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z,    s = eta sqrt(var)
+
+    with var the posterior's variance between the two levels. eta = 0 is deterministic (Euler's method on
+    dx = x0_hat d(alpha) + eps_hat d(sigma)), eta = 1 is `ancestral` with fixed_small. A Python 0 builds a table
+    without noise; a traced eta, or an array, keeps the noise column, and changing it compiles nothing.
+
+    Args:
+      levels: Level[N], any process.
+      eta: [] in [0, 1].
+
+    Raises:
+      ValueError: if levels are no plan (see `check_plan`) or a readable eta is outside [0, 1].
+
+    >>> from diffusers_fn import grids
+    >>> ddim(grids.karras(3)).rows.x0
+    array([[1.],
+           [1.],
+           [1.]])
+    """
+    check_plan(levels)
+    check_eta(eta)
+    frm, to = neighbours(levels)
+    if isinstance(eta, (int, float)) and eta == 0:
+        return linear_solver(levels, x=[0.0], x0=[to.alpha], eps=[to.sigma])
+    sqrt = namespace(levels, eta).sqrt
+    s = eta * sqrt(posterior(frm, to)[2])
+    return linear_solver(levels, x=[0.0], x0=[to.alpha], eps=[sqrt(to.sigma**2 - s**2)], noise=s)
+
+
+def ancestral(levels: Level, variance: Variance = fixed_small) -> Solver:
+    """Returns ancestral sampling, DDPM's own (Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2).
+
+        x' = coef_x0 x0_hat + coef_x x + s z
+
+    with the posterior mean between any two levels, neighbouring timesteps or not. The hop out of the last level is
+    the noiseless x0_hat.
+
+    Args:
+      levels: Level[N], any process.
+      variance: fixed_small, fixed_large, learned or learned_range.
+
+    Raises:
+      ValueError: if levels are no plan (see `check_plan`).
+
+    >>> from diffusers_fn import grids
+    >>> ancestral(grids.karras(3)).rows.noise.round(4)
+    array([2.514e+00, 2.000e-03, 0.000e+00])
+    """
+    check_plan(levels)
+    frm, to = neighbours(levels)
+    coef_x0, coef_x, _ = posterior(frm, to)
+    noise, noise_range = variance.between(frm, to)
+    return linear_solver(levels, x=[coef_x], x0=[coef_x0], eps=[0.0], noise=noise, noise_range=noise_range)
