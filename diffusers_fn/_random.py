@@ -44,3 +44,8 @@ def draw(sampler: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ..
 def normal(key: jax.Array, x: jax.Array) -> jax.Array:
     """Returns standard normal noise of x's shape and dtype."""
     return draw(jax.random.normal, key, x.shape, x.dtype)
+
+
+def fold_in(key: jax.Array, data: jax.Array) -> jax.Array:
+    """Returns the key, or each of the [B] keys, with an integer folded in."""
+    return jax.vmap(jax.random.fold_in, (0, None))(key, data) if is_batched(key) else jax.random.fold_in(key, data)

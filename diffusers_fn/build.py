@@ -1,7 +1,302 @@
-"""TEMP"""
+"""From a config to pure functions: the only file that reads names.
+
+Everything else in this library takes functions; here, and only here, a string in a config chooses one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusers_fn import _random, backbones, grids, losses, noise_schedules, parameterizations, solvers, variances
+from diffusers_fn._arrays import check_data, concrete
+from diffusers_fn.denoisers import bind, chain, clip_x0, make_denoiser, network_output
+from diffusers_fn.guidance import classifier_free
+from diffusers_fn.levels import Level, add_noise
+from diffusers_fn.noise_schedules import NoiseSchedule, level_at
+from diffusers_fn.sampling import Samples, sample
+from diffusers_fn.solvers import Solver, Step
+
+BACKBONES: Mapping[str, type[nn.Module]] = {"mlp": backbones.MLP, "unet": backbones.UNet}
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+NOISE_SCHEDULES: Mapping[str, Callable[..., np.ndarray]] = {
+    "linear": noise_schedules.linear_betas,
+    "scaled_linear": noise_schedules.scaled_linear_betas,
+    "quadratic": noise_schedules.quadratic_betas,
+    "sqrt": noise_schedules.sqrt_betas,
+    "sigmoid": noise_schedules.sigmoid_betas,
+    "cosine": lambda num_timesteps, beta_start, beta_end: noise_schedules.cosine_betas(num_timesteps),
+}
+
+PARAMETERIZATIONS: Mapping[str, Any] = {
+    "epsilon": lambda config: parameterizations.epsilon,
+    "x0": lambda config: parameterizations.x0,
+    "v": lambda config: parameterizations.v,
+    "score": lambda config: parameterizations.score,
+    "velocity": lambda config: parameterizations.velocity,
+    "edm": lambda config: parameterizations.edm(config.sigma_data),
+}
+
+VARIANCES = {"fixed_small": variances.fixed_small, "fixed_large": variances.fixed_large}
+
+LOSS_TYPES = {"mse": losses.mse, "l1": losses.l1, "huber": losses.huber}
+
+WEIGHTS: Mapping[str, Callable[[ConfigDict], losses.Weight | None]] = {
+    "simple": lambda config: None,
+    "uniform": lambda config: losses.uniform,
+    "snr": lambda config: losses.snr,
+    "min_snr": lambda config: losses.min_snr(config.loss.min_snr_gamma),
+    "truncated_snr": lambda config: losses.truncated_snr,
+    "p2": lambda config: losses.p2(config.loss.p2_gamma, config.loss.p2_k),
+    "edm": lambda config: losses.edm(config.sigma_data),
+    "sigmoid": lambda config: losses.sigmoid(config.loss.sigmoid_bias),
+}
+
+TIME_SAMPLERS: Mapping[str, Callable[[ConfigDict], losses.TimeSampler]] = {
+    "uniform": lambda config: losses.uniform_time,
+    "stratified": lambda config: losses.stratified_time,
+    "antithetic": lambda config: losses.antithetic_time,
+    "logit_normal": lambda config: losses.logit_normal_time(config.loss.logit_mean, config.loss.logit_std),
+}
+
+GRIDS: Mapping[str, Callable[[NoiseSchedule, int], Level]] = {
+    "uniform": grids.linspace,
+    "quadratic": grids.quadratic,
+    "leading": grids.leading,
+    "trailing": grids.trailing,
+    "log_snr": grids.uniform_log_snr,
+}
+
+SOLVERS: Mapping[str, Callable[[ConfigDict, Level, Any], Solver]] = {
+    "ddim": lambda config, levels, eta: solvers.ddim(levels, eta),
+    "ancestral": lambda config, levels, eta: solvers.ancestral(
+        levels, _choose("variance", config.variance, VARIANCES)
+    ),
+}
 
 
-class Diffusion: ...
+class Diffusion(NamedTuple):
+    """A model variant as pure functions; B is the batch, `shape` is config.data.shape.
+
+    Attributes:
+      init: (key) -> params.
+      apply: (params, x, t, cond=None, *, key=None, train=False) -> network output. x [B, *shape]; t [] or [B];
+        cond int labels [B] or None for no condition; key is needed for dropout, when train is True.
+      loss: (params, key, batch) -> (loss [B], metrics). batch: {"image": [B, *shape] in [-1, 1]} and, for a
+        class-conditional model, "label": int [B]. key: one key, or [B] keys, which make an example's loss
+        independent of the rest of the batch and of the device layout (dropout masks excepted: they are drawn for
+        the batch from the first key). metrics: arrays [B].
+      sample: (params, key, num_samples, *, cond=None, guidance_scale=None, eta=None, num_inference_steps=None,
+        emit=None) -> Samples. cond: int labels [] or [num_samples], or None for unconditional samples. What is None
+        takes the config's value. key: one key, or [num_samples] keys.
+    """
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+    loss: Callable[[Any, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
+    sample: Callable[..., Samples]
 
 
-def build(c): ...
+def build(config: ConfigDict) -> Diffusion:
+    """Returns the model that a config describes, as pure functions.
+
+    Fields read (see `configs/` for whole files): data.shape; backbone.name and the fields of that module;
+    noise_schedule.{beta_schedule, noise_steps, beta_start, beta_end, zero_terminal_snr}; parameterization;
+    variance; sigma_data; loss.{loss_type, weight, time_sampler, label_dropout, ...}; sampler.{name, skip_type,
+    num_inference_steps, eta, clip_denoised, cfg_scale}. backbone.num_classes = 0 is an unconditional model.
+
+    Raises:
+      ValueError: if a field is missing or unknown or holds a name or number that is not allowed; the message says
+        what is.
+
+    >>> from configs import toy2d
+    >>> diffusion = build(toy2d.get_config())
+    >>> params = jax.eval_shape(diffusion.init, jax.random.key(0))
+    >>> samples = jax.eval_shape(lambda p, key: diffusion.sample(p, key, 16), params, jax.random.key(1))
+    >>> samples.x0.shape
+    (16, 2)
+    """
+    _check_sections(config)
+    shape = tuple(config.data.shape)
+    module = _make_backbone(config.backbone, shape)
+    num_classes = int(config.backbone.get("num_classes", 0))
+    schedule = _make_schedule(config.noise_schedule)
+    parameterization = _choose("parameterization", config.parameterization, PARAMETERIZATIONS)(config)
+    noisiest = level_at(schedule, config.noise_schedule.noise_steps - 1)
+    p, q = parameterization.line(noisiest)
+    if noisiest.alpha * q - noisiest.sigma * p == 0:
+        raise ValueError(
+            f"parameterization {config.parameterization!r} says nothing about x0 at pure noise, where "
+            "noise_schedule.zero_terminal_snr ends: set config.parameterization to 'v' or 'x0'"
+        )
+    error = _choose("loss.loss_type", config.loss.loss_type, LOSS_TYPES)
+    weight = _choose("loss.weight", config.loss.weight, WEIGHTS)(config)
+    draw_time = _choose("loss.time_sampler", config.loss.time_sampler, TIME_SAMPLERS)(config)
+    make_grid = _choose("sampler.skip_type", config.sampler.skip_type, GRIDS)
+    make_solver = _choose("sampler.name", config.sampler.name, SOLVERS)
+    label_dropout = _fraction("loss.label_dropout", config.loss.label_dropout)
+    make_solver(config, make_grid(schedule, config.sampler.num_inference_steps), config.sampler.eta)  # fail now
+
+    def init(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)))["params"]
+
+    def apply(
+        params: Any, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        rngs = {} if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
+
+    def loss(
+        params: Any, key: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x0 = _check_images(batch, shape)
+        time_key, noise_key, label_key, dropout_key = _random.split(key, 4)
+        if _random.is_batched(dropout_key):
+            dropout_key = dropout_key[0]
+        u = draw_time(time_key, x0.shape[0])
+        level = level_at(schedule, jnp.floor(u * config.noise_schedule.noise_steps).astype(jnp.int32))
+        eps = _random.normal(noise_key, x0)
+        x = add_noise(x0, eps, level)
+
+        cond = None
+        if num_classes:
+            cond = _check_labels(batch.get("label"), num_classes, x0.shape[0])
+            drop = _random.draw(jax.random.uniform, label_key, cond.shape, jnp.float32) < label_dropout
+            cond = jnp.where(drop, num_classes, cond)
+        out = network_output(apply, params, parameterization, x, level, cond, key=dropout_key, train=True)
+        per_example = losses.denoising_loss(out, x0, eps, level, parameterization, error=error, weight=weight)
+        unweighted = losses.denoising_loss(out, x0, eps, level, parameterization)
+        return per_example, {"mse": unweighted}
+
+    def sample_fn(
+        params: Any,
+        key: jax.Array,
+        num_samples: int,
+        *,
+        cond: Any = None,
+        guidance_scale: Any = None,
+        eta: Any = None,
+        num_inference_steps: int | None = None,
+        emit: Callable[[Step], Any] | None = None,
+    ) -> Samples:
+        steps = config.sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = config.sampler.cfg_scale if guidance_scale is None else guidance_scale
+        solver = make_solver(config, make_grid(schedule, steps), config.sampler.eta if eta is None else eta)
+
+        transforms = []
+        denoise = make_denoiser(apply, params, parameterization)
+        if cond is not None:
+            if not num_classes:
+                raise ValueError("cond was given, but this model is unconditional: set config.backbone.num_classes")
+            cond = jnp.broadcast_to(_check_labels(cond, num_classes, num_samples), (num_samples,))
+            transforms.append(classifier_free(scale, null_cond=num_classes))
+        elif guidance_scale is not None:
+            raise ValueError("guidance_scale was given without cond: pass the class labels as cond")
+        transforms.append(lambda denoise: bind(denoise, cond))
+        if config.sampler.clip_denoised:
+            transforms.append(clip_x0())
+
+        start_key, noise_key = _random.split(key, 2)
+        x = _random.draw(jax.random.normal, start_key, (num_samples, *shape), jnp.result_type(float))
+        return sample(noise_key, chain(*transforms)(denoise), solver, x, emit=emit)
+
+    return Diffusion(init, apply, loss, sample_fn)
+
+
+def _choose(field: str, name: str, options: Mapping[str, Any]) -> Any:
+    if name not in options:
+        raise ValueError(f"config.{field} must be one of {', '.join(sorted(options))}; got {name!r}")
+    return options[name]
+
+
+def _fraction(field: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"config.{field} must lie in [0, 1]; got {value}")
+    return float(value)
+
+
+def _check_sections(config: ConfigDict) -> None:
+    wanted = {
+        "data": ("shape",),
+        "backbone": ("name",),
+        "noise_schedule": ("beta_schedule", "noise_steps", "beta_start", "beta_end", "zero_terminal_snr"),
+        "loss": ("loss_type", "weight", "time_sampler", "label_dropout"),
+        "sampler": ("name", "skip_type", "num_inference_steps", "eta", "clip_denoised", "cfg_scale"),
+        "parameterization": (),
+        "variance": (),
+        "sigma_data": (),
+    }
+    missing = [section for section in wanted if section not in config]
+    missing += [
+        f"{section}.{field}" for section in wanted if section in config for field in wanted[section]
+        if field not in config[section]
+    ]  # fmt: skip
+    if missing:
+        raise ValueError(
+            f"the config lacks {', '.join(missing)}: start from a file in configs/, whose default_config names every field"
+        )
+
+
+def _make_schedule(config: ConfigDict) -> NoiseSchedule:
+    make_betas = _choose("noise_schedule.beta_schedule", config.beta_schedule, NOISE_SCHEDULES)
+    betas = make_betas(config.noise_steps, config.beta_start, config.beta_end)
+    return noise_schedules.make_noise_schedule(
+        noise_schedules.zero_terminal_snr(betas) if config.zero_terminal_snr else betas
+    )
+
+
+def _make_backbone(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
+    kind = _choose("backbone.name", config.name, BACKBONES)
+    known = [field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name")]
+    fields = {name: value for name, value in config.items() if name != "name"}
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise ValueError(
+            f"config.backbone has no field {', '.join(unknown)} for name = {config.name!r}; its fields are "
+            f"{', '.join(known)}"
+        )
+    for name in ("dtype", "param_dtype"):
+        if name in fields:
+            fields[name] = _choose(f"backbone.{name}", fields[name], DTYPES)
+    if "num_classes" in fields:
+        fields["num_classes"] = fields["num_classes"] or None
+    if fields.get("learned_variance"):
+        raise ValueError("config.backbone.learned_variance: the hybrid loss that trains it is not built in yet; set False")
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return kind(**fields)
+
+
+def _check_images(batch: Mapping[str, jax.Array], shape: tuple[int, ...]) -> jax.Array:
+    if "image" not in batch:
+        raise ValueError(f"a batch needs the entry 'image'; got {sorted(batch)}")
+    image = batch["image"]
+    check_data(image=image)
+    if image.shape[1:] != shape:
+        raise ValueError(
+            f"images must have shape [B, {', '.join(map(str, shape))}] (config.data.shape); got {list(image.shape)}"
+        )
+    return image
+
+
+def _check_labels(labels: Any, num_classes: int, batch_size: int) -> jax.Array:
+    if labels is None:
+        raise ValueError("this model is class-conditional (config.backbone.num_classes): the batch needs 'label'")
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape not in ((), (batch_size,)):
+        raise ValueError(f"labels must be integers of shape [] or [{batch_size}]; got {labels.dtype} {labels.shape}")
+    values = concrete(labels)
+    if values is not None and values.size and (values.min() < 0 or values.max() > num_classes):
+        raise ValueError(
+            f"labels must lie in [0, {num_classes - 1}] ({num_classes} stands for no class); got {values.min()} to "
+            f"{values.max()}: correct the data or config.backbone.num_classes"
+        )
+    return labels

@@ -43,7 +43,7 @@ def make_denoiser(
     """Returns the denoiser that a network is.
 
     The network sees (x, t, cond) arrays, never a level: it is called as
-    `apply(params, input_scale * x, level.t, cond, **apply_options)`.
+    `apply(params, input_scale * x, level.t, cond, **apply_options)`, where input_scale is 1 but for edm.
 
     Args:
       apply: (params, x, t, cond) -> output [B, ..., C] or, with learned variance, [B, ..., 2C].
@@ -58,13 +58,32 @@ def make_denoiser(
     """
 
     def denoise(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-        network_input = x
-        if parameterization.input_scale is not None:
-            network_input = expand(parameterization.input_scale(level), x) * x
-        out = apply(params, network_input, level.t, cond, **apply_options)
+        out = network_output(apply, params, parameterization, x, level, cond, **apply_options)
         return to_prediction(parameterization, out, x, level)
 
     return denoise
+
+
+def network_output(
+    apply: Callable[..., jax.Array],
+    params: Any,
+    parameterization: Parameterization,
+    x: jax.Array,
+    level: Level,
+    cond: Any = None,
+    **apply_options: Any,
+) -> jax.Array:
+    """Returns what the network puts out for x, its input scaled as the parameterization wants; for losses.
+
+    Args: as for `make_denoiser` and `Denoiser`.
+
+    >>> from diffusers_fn.parameterizations import edm
+    >>> network_output(lambda params, x, t, cond: x, None, edm(0.6), jnp.ones((1, 2)), Level(1.0, 0.8, 0.0))
+    Array([[1., 1.]], dtype=float32)
+    """
+    if parameterization.input_scale is not None:
+        x = expand(parameterization.input_scale(level), x) * x
+    return apply(params, x, level.t, cond, **apply_options)
 
 
 def bind(denoise: Denoiser, cond: Any) -> Denoiser:

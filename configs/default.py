@@ -1,0 +1,123 @@
+"""Every field of a config, with its type and its default; experiment files change what they need."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def default_config() -> ConfigDict:
+    """Returns a config with all fields that `build` and the experiments read, locked and typed."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # digits, idx, images, arrays or toy2d
+    config.data.path = ""  # a folder or file, for idx, images and arrays
+    config.data.shape = (8, 8, 1)  # of one example, values in [-1, 1]
+    config.data.num_classes = 10  # 0 where the data have no labels
+    config.data.heldout_fraction = 0.2  # kept from training, for evaluation (idx: the test files)
+    config.data.flip = False  # mirror images at random
+    config.data.image_size = 0  # images: crop and resize to this; 0 demands equal sizes
+    config.data.variant = "moons"  # toy2d: which point cloud
+    config.data.num_examples = 10_000  # toy2d: how many points
+    config.data.images_key = "images"  # arrays: entry of an .npz file
+    config.data.labels_key = "labels"
+
+    config.backbone = ConfigDict()
+    config.backbone.name = "mlp"  # mlp or unet; the other fields are those of the module
+    config.backbone.num_classes = 0  # 0 is an unconditional model
+    config.backbone.dropout = 0.0
+    config.backbone.dtype = "float32"  # of the computation; parameters stay in float32
+
+    config.noise_schedule = ConfigDict()
+    config.noise_schedule.beta_schedule = "linear"
+    config.noise_schedule.noise_steps = 1000
+    config.noise_schedule.beta_start = 1e-4
+    config.noise_schedule.beta_end = 0.02
+    config.noise_schedule.zero_terminal_snr = False
+
+    config.parameterization = "epsilon"
+    config.variance = "fixed_small"
+    config.sigma_data = 0.5  # parameterization and weight "edm"
+
+    config.loss = ConfigDict()
+    config.loss.loss_type = "mse"
+    config.loss.weight = "simple"
+    config.loss.time_sampler = "uniform"
+    config.loss.label_dropout = 0.1  # share of examples trained without their label
+    config.loss.min_snr_gamma = 5.0
+    config.loss.p2_gamma = 1.0
+    config.loss.p2_k = 1.0
+    config.loss.sigmoid_bias = 0.0
+    config.loss.logit_mean = 0.0
+    config.loss.logit_std = 1.0
+
+    config.sampler = ConfigDict()
+    config.sampler.name = "ddim"
+    config.sampler.skip_type = "trailing"
+    config.sampler.num_inference_steps = 50
+    config.sampler.eta = 0.0
+    config.sampler.clip_denoised = True
+    config.sampler.cfg_scale = 1.0  # classifier-free guidance; 1 is none
+
+    config.training = ConfigDict()
+    config.training.num_steps = 10_000
+    config.training.batch_size = 128
+    config.training.optimizer = "adam"  # adam or adamw
+    config.training.learning_rate = 1e-3
+    config.training.lr_schedule = "cosine"  # constant or cosine, after the warm-up
+    config.training.warmup_steps = 200
+    config.training.weight_decay = 0.0  # adamw
+    config.training.grad_clip = 1.0  # global norm; 0 for none
+    config.training.accumulation = 1  # batches a parameter update
+    config.training.ema_decay = 0.999
+    config.training.log_every = 100
+    config.training.sample_every = 2_000
+    config.training.checkpoint_every = 1_000
+    config.training.keep_checkpoints = 3
+
+    config.evaluation = ConfigDict()
+    config.evaluation.num_samples = 2_000
+    config.evaluation.batch_size = 500
+    return config.lock()
+
+
+def customise(config: ConfigDict, **sections: Any) -> ConfigDict:
+    """Returns the config with sections replaced field by field; unknown fields and types fail.
+
+    A backbone given here is the module's own fields: they may be new.
+
+    Raises:
+      ValueError: if a field does not exist or a value's type is not the default's.
+    """
+    for name, value in sections.items():
+        if name == "backbone":
+            with config.unlocked():
+                config.backbone.update(value)
+        elif isinstance(value, dict):
+            for field, entry in value.items():
+                _set(config[name], name, field, entry)
+        else:
+            _set(config, "", name, value)
+    return config
+
+
+def pick(variants: dict[str, dict[str, Any]], arg: str | None, default: str) -> dict[str, Any]:
+    """Returns the changes of the variant called `arg` (the default's for None or "").
+
+    Raises:
+      ValueError: if there is no such variant; the message lists them.
+    """
+    name = arg or default
+    if name not in variants:
+        raise ValueError(f"unknown variant {name!r}: after the colon of --config=FILE.py: comes one of {', '.join(variants)}")
+    return variants[name]
+
+
+def _set(config: ConfigDict, section: str, field: str, value: Any) -> None:
+    if field not in config:
+        raise ValueError(f"config{'.' + section if section else ''} has no field {field!r}; it has {', '.join(config)}")
+    try:
+        config[field] = value
+    except TypeError as error:
+        raise ValueError(f"config.{section + '.' if section else ''}{field}: {error}") from error

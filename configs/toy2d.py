@@ -1,0 +1,24 @@
+"""Unconditional DDPM of a point cloud in the plane, with a small MLP.
+
+    python -m experiments.train --config=configs/toy2d.py --workdir=runs/toy2d
+
+After a minute on a laptop the generated points lie on the two moons. Variants: `moons`, `eight_gaussians`,
+`checkerboard`, `swiss_roll`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.default import customise, default_config, pick
+
+VARIANTS = {name: {"data": {"variant": name}} for name in ("moons", "eight_gaussians", "checkerboard", "swiss_roll")}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    config = customise(
+        default_config(),
+        data={"name": "toy2d", "shape": (2,), "num_classes": 0},
+        backbone={"width": 128, "depth": 3, "embedding_width": 64},
+        sampler={"clip_denoised": False},
+        training={"num_steps": 5_000, "batch_size": 256, "sample_every": 1_000},
+    )
+    return customise(config, **pick(VARIANTS, arg, "moons"))

@@ -1,0 +1,173 @@
+"""What a data set is, how it is split, and what is checked about it. Shared by every kind of data."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+# Pixel value 0..255 -> [-1, 1]; a table look-up is exact and needs no float64 in between.
+_FLOAT_OF_UINT8 = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
+_SPLIT_STREAM = 2**64 - 1  # the second half of the Philox key; the epochs of the pipeline use 0, 1, 2, ...
+
+
+class ImageSource(Protocol):
+    """Images that are read when they are asked for: `source[i]` is a uint8 array `[H, W, C]`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples of one shape, with or without class labels.
+
+    Attributes:
+      images: `[n, *shape]`, float32 in [-1, 1], or uint8 0..255 where float32 would take four times the
+        memory, or an `ImageSource` of n uint8 images. `float_images` turns each of them into float32.
+      labels: int32 `[n]` in 0..num_classes-1, or None.
+      shape: the shape of one example, such as `(8, 8, 1)` or `(2,)`.
+      num_classes: the number of classes of the whole data set, train and held-out; 0 without labels.
+    """
+
+    images: np.ndarray | ImageSource
+    labels: np.ndarray | None
+    shape: tuple[int, ...]
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def float_images(dataset: Dataset, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    """Returns the images at `indices` (all of them by default) as float32 `[n, *shape]` in [-1, 1].
+
+    >>> d = Dataset(np.array([[[[0]]], [[[255]]]], np.uint8), None, (1, 1, 1), 0)
+    >>> float_images(d).ravel().tolist()
+    [-1.0, 1.0]
+    """
+    if isinstance(dataset.images, np.ndarray):
+        images = dataset.images if indices is None else dataset.images[np.asarray(indices)]
+    else:
+        which = range(len(dataset)) if indices is None else indices
+        images = np.stack([dataset.images[int(i)] for i in which])
+    return _FLOAT_OF_UINT8[images] if images.dtype == np.uint8 else np.asarray(images, np.float32)
+
+
+def split_indices(
+    num_examples: int, heldout_fraction: float, seed: int, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns sorted (train, held-out) indices: disjoint, all of 0..num_examples-1, stratified by label.
+
+    With m = round(heldout_fraction * n), the examples are laid out by class, in random order within a class,
+    and position i is held out where floor((i+1) m / n) > floor(i m / n). So m examples are held out, and each
+    class loses less than one example more or fewer than its share m/n. The random order comes from raw Philox
+    bits, which NumPy guarantees to stay the same from version to version.
+
+    Args:
+      num_examples: n.
+      heldout_fraction: in [0, 1).
+      seed: an integer >= 0.
+      labels: `[n]` integers, or None for a split that knows no classes.
+
+    Raises:
+      ValueError: if `heldout_fraction` or `seed` is out of range.
+
+    >>> train, heldout = split_indices(10, 0.2, seed=0, labels=np.repeat([0, 1], 5))
+    >>> len(train), len(heldout)
+    (8, 2)
+    """
+    if not 0.0 <= heldout_fraction < 1.0:
+        raise ValueError(f"data.heldout_fraction must lie in [0, 1); got {heldout_fraction}")
+    n, m = num_examples, round(heldout_fraction * num_examples)
+    random = philox(seed, _SPLIT_STREAM).random_raw(n)
+    classes = np.zeros(n, np.int32) if labels is None else labels
+    layout = np.lexsort((random, classes))
+    position = np.arange(n)
+    held = (position + 1) * m // n > position * m // n
+    return np.sort(layout[~held]), np.sort(layout[held])
+
+
+def philox(seed: int, stream: int) -> np.random.Philox:
+    """Returns the counter-based bit generator of one (seed, stream) pair; streams are independent.
+
+    >>> bool(philox(0, 1).random_raw() == philox(0, 1).random_raw())
+    True
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(f"a data seed must be an integer in [0, 2**63); got {seed!r}")
+    return np.random.Philox(key=np.array([int(seed), stream], np.uint64))
+
+
+def field(config: Any, name: str, default: Any = None) -> Any:
+    """Returns `config.name`, or `default` if the field is absent, None or an empty string."""
+    value = getattr(config, name, None)
+    return default if value is None or (isinstance(value, str) and not value) else value
+
+
+def check_shape(config: Any, shape: tuple[int, ...]) -> None:
+    """Raises a ValueError if `config.shape` is set and is not the shape that the examples have."""
+    expected = field(config, "shape")
+    if expected is not None and tuple(expected) != shape:
+        raise ValueError(
+            f"data.shape is {tuple(expected)}, but the examples of this data set ({config.name}) have the shape "
+            f"{shape}; set data.shape to it"
+        )
+
+
+def check_labels(labels: Any, num_images: int, num_classes: int | None, where: str) -> tuple[np.ndarray, int]:
+    """Returns (int32 labels `[n]`, number of classes); `num_classes=None` takes the largest label plus one.
+
+    Raises:
+      ValueError: unless there is one integer label in 0..num_classes-1 for every image.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{where}: labels must be integers of shape [n]; got {labels.dtype} of shape {list(labels.shape)}"
+        )
+    if len(labels) != num_images:
+        raise ValueError(f"{where}: {len(labels)} labels for {num_images} images; there must be one for each")
+    if labels.size and labels.min() < 0:
+        first = int(np.argmax(labels < 0))
+        raise ValueError(f"{where}: label {labels[first]} (index {first}) is negative; classes count from 0")
+    largest = int(labels.max()) if labels.size else -1
+    if num_classes is None:
+        num_classes = largest + 1
+    if largest >= num_classes:
+        first = int(np.argmax(labels >= num_classes))
+        raise ValueError(
+            f"{where}: label {labels[first]} (index {first}) is beyond the {num_classes} classes 0.."
+            f"{num_classes - 1}; set data.num_classes to at least {largest + 1}"
+        )
+    return labels.astype(np.int32), num_classes
+
+
+def select_split(dataset: Dataset, split: str, heldout_fraction: float, seed: int, where: str) -> Dataset:
+    """Returns the "train" or the "heldout" part of a whole data set, by `split_indices`."""
+    train, heldout = split_indices(len(dataset), heldout_fraction, seed, dataset.labels)
+    indices = train if split == "train" else heldout
+    if not len(indices):
+        raise ValueError(
+            f"{where}: the {split} split is empty ({len(dataset)} examples, data.heldout_fraction="
+            f"{heldout_fraction}); add examples or change data.heldout_fraction"
+        )
+    if isinstance(dataset.images, np.ndarray):
+        images: Any = dataset.images[indices]
+    else:
+        images = _Subset(dataset.images, indices)
+    labels = None if dataset.labels is None else dataset.labels[indices]
+    return dataclasses.replace(dataset, images=images, labels=labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Subset:
+    source: ImageSource
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        return self.source[int(self.indices[index])]

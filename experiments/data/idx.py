@@ -1,0 +1,89 @@
+"""Images and labels in the IDX files of MNIST and its relatives (Fashion-MNIST, KMNIST, ...), gzipped or not.
+
+Format: http://yann.lecun.com/exdb/mnist/ : two zero bytes, a type byte (0x08: unsigned byte), the rank, the
+sizes as big-endian 32-bit integers, then the entries in C order.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.data.dataset import Dataset, check_labels, field
+
+_HINT = (
+    "set --config.data.path to a folder with MNIST's four files; Fashion-MNIST comes as Debian's package "
+    "dataset-fashion-mnist, which puts them in /usr/share/datasets/fashion-mnist"
+)
+
+
+def load_idx(config: Any, split: str) -> Dataset:
+    """Returns the `train-*` files ("train") or the `t10k-*` files ("heldout") of the folder `data.path`.
+
+    Images stay uint8 `[n, H, W, 1]`; the pipeline maps them to [-1, 1].
+    """
+    path = field(config, "path")
+    if path is None:
+        raise ValueError(f"data.path is not set; {_HINT}")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"data.path is not a folder: {folder}; {_HINT}")
+    labels = {}
+    for part in ("train", "t10k"):  # both, so that the two splits agree on the number of classes
+        file = _find(folder, f"{part}-labels-idx1-ubyte")
+        labels[part] = read_idx(file, rank=1)
+    num_classes = 1 + max(int(label.max(initial=0)) for label in labels.values())
+    part = "train" if split == "train" else "t10k"
+    file = _find(folder, f"{part}-images-idx3-ubyte")
+    images = read_idx(file, rank=3)[..., None]
+    if not images.size:
+        raise ValueError(f"{file}: holds no images (sizes {list(images.shape[:-1])})")
+    checked, _ = check_labels(labels[part], len(images), num_classes, str(folder))
+    return Dataset(images, checked, images.shape[1:], num_classes)
+
+
+def read_idx(path: str | Path, rank: int) -> np.ndarray:
+    """Returns the unsigned bytes of one IDX file, uint8 with `rank` axes.
+
+    A gzip file is known by its first bytes, whatever its name.
+
+    Raises:
+      ValueError: naming the file, if it is not IDX of unsigned bytes with that rank, if it is shorter or
+        longer than its header says, or if its gzip wrapping is damaged.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); fetch the file again") from error
+    header = 4 + 4 * rank
+    magic = bytes([0, 0, 8, rank])
+    if data[:4] != magic:
+        raise ValueError(
+            f"{path}: not an IDX file of unsigned bytes with {rank} axes: the first four bytes must be "
+            f"{magic.hex(' ')}; got {data[:4].hex(' ') or 'an empty file'}"
+        )
+    if len(data) < header:
+        raise ValueError(f"{path}: truncated inside its header: {len(data)} bytes of {header}")
+    sizes = struct.unpack(f">{rank}I", data[4:header])
+    expected = header + math.prod(sizes)
+    if len(data) != expected:
+        state = "truncated" if len(data) < expected else "too long"
+        raise ValueError(
+            f"{path}: {state}: the header promises sizes {list(sizes)}, {expected} bytes in all; got "
+            f"{len(data)}; fetch the file again"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"{folder}: neither {name} nor {name}.gz is there; {_HINT}")

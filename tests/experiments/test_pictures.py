@@ -1,0 +1,145 @@
+"""Pictures: the right pixels in the right place, and files that are whole or absent."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import pictures
+
+
+def ramp(n, height=2, width=3, channels=1):
+    """Images of one value each: -1, ..., 1."""
+    return np.broadcast_to(np.linspace(-1, 1, n)[:, None, None, None], (n, height, width, channels))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_puts_image_i_at_row_i_over_columns(tmp_path, channels):
+    path = tmp_path / "new" / "grid.png"
+    pictures.save_grid(path, ramp(6, channels=channels), columns=4, scale=5)
+    pixels = np.asarray(Image.open(path))
+    assert pixels.shape == (2 * (2 * 5 + 2) + 2, 4 * (3 * 5 + 2) + 2, channels)[: 2 + (channels == 3)]
+    pixels = pixels.reshape(*pixels.shape[:2], channels)
+    for i, value in enumerate([0, 51, 102, 153, 204, 255]):
+        top, left = 2 + i // 4 * 12, 2 + i % 4 * 17
+        assert (pixels[top : top + 10, left : left + 15] == value).all()
+        assert (pixels[top - 2 : top, left : left + 15] == 96).all()
+        assert (pixels[top : top + 10, left - 2 : left] == 96).all()
+    assert (pixels[12:, 2 + 2 * 17 :] == 96).all()  # no image, no pixels
+
+
+def test_small_images_are_magnified_without_blurring():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (5, 8, 8, 1))
+    grid = pictures.image_grid(images)
+    assert 600 <= grid.shape[1] < 600 + 3 * 8
+    scale = (grid.shape[1] - 2) // 3 // 8
+    tile = grid[2 : 2 + 8 * scale, 2 : 2 + 8 * scale]
+    np.testing.assert_array_equal(tile[scale // 2 :: scale, scale // 2 :: scale], pictures.to_uint8(images[0]))
+    assert pictures.image_grid(np.zeros((4, 512, 512, 3))).shape == (2 * 514 + 2, 2 * 514 + 2, 3)
+
+
+def test_every_byte_survives_the_way_to_floats_and_back():
+    assert pictures.to_uint8(np.arange(256) / 127.5 - 1).tolist() == list(range(256))
+    assert pictures.to_uint8([-np.inf, -3, 3, np.inf]).tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (np.full((2, 4, 4, 1), np.nan), {}, r"32 of 32 values .* NaN, the first at index \(0, 0, 0, 0\)"),
+        (np.zeros((2, 4, 4)), {}, r"must be \[n, H, W, C\].*got \[2, 4, 4\]"),
+        (np.zeros((2, 4, 4, 2)), {}, "C = 1 or 3"),
+        (np.zeros((0, 4, 4, 1)), {}, "n > 0"),
+        (np.zeros((2, 4, 4, 1)), {"columns": 0}, "columns must be at least 1; got 0"),
+        (np.zeros((2, 4, 4, 1)), {"scale": 0}, "scale must be at least 1; got 0"),
+    ],
+)
+def test_grids_that_cannot_be_drawn_are_refused_and_leave_the_old_file(tmp_path, images, options, message):
+    path = tmp_path / "grid.png"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match=message):
+        pictures.save_grid(path, images, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        pictures.write_atomically(path, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+    pictures.write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+
+
+def test_points_are_drawn_where_they_are(tmp_path):
+    points = np.array([[0.5, 0.5]] * 10)
+    reference = np.array([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])
+    pictures.save_points(tmp_path / "a.png", points, reference, title="points")
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    blue = (pixels[..., 2] - pixels[..., 0]) > 100
+    rows, columns = np.nonzero(blue)
+    height, width = blue.shape
+    assert np.median(columns) > width / 2  # right of the middle
+    assert np.median(rows) < height / 2  # and above it
+    pictures.save_points(tmp_path / "b.png", points)
+    assert Image.open(tmp_path / "b.png").size == (width, height)
+
+
+@pytest.mark.parametrize("points", [np.zeros((3, 3)), np.zeros((0, 2)), np.full((3, 2), np.nan)])
+def test_points_that_cannot_be_drawn_are_refused(tmp_path, points):
+    with pytest.raises(ValueError, match="points"):
+        pictures.save_points(tmp_path / "a.png", points)
+
+
+def write_lines(path, records, tail=""):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records) + tail, encoding="utf-8")
+    return path
+
+
+def test_curves_are_read_by_step_and_a_line_cut_off_is_passed_over(tmp_path):
+    records = [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)] + [{"step": 3, "eval_loss": 7.0}]
+    records += [{"step": 2, "loss": 5.0}]  # the run was resumed from step 1
+    path = write_lines(tmp_path / "m.jsonl", records, tail='{"step": 4, "lo')
+    curves = pictures.read_curves(path, ["loss", "eval_loss", "absent"])
+    assert [c.tolist() for c in curves["loss"]] == [[1, 2, 3], [1.0, 5.0, 1 / 3]]
+    assert [c.tolist() for c in curves["eval_loss"]] == [[3], [7.0]]
+    assert not len(curves["absent"][0])
+    with pytest.raises(ValueError, match="line 2: not JSON"):
+        pictures.read_curves(write_lines(path, [{"step": 1}], tail='{"st\n{"step": 2}\n'), ["loss"])
+
+
+def test_curve_pictures_are_written_from_files_and_mappings(tmp_path):
+    path = write_lines(tmp_path / "m.jsonl", [{"step": s, "loss": 0.1 * s} for s in range(1, 20)])
+    pictures.save_curves(tmp_path / "a.png", path)
+    mapping = {"loss": [1.0, np.nan, -0.5], "eval": (np.array([0, 2]), np.array([1.0, 2.0]))}
+    pictures.save_curves(tmp_path / "b.png", mapping, ["loss", "eval", "absent"], smoothing=0.0)
+    for name in ("a.png", "b.png"):
+        assert Image.open(tmp_path / name).size == (960, 600)
+    with pytest.raises(ValueError, match="no values of absent"):
+        pictures.save_curves(tmp_path / "c.png", path, ["absent"])
+    with pytest.raises(ValueError, match="one step for each value"):
+        pictures.save_curves(tmp_path / "c.png", {"loss": ([1, 2], [1.0])})
+    with pytest.raises(ValueError, match=r"smoothing must lie in \[0, 1\); got 1.0"):
+        pictures.save_curves(tmp_path / "c.png", path, smoothing=1.0)
+
+
+def test_running_mean_is_the_weighted_mean_of_the_finite_values_so_far():
+    values = np.array([np.nan, 2.0, 5.0, np.inf, -1.0])
+    means = pictures.running_mean(values, 0.9)
+    assert np.isnan(means[0])
+    for i in range(1, 5):
+        finite = np.isfinite(values[: i + 1])
+        weights = 0.9 ** (i - np.arange(i + 1))
+        np.testing.assert_allclose(means[i], np.average(values[: i + 1][finite], weights=weights[finite]))
+    np.testing.assert_allclose(pictures.running_mean([3.0] * 50, 0.98), 3.0)
+    np.testing.assert_array_equal(pictures.running_mean([1.0, 2.0], 0.0), [1.0, 2.0])
