@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
+
+from diffusers_fn.build import backbone_fields
 
 
 def default_config() -> ConfigDict:
@@ -23,11 +25,7 @@ def default_config() -> ConfigDict:
     config.data.images_key = "images"  # arrays: entry of an .npz file
     config.data.labels_key = "labels"
 
-    config.backbone = ConfigDict()
-    config.backbone.name = "mlp"  # mlp or unet; the other fields are those of the module
-    config.backbone.num_classes = 0  # 0 is an unconditional model
-    config.backbone.dropout = 0.0
-    config.backbone.dtype = "float32"  # of the computation; parameters stay in float32
+    config.backbone = default_backbone("mlp")
 
     config.noise_schedule = ConfigDict()
     config.noise_schedule.beta_schedule = "linear"
@@ -82,19 +80,39 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
-def customise(config: ConfigDict, **sections: Any) -> ConfigDict:
-    """Returns the config with sections replaced field by field; unknown fields and types fail.
+def default_backbone(name: str) -> ConfigDict:
+    """Returns `name` and all fields of that backbone's module with their defaults.
 
-    A backbone given here is the module's own fields: they may be new.
+    num_classes = 0 is an unconditional model. dtype is that of the computation, param_dtype that of the parameters,
+    by name. Functions (the attention's implementation) are no config fields.
+
+    Raises:
+      ValueError: if there is no such backbone.
+    """
+    section = ConfigDict({"name": name})
+    for field in backbone_fields(name):
+        if field.name in ("dtype", "param_dtype"):
+            section[field.name] = "float32"
+        elif field.name == "num_classes":
+            section[field.name] = 0
+        elif field.default is None:
+            section[field.name] = config_dict.placeholder(int)
+        elif isinstance(field.default, (bool, int, float, str, tuple)):
+            section[field.name] = field.default
+    return section
+
+
+def customise(config: ConfigDict, **sections: Any) -> ConfigDict:
+    """Returns the config with sections replaced field by field; a backbone with a `name` starts from its defaults.
 
     Raises:
       ValueError: if a field does not exist or a value's type is not the default's.
     """
     for name, value in sections.items():
-        if name == "backbone":
+        if name == "backbone" and "name" in value:
             with config.unlocked():
-                config.backbone.update(value)
-        elif isinstance(value, dict):
+                config.backbone = default_backbone(value["name"]).lock()
+        if isinstance(value, dict):
             for field, entry in value.items():
                 _set(config[name], name, field, entry)
         else:
@@ -110,7 +128,9 @@ def pick(variants: dict[str, dict[str, Any]], arg: str | None, default: str) -> 
     """
     name = arg or default
     if name not in variants:
-        raise ValueError(f"unknown variant {name!r}: after the colon of --config=FILE.py: comes one of {', '.join(variants)}")
+        raise ValueError(
+            f"unknown variant {name!r}: after the colon of --config=FILE.py: comes one of {', '.join(variants)}"
+        )
     return variants[name]
 
 

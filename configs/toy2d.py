@@ -17,7 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = customise(
         default_config(),
         data={"name": "toy2d", "shape": (2,), "num_classes": 0},
-        backbone={"width": 128, "depth": 3, "embedding_width": 64},
+        backbone={"name": "mlp", "width": 128, "depth": 3, "embedding_width": 64},
         sampler={"clip_denoised": False},
         training={"num_steps": 5_000, "batch_size": 256, "sample_every": 1_000},
     )

@@ -78,9 +78,7 @@ GRIDS: Mapping[str, Callable[[NoiseSchedule, int], Level]] = {
 
 SOLVERS: Mapping[str, Callable[[ConfigDict, Level, Any], Solver]] = {
     "ddim": lambda config, levels, eta: solvers.ddim(levels, eta),
-    "ancestral": lambda config, levels, eta: solvers.ancestral(
-        levels, _choose("variance", config.variance, VARIANCES)
-    ),
+    "ancestral": lambda config, levels, eta: solvers.ancestral(levels, _choose("variance", config.variance, VARIANCES)),
 }
 
 
@@ -155,9 +153,7 @@ def build(config: ConfigDict) -> Diffusion:
         rngs = {} if key is None else {"dropout": key}
         return module.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
 
-    def loss(
-        params: Any, key: jax.Array, batch: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         x0 = _check_images(batch, shape)
         time_key, noise_key, label_key, dropout_key = _random.split(key, 4)
         if _random.is_batched(dropout_key):
@@ -212,6 +208,19 @@ def build(config: ConfigDict) -> Diffusion:
     return Diffusion(init, apply, loss, sample_fn)
 
 
+def backbone_fields(name: str) -> list[dataclasses.Field]:
+    """Returns the fields of a backbone's module, what config.backbone may hold beside `name`.
+
+    Raises:
+      ValueError: if there is no such backbone.
+
+    >>> [field.name for field in backbone_fields("mlp")][:2]
+    ['width', 'depth']
+    """
+    module = _choose("backbone.name", name, BACKBONES)
+    return [field for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
+
+
 def _choose(field: str, name: str, options: Mapping[str, Any]) -> Any:
     if name not in options:
         raise ValueError(f"config.{field} must be one of {', '.join(sorted(options))}; got {name!r}")
@@ -255,8 +264,7 @@ def _make_schedule(config: ConfigDict) -> NoiseSchedule:
 
 
 def _make_backbone(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
-    kind = _choose("backbone.name", config.name, BACKBONES)
-    known = [field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name")]
+    known = [field.name for field in backbone_fields(config.name)]
     fields = {name: value for name, value in config.items() if name != "name"}
     unknown = sorted(set(fields) - set(known))
     if unknown:
@@ -267,12 +275,15 @@ def _make_backbone(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
     for name in ("dtype", "param_dtype"):
         if name in fields:
             fields[name] = _choose(f"backbone.{name}", fields[name], DTYPES)
-    if "num_classes" in fields:
-        fields["num_classes"] = fields["num_classes"] or None
+    if not 0 <= fields.get("num_classes", 0) < 2**31:
+        raise ValueError(f"config.backbone.num_classes must be 0 (unconditional) or more; got {fields['num_classes']}")
+    fields["num_classes"] = fields.get("num_classes", 0) or None
     if fields.get("learned_variance"):
-        raise ValueError("config.backbone.learned_variance: the hybrid loss that trains it is not built in yet; set False")
+        raise ValueError(
+            "config.backbone.learned_variance: the hybrid loss that trains it is not built in yet; set False"
+        )
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return kind(**fields)
+    return BACKBONES[config.name](**fields)
 
 
 def _check_images(batch: Mapping[str, jax.Array], shape: tuple[int, ...]) -> jax.Array:

@@ -1,11 +1,24 @@
-"""Shared test set-up: eight emulated devices, strict rank promotion, golden files."""
+"""Shared test set-up: eight emulated devices, strict rank promotion, double precision, replayed noise."""
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
 import jax
+import pytest
+from golden_files import ReplayedNoise
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision, so that a formula can be told from its rounding."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def replayed_noise(monkeypatch):
+    """A stand-in for jax.random.normal that returns recorded draws."""
+    return ReplayedNoise(monkeypatch)

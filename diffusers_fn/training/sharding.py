@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Returns the tree with every array copied to all devices of the mesh: parameters, optimizer state.
 
-    >>> mesh = jax.make_mesh((1,), ("batch",))
+    >>> mesh = Mesh(jax.devices()[:1], ("batch",))
     >>> replicate(jax.numpy.ones(3), mesh).sharding.is_fully_replicated
     True
     """
@@ -24,7 +24,7 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
     Raises:
       ValueError: if an array's first axis is not divisible by the number of devices.
 
-    >>> mesh = jax.make_mesh((1,), ("batch",))
+    >>> mesh = Mesh(jax.devices()[:1], ("batch",))
     >>> split_batch(jax.numpy.ones(3), mesh).sharding.spec[0]
     'batch'
     """

@@ -77,7 +77,9 @@ def make_train_step(
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}")
 
-    def mean_loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def mean_loss(
+        params: Any, key: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         per_example, metrics = loss(params, key, batch)
         return jnp.mean(per_example), {"loss": jnp.mean(per_example), **jax.tree.map(jnp.mean, metrics)}
 

@@ -1,0 +1,217 @@
+"""The parts of the convolutional backbones: convolution, normalisation, residual block, self-attention.
+
+Images are NHWC: [B, H, W, C], with B the batch size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn.backbones.embeddings import dense_init
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[int, int]) -> jax.Array:
+    """Returns the convolution of x [B, H, W, C] with a kernel [h, w, C, D], zero-padded by (before, after).
+
+    Every spatial convolution of the backbones runs through here.
+
+    >>> conv2d(jnp.ones([1, 8, 8, 3]), jnp.ones([3, 3, 3, 5]), stride=2, padding=(0, 1)).shape
+    (1, 4, 4, 5)
+    """
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class Conv3x3(nn.Module):
+    """Computes a 3x3 convolution with bias: [B, H, W, C] -> [B, H / stride, W / stride, features].
+
+    >>> conv = Conv3x3(features=4, stride=2, padding=(0, 1))
+    >>> jax.eval_shape(conv.init_with_output, jax.random.key(0), jnp.ones([1, 8, 8, 3]))[0].shape
+    (1, 4, 4, 4)
+    """
+
+    features: int
+    stride: int = 1
+    padding: tuple[int, int] = (1, 1)
+    kernel_init: Callable[..., Any] = dense_init
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
+        return x + bias.astype(self.dtype)[None, None, None, :]
+
+
+class GroupNorm(nn.Module):
+    """Computes group normalisation of [B, H, W, C], learned scale and bias included.
+
+    Statistics are taken in float32 or wider. Wu and He, "Group Normalization" (2018),
+    https://arxiv.org/abs/1803.08494. Raises ValueError unless the groups divide C: a smaller number of groups
+    would silently be another network.
+
+    >>> norm = GroupNorm(groups=2)
+    >>> jax.eval_shape(norm.init_with_output, jax.random.key(0), jnp.ones([1, 2, 2, 4]))[0].shape
+    (1, 2, 2, 4)
+    """
+
+    groups: int = 32
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.groups < 1 or x.shape[-1] % self.groups:
+            raise ValueError(
+                f"norm_groups must divide the channels of every layer; got norm_groups={self.groups} "
+                f"and a layer of {x.shape[-1]} channels"
+            )
+        norm = nn.GroupNorm(
+            num_groups=self.groups,
+            epsilon=self.eps,
+            use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where the mean is large
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        nn.share_scope(self, norm)
+        return norm(x)
+
+
+class ResBlock(nn.Module):
+    """Computes skip(x) + residual(x, emb) from x [B, H, W, C] and an embedding emb [B, E].
+
+    residual is norm, silu, conv, norm, silu, dropout, conv; the result has `features` channels. The embedding
+    is added before the second norm as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239, appendix B),
+    or with scale_shift enters after it as norm(h) (1 + scale) + shift (Nichol and Dhariwal, "Improved
+    Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672). `resample`
+    (average_pool, nearest or None) acts on both branches before their convolutions, as in ADM (Dhariwal and
+    Nichol 2021, https://arxiv.org/abs/2105.05233).
+
+    >>> block = ResBlock(features=8, norm_groups=4, resample=average_pool)
+    >>> args = jax.random.key(0), jnp.ones([1, 4, 4, 4]), jnp.ones([1, 16])
+    >>> jax.eval_shape(block.init_with_output, *args)[0].shape
+    (1, 2, 2, 8)
+    """
+
+    features: int
+    dropout: float = 0.0
+    scale_shift: bool = False
+    resample: Callable[[jax.Array], jax.Array] | None = None
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    zero_init: bool = True
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array, *, train: bool = False) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = {"groups": self.norm_groups, "eps": self.norm_eps, **types}
+        last_init = nn.initializers.zeros if self.zero_init else dense_init
+
+        h = nn.silu(GroupNorm(name="norm_0", **norm)(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = Conv3x3(self.features, name="conv_0", **types)(h)
+
+        width = 2 * self.features if self.scale_shift else self.features
+        film = nn.Dense(width, name="emb", kernel_init=dense_init, **types)(nn.silu(emb))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(film, 2, axis=-1)
+            h = GroupNorm(name="norm_1", **norm)(h) * (1 + scale) + shift
+        else:
+            h = GroupNorm(name="norm_1", **norm)(h + film)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = Conv3x3(self.features, name="conv_1", kernel_init=last_init, **types)(h)
+
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, name="skip", kernel_init=dense_init, **types)(x)
+        return x + h
+
+
+class SelfAttention(nn.Module):
+    """Computes x + out(attention(query, key, value of norm(x))) over the pixels of x [B, H, W, C].
+
+    head_dim fixes the number of heads as C / head_dim; without it there are num_heads heads, or one. The
+    projection `qkv` has a kernel [C, 3, heads, head_dim]. attention_fn takes query, key and value of shape
+    [B, H W, heads, head_dim] and returns that shape. The default scales by head_dim ** -0.5 and takes the
+    softmax in float32, whatever the dtype.
+
+    Raises ValueError if the heads do not divide C.
+
+    >>> attention = SelfAttention(head_dim=4, norm_groups=4)
+    >>> params = jax.eval_shape(attention.init, jax.random.key(0), jnp.ones([1, 2, 2, 8]))["params"]
+    >>> params["qkv"]["kernel"].shape
+    (8, 3, 2, 4)
+    """
+
+    num_heads: int | None = None
+    head_dim: int | None = None
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    zero_init: bool = True
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        heads, head_dim = head_split(channels, self.num_heads, self.head_dim)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        h = GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x)
+        h = h.reshape(batch, height * width, channels)
+        qkv = nn.DenseGeneral((3, heads, head_dim), name="qkv", kernel_init=qkv_init, **types)(h)
+        h = self.attention_fn(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        out_init = nn.initializers.zeros if self.zero_init else dense_init
+        h = nn.DenseGeneral(channels, axis=(-2, -1), name="out", kernel_init=out_init, **types)(h)
+        return x + h.reshape(x.shape)
+
+
+qkv_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # as three separate C -> C projections
+
+
+def head_split(channels: int, num_heads: int | None, head_dim: int | None) -> tuple[int, int]:
+    """Returns (heads, head_dim), whose product is the channels.
+
+    head_dim wins over num_heads; neither means one head. Raises ValueError if they do not divide the
+    channels.
+
+    >>> head_split(64, None, 16), head_split(64, 2, None), head_split(64, None, None)
+    ((4, 16), (2, 32), (1, 64))
+    """
+    if head_dim is None and num_heads is None:
+        return 1, channels
+    name, given = ("num_heads", num_heads or 0) if head_dim is None else ("head_dim", head_dim)
+    if given < 1 or channels % given:
+        raise ValueError(f"{name} must divide the channels of every attention; got {name}={given}, {channels} channels")
+    return (given, channels // given) if head_dim is None else (channels // given, given)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """Returns the means of 2x2 squares: [B, H, W, C] -> [B, H / 2, W / 2, C].
+
+    >>> average_pool(jnp.arange(4.0).reshape(1, 2, 2, 1)).item()
+    1.5
+    """
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def nearest(x: jax.Array) -> jax.Array:
+    """Returns every pixel as a 2x2 square: [B, H, W, C] -> [B, 2 H, 2 W, C].
+
+    >>> nearest(jnp.arange(2.0).reshape(1, 1, 2, 1))[0, :, :, 0].tolist()
+    [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
+    """
+    batch, height, width, channels = x.shape
+    shape = (batch, height, 2, width, 2, channels)
+    return jnp.broadcast_to(x[:, :, None, :, None, :], shape).reshape(batch, 2 * height, 2 * width, channels)

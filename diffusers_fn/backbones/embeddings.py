@@ -1,0 +1,147 @@
+"""How a network hears the time label and the class label.
+
+B is the batch size. A label is one number for the whole batch ([]) or one for each example ([B]).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def sinusoidal_features(
+    t: jax.Array,
+    width: int,
+    *,
+    max_period: float = 10_000.0,
+    freq_shift: float = 0.0,
+    cos_first: bool = False,
+) -> jax.Array:
+    """Returns [B, width] sines and cosines of the labels t [B] at geometrically spaced frequencies.
+
+    With h = width / 2 and k = 0 .. h - 1,
+
+        omega_k = max_period ** (-k / (h - freq_shift)),      features = [sin(t omega), cos(t omega)]
+
+    Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, section 3.5. The
+    DDPM code takes freq_shift = 1 (the last period is then max_period exactly) and sines first; the ADM code
+    takes freq_shift = 0 and cosines first. The result has t's float dtype, and is never narrower than
+    float32.
+
+    Raises ValueError if width is odd or too small for freq_shift, or t is not [B].
+
+    >>> sinusoidal_features(jnp.array([0.0, 1.0]), 4).shape
+    (2, 4)
+    """
+    half = width // 2
+    if width % 2 or half <= freq_shift:
+        raise ValueError(f"width must be even and width / 2 greater than freq_shift={freq_shift}; got width={width}")
+    if t.ndim != 1:
+        raise ValueError(f"t must have shape [B]; got {t.shape}")
+    dtype = jnp.promote_types(t.dtype, jnp.float32)
+    frequencies = np.exp(-np.log(max_period) * np.arange(half) / (half - freq_shift))
+    angles = t.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None, :]
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1)
+
+
+def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
+    """Returns asinh(t / unit): about t / unit below the unit, about sign(t) log(2 |t| / unit) above it.
+
+    Sigmas of 0.002 and 0.004 look the same to a sine whose shortest period is 2 pi. Here they are as far
+    apart as 40 and 80 are, so a network that gets both views can use t of any scale.
+
+    >>> [round(float(v), 2) for v in signed_log(jnp.array([-40.0, 0.0, 40.0, 80.0]))]
+    [-11.29, 0.0, 11.29, 11.98]
+    """
+    return jnp.arcsinh(t / unit)
+
+
+class LabelEmbedding(nn.Module):
+    """Computes Dense(silu(Dense(features))) + table[cond], [B, width], from time features [B, F].
+
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, appendix
+    B, for the time part. The class part is added as in Dhariwal and Nichol, "Diffusion Models Beat GANs on
+    Image Synthesis" (2021), https://arxiv.org/abs/2105.05233. The table has num_classes + 1 rows; the last
+    one, with index num_classes, is the null class of classifier-free guidance, and `cond=None` means that row
+    for every example. Labels under a trace cannot be checked: one outside 0 .. num_classes gives NaN, not a
+    wrong class.
+
+    Raises ValueError for labels that are not integers, of a shape other than [] or [B], visibly out of range,
+    or given to a network without classes.
+
+    >>> embed = LabelEmbedding(width=16, num_classes=10)
+    >>> params = jax.eval_shape(embed.init, jax.random.key(0), jnp.zeros([3, 8]), None)["params"]
+    >>> params["class_table"]["embedding"].shape
+    (11, 16)
+    """
+
+    width: int
+    num_classes: int | None = None
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, cond: jax.Array | int | None) -> jax.Array:
+        labels = class_labels(cond, self.num_classes, features.shape[0])
+        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": dense_init}
+        emb = nn.Dense(self.width, name="time_0", **dense)(features)
+        emb = nn.Dense(self.width, name="time_1", **dense)(nn.silu(emb))
+        if labels is None or self.num_classes is None:
+            return emb
+        table = nn.Embed(
+            self.num_classes + 1,
+            self.width,
+            embedding_init=nn.initializers.normal(1.0),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="class_table",
+        )
+        return emb + table(labels)
+
+
+dense_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, for every layer but the last
+
+
+def class_labels(cond: Any, num_classes: int | None, batch: int) -> jax.Array | None:
+    """Returns int labels [B] for cond None, [] or [B]; None for a network without classes.
+
+    Raises ValueError as `LabelEmbedding` says.
+
+    >>> class_labels(None, 10, 3).tolist(), class_labels(4, 10, 3).tolist()
+    ([10, 10, 10], [4, 4, 4])
+    """
+    if num_classes is None:
+        if cond is not None:
+            raise ValueError("this network has no classes (num_classes=None), so cond must be None")
+        return None
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be None or at least 1; got {num_classes}")
+    if cond is None:
+        cond = num_classes
+    labels = jnp.asarray(cond)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"cond must hold integer class labels; got dtype {labels.dtype}")
+    if labels.shape not in ((), (batch,)):
+        raise ValueError(f"cond must have shape [] or [{batch}]; got {list(labels.shape)}")
+    if isinstance(cond, int | np.integer | np.ndarray) and np.any(
+        (np.asarray(cond) < 0) | (np.asarray(cond) > num_classes)
+    ):
+        raise ValueError(f"class labels must lie in 0 .. {num_classes} ({num_classes} is the null class); got {cond}")
+    # A traced label cannot be checked. One past the end gives NaN; a negative one must not count from the end.
+    labels = jnp.where(labels < 0, num_classes + 1, labels)
+    return jnp.broadcast_to(labels, (batch,))
+
+
+def time_labels(t: Any, batch: int, dtype: Any) -> jax.Array:
+    """Returns float labels [B] for integer or float t of shape [] or [B]; ValueError for any other shape.
+
+    >>> time_labels(7, 3, jnp.float32).tolist()
+    [7.0, 7.0, 7.0]
+    """
+    labels = jnp.asarray(t)
+    if labels.shape not in ((), (batch,)):
+        raise ValueError(f"t must have shape [] or [{batch}]; got {list(labels.shape)}")
+    return jnp.broadcast_to(labels.astype(dtype), (batch,))

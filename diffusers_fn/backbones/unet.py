@@ -1,0 +1,187 @@
+"""The U-Net of DDPM, improved diffusion and ADM as one configurable network."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn.backbones import blocks, embeddings
+
+
+class UNet(nn.Module):
+    """Computes a denoiser's output [B, H, W, C] for noisy images x [B, H, W, C] at time labels t [] or [B].
+
+    Resolutions halve from level to level on the way down and double on the way up. Every level runs residual
+    blocks, followed by self-attention at the chosen resolutions; the way up has one block more per level, and
+    each of its blocks concatenates one saved activation of the way down. The two ways meet in block,
+    attention, block.
+
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, appendix B
+    (the defaults: 35.7 million parameters for CIFAR-10, with dropout=0.1 there); Nichol and Dhariwal,
+    "Improved Denoising Diffusion Probabilistic Models" (2021), https://arxiv.org/abs/2102.09672
+    (scale_shift_norm, learned_variance, more heads); Dhariwal and Nichol, "Diffusion Models Beat GANs on
+    Image Synthesis" (2021), https://arxiv.org/abs/2105.05233 (ADM: head_dim=64, resblock_updown, attention at
+    32, 16 and 8).
+
+    The networks of the last two differ from DDPM in small print as well. As published they have
+    `time_cos_first=True, time_freq_shift=0, downsample_padding=(1, 1), norm_eps=1e-5`.
+
+    Call with x [B, H, W, C]; t integers or floats; cond integer class labels [] or [B], or None for the null
+    class, num_classes; train=True turns on dropout, which draws from the rng collection "dropout". The output
+    is float32, or x's dtype if that is wider. It has out_channels channels (C if None), or twice as many with
+    learned_variance: the mean's first, the variance's last.
+
+    Fields:
+      image_size: the resolution of level 0 that attention_resolutions speaks of. The same parameters serve
+        any H and W that the levels can halve.
+      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide.
+      num_res_blocks: residual blocks per level on the way down.
+      num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
+      scale_shift_norm: the embedding scales and shifts after a block's second normalisation, instead of
+        being added before it.
+      resblock_updown: change resolution in a residual block, instead of by a strided convolution and by
+        nearest-neighbour doubling with a convolution.
+      zero_init_output: start as the zero function, and every block as its skip connection.
+      norm_groups, norm_eps: of every group normalisation; the groups must divide every layer's channels.
+      time_cos_first, time_freq_shift: see `embeddings.sinusoidal_features`.
+      downsample_padding: zeros (before, after) each axis of a strided convolution.
+      attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, heads, head_dim].
+      dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
+        and the label embedding stay in float32 or wider.
+
+    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+
+    >>> unet = UNet(image_size=8, channels=8, channel_multipliers=(1, 2), attention_resolutions=(4,),
+    ...             norm_groups=4)
+    >>> x, t = jnp.zeros([2, 8, 8, 3]), jnp.array([0, 999])
+    >>> out, variables = jax.eval_shape(unet.init_with_output, jax.random.key(0), x, t)
+    >>> out.shape, sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    ((2, 8, 8, 3), 64483)
+    """
+
+    out_channels: int | None = None
+    image_size: int = 32
+    channels: int = 128
+    channel_multipliers: Sequence[int] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: Sequence[int] = (16,)
+    num_heads: int | None = None
+    head_dim: int | None = None
+    scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    num_classes: int | None = None
+    dropout: float = 0.0
+    learned_variance: bool = False
+    zero_init_output: bool = True
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    time_cos_first: bool = False
+    time_freq_shift: float = 1.0
+    downsample_padding: tuple[int, int] = (0, 1)
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        self._check(x)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps}
+        norm["zero_init"] = self.zero_init_output
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        heads: dict[str, Any] = {"num_heads": self.num_heads, "head_dim": self.head_dim}
+        heads["attention_fn"] = self.attention_fn
+        attention: Callable[..., Any] = functools.partial(blocks.SelfAttention, **heads, **norm, **types)
+        res_block: Callable[..., Any] = functools.partial(
+            blocks.ResBlock, dropout=self.dropout, scale_shift=self.scale_shift_norm, **norm, **types
+        )
+        widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
+        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
+        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        emb = self._embed(x, t, cond)
+
+        h = conv(self.channels, name="conv_in")(x)
+        saved = [h]
+        for level, width in enumerate(widths):
+            for i in range(self.num_res_blocks):
+                h = res_block(width, name=f"down_{level}_block_{i}")(h, emb, train=train)
+                if attends[level]:
+                    h = attention(name=f"down_{level}_attention_{i}")(h)
+                saved.append(h)
+            if level < len(widths) - 1:
+                name = f"down_{level}_downsample"
+                if self.resblock_updown:
+                    h = res_block(width, resample=blocks.average_pool, name=name)(h, emb, train=train)
+                else:
+                    h = conv(width, stride=2, padding=self.downsample_padding, name=name)(h)
+                saved.append(h)
+
+        h = res_block(widths[-1], name="mid_block_0")(h, emb, train=train)
+        h = attention(name="mid_attention")(h)
+        h = res_block(widths[-1], name="mid_block_1")(h, emb, train=train)
+
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, saved.pop()], axis=-1)
+                h = res_block(width, name=f"up_{level}_block_{i}")(h, emb, train=train)
+                if attends[level]:
+                    h = attention(name=f"up_{level}_attention_{i}")(h)
+            if level > 0:
+                name = f"up_{level}_upsample"
+                if self.resblock_updown:
+                    h = res_block(width, resample=blocks.nearest, name=name)(h, emb, train=train)
+                else:
+                    h = conv(width, name=name)(blocks.nearest(h))
+
+        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(h))
+        last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
+        features = x.shape[-1] if self.out_channels is None else self.out_channels
+        features = 2 * features if self.learned_variance else features
+        return conv(features, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)
+
+    def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> jax.Array:
+        """Returns the label embedding [B, 4 * channels] that every residual block receives."""
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        features = embeddings.sinusoidal_features(
+            embeddings.time_labels(t, x.shape[0], dtype),
+            self.channels,
+            freq_shift=self.time_freq_shift,
+            cos_first=self.time_cos_first,
+        )
+        embed = embeddings.LabelEmbedding(
+            4 * self.channels, self.num_classes, dtype=dtype, param_dtype=self.param_dtype, name="embedding"
+        )
+        return embed(features, cond)
+
+    def _check(self, x: jax.Array) -> None:
+        """Raises ValueError for fields or inputs that no network can be built from."""
+        levels = len(self.channel_multipliers)
+        if levels < 1 or self.num_res_blocks < 1:
+            raise ValueError(
+                "channel_multipliers must not be empty and num_res_blocks must be at least 1; got "
+                f"{tuple(self.channel_multipliers)} and {self.num_res_blocks}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+        if sum(self.downsample_padding) not in (1, 2):
+            raise ValueError(
+                f"downsample_padding must add 1 or 2 zeros to halve an axis; got {self.downsample_padding}"
+            )
+        if self.channels % 2:
+            raise ValueError(f"channels must be even; got {self.channels}")
+        factor = 2 ** (levels - 1)
+        if self.image_size % factor:
+            raise ValueError(f"image_size must be a multiple of {factor} for {levels} levels; got {self.image_size}")
+        resolutions = [self.image_size // 2**level for level in range(levels)]
+        if not set(self.attention_resolutions) <= set(resolutions):
+            raise ValueError(
+                f"attention_resolutions must be among the levels' resolutions {resolutions} "
+                f"(image_size={self.image_size}); got {tuple(self.attention_resolutions)}"
+            )
+        if x.ndim != 4:
+            raise ValueError(f"x must have shape [B, H, W, C]; got {list(x.shape)}")
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(f"H and W must be multiples of {factor} for {levels} levels; got {x.shape[1:3]}")

@@ -1,0 +1,110 @@
+"""Checkpoints of a training run: written in the background, verified when read, never half trusted."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+
+class Checkpoints:
+    """The checkpoints of one work directory, on orbax.
+
+    A save copies the state to the host and returns; writing goes on in the background, into a folder that gets its
+    name only when it is complete. A restore takes the newest checkpoint whose contents have the checksum that was
+    stored with them, and moves damaged ones aside, into `damaged/`.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 3):
+        """Opens the folder `checkpoints` of a work directory; keeps the newest `keep`."""
+        self._damaged = workdir / "damaged"
+        self._directory = (workdir / "checkpoints").absolute()
+        self._keep = keep
+        self._open()
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state under its step; waits for the save before it, if that one is still being written.
+
+        Raises:
+          OSError and others: if the save before this one failed, for instance on a full disk.
+        """
+        # Copies: the training step donates the arrays that it was given.
+        state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+        meta = {"checksum": checksum(state)}
+        self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        )
+
+    def restore(self, template: Any) -> tuple[int, Any] | None:
+        """Returns (step, state) of the newest sound checkpoint, or None if there is no checkpoint at all.
+
+        Args:
+          template: a tree of arrays or jax.ShapeDtypeStruct like the state.
+
+        Raises:
+          ValueError: if there are checkpoints and none of them is sound.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+        for step in steps:
+            try:
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore())
+                restored = self._manager.restore(step, args=args)
+                if checksum(restored.state) != restored.meta["checksum"]:
+                    raise ValueError("its contents do not have the checksum stored with them")
+                return step, restored.state
+            except Exception as error:
+                logging.warning("Checkpoint %d is damaged, trying the one before it: %s", step, _first_line(error))
+                self._set_aside(step)
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints {steps} could be read (they were moved to {self._damaged}): restore one from "
+                "a copy, or start again in a new --workdir"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk; raises what went wrong with it."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and releases the folder."""
+        self._manager.close()
+
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def _set_aside(self, step: int) -> None:
+        self._manager.close()
+        self._damaged.mkdir(exist_ok=True)
+        aside = self._damaged / str(step)
+        number = 0
+        while aside.exists():
+            number += 1
+            aside = self._damaged / f"{step}.{number}"
+        shutil.move(self._directory / str(step), aside)
+        self._open()
+
+
+def checksum(tree: Any) -> int:
+    """Returns the CRC-32 of all arrays of a tree, in the order of its leaves.
+
+    >>> checksum({"a": np.zeros(2)}) == checksum({"a": np.zeros(2)}) != checksum({"a": np.ones(2)})
+    True
+    """
+    value = 0
+    for leaf in jax.tree.leaves(tree):
+        leaf = np.ascontiguousarray(leaf)
+        value = zlib.crc32(leaf.tobytes() + str((leaf.dtype, leaf.shape)).encode(), value)
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -1,0 +1,58 @@
+"""Scores a trained model beside held-out real data.
+
+    python -m experiments.evaluate --config=configs/digits.py --workdir=runs/digits
+
+Draws config.evaluation.num_samples samples, equally many a class, and writes evaluation.json into the work
+directory: class accuracy by an independent classifier, Fréchet distance, precision and recall, distances to the
+nearest training image, spread of the pixels; each beside the same figure of held-out real data.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import data, runs
+from experiments.metrics import evaluate_samples
+from experiments.pictures import write_atomically
+
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0)
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Writes evaluation.json and prints it as a table."""
+    train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
+    runs.check_data_fits(config, train)
+    diffusion, params, step = runs.load_trained(config, workdir)
+    num_samples, num_classes = config.evaluation.num_samples, config.backbone.num_classes
+    labels = np.resize(np.arange(num_classes, dtype=np.int32), num_samples) if num_classes else None
+    samples = runs.draw_samples(diffusion, params, _SEED.value, labels, num_samples, config.evaluation.batch_size)
+    figures = {"step": step, "seed": _SEED.value, "sampler": config.sampler.to_dict()}
+    figures |= evaluate_samples(samples, labels, train, heldout)
+    text = json.dumps(figures, indent=2) + "\n"
+    write_atomically(workdir / "evaluation.json", lambda file: file.write(text.encode()))
+    print(table(figures))
+    print(f"written to {workdir / 'evaluation.json'}")
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Returns the figures as lines of text, samples beside held-out real data."""
+    rows = [f"{'':34}{'samples':>12}{'held-out':>12}"]
+    for name, value in figures.items():
+        if not isinstance(value, dict) or "samples" not in value:
+            continue
+        pairs = {name: (value["samples"], value["heldout"])}
+        if isinstance(value["samples"], dict):
+            pairs = {f"{name}.{part}": (value["samples"][part], value["heldout"][part]) for part in value["samples"]}
+        rows += [f"{label:34}{sample:12.4f}{real:12.4f}" for label, (sample, real) in pairs.items()]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    runs.define_flags()
+    runs.run(evaluate)

@@ -1,0 +1,47 @@
+"""Metrics of a run: a line of JSON each, and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from experiments.pictures import write_atomically
+
+
+class MetricLog:
+    """Appends metrics to `metrics.jsonl` and to TensorBoard events in `tensorboard/`."""
+
+    def __init__(self, workdir: Path, start_step: int = 0):
+        """Opens the log for a run that goes on after `start_step`; later entries, of a killed run, are dropped."""
+        self.path = workdir / "metrics.jsonl"
+        kept = [entry for entry in read(self.path) if entry["step"] <= start_step]
+        lines = "".join(json.dumps(entry) + "\n" for entry in kept)
+        write_atomically(self.path, lambda file: file.write(lines.encode()))
+        self._file = self.path.open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds one entry."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._events.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Returns the entries of a log; a last line that was cut off by a kill is left out."""
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries

@@ -1,0 +1,224 @@
+"""What the binaries share: the work directory of a run, its trained model, drawing many samples."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+import diffusers_fn as dfn
+from experiments import data
+from experiments.checkpoints import Checkpoints
+from experiments.pictures import save_grid, save_points, write_atomically
+
+# May change between two commands on one work directory: they do not touch what was learned.
+_FREE = ("sampler", "evaluation", "training.log_every", "training.sample_every", "training.checkpoint_every",
+         "training.keep_checkpoints")  # fmt: skip
+
+
+def define_flags() -> None:
+    """Defines --config and --workdir."""
+    config_flags.DEFINE_config_file(
+        "config", None, "File of the experiment, FILE.py or FILE.py:variant.", lock_config=True
+    )
+    flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def run(main: Callable[[ConfigDict, Path], Any]) -> None:
+    """Runs main(config, workdir) from the command line; a mistake of the user's ends in one line, not a traceback."""
+
+    def with_flags(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        if not any(arg.startswith(("--verbosity", "-v", "--v=")) for arg in sys.argv):
+            logging.set_verbosity(logging.WARNING)  # app.run's own default is INFO, which floods the progress bar
+        try:
+            main(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+        except ValueError as error:
+            if flags.FLAGS.debug:
+                raise
+            raise SystemExit(f"error: {error}\n(--debug shows where)") from None
+
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    app.run(with_flags, flags_parser=_parse_flags)
+
+
+def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
+    """Makes sure that a work directory belongs to a config, and records it in `config.json` when it is new.
+
+    Raises:
+      ValueError: if the directory holds a run of another config (the message lists what differs), holds other
+        files, or, with create False, no run at all.
+    """
+    path = workdir / "config.json"
+    wanted = _flat(config.to_dict())
+    if not path.exists():
+        if not create:
+            raise ValueError(f"{workdir} holds no run: train first, with the same --config and --workdir")
+        if (workdir / "checkpoints").exists():
+            raise ValueError(f"{workdir} holds checkpoints but no config.json: give another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(config.to_dict(), indent=2, default=list) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
+        return
+    held = _flat(json.loads(path.read_text()))
+    differing = [
+        f"{name}: {held.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
+        for name in sorted(set(held) | set(wanted))
+        if held.get(name) != wanted.get(name) and not name.startswith(_FREE)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a run of another config ({'; '.join(differing)}): give another --workdir or the same config"
+        )
+
+
+def check_data_fits(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raises ValueError unless the data set has the shape and the labels that the model is built for."""
+    if tuple(config.data.shape) != tuple(dataset.shape):
+        raise ValueError(f"config.data.shape is {tuple(config.data.shape)}, but the data have shape {dataset.shape}")
+    num_classes = config.backbone.num_classes
+    if num_classes and dataset.labels is None:
+        raise ValueError(
+            "the model is class-conditional, but the data have no labels: set config.backbone.num_classes=0"
+        )
+    if num_classes and dataset.num_classes > num_classes:
+        raise ValueError(
+            f"the data have {dataset.num_classes} classes, the model {num_classes}: set config.backbone.num_classes"
+        )
+
+
+def data_seed(config: ConfigDict) -> ConfigDict:
+    """Returns config.data with the run's seed, which also decides what is held out."""
+    return ConfigDict({**config.data.to_dict(), "seed": config.seed})
+
+
+def make_optimizer(config: ConfigDict) -> Any:
+    """Returns the optimizer that config.training describes."""
+    training = config.training
+    return dfn.training.make_optimizer(
+        training.optimizer,
+        learning_rate=training.learning_rate,
+        lr_schedule=training.lr_schedule,
+        warmup_steps=training.warmup_steps,
+        num_steps=training.num_steps,
+        weight_decay=training.weight_decay,
+        grad_clip=training.grad_clip,
+        accumulation=training.accumulation,
+    )
+
+
+def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Any, int]:
+    """Returns (diffusion, params, step): the model of a work directory with its averaged parameters.
+
+    Raises:
+      ValueError: if the directory holds no run, or one of another config.
+    """
+    open_workdir(workdir, config, create=False)
+    diffusion = dfn.build(config)
+    optimizer = make_optimizer(config)
+    template = jax.eval_shape(
+        lambda key: dfn.training.make_train_state(diffusion.init(key), optimizer), jax.random.key(0)
+    )
+    checkpoints = Checkpoints(workdir)
+    restored = checkpoints.restore(template)
+    checkpoints.close()
+    if restored is None:
+        raise ValueError(f"{workdir} holds no checkpoint yet: train first")
+    step, state = restored
+    return diffusion, jax.device_put(state.ema), step
+
+
+def draw_samples(
+    diffusion: dfn.Diffusion, params: Any, seed: int, labels: np.ndarray | None, num_samples: int, batch_size: int
+) -> np.ndarray:
+    """Returns samples [num_samples, *shape], drawn in batches under one compiled program with a progress bar.
+
+    Each sample has a key of its own: the same seed gives the same samples for every batch size.
+
+    Args:
+      diffusion: the model.
+      params: its parameters.
+      seed: of the samples.
+      labels: [num_samples], or None for unconditional samples.
+      num_samples: how many.
+      batch_size: how many at once.
+    """
+    batch_size = min(batch_size, num_samples)
+    padded = -(-num_samples // batch_size) * batch_size
+    keys = jax.random.split(jax.random.key(seed), padded)
+    conds = None if labels is None else np.resize(labels, padded)
+
+    @jax.jit
+    def draw(params: Any, keys: jax.Array, cond: Any) -> jax.Array:
+        return diffusion.sample(params, keys, batch_size, cond=cond).x0
+
+    parts = []
+    for start in tqdm(range(0, padded, batch_size), desc="sampling", unit="batch", disable=padded == batch_size):
+        part = slice(start, start + batch_size)
+        parts.append(np.asarray(draw(params, keys[part], None if conds is None else conds[part])))
+    return np.concatenate(parts)[:num_samples]
+
+
+def grid_labels(config: ConfigDict) -> np.ndarray | None:
+    """Returns the labels of a sample grid: ten of each of the first ten classes, a row each; None without classes."""
+    num_classes = config.backbone.num_classes
+    return np.repeat(np.arange(min(num_classes, 10)), 10) if num_classes else None
+
+
+def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, reference: Any = None) -> None:
+    """Writes images as a grid, or points of the plane as a scatter plot, to a PNG file."""
+    if samples.ndim == 4:
+        save_grid(path, samples, columns=columns)
+    elif samples.shape[1:] == (2,):
+        save_points(path, samples, reference)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; a wrong --config field, value or variant ends in one line that names the valid ones."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        message = _unknown_field(argv) or (error.args[0] if isinstance(error, KeyError) else str(error))
+        if "Traceback" in message:  # from inside the config file: its last line says what is wrong
+            message = message.strip().splitlines()[-1].removeprefix("ValueError: ")
+        raise SystemExit(f"error: {message}") from None
+
+
+def _unknown_field(argv: list[str]) -> str | None:
+    """Says which --config.a.b=... names no field, and which there are; None if that is not what is wrong."""
+    names = [arg.lstrip("-").split("=")[0].split(".")[1:] for arg in argv if arg.startswith(("--config.", "-config."))]
+    files = [arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-config="))]
+    try:
+        config = flags.FLAGS["config"].parser.parse(files[-1])
+    except Exception:  # then the file itself is what is wrong
+        return None
+    for name in names:
+        at = config
+        for depth, part in enumerate(name):
+            if not isinstance(at, ConfigDict) or part not in at:
+                there = ".".join(["config", *name[:depth]])
+                valid = f"it has {', '.join(sorted(at))}" if isinstance(at, ConfigDict) else "it has no fields"
+                return f"{there} has no field {part!r}; {valid}"
+            at = at[part]
+    return None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, as in JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,146 @@
+"""Trains a model.
+
+    python -m experiments.train --config=configs/digits.py --workdir=runs/digits
+
+The same command again resumes from the last checkpoint. Work directory: config.json, checkpoints/, metrics.jsonl,
+tensorboard/, samples/ (a picture every sample_every steps), samples.png and curve.png at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import diffusers_fn as dfn
+from experiments import data, runs
+from experiments.checkpoints import Checkpoints
+from experiments.metric_log import MetricLog
+from experiments.pictures import save_curves
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains until config.training.num_steps, from the last checkpoint if there is one.
+
+    SIGTERM and Ctrl-C save a checkpoint and return; a killed run loses what came after its last checkpoint, and
+    repeats it to the bit.
+
+    Raises:
+      ValueError: if config, data and work directory do not fit together.
+      FloatingPointError: if the loss is not finite; the state that led there is not saved.
+    """
+    diffusion = dfn.build(config)
+    dataset = data.load(runs.data_seed(config), "train")
+    runs.check_data_fits(config, dataset)
+    optimizer = runs.make_optimizer(config)
+    runs.open_workdir(workdir, config, create=True)
+    settings = config.training
+
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    state = jax.jit(lambda key: dfn.training.make_train_state(diffusion.init(key), optimizer))(init_key)
+    checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
+    restored = checkpoints.restore(state)
+    start = 0
+    if restored is not None:
+        start, state = restored
+        print(f"resuming at step {start} of {settings.num_steps}")
+
+    mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
+    state = dfn.training.replicate(state, mesh)
+    train_step = jax.jit(
+        dfn.training.make_train_step(diffusion.loss, optimizer, ema_decay=settings.ema_decay), donate_argnums=0
+    )
+    grid = SampleGrid(config, diffusion, workdir, data.float_images(dataset, np.arange(min(2_000, len(dataset)))))
+    log = MetricLog(workdir, start)
+    batches = data.batches(dataset, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(f"{len(dataset)} examples, {num_params:,} parameters, {jax.device_count()} {jax.default_backend()} device(s)")
+
+    stop = StopSignal()
+    step = start
+    since, when = start, time.monotonic()
+    with tqdm(total=settings.num_steps, initial=start, unit="step", desc="compiling", mininterval=0.5) as bar:
+        for batch in batches:
+            if step >= settings.num_steps or stop.requested:
+                break
+            state, metrics = train_step(state, run_key, dfn.training.split_batch(batch, mesh))
+            step += 1
+            bar.update()
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                bar.set_description("training")
+                since, when = step, time.monotonic()
+            last = step == settings.num_steps or stop.requested
+            if step % settings.log_every == 0 or last or step % settings.checkpoint_every == 0:
+                values = {name: float(value) for name, value in metrics.items()}
+                if not math.isfinite(values["loss"]):
+                    raise FloatingPointError(
+                        f"the loss is {values['loss']} at step {step}; the last checkpoint is kept: lower "
+                        "training.learning_rate or set training.grad_clip"
+                    )
+                elapsed = time.monotonic() - when
+                values["steps_per_second"] = (step - since) / elapsed if step > since else 0.0
+                since, when = step, time.monotonic()
+                bar.set_postfix(loss=f"{values['loss']:.4f}")
+                log.write(step, values)
+            if step % settings.checkpoint_every == 0 or last:
+                checkpoints.save(step, state)
+            if step % settings.sample_every == 0 and not last:
+                bar.set_description("sampling")
+                grid.draw(state.ema, workdir / "samples" / f"{step:08d}.png")
+                bar.set_description("training")
+                since, when = step, time.monotonic()
+    checkpoints.close()
+    log.close()
+    if step < settings.num_steps:
+        print(f"stopped at step {step} of {settings.num_steps}; the same command resumes from there")
+        return
+    grid.draw(state.ema, workdir / "samples.png")
+    save_curves(workdir / "curve.png", log.path)
+    print(f"done: samples in {workdir / 'samples.png'}, loss curve in {workdir / 'curve.png'}, all else in {workdir}")
+
+
+class SampleGrid:
+    """Draws the same grid of samples, with the same noise and labels, whenever it is asked for."""
+
+    def __init__(self, config: ConfigDict, diffusion: dfn.Diffusion, workdir: Path, reference: np.ndarray):
+        (workdir / "samples").mkdir(exist_ok=True)
+        labels = runs.grid_labels(config)
+        self._reference = reference
+        self._columns = None if labels is None else 10
+        num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
+        cond = None if labels is None else jnp.asarray(labels)
+        keys = jax.random.split(jax.random.key(config.seed), num_samples)
+        self._sample = jax.jit(lambda params: diffusion.sample(params, keys, num_samples, cond=cond).x0)
+
+    def draw(self, params: Any, path: Path) -> None:
+        """Writes the picture of samples drawn with these parameters."""
+        runs.save_picture(path, np.asarray(self._sample(params)), self._columns, self._reference)
+
+
+class StopSignal:
+    """Turns SIGTERM and Ctrl-C into a request to stop after the current step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:  # the second time is meant
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+if __name__ == "__main__":
+    runs.define_flags()
+    runs.run(train)

@@ -1,0 +1,103 @@
+"""Checkpoints: exact round trip, checksums, damage, the work directory's guard, the metric log."""
+
+import json
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import metric_log, runs
+from experiments.checkpoints import Checkpoints, checksum
+
+
+@pytest.fixture
+def state():
+    return {"w": jnp.arange(1000.0), "step": jnp.array(3, jnp.int32), "half": jnp.ones(4, jnp.bfloat16)}
+
+
+def test_round_trip_is_exact(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, state)
+    checkpoints.wait()
+    step, restored = checkpoints.restore(state)
+    checkpoints.close()
+    assert step == 3
+    for name, value in state.items():
+        np.testing.assert_array_equal(restored[name], value)
+        assert restored[name].dtype == value.dtype
+
+
+def test_no_checkpoint_is_no_error(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(state) is None
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_damage_falls_back_to_the_checkpoint_before(tmp_path, state, damage):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.save(2, {**state, "w": state["w"] + 1})
+    checkpoints.close()
+    files = [path for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    if damage == "truncate":
+        os.truncate(largest, largest.stat().st_size // 2)
+    elif damage == "empty":
+        os.truncate(largest, 0)
+    else:
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 0x10
+        largest.write_bytes(bytes(content))
+    checkpoints = Checkpoints(tmp_path)
+    step, restored = checkpoints.restore(state)
+    assert step == 1
+    np.testing.assert_array_equal(restored["w"], state["w"])
+    checkpoints.save(2, state)  # the number is free again
+    checkpoints.wait()
+    assert checkpoints.restore(state)[0] == 2
+    checkpoints.close()
+
+
+def test_when_all_are_damaged_nothing_starts_over_silently(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.close()
+    for path in (tmp_path / "checkpoints" / "1" / "state").rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"none of the checkpoints \[1\] could be read"):
+        checkpoints.restore(state)
+    checkpoints.close()
+
+
+def test_checksum_sees_a_bit_a_type_and_a_shape():
+    zeros = np.zeros(4, np.float32)
+    others = [np.array([0, 0, 0, 1e-45], np.float32), np.zeros(4, np.int32), np.zeros((2, 2), np.float32)]
+    assert len({checksum(array) for array in (zeros, *others)}) == 4
+
+
+def test_workdir_of_another_config_is_refused(tmp_path):
+    config = ConfigDict({"seed": 0, "training": {"num_steps": 5, "log_every": 1}, "sampler": {"eta": 0.0}})
+    runs.open_workdir(tmp_path, config, create=True)
+    config.training.log_every = 2
+    config.sampler.eta = 1.0
+    runs.open_workdir(tmp_path, config, create=True)  # does not touch what is learned
+    config.seed = 1
+    with pytest.raises(ValueError, match=r"another config \(seed: 0 there, 1 here\)"):
+        runs.open_workdir(tmp_path, config, create=True)
+
+
+def test_metric_log_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "loss": 0.5}\n{"step": 30, "lo')
+    log = metric_log.MetricLog(tmp_path, start_step=10)
+    log.write(20, {"loss": 0.25})
+    log.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 10, "loss": 1.0},
+        {"step": 20, "loss": 0.25},
+    ]
