@@ -11,8 +11,8 @@ from configs.default import customise, default_config, pick
 
 VARIANTS = {
     "mlp": {
-        "backbone": {"name": "mlp", "width": 512, "depth": 4, "num_classes": 10, "dropout": 0.1},
-        "training": {"num_steps": 5_000, "batch_size": 128},
+        "backbone": {"name": "mlp", "width": 256, "depth": 4, "num_classes": 10, "dropout": 0.15},
+        "training": {"num_steps": 3_000, "batch_size": 128},
     },
     "unet": {
         "backbone": {
@@ -31,5 +31,7 @@ VARIANTS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    config = customise(default_config(), sampler={"cfg_scale": 2.0})
+    config = customise(
+        default_config(), sampler={"skip_type": "log_snr", "num_inference_steps": 100, "cfg_scale": 1.75}
+    )
     return customise(config, **pick(VARIANTS, arg, "mlp"))

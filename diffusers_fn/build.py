@@ -151,7 +151,9 @@ def build(config: ConfigDict) -> Diffusion:
         params: Any, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
         rngs = {} if key is None else {"dropout": key}
-        return module.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
+        out = module.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
+        assert isinstance(out, jax.Array)  # and no (out, mutated variables): none are mutable
+        return out
 
     def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         x0 = _check_images(batch, shape)
@@ -250,9 +252,7 @@ def _check_sections(config: ConfigDict) -> None:
         if field not in config[section]
     ]  # fmt: skip
     if missing:
-        raise ValueError(
-            f"the config lacks {', '.join(missing)}: start from a file in configs/, whose default_config names every field"
-        )
+        raise ValueError(f"the config lacks {', '.join(missing)}: configs/default.py names every field")
 
 
 def _make_schedule(config: ConfigDict) -> NoiseSchedule:

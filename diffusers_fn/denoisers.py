@@ -95,10 +95,12 @@ def bind(denoise: Denoiser, cond: Any) -> Denoiser:
     Array([[0.8, 0.8]], dtype=float32)
     """
 
-    def bound(x: jax.Array, level: Level, cond_given: Any = None) -> Prediction:
-        if cond_given is not None:
+    fixed = cond
+
+    def bound(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+        if cond is not None:
             raise ValueError("this denoiser's conditioning was bound already; call the unbound one with cond")
-        return denoise(x, level, cond)
+        return denoise(x, level, fixed)
 
     return bound
 

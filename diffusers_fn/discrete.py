@@ -149,8 +149,9 @@ def p_mean_variance(
     mean, _, _ = q_posterior_mean_variance(schedule, pred_x_start, x_t.astype(pred_x_start.dtype), t)
     if variance.learned != (var_out is not None):
         raise ValueError(
-            f"variance={variance.name} needs a network output of {'twice x_t' if variance.learned else 'x_t'}'s channels "
-            f"({x_t.shape[-1]}), got {model_output.shape[-1]}: pass another of fixed_small, fixed_large, learned, learned_range"
+            f"variance={variance.name} needs {'twice as many channels as' if variance.learned else 'the channels of'} "
+            f"x_t ({x_t.shape[-1]}) from the network; got {model_output.shape[-1]}: pass another variance "
+            "(fixed_small, fixed_large, learned, learned_range)"
         )
     var, log_var = variance.on_table(schedule, t, var_out)
     full = lambda value: jnp.broadcast_to(expand(value, mean), mean.shape)  # noqa: E731
@@ -282,8 +283,7 @@ def ddim_step(
     check_timesteps(schedule, t)
     check_descending(t, t_prev)
     check_eta(eta)
-    deterministic = isinstance(eta, (int, float)) and eta == 0
-    if noise is None and not deterministic:
+    if noise is None and not (isinstance(eta, (int, float)) and eta == 0):
         raise ValueError(f"noise is needed where eta is not 0; got eta = {eta} and no noise")
 
     level, prev = level_at(schedule, t), level_at(schedule, t_prev)
@@ -293,7 +293,7 @@ def ddim_step(
     eps_hat = predicted_noise
     if use_clipped_model_output:
         eps_hat = (x_t - expand(level.alpha, x_t) * x0_hat) / expand(level.sigma, x_t)
-    if deterministic:
+    if noise is None:
         return add_noise(x0_hat, eps_hat.astype(x0_hat.dtype), prev)
     s = eta * jnp.sqrt(posterior(level, prev)[2])
     direction = jnp.sqrt(prev.sigma**2 - s**2)

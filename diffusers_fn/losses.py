@@ -318,9 +318,9 @@ def _mean(error: jax.Array) -> jax.Array:
     return jnp.mean(error.reshape(error.shape[0], -1), axis=1)
 
 
-def _below_one() -> jax.Array:
+def _below_one() -> float:
     """The largest float below 1: rounding must not turn u into 1, hence t into T."""
-    return 1.0 - jnp.finfo(jnp.result_type(float)).epsneg
+    return float(1.0 - jnp.finfo(jnp.result_type(float)).epsneg)
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -264,7 +264,7 @@ def check_timesteps(schedule: NoiseSchedule, t: Any, lowest: int = 0) -> None:
     ValueError: timesteps must lie in [0, 999] for a schedule of 1000 timesteps; got 1000
     """
     num_timesteps = schedule.betas.shape[0]
-    dtype = getattr(t, "dtype", np.asarray(t).dtype if not isinstance(t, jax.Array) else None)
+    dtype = t.dtype if isinstance(t, jax.Array) else np.asarray(t).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"timesteps must be integers; got {dtype}")
     values = concrete(t)

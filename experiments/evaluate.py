@@ -21,18 +21,16 @@ from experiments import data, runs
 from experiments.metrics import evaluate_samples
 from experiments.pictures import write_atomically
 
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0)
 
-
-def evaluate(config: ConfigDict, workdir: Path) -> None:
+def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
     """Writes evaluation.json and prints it as a table."""
     train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
     diffusion, params, step = runs.load_trained(config, workdir)
     num_samples, num_classes = config.evaluation.num_samples, config.backbone.num_classes
     labels = np.resize(np.arange(num_classes, dtype=np.int32), num_samples) if num_classes else None
-    samples = runs.draw_samples(diffusion, params, _SEED.value, labels, num_samples, config.evaluation.batch_size)
-    figures = {"step": step, "seed": _SEED.value, "sampler": config.sampler.to_dict()}
+    samples = runs.draw_samples(diffusion, params, seed, labels, num_samples, config.evaluation.batch_size)
+    figures = {"step": step, "seed": seed, "sampler": config.sampler.to_dict()}
     figures |= evaluate_samples(samples, labels, train, heldout)
     text = json.dumps(figures, indent=2) + "\n"
     write_atomically(workdir / "evaluation.json", lambda file: file.write(text.encode()))
@@ -55,4 +53,5 @@ def table(figures: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     runs.define_flags()
-    runs.run(evaluate)
+    flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0)
+    runs.run(lambda config, workdir: evaluate(config, workdir, seed=flags.FLAGS.seed))

@@ -78,7 +78,8 @@ def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
     ]
     if differing:
         raise ValueError(
-            f"{workdir} holds a run of another config ({'; '.join(differing)}): give another --workdir or the same config"
+            f"{workdir} holds a run of another config ({'; '.join(differing)}): "
+            "give another --workdir or the same config"
         )
 
 

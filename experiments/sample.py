@@ -10,6 +10,7 @@ work directory's folder `sampled`. The sampler's settings may differ from those 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -18,23 +19,33 @@ from ml_collections import ConfigDict
 from experiments import runs
 from experiments.pictures import write_atomically
 
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 100, "How many samples.", lower_bound=1)
-_LABELS = flags.DEFINE_list(
-    "labels", None, "Classes to draw, in turn, e.g. 3 or 0,1,2; default: all. 'none': no class."
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "How many samples at once.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the samples; default: WORKDIR/sampled.")
 
+def sample(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    num_samples: int = 100,
+    labels: list[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    output: Path | None = None,
+) -> None:
+    """Draws samples with the averaged parameters of the newest checkpoint and writes them as numbers and picture.
 
-def sample(config: ConfigDict, workdir: Path) -> None:
-    """Draws samples with the averaged parameters of the newest checkpoint and writes them as numbers and picture."""
-    labels = choose_labels(_LABELS.value, config.backbone.num_classes, _NUM_SAMPLES.value)
+    Args:
+      config, workdir: as trained; the sampler's settings may differ.
+      num_samples: how many.
+      labels: see `choose_labels`.
+      seed: of the samples.
+      batch_size: how many samples at once; it does not change them.
+      output: folder for samples.npz and samples.png; WORKDIR/sampled by default.
+    """
+    chosen = choose_labels(labels, config.backbone.num_classes, num_samples)
     diffusion, params, step = runs.load_trained(config, workdir)
-    samples = runs.draw_samples(diffusion, params, _SEED.value, labels, _NUM_SAMPLES.value, _BATCH_SIZE.value)
-    output = Path(_OUTPUT.value) if _OUTPUT.value else workdir / "sampled"
+    samples = runs.draw_samples(diffusion, params, seed, chosen, num_samples, batch_size)
+    output = output or workdir / "sampled"
     output.mkdir(parents=True, exist_ok=True)
-    arrays = {"samples": samples} | ({} if labels is None else {"labels": labels})
+    arrays: dict[str, Any] = {"samples": samples} | ({} if chosen is None else {"labels": chosen})
     write_atomically(output / "samples.npz", lambda file: np.savez(file, **arrays))
     runs.save_picture(output / "samples.png", samples)
     print(f"{len(samples)} samples of step {step}: {output / 'samples.png'} and {output / 'samples.npz'}")
@@ -43,8 +54,16 @@ def sample(config: ConfigDict, workdir: Path) -> None:
 def choose_labels(given: list[str] | None, num_classes: int, num_samples: int) -> np.ndarray | None:
     """Returns the labels [num_samples] that --labels asks for, repeated in turn; None for no condition.
 
+    Args:
+      given: ["3", "5"] and the like, ["none"] for no condition, None for all classes.
+      num_classes: of the model; 0 is unconditional.
+      num_samples: how many labels.
+
     Raises:
       ValueError: if a label is no class of the model.
+
+    >>> choose_labels(["3", "5"], num_classes=10, num_samples=4)
+    array([3, 5, 3, 5], dtype=int32)
     """
     if given == ["none"] or (given is None and not num_classes):
         return None
@@ -61,6 +80,25 @@ def choose_labels(given: list[str] | None, num_classes: int, num_samples: int) -
     return np.resize(labels, num_samples)
 
 
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Calls `sample` with the command line's flags."""
+    given = flags.FLAGS
+    sample(
+        config,
+        workdir,
+        num_samples=given.num_samples,
+        labels=given.labels,
+        seed=given.seed,
+        batch_size=given.batch_size,
+        output=Path(given.output) if given.output else None,
+    )
+
+
 if __name__ == "__main__":
     runs.define_flags()
-    runs.run(sample)
+    flags.DEFINE_integer("num_samples", 100, "How many samples.", lower_bound=1)
+    flags.DEFINE_list("labels", None, "Classes to draw in turn, e.g. 3 or 0,1,2 (default: all), or none for no class.")
+    flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 100, "How many samples at once.", lower_bound=1)
+    flags.DEFINE_string("output", None, "Folder for the samples; default: WORKDIR/sampled.")
+    runs.run(main)

@@ -67,12 +67,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     stop = StopSignal()
     step = start
+    window: list[dict[str, jax.Array]] = []  # metrics since the last log entry, which holds their means
     since, when = start, time.monotonic()
     with tqdm(total=settings.num_steps, initial=start, unit="step", desc="compiling", mininterval=0.5) as bar:
         for batch in batches:
             if step >= settings.num_steps or stop.requested:
                 break
             state, metrics = train_step(state, run_key, dfn.training.split_batch(batch, mesh))
+            window.append(metrics)
             step += 1
             bar.update()
             if step == start + 1:
@@ -81,10 +83,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 since, when = step, time.monotonic()
             last = step == settings.num_steps or stop.requested
             if step % settings.log_every == 0 or last or step % settings.checkpoint_every == 0:
-                values = {name: float(value) for name, value in metrics.items()}
+                fetched = jax.device_get(window)
+                values = {name: float(np.mean([each[name] for each in fetched])) for name in metrics}
+                window = []
                 if not math.isfinite(values["loss"]):
                     raise FloatingPointError(
-                        f"the loss is {values['loss']} at step {step}; the last checkpoint is kept: lower "
+                        f"the loss is {values['loss']} before step {step}; the last checkpoint is kept: lower "
                         "training.learning_rate or set training.grad_clip"
                     )
                 elapsed = time.monotonic() - when

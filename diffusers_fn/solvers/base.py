@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -161,9 +162,10 @@ def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[
     kept = Prediction(prediction.x0.astype(like.dtype), prediction.eps.astype(like.dtype))
     predictions = (kept, *state.predictions)
 
-    x = sum(expand(row.x[j], like) * x_j for j, x_j in enumerate(state.xs))
-    x += sum(expand(row.x0[k], like) * m.x0 for k, m in enumerate(predictions))
-    x += sum(expand(row.eps[k], like) * m.eps for k, m in enumerate(predictions))
+    terms = [expand(row.x[j], like) * x_j for j, x_j in enumerate(state.xs)]
+    terms += [expand(row.x0[k], like) * m.x0 for k, m in enumerate(predictions)]
+    terms += [expand(row.eps[k], like) * m.eps for k, m in enumerate(predictions)]
+    x = functools.reduce(operator.add, terms)
     if row.noise is not None:
         std = expand(row.noise, like)
         if row.noise_range is not None:
