@@ -116,8 +116,8 @@ def build(config: ConfigDict) -> Diffusion:
       ValueError: if a field is missing or unknown or holds a name or number that is not allowed; the message says
         what is.
 
-    >>> from configs import toy2d
-    >>> diffusion = build(toy2d.get_config())
+    >>> from configs import ddpm_toy2d
+    >>> diffusion = build(ddpm_toy2d.get_config())
     >>> params = jax.eval_shape(diffusion.init, jax.random.key(0))
     >>> samples = jax.eval_shape(lambda p, key: diffusion.sample(p, key, 16), params, jax.random.key(1))
     >>> samples.x0.shape
@@ -142,6 +142,11 @@ def build(config: ConfigDict) -> Diffusion:
     make_grid = _choose("sampler.skip_type", config.sampler.skip_type, GRIDS)
     make_solver = _choose("sampler.name", config.sampler.name, SOLVERS)
     label_dropout = _fraction("loss.label_dropout", config.loss.label_dropout)
+    if config.sampler.cfg_scale != 1 and not (num_classes and label_dropout):
+        raise ValueError(
+            f"config.sampler.cfg_scale is {config.sampler.cfg_scale}, but guidance needs a class-conditional model that "
+            "learned to do without its label: set backbone.num_classes and loss.label_dropout, or cfg_scale to 1"
+        )
     make_solver(config, make_grid(schedule, config.sampler.num_inference_steps), config.sampler.eta)  # fail now
 
     def init(key: jax.Array) -> Any:

@@ -1,6 +1,6 @@
 """Trains a model.
 
-    python -m experiments.train --config=configs/digits.py --workdir=runs/digits
+    python -m experiments.train --config=configs/ddpm_digits.py --workdir=runs/digits
 
 The same command again resumes from the last checkpoint. Work directory: config.json, checkpoints/, metrics.jsonl,
 tensorboard/, samples/ (a picture every sample_every steps), samples.png and curve.png at the end.

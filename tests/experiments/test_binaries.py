@@ -64,7 +64,7 @@ def final_parameters(workdir, step=60):
 def trained(tmp_path_factory):
     """A work directory whose run was never interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    output = run("train", "digits.py", workdir)
+    output = run("train", "ddpm_digits.py", workdir)
     return workdir, output
 
 
@@ -83,7 +83,7 @@ def test_train_leaves_what_it_promises(trained):
 @pytest.mark.slow
 def test_killed_run_resumes_to_the_same_bits(trained, tmp_path):
     workdir = tmp_path / "killed"
-    slow = command("train", "digits.py", workdir, *SMALL, "--config.training.sample_every=15")
+    slow = command("train", "ddpm_digits.py", workdir, *SMALL, "--config.training.sample_every=15")
     process = subprocess.Popen(slow, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
     while not (workdir / "checkpoints" / "10").exists():
@@ -94,7 +94,7 @@ def test_killed_run_resumes_to_the_same_bits(trained, tmp_path):
     process.wait()
     assert not (workdir / "samples.png").exists()  # it was killed on the way
 
-    output = run("train", "digits.py", workdir)
+    output = run("train", "ddpm_digits.py", workdir)
     assert "resuming at step" in output
     state, checksum = final_parameters(workdir)
     whole, whole_checksum = final_parameters(trained[0])
@@ -113,7 +113,7 @@ def test_sigterm_saves_and_exits_cleanly(trained, tmp_path):
     # More steps than can be done before the signal; the config must be that of the whole run to be comparable.
     options = [*SMALL, "--config.training.num_steps=1000000", "--config.training.lr_schedule=constant"]
     process = subprocess.Popen(
-        command("train", "digits.py", workdir, *options),
+        command("train", "ddpm_digits.py", workdir, *options),
         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -135,7 +135,7 @@ def test_truncated_newest_checkpoint_falls_back_with_a_warning(trained, tmp_path
     shutil.copytree(trained[0], workdir)
     largest = max((workdir / "checkpoints" / "60" / "state").rglob("*"), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
-    output = run("train", "digits.py", workdir)
+    output = run("train", "ddpm_digits.py", workdir)
     assert "Checkpoint 60 is damaged" in output
     assert "resuming at step 50" in output
     assert (workdir / "damaged" / "60").is_dir()  # set aside, not deleted
@@ -145,7 +145,7 @@ def test_truncated_newest_checkpoint_falls_back_with_a_warning(trained, tmp_path
 @pytest.mark.slow
 def test_sample_and_evaluate(trained):
     workdir, _ = trained
-    output = run("sample", "digits.py", workdir, "--num_samples=12", "--labels=3,5", "--batch_size=5")
+    output = run("sample", "ddpm_digits.py", workdir, "--num_samples=12", "--labels=3,5", "--batch_size=5")
     arrays = np.load(workdir / "sampled" / "samples.npz")
     assert arrays["samples"].shape == (12, 8, 8, 1)
     assert np.isfinite(arrays["samples"]).all()
@@ -154,7 +154,7 @@ def test_sample_and_evaluate(trained):
     # A sample depends on its own key: another batch size draws the same ones.
     run(
         "sample",
-        "digits.py",
+        "ddpm_digits.py",
         workdir,
         "--num_samples=12",
         "--labels=3,5",
@@ -164,7 +164,7 @@ def test_sample_and_evaluate(trained):
     )
     np.testing.assert_allclose(np.load(workdir / "b" / "samples.npz")["samples"], arrays["samples"], atol=1e-4)
 
-    run("evaluate", "digits.py", workdir)
+    run("evaluate", "ddpm_digits.py", workdir)
     figures = json.loads((workdir / "evaluation.json").read_text())
     assert figures["class_accuracy"]["heldout"] > 0.97  # a support vector machine on real digits
     assert figures["num_samples"] == 200
@@ -174,13 +174,13 @@ def test_sample_and_evaluate(trained):
 @pytest.mark.parametrize(
     ("binary", "config", "options", "message"),
     [
-        ("train", "digits.py:conv", (), "comes one of mlp, unet"),
-        ("train", "digits.py", ("--config.training.steps=3",), "config.training has no field 'steps'; it has accum"),
-        ("train", "digits.py", ("--config.training.num_steps=many",), "num_steps=many: invalid literal for int"),
-        ("train", "digits.py", ("--config.loss.weight=snrr",), "config.loss.weight must be one of edm, min_snr"),
-        ("train", "toy2d.py", (), "holds a run of another config"),
-        ("train", "digits.py", ("--config.backbone.num_classes=7",), "set config.backbone.num_classes"),
-        ("sample", "digits.py", ("--labels=11",), r"--labels must lie in [0, 9]; got 11"),
+        ("train", "ddpm_digits.py:conv", (), "comes one of mlp, unconditional, unet"),
+        ("train", "ddpm_digits.py", ("--config.training.steps=3",), "config.training has no field 'steps'; it has accum"),
+        ("train", "ddpm_digits.py", ("--config.training.num_steps=many",), "num_steps=many: invalid literal for int"),
+        ("train", "ddpm_digits.py", ("--config.loss.weight=snrr",), "config.loss.weight must be one of edm, min_snr"),
+        ("train", "ddpm_toy2d.py", (), "holds a run of another config"),
+        ("train", "ddpm_digits.py", ("--config.backbone.num_classes=7",), "set config.backbone.num_classes"),
+        ("sample", "ddpm_digits.py", ("--labels=11",), r"--labels must lie in [0, 9]; got 11"),
     ],
 )
 def test_mistakes_end_in_one_line(trained, binary, config, options, message):
@@ -193,7 +193,7 @@ def test_mistakes_end_in_one_line(trained, binary, config, options, message):
 
 @pytest.mark.slow
 def test_sampling_before_training_says_so(tmp_path):
-    assert "holds no run: train first" in run("sample", "digits.py", tmp_path / "nothing", code=1)
+    assert "holds no run: train first" in run("sample", "ddpm_digits.py", tmp_path / "nothing", code=1)
     assert not (tmp_path / "nothing").exists()
 
 

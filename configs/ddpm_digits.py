@@ -1,0 +1,42 @@
+"""DDPM / DDIM of scikit-learn's 1,797 real handwritten digits, 8x8 pixels; the quick start.
+
+    python -m experiments.train --config=configs/ddpm_digits.py --workdir=runs/digits
+
+Variants: `mlp` (the default), class-conditional, a residual MLP on the 64 pixels: a minute on two CPU cores, after
+which a support vector machine trained on real digits reads the class that was asked for in 99% of the guided
+samples. `unconditional`, the same without labels. `unet`, class-conditional, a small UNet: slower on a CPU (see
+README.md). Sampled by DDIM with 100 steps; --config.sampler.name=ancestral is DDPM's own sampler.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.default import customise, default_config, pick
+
+MLP = {"name": "mlp", "width": 256, "depth": 4, "dropout": 0.15}
+
+VARIANTS = {
+    "mlp": {"backbone": {**MLP, "num_classes": 10}},
+    "unconditional": {"backbone": MLP, "sampler": {"cfg_scale": 1.0}},
+    "unet": {
+        "backbone": {
+            "name": "unet",
+            "image_size": 8,
+            "channels": 32,
+            "channel_multipliers": (1, 2),
+            "num_res_blocks": 1,
+            "attention_resolutions": (4,),
+            "norm_groups": 8,
+            "dropout": 0.1,
+            "num_classes": 10,
+        },
+    },
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    config = customise(
+        default_config(),
+        sampler={"skip_type": "log_snr", "num_inference_steps": 100, "cfg_scale": 1.75},
+        training={"num_steps": 3_000, "batch_size": 128},
+    )
+    return customise(config, **pick(VARIANTS, arg, "mlp"))

@@ -1,0 +1,27 @@
+"""Unconditional DDPM of a point cloud in the plane, with a small MLP.
+
+    python -m experiments.train --config=configs/ddpm_toy2d.py --workdir=runs/toy2d
+
+After a minute on a laptop the generated points lie on the two moons. Variants, the point clouds: `moons` (the
+default), `eight_gaussians`, `checkerboard`, `swiss_roll`, `rings`, `two_spirals`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.default import customise, default_config, pick
+
+VARIANTS = {
+    name: {"data": {"variant": name}}
+    for name in ("moons", "eight_gaussians", "checkerboard", "swiss_roll", "rings", "two_spirals")
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    config = customise(
+        default_config(),
+        data={"name": "toy2d", "shape": (2,), "num_classes": 0},
+        backbone={"name": "mlp", "width": 128, "depth": 3, "embedding_width": 64},
+        sampler={"skip_type": "log_snr", "num_inference_steps": 100},
+        training={"num_steps": 6_000, "batch_size": 512},
+    )
+    return customise(config, **pick(VARIANTS, arg, "moons"))
