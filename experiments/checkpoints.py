@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,13 @@ class Checkpoints:
         """Saves the state under its step; waits for the save before it, if that one is still being written.
 
         Raises:
-          OSError and others: if the save before this one failed, for instance on a full disk.
+          OSError: if this save or the one before it failed, for instance on a full disk; complete checkpoints stay.
         """
         # Copies: the training step donates the arrays that it was given.
         state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
         meta = {"checksum": checksum(state)}
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._explain_failure(lambda: self._manager.save(step, args=args))
 
     def restore(self, template: Any) -> tuple[int, Any] | None:
         """Returns (step, state) of the newest sound checkpoint, or None if there is no checkpoint at all.
@@ -70,12 +70,21 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        """Returns when the last save is on disk; raises OSError if it failed."""
+        self._explain_failure(self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for the last save and releases the folder."""
-        self._manager.close()
+        """Waits for the last save and releases the folder; raises OSError if it failed."""
+        self._explain_failure(self._manager.close)
+
+    def _explain_failure(self, save: Callable[[], Any]) -> None:
+        try:
+            save()
+        except Exception as error:
+            raise OSError(
+                f"a checkpoint could not be written to {self._directory} (is the disk full?); complete ones are kept "
+                f"and the same command resumes from the newest: {_first_line(error)}"
+            ) from error
 
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)

@@ -43,7 +43,7 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
             logging.set_verbosity(logging.WARNING)  # app.run's own default is INFO, which floods the progress bar
         try:
             main(flags.FLAGS.config, Path(flags.FLAGS.workdir))
-        except ValueError as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             if flags.FLAGS.debug:
                 raise
             raise SystemExit(f"error: {error}\n(--debug shows where)") from None
