@@ -1,5 +1,6 @@
 """Every field of a config, with its type and its default; experiment files change what they need."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -120,7 +121,7 @@ def customise(config: ConfigDict, **sections: Any) -> ConfigDict:
     return config
 
 
-def pick(variants: dict[str, dict[str, Any]], arg: str | None, default: str) -> dict[str, Any]:
+def pick(variants: Mapping[str, Any], arg: str | None, default: str) -> dict[str, Any]:
     """Returns the changes of the variant called `arg` (the default's for None or "").
 
     Raises:

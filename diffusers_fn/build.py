@@ -136,6 +136,7 @@ def build(config: ConfigDict) -> Diffusion:
             f"parameterization {config.parameterization!r} says nothing about x0 at pure noise, where "
             "noise_schedule.zero_terminal_snr ends: set config.parameterization to 'v' or 'x0'"
         )
+    _choose("variance", config.variance, VARIANCES)
     error = _choose("loss.loss_type", config.loss.loss_type, LOSS_TYPES)
     weight = _choose("loss.weight", config.loss.weight, WEIGHTS)(config)
     draw_time = _choose("loss.time_sampler", config.loss.time_sampler, TIME_SAMPLERS)(config)
@@ -144,8 +145,8 @@ def build(config: ConfigDict) -> Diffusion:
     label_dropout = _fraction("loss.label_dropout", config.loss.label_dropout)
     if config.sampler.cfg_scale != 1 and not (num_classes and label_dropout):
         raise ValueError(
-            f"config.sampler.cfg_scale is {config.sampler.cfg_scale}, but guidance needs a class-conditional model that "
-            "learned to do without its label: set backbone.num_classes and loss.label_dropout, or cfg_scale to 1"
+            f"config.sampler.cfg_scale is {config.sampler.cfg_scale}, but guidance needs a class-conditional model "
+            "that learned to do without its label: set backbone.num_classes and loss.label_dropout, or cfg_scale to 1"
         )
     make_solver(config, make_grid(schedule, config.sampler.num_inference_steps), config.sampler.eta)  # fail now
 

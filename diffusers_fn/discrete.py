@@ -285,6 +285,8 @@ def ddim_step(
     check_eta(eta)
     if noise is None and not (isinstance(eta, (int, float)) and eta == 0):
         raise ValueError(f"noise is needed where eta is not 0; got eta = {eta} and no noise")
+    if noise is not None:
+        check_data(x_t=x_t, noise=noise)
 
     level, prev = level_at(schedule, t), level_at(schedule, t_prev)
     x0_hat = to_prediction(epsilon, predicted_noise, x_t, level).x0

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusers_fn.discrete import ddim_timesteps
 from diffusers_fn.levels import Level
-from diffusers_fn.noise_schedules import NoiseSchedule, level_at
+from diffusers_fn.noise_schedules import NoiseSchedule, check_timesteps, level_at
 
 
 def linspace(schedule: NoiseSchedule, num_steps: int) -> Level:
@@ -23,7 +23,7 @@ def linspace(schedule: NoiseSchedule, num_steps: int) -> Level:
     >>> linspace(make_noise_schedule(linear_betas(1000)), 5).t
     array([999., 749., 500., 250.,   0.])
     """
-    return level_at(schedule, ddim_timesteps(_num_timesteps(schedule), num_steps, "uniform"))
+    return _visit(schedule, ddim_timesteps(_num_timesteps(schedule), num_steps, "uniform"))
 
 
 def quadratic(schedule: NoiseSchedule, num_steps: int) -> Level:
@@ -35,7 +35,7 @@ def quadratic(schedule: NoiseSchedule, num_steps: int) -> Level:
     >>> quadratic(make_noise_schedule(linear_betas(1000)), 5).t
     array([800., 450., 200.,  50.,   0.])
     """
-    return level_at(schedule, ddim_timesteps(_num_timesteps(schedule), num_steps, "quadratic"))
+    return _visit(schedule, ddim_timesteps(_num_timesteps(schedule), num_steps, "quadratic"))
 
 
 def leading(schedule: NoiseSchedule, num_steps: int, offset: int = 0) -> Level:
@@ -50,7 +50,9 @@ def leading(schedule: NoiseSchedule, num_steps: int, offset: int = 0) -> Level:
     """
     num_timesteps = _num_timesteps(schedule)
     _check_num_steps(num_steps, num_timesteps)
-    return level_at(schedule, np.arange(num_steps)[::-1] * (num_timesteps // num_steps) + offset)
+    if offset < 0:
+        raise ValueError(f"offset must not be negative: t = -1 is the clean data, no level of a plan; got {offset}")
+    return _visit(schedule, np.arange(num_steps)[::-1] * (num_timesteps // num_steps) + offset)
 
 
 def trailing(schedule: NoiseSchedule, num_steps: int) -> Level:
@@ -65,7 +67,7 @@ def trailing(schedule: NoiseSchedule, num_steps: int) -> Level:
     num_timesteps = _num_timesteps(schedule)
     _check_num_steps(num_steps, num_timesteps)
     timesteps = np.round(num_timesteps - np.arange(num_steps) * (num_timesteps / num_steps)) - 1
-    return level_at(schedule, timesteps.astype(np.int64))
+    return _visit(schedule, timesteps.astype(np.int64))
 
 
 def karras(
@@ -115,6 +117,11 @@ def uniform_log_snr(schedule: NoiseSchedule, num_steps: int) -> Level:
     _check_num_steps(num_steps, None)
     lowest, highest = _table_log_snr(schedule)[[-1, 0]]
     return _at_log_snr(schedule, np.linspace(lowest, highest, num_steps))
+
+
+def _visit(schedule: NoiseSchedule, timesteps: np.ndarray) -> Level:
+    check_timesteps(schedule, timesteps)  # a plan holds no clean level
+    return level_at(schedule, timesteps)
 
 
 def _num_timesteps(schedule: NoiseSchedule) -> int:

@@ -281,7 +281,11 @@ def loss_second_moment(num_timesteps: int, history: int = 10) -> LossSecondMomen
 
 
 def time_probabilities(record: LossSecondMoment, uniform_prob: float = 1e-3) -> jax.Array:
-    """Returns p [T], a share `uniform_prob` of which is spread evenly (see `loss_second_moment`)."""
+    """Returns p [T], a share `uniform_prob` of which is spread evenly (see `loss_second_moment`).
+
+    >>> time_probabilities(loss_second_moment(4))
+    Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
+    """
     num_timesteps, size = record.history.shape
     root = jnp.sqrt(jnp.mean(record.history**2, axis=1))
     p = root / jnp.maximum(jnp.sum(root), jnp.finfo(root.dtype).tiny)
@@ -293,14 +297,24 @@ def time_probabilities(record: LossSecondMoment, uniform_prob: float = 1e-3) -> 
 def draw_times(
     key: jax.Array, record: LossSecondMoment, batch_size: int, uniform_prob: float = 1e-3
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (t [B] int, weight [B]): timesteps drawn by `time_probabilities`, and 1 / (T p_t) to correct for it."""
+    """Returns (t [B] int, weight [B]): timesteps drawn by `time_probabilities`, and 1 / (T p_t) to correct for it.
+
+    >>> t, weight = draw_times(jax.random.key(0), loss_second_moment(4), batch_size=3)
+    >>> t.shape, weight
+    ((3,), Array([1., 1., 1.], dtype=float32))
+    """
     p = time_probabilities(record, uniform_prob)
     t = jax.random.choice(key, p.shape[0], (batch_size,), p=p)
     return t, 1.0 / (p.shape[0] * p[t])
 
 
 def update_loss_second_moment(record: LossSecondMoment, t: jax.Array, losses: jax.Array) -> LossSecondMoment:
-    """Returns the record with the unweighted losses [B] at timesteps t [B] entered in order."""
+    """Returns the record with the unweighted losses [B] at timesteps t [B] entered in order.
+
+    >>> record = update_loss_second_moment(loss_second_moment(2, history=2), jnp.array([0, 0]), jnp.array([3.0, 4.0]))
+    >>> record.history[0], record.count
+    (Array([3., 4.], dtype=float32), Array([2, 0], dtype=int32))
+    """
     size = record.history.shape[1]
 
     def enter(record: LossSecondMoment, item: tuple[jax.Array, jax.Array]) -> tuple[LossSecondMoment, None]:

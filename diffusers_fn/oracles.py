@@ -68,7 +68,7 @@ def mixture(weights: Any, means: Any, stds: Any, *, independent: bool = False) -
         )
 
     def denoise(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-        alpha, sigma = expand(level.alpha, x)[..., None], expand(level.sigma, x)[..., None]
+        alpha, sigma = expand(level.alpha, x[..., None]), expand(level.sigma, x[..., None])
         mu, sd = _components(means, x), _components(stds, x)  # [1, ..., K]
         var = (alpha * sd) ** 2 + sigma**2
         residual = (x[..., None] - alpha * mu) / var
@@ -118,9 +118,9 @@ def finite(data: Any) -> Denoiser:
 def _example(value: Any, x: jax.Array) -> jax.Array:
     """A number, or an array of an example's shape, shaped to combine with x [B, ...]."""
     value = jnp.asarray(value, x.dtype)
-    if value.ndim not in (0, x.ndim - 1) and value.shape != x.shape:
+    if value.shape not in ((), x.shape[1:]):
         raise ValueError(f"mean and std must be numbers or have an example's shape {x.shape[1:]}; got {value.shape}")
-    return value if value.ndim in (0, x.ndim) else value[None]
+    return value if value.ndim == 0 else value[None]
 
 
 def _components(values: jax.Array, x: jax.Array) -> jax.Array:

@@ -95,7 +95,7 @@ def make_train_step(
         if isinstance(optimizer, optax.MultiSteps):
             keep = jnp.where(optimizer.has_updated(opt_state), keep, 1.0)
         ema = jax.tree.map(lambda average, p: (keep * average + (1 - keep) * p).astype(p.dtype), state.ema, params)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step

@@ -175,7 +175,12 @@ def test_sample_and_evaluate(trained):
     ("binary", "config", "options", "message"),
     [
         ("train", "ddpm_digits.py:conv", (), "comes one of mlp, unconditional, unet"),
-        ("train", "ddpm_digits.py", ("--config.training.steps=3",), "config.training has no field 'steps'; it has accum"),
+        (
+            "train",
+            "ddpm_digits.py",
+            ("--config.training.steps=3",),
+            "config.training has no field 'steps'; it has accum",
+        ),
         ("train", "ddpm_digits.py", ("--config.training.num_steps=many",), "num_steps=many: invalid literal for int"),
         ("train", "ddpm_digits.py", ("--config.loss.weight=snrr",), "config.loss.weight must be one of edm, min_snr"),
         ("train", "ddpm_toy2d.py", (), "holds a run of another config"),

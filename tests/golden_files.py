@@ -1,0 +1,52 @@
+"""Where the tests find other people's numbers, and how they hand them to functions that want keys."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+
+
+@functools.cache
+def load(name: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of tests/golden/<name>.npz; <folder>/meta.json tells how they were made."""
+    with np.load(FOLDER / f"{name}.npz") as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+@functools.cache
+def meta(folder: str) -> dict[str, Any]:
+    """Returns tests/golden/<folder>/meta.json."""
+    return json.loads((FOLDER / folder / "meta.json").read_text())
+
+
+class ReplayedNoise:
+    """Stands in for jax.random.normal and returns what the test put into `value`, of the right shape."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.value: Any = None
+        monkeypatch.setattr(jax.random, "normal", self)
+
+    def __call__(self, key: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        noise = jnp.asarray(self.value, dtype)
+        assert noise.shape == tuple(shape)
+        return noise
+
+    def scan(self, draws: np.ndarray) -> Callable[..., Any]:
+        """Returns a lax.scan for `sample` whose i-th row is given draws[i] as its noise."""
+
+        def scan(body: Any, init: Any, xs: Any) -> Any:
+            def noisy_body(carry: Any, inputs: Any) -> Any:
+                self.value, inputs = inputs
+                return body(carry, inputs)
+
+            return jax.lax.scan(noisy_body, init, (jnp.asarray(draws), xs))
+
+        return scan

@@ -1,0 +1,386 @@
+"""From configs to functions: messages, labels, keys, and that every config in configs/ trains."""
+
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import configs
+import diffusers_fn as dfn
+from configs.default import customise, default_config
+from diffusers_fn import training
+
+
+def small_config(num_classes=0, **sections):
+    """A config that compiles in no time: points in the plane."""
+    config = customise(
+        default_config(),
+        data={"shape": (2,), "num_classes": num_classes},
+        backbone={"width": 8, "depth": 1, "embedding_width": 8, "num_classes": num_classes},
+        sampler={"num_inference_steps": 4},
+    )
+    return customise(config, **sections)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """A network runs once or twice in a test: what costs is its compilation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def some_params(init):
+    """Parameters without zeros: a zero-initialised last layer hides what lies before it. Drawn without a compiler."""
+    rng = np.random.default_rng(5)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda p: jnp.asarray(0.5 * rng.standard_normal(p.shape), p.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    diffusion = dfn.build(small_config(num_classes=3))
+    return diffusion, some_params(diffusion.init)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return {
+        "image": jax.random.uniform(jax.random.key(1), (8, 2), minval=-1),
+        "label": jnp.array([0, 1, 2, 0, 1, 2, 0, 1]),
+    }
+
+
+# The configs that exist.
+
+FOLDER = pathlib.Path(configs.__file__).parent
+
+
+def every_config():
+    for path in sorted(FOLDER.glob("*.py")):
+        module = importlib.import_module(f"configs.{path.stem}")
+        if hasattr(module, "get_config"):
+            yield from ((path.stem, variant) for variant in module.VARIANTS)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in every_config()}))
+def test_no_variant_is_one_of_the_variants(name):
+    module = importlib.import_module(f"configs.{name}")
+    variants = [module.get_config(variant).to_dict() for variant in module.VARIANTS]
+    assert module.get_config().to_dict() in variants
+    assert module.get_config("").to_dict() == module.get_config().to_dict()
+
+
+@pytest.mark.parametrize(("name", "variant"), list(every_config()))
+def test_every_config_builds_and_trains(name, variant):
+    """Under jax.eval_shape: shapes and types only, so that a large network costs its trace alone."""
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config(variant)
+    diffusion = dfn.build(config)
+    optimizer = training.make_optimizer(
+        config.training.optimizer,
+        learning_rate=config.training.learning_rate,
+        lr_schedule=config.training.lr_schedule,
+        warmup_steps=config.training.warmup_steps,
+        num_steps=config.training.num_steps,
+        weight_decay=config.training.weight_decay,
+        grad_clip=config.training.grad_clip,
+        accumulation=config.training.accumulation,
+    )
+    step = training.make_train_step(diffusion.loss, optimizer, ema_decay=config.training.ema_decay)
+
+    def start_and_step(key, batch):
+        state = training.make_train_state(diffusion.init(key), optimizer)
+        return step(state, key, batch)
+
+    shape = tuple(config.data.shape)
+    batch = {"image": jax.ShapeDtypeStruct((2, *shape), jnp.float32)}
+    if config.backbone.num_classes:
+        batch["label"] = jax.ShapeDtypeStruct((2,), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state, metrics = jax.eval_shape(start_and_step, key, batch)
+    assert metrics["loss"].shape == ()
+    before = jax.eval_shape(diffusion.init, key)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state.params, before)
+    assert all(jax.tree.leaves(same))
+    samples = jax.eval_shape(lambda params, key: diffusion.sample(params, key, 2), before, key)
+    assert samples.x0.shape == (2, *shape)
+    assert (module.__doc__ or "").count("--config=configs/") >= 1  # it says how to launch it
+
+
+def test_an_unknown_variant_is_refused():
+    for name in {name for name, _ in every_config()}:
+        with pytest.raises(ValueError, match=r"unknown variant 'nonsense'.*one of"):
+            importlib.import_module(f"configs.{name}").get_config("nonsense")
+
+
+# Names and numbers in a config.
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"backbone": {"name": "cnn"}}, "config.backbone.name must be one of .*mlp.*; got 'cnn'"),
+        (
+            {"noise_schedule": {"beta_schedule": "cubic"}},
+            "config.noise_schedule.beta_schedule must be one of cosine, linear, .*; got 'cubic'",
+        ),
+        ({"parameterization": "noise"}, "config.parameterization must be one of .*epsilon.*; got 'noise'"),
+        ({"variance": "tiny", "sampler": {"name": "ancestral"}}, "config.variance must be one of .*; got 'tiny'"),
+        ({"variance": "tiny"}, "config.variance must be one of .*fixed_large, fixed_small.*; got 'tiny'"),
+        ({"loss": {"loss_type": "l7"}}, "config.loss.loss_type must be one of huber, l1, mse; got 'l7'"),
+        ({"loss": {"weight": "heavy"}}, "config.loss.weight must be one of .*min_snr.*; got 'heavy'"),
+        ({"loss": {"time_sampler": "late"}}, "config.loss.time_sampler must be one of .*uniform.*; got 'late'"),
+        ({"loss": {"label_dropout": 1.5}}, r"config.loss.label_dropout must lie in \[0, 1\]; got 1.5"),
+        ({"sampler": {"name": "magic"}}, "config.sampler.name must be one of .*ddim.*; got 'magic'"),
+        ({"sampler": {"skip_type": "hop"}}, "config.sampler.skip_type must be one of .*trailing.*; got 'hop'"),
+        ({"sampler": {"eta": 1.5}}, r"eta must lie in \[0, 1\]; got 1.5"),
+        ({"sampler": {"num_inference_steps": 1001}}, "the 1000 timesteps of the schedule; got 1001"),
+        ({"sampler": {"num_inference_steps": 0}}, "got 0"),
+        ({"noise_schedule": {"noise_steps": 0}}, "num_timesteps must be an integer of at least 1; got 0"),
+        ({"backbone": {"dtype": "float8"}}, "config.backbone.dtype must be one of bfloat16, float32; got 'float8'"),
+        ({"noise_schedule": {"zero_terminal_snr": True}}, "'epsilon' says nothing about x0 .*'v' or 'x0'"),
+        ({"parameterization": "edm", "sigma_data": -1.0}, "sigma_data must be positive"),
+    ],
+)
+def test_a_bad_config_is_refused_with_what_is_allowed(sections, message):
+    with pytest.raises(ValueError, match=message):
+        dfn.build(small_config(**sections))
+
+
+def test_a_field_that_the_backbone_lacks_is_named_with_those_that_it_has():
+    config = small_config()
+    with config.unlocked():
+        config.backbone.witdh = 3
+    with pytest.raises(ValueError, match=r"has no field witdh for name = 'mlp'; its fields are .*width"):
+        dfn.build(config)
+
+
+def test_a_missing_section_is_named():
+    config = small_config()
+    with config.unlocked():
+        del config.sampler
+        del config.loss.weight
+    with pytest.raises(ValueError, match=r"the config lacks sampler, loss.weight|lacks loss.weight, sampler"):
+        dfn.build(config)
+
+
+@pytest.mark.parametrize("sections", [{"sampler": {"stepz": 3}}, {"sampler": {"eta": "much"}}, {"loss": {"weight": 3}}])
+def test_unknown_fields_and_wrong_types_are_refused(sections):
+    with pytest.raises(ValueError, match=r"config\.(sampler|loss)"):
+        small_config(**sections)
+
+
+@pytest.mark.parametrize("parameterization", ["v", "x0"])
+def test_zero_terminal_snr_goes_with_v_and_x0(parameterization):
+    config = small_config(parameterization=parameterization, noise_schedule={"zero_terminal_snr": True})
+    diffusion = dfn.build(config)
+    params = some_params(diffusion.init)
+    x0 = diffusion.sample(params, jax.random.key(1), 3).x0
+    assert np.all(np.isfinite(x0))
+
+
+# Labels.
+
+
+def null_row(gradient):
+    """The gradient of the class embedding [4, width]: its last row is the null class."""
+    tables = [leaf for leaf in jax.tree.leaves(gradient) if leaf.ndim == 2 and leaf.shape[0] == 4]
+    (table,) = tables
+    return np.abs(table[3]).max(), np.abs(table[:3]).max()
+
+
+@pytest.mark.parametrize(("dropout", "null_trained", "labels_trained"), [(0.5, True, True), (0.0, False, True)])
+def test_the_null_label_is_trained_by_label_dropout(dropout, null_trained, labels_trained, batch):
+    diffusion = dfn.build(small_config(num_classes=3, loss={"label_dropout": dropout}))
+    params = some_params(diffusion.init)
+    mean_loss = lambda params: jnp.mean(diffusion.loss(params, jax.random.key(5), batch)[0])  # noqa: E731
+    null, labels = null_row(jax.jit(jax.grad(mean_loss))(params))
+    assert (null > 0) == null_trained
+    assert (labels > 0) == labels_trained
+
+
+def test_all_labels_dropped_is_the_unconditional_model(batch):
+    diffusion = dfn.build(small_config(num_classes=3, loss={"label_dropout": 1.0}))
+    params = some_params(diffusion.init)
+    loss = jax.jit(diffusion.loss)
+    other = {**batch, "label": 2 - batch["label"]}
+    np.testing.assert_array_equal(loss(params, jax.random.key(5), batch)[0], loss(params, jax.random.key(5), other)[0])
+
+
+def test_labels_matter_and_none_is_the_null_label(conditional):
+    diffusion, params = conditional
+    x, t = jnp.ones((3, 2)), jnp.full(3, 500.0)
+    by_label = diffusion.apply(params, x, t, jnp.arange(3))
+    assert float(jnp.abs(by_label[0] - by_label[1]).max()) > 1e-3
+    null, none = diffusion.apply(params, x, t, jnp.full(3, 3)), diffusion.apply(params, x, t)
+    np.testing.assert_allclose(null, none, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [np.array([0] * 7 + [4]), np.array([0] * 7 + [-1])])
+def test_labels_out_of_range_are_refused(conditional, batch, wrong):
+    diffusion, params = conditional
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\]"):
+        diffusion.loss(params, jax.random.key(0), {**batch, "label": wrong})
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\]"):
+        diffusion.sample(params, jax.random.key(0), 8, cond=wrong)
+
+
+@pytest.mark.parametrize("labels", [np.zeros(7, int), np.zeros((8, 1), int), np.zeros(8)])
+def test_labels_of_wrong_shape_or_type_are_refused(conditional, batch, labels):
+    diffusion, params = conditional
+    with pytest.raises(ValueError, match="labels must be integers of shape"):
+        diffusion.loss(params, jax.random.key(0), {**batch, "label": labels})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": None}, "this model is class-conditional"),
+        ({"image": jnp.zeros((8, 2), jnp.uint8)}, "image must be an array of floating type, scaled to"),
+        ({"image": jnp.zeros((8, 3))}, r"images must have shape \[B, 2\]"),
+    ],
+)
+def test_bad_batches_are_refused(conditional, batch, change, message):
+    diffusion, params = conditional
+    with pytest.raises(ValueError, match=message):
+        diffusion.loss(params, jax.random.key(0), {**batch, **change})
+    with pytest.raises(ValueError, match="a batch needs the entry 'image'"):
+        diffusion.loss(params, jax.random.key(0), {"label": batch["label"]})
+
+
+def test_one_label_stands_for_all(conditional):
+    diffusion, params = conditional
+    keys = jax.random.split(jax.random.key(2), 3)
+    one, each = (diffusion.sample(params, keys, 3, cond=cond).x0 for cond in (1, jnp.array([1, 1, 1])))
+    np.testing.assert_array_equal(one, each)
+
+
+# Loss and samples.
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_with_a_key_each_a_loss_is_that_of_the_example_alone(num_classes, batch):
+    diffusion = dfn.build(small_config(num_classes=num_classes))
+    params = some_params(diffusion.init)
+    keys = jax.random.split(jax.random.key(3), 8)
+    loss = jax.jit(diffusion.loss)
+    together, metrics = loss(params, keys, batch)
+    assert together.shape == (8,)
+    assert all(value.shape == (8,) for value in metrics.values())
+    for i in (0, 5):
+        alone, _ = loss(params, keys[i : i + 1], jax.tree.map(lambda a, i=i: a[i : i + 1], batch))
+        np.testing.assert_allclose(together[i], alone[0], rtol=1e-5)  # float32 sums of eight products
+    assert np.unique(together).size == 8
+
+
+def test_the_loss_is_that_of_the_network_by_hand(batch):
+    """epsilon, mse: the network's error in the noise, here of a network that says 0: its mean is 1, that of eps^2."""
+    diffusion = dfn.build(small_config())
+    params = jax.tree.map(jnp.zeros_like, some_params(diffusion.init))
+    many = {"image": jnp.zeros((20_000, 2))}
+    loss, metrics = jax.jit(diffusion.loss)(params, jax.random.key(0), many)
+    # Each is the mean of two squares of normals: variance 1.
+    assert abs(float(loss.mean()) - 1) < 4 / np.sqrt(20_000)
+    np.testing.assert_array_equal(loss, metrics["mse"])
+
+
+def test_dropout_needs_a_key_and_acts_in_training_only():
+    diffusion = dfn.build(small_config(backbone={"dropout": 0.5}))
+    params = some_params(diffusion.init)
+    x, t = jnp.ones((2, 2)), jnp.zeros(2)
+    plain = diffusion.apply(params, x, t)
+    np.testing.assert_array_equal(plain, diffusion.apply(params, x, t, key=jax.random.key(0)))
+    trained = [diffusion.apply(params, x, t, key=jax.random.key(seed), train=True) for seed in (0, 1)]
+    assert float(jnp.abs(trained[0] - trained[1]).max()) > 1e-4
+    assert float(jnp.abs(trained[0] - plain).max()) > 1e-4
+
+
+def test_samples_of_one_key_an_example_do_not_depend_on_the_batch(conditional):
+    diffusion, params = conditional
+    keys = jax.random.split(jax.random.key(4), 4)
+    cond = jnp.array([0, 2, 1, 0])
+    knobs = {"eta": 0.5, "guidance_scale": 2.0}
+    together = diffusion.sample(params, keys, 4, cond=cond, **knobs).x0
+    part = diffusion.sample(params, keys[1:3], 2, cond=cond[1:3], **knobs).x0
+    np.testing.assert_allclose(together[1:3], part, rtol=1e-4, atol=1e-5)  # matmuls of other sizes, four steps
+    assert float(jnp.abs(together).max()) <= 1.0  # clip_denoised
+
+
+def test_guidance_scales_zero_and_one(conditional):
+    diffusion, params = conditional
+    key, cond = jax.random.key(6), jnp.array([0, 2, 1])
+    sample = lambda **knobs: diffusion.sample(params, key, 3, **knobs).x0  # noqa: E731
+    # Other batch sizes, other matmul blocks: rounding, which four steps keep below 1e-5.
+    np.testing.assert_allclose(sample(cond=cond, guidance_scale=0.0), sample(), rtol=1e-4, atol=1e-5)
+    traced = jax.jit(lambda scale: sample(cond=cond, guidance_scale=scale))
+    np.testing.assert_allclose(traced(1.0), sample(cond=cond), rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(traced(3.0) - traced(1.0)).max()) > 1e-4
+    assert traced._cache_size() == 1
+
+
+def test_sample_is_the_library_put_together():
+    """`Diffusion.sample` against the same solver, grid, denoiser and start written out."""
+    diffusion = dfn.build(small_config(parameterization="v", sampler={"clip_denoised": False, "eta": 0.3}))
+    params = some_params(diffusion.init)
+    schedule = dfn.make_noise_schedule(dfn.linear_betas(1000))
+    states = diffusion.sample(params, jax.random.key(1), 3, emit=lambda step: step.x)
+    denoise = dfn.make_denoiser(diffusion.apply, params, dfn.parameterizations.v)
+    solver = dfn.solvers.ddim(dfn.grids.trailing(schedule, 4), 0.3)
+    noise_key = jax.random.split(jax.random.key(1), 2)[1]
+    wanted = dfn.sample(noise_key, denoise, solver, states.trace[0])
+    np.testing.assert_allclose(states.x0, wanted.x0, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "knobs", "message"),
+    [
+        (0, {"cond": np.zeros(2, int)}, "this model is unconditional: set config.backbone.num_classes"),
+        (3, {"guidance_scale": 2.0}, "guidance_scale was given without cond"),
+        (3, {"cond": np.zeros(3, int)}, r"labels must be integers of shape \[\] or \[2\]"),
+        (0, {"eta": 1.5}, r"eta must lie in \[0, 1\]; got 1.5"),
+        (0, {"num_inference_steps": 1001}, "the 1000 timesteps of the schedule; got 1001"),
+    ],
+)
+def test_bad_requests_for_samples_are_refused(num_classes, knobs, message):
+    diffusion = dfn.build(small_config(num_classes=num_classes))
+    params = some_params(diffusion.init)
+    with pytest.raises(ValueError, match=message):
+        diffusion.sample(params, jax.random.key(0), 2, **knobs)
+    with pytest.raises(ValueError, match="3 keys for a batch of 2"):
+        diffusion.sample(params, jax.random.split(jax.random.key(0), 3), 2)
+
+
+@pytest.mark.parametrize("section", ["loss", "sampler"])
+def test_every_choice_of_a_config_runs(section):
+    """Each name that a message lists, once."""
+    choices = {
+        "loss": [
+            {"loss": {"weight": weight, "time_sampler": sampler, "loss_type": loss_type}}
+            for weight, sampler, loss_type in zip(
+                ["simple", "uniform", "snr", "min_snr", "truncated_snr", "p2", "edm", "sigmoid"],
+                ["uniform", "stratified", "antithetic", "logit_normal"] * 2,
+                ["mse", "l1", "huber"] * 3,
+            )
+        ],
+        "sampler": [
+            {"sampler": {"name": name, "skip_type": grid}, "parameterization": parameterization}
+            for name, grid, parameterization in zip(
+                ["ddim", "ancestral"] * 3,
+                ["uniform", "quadratic", "leading", "trailing", "log_snr", "uniform"],
+                ["epsilon", "x0", "v", "score", "velocity", "edm"],
+            )
+        ],
+    }
+    for sections in choices[section]:
+        diffusion = dfn.build(small_config(**sections))
+        params = some_params(diffusion.init)
+        if section == "loss":
+            out, _ = diffusion.loss(params, jax.random.key(1), {"image": jnp.zeros((4, 2))})
+        else:
+            out = diffusion.sample(params, jax.random.key(1), 4).x0
+        assert np.all(np.isfinite(out)), sections

@@ -1,0 +1,158 @@
+"""The house: which module may import which, what the core pulls in, and that the public names are documented."""
+
+import ast
+import inspect
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import diffusers_fn as dfn
+
+PACKAGE = pathlib.Path(dfn.__file__).parent
+
+# A module imports from its own floor (without cycles) and from lower ones.
+FLOORS = {
+    "_arrays": 0,
+    "_random": 0,
+    "levels": 0,
+    "noise_schedules": 0,
+    "variances": 0,
+    "discrete": 0,
+    "processes": 0,
+    "grids": 0,
+    "parameterizations": 0,
+    "denoisers": 1,
+    "guidance": 1,
+    "losses": 1,
+    "likelihood": 1,
+    "solvers": 1,
+    "sampling": 2,
+    "latents": 2,
+    "oracles": 2,
+    "backbones": 0,  # and they import nothing of this package but each other: see below
+    "pretrained": 3,
+    "training": 3,
+    "build": 4,
+}
+# What the core may import from outside, beside the standard library.
+THIRD_PARTY = {"jax", "flax", "optax", "chex", "ml_collections", "absl", "numpy"}
+
+
+def modules():
+    """{dotted name below the package: path}, the package's own __init__ left out."""
+    paths = (path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py")
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in paths}
+
+
+def imports(path):
+    """Dotted names of everything a file imports, at the top or inside a function; relative imports resolved."""
+    package = ["diffusers_fn", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def families(path):
+    """The modules and subpackages of this package that a file imports from, by their first name."""
+    names = (name.split(".") for name in imports(path))
+    return {name[1] for name in names if name[0] == "diffusers_fn" and len(name) > 1}
+
+
+def test_every_module_has_a_floor():
+    assert {name.split(".")[0] for name in modules()} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_module_imports_from_its_floor_and_below(name):
+    family = name.split(".")[0]
+    allowed = {other for other, floor in FLOORS.items() if floor <= FLOORS[family]}
+    if family not in ("build", "pretrained", "backbones"):
+        allowed -= {"backbones"}
+    if family == "backbones":
+        allowed = {"backbones"}
+    assert families(modules()[name]) <= allowed
+
+
+def test_there_are_no_cycles():
+    waiting = {name: families(path) - {name.split(".")[0]} for name, path in modules().items()}
+    graph = {}
+    for name, needs in waiting.items():
+        graph.setdefault(name.split(".")[0], set()).update(needs)
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & set(graph)}
+        assert free, f"a cycle among {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_the_core_imports_only_its_dependencies(name):
+    roots = {imported.split(".")[0] for imported in imports(modules()[name])}
+    outside = roots - set(sys.stdlib_module_names) - {"diffusers_fn", "__future__"}
+    extra = {"safetensors"} if name.startswith("pretrained") else set()
+    assert outside <= THIRD_PARTY | extra
+    assert "ml_collections" not in roots or name == "build"
+    if name.split(".")[0] not in ("backbones", "build", "pretrained"):
+        assert "flax" not in roots
+    if name.startswith("backbones"):  # networks see arrays, never a Level, and no optimizer
+        assert not outside & {"optax", "ml_collections", "absl"}
+
+
+def test_importing_the_core_pulls_in_none_of_the_experiments():
+    code = "import sys, diffusers_fn; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    names = set(loaded.stdout.split())
+    assert "jax" in names
+    heavy = {"grain", "orbax", "matplotlib", "sklearn", "tensorboardX", "PIL", "tqdm", "pandas", "torch", "tensorflow"}
+    assert not names & (heavy | {"experiments", "configs", "clu", "safetensors"})
+
+
+# Public names.
+
+
+def public_functions(module):
+    """Functions that a module defines and shows."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith("_") and value.__module__.startswith(module.__name__)
+    }
+
+
+def test_all_names_exist_and_are_sorted():
+    assert dfn.__all__ == sorted(set(dfn.__all__))
+    for name in dfn.__all__:
+        assert hasattr(dfn, name), name
+    loaded = {name for name, value in vars(dfn).items() if not name.startswith("_")}
+    submodules = {name for name in loaded if isinstance(getattr(dfn, name), types.ModuleType)}
+    # Names that are shown are listed; submodules are attributes whether listed or not.
+    assert loaded - submodules <= set(dfn.__all__)
+
+
+def test_public_types_and_functions_are_documented():
+    for name in dfn.__all__:
+        value = getattr(dfn, name)
+        if isinstance(value, type) or inspect.isfunction(value) or isinstance(value, types.ModuleType):
+            doc = inspect.getdoc(value) or ""
+            assert len(doc) > 20, name
+            assert not doc.startswith(f"{name}("), f"{name} has only the docstring that Python makes up"
+
+
+SHOWN = [dfn] + [getattr(dfn, name) for name in dfn.__all__ if isinstance(getattr(dfn, name), types.ModuleType)]
+
+
+@pytest.mark.parametrize("module", SHOWN, ids=lambda module: module.__name__)
+def test_every_public_function_has_an_example(module):
+    if module is dfn:
+        functions = {n: getattr(dfn, n) for n in dfn.__all__ if inspect.isfunction(getattr(dfn, n))}
+    else:
+        functions = public_functions(module)
+    assert [name for name, function in functions.items() if ">>>" not in (inspect.getdoc(function) or "")] == []

@@ -1,0 +1,150 @@
+"""Levels, and the Gaussians between two of them: the tables, Bayes' rule, and composition."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_files import load
+
+import diffusers_fn as dfn
+from diffusers_fn import variances
+
+SCHEDULES = {
+    "linear": dfn.make_noise_schedule(dfn.linear_betas(1000)),
+    "scaled_linear": dfn.make_noise_schedule(dfn.scaled_linear_betas(1000)),
+    "cosine": dfn.make_noise_schedule(dfn.cosine_betas(1000)),
+}
+# Three levels off the VP circle, the noisiest first: alpha falls and grows, sigma / alpha only falls.
+OFF_CIRCLE = [dfn.Level(0.7, 1.9, 2.0), dfn.Level(1.3, 0.8, 1.0), dfn.Level(1.1, 0.2, 0.0)]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_neighbouring_levels_give_the_table(name):
+    schedule = SCHEDULES[name]
+    t = np.arange(1000)
+    frm, to = dfn.level_at(schedule, t), dfn.level_at(schedule, t - 1)
+    ratio, var = dfn.transition(frm, to)
+    # Both sides subtract alpha_bar from 1 on their way: 1e-16 over 1 - alpha_bar >= 4e-5, a few times over.
+    np.testing.assert_allclose(ratio**2, schedule.alphas, rtol=1e-11)
+    np.testing.assert_allclose(var, schedule.betas, rtol=1e-10)
+    coef_x0, coef_x, var = dfn.posterior(frm, to)
+    np.testing.assert_allclose(coef_x0, schedule.posterior_mean_coef1, rtol=1e-10)
+    np.testing.assert_allclose(coef_x, schedule.posterior_mean_coef2, rtol=1e-10)
+    np.testing.assert_allclose(var, schedule.posterior_variance, rtol=1e-10)
+    assert coef_x[0] == var[0] == 0.0
+    assert coef_x0[0] == 1.0
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_strided_levels_give_the_published_variances(name):
+    golden = load("steps/variance")
+    t = golden["steps50_timesteps"]
+    to = np.maximum(t - 20, -1)
+    frm, to = dfn.level_at(SCHEDULES[name], t), dfn.level_at(SCHEDULES[name], to)
+    # The reference clamps fixed_small at 1e-20; here the variance of a hop into clean data is 0.
+    wanted = golden[f"{name}/fixed_small/steps50_f64"]
+    np.testing.assert_allclose(dfn.posterior(frm, to)[2][:-1], wanted[:-1], rtol=1e-10)
+    assert wanted[-1] == 1e-20
+    np.testing.assert_allclose(dfn.transition(frm, to)[1], golden[f"{name}/fixed_large/steps50_f64"], rtol=1e-10)
+    np.testing.assert_allclose(dfn.posterior(frm, to)[2], golden[f"{name}/ddim50/variance_f64"], rtol=1e-10, atol=1e-18)
+    np.testing.assert_allclose(variances.fixed_small.between(frm, to)[0] ** 2, dfn.posterior(frm, to)[2], rtol=1e-14)
+    np.testing.assert_allclose(variances.fixed_large.between(frm, to)[0] ** 2, dfn.transition(frm, to)[1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("v", [-1, 0, 0.5, 1])
+def test_a_learned_range_between_levels_is_the_published_one(v):
+    schedule, wanted = SCHEDULES["linear"], load("steps/variance")[f"linear/learned_range_{v}/all_f64"]
+    t = np.arange(1, 1000)  # at t = 0 the reference interpolates from log(1e-20)
+    std, log_range = variances.learned_range.between(dfn.level_at(schedule, t), dfn.level_at(schedule, t - 1))
+    var_frac = (v + 1) / 2
+    np.testing.assert_allclose(2 * (np.log(std) + var_frac * log_range), wanted[1:], rtol=1e-10)
+
+
+def test_known_variances_of_ddim():
+    """_get_variance(t, prev) asserted by diffusers' tests, with its digits cut off after the fifth."""
+    t, prev = np.array([420, 980, 487, 999]), np.array([400, 960, 486, 998])
+    var = dfn.posterior(dfn.level_at(SCHEDULES["linear"], t), dfn.level_at(SCHEDULES["linear"], prev))[2]
+    np.testing.assert_allclose(var, [0.14771, 0.32460, 0.00979, 0.02], atol=1e-5)
+
+
+def test_transitions_compose():
+    high, middle, low = OFF_CIRCLE
+    (ratio1, var1), (ratio2, var2) = dfn.transition(middle, low), dfn.transition(high, middle)
+    ratio, var = dfn.transition(high, low)
+    assert ratio == pytest.approx(ratio1 * ratio2, rel=1e-14)
+    assert var == pytest.approx(var2 + ratio2**2 * var1, rel=1e-14)
+
+
+@pytest.mark.parametrize(("frm", "to"), [OFF_CIRCLE[:2], OFF_CIRCLE[1:], OFF_CIRCLE[::2]])
+def test_the_posterior_is_bayes_rule(frm, to):
+    # q(to | frm, x0) is proportional to N(frm; ratio to, var) N(to; alpha_to x0, sigma_to^2): precisions add.
+    ratio, var = dfn.transition(frm, to)
+    precision = ratio**2 / var + 1 / to.sigma**2
+    coef_x0, coef_x, posterior_var = dfn.posterior(frm, to)
+    assert posterior_var == pytest.approx(1 / precision, rel=1e-13)
+    assert coef_x == pytest.approx(ratio / var / precision, rel=1e-13)
+    assert coef_x0 == pytest.approx(to.alpha / to.sigma**2 / precision, rel=1e-13)
+
+
+@pytest.mark.parametrize(("frm", "to"), [OFF_CIRCLE[:2], OFF_CIRCLE[::2]])
+def test_the_posterior_leads_back_to_the_marginal(frm, to):
+    # x_frm = alpha x0 + sigma eps, then a posterior draw: mean alpha_to x0 and variance sigma_to^2 again.
+    coef_x0, coef_x, var = dfn.posterior(frm, to)
+    assert coef_x0 + coef_x * frm.alpha == pytest.approx(to.alpha, rel=1e-14)
+    assert var + (coef_x * frm.sigma) ** 2 == pytest.approx(to.sigma**2, rel=1e-14)
+
+
+def test_posteriors_follow_one_another():
+    # high -> middle -> low given x0 is high -> low.
+    high, middle, low = OFF_CIRCLE
+    a1, b1, v1 = dfn.posterior(high, middle)
+    a2, b2, v2 = dfn.posterior(middle, low)
+    a, b, v = dfn.posterior(high, low)
+    assert a2 + b2 * a1 == pytest.approx(a, rel=1e-13)
+    assert b2 * b1 == pytest.approx(b, rel=1e-13)
+    assert v2 + b2**2 * v1 == pytest.approx(v, rel=1e-13)
+
+
+def test_pure_noise_above_and_clean_data_below():
+    pure, middle, clean = dfn.Level(0.0, 1.5, 1.0), OFF_CIRCLE[1], dfn.Level(1.0, 0.0, 0.0)
+    # From pure noise nothing is known but x0: q(x_to | x0).
+    assert dfn.posterior(pure, middle) == (middle.alpha, 0.0, middle.sigma**2)
+    assert dfn.transition(pure, middle) == (0.0, 1.5**2)
+    # Into clean data the answer is x0.
+    assert dfn.posterior(middle, clean) == (1.0, 0.0, 0.0)
+    assert dfn.posterior(pure, clean) == (1.0, 0.0, 0.0)
+    assert dfn.transition(middle, clean) == (middle.alpha, middle.sigma**2)
+
+
+def test_log_snr():
+    np.testing.assert_allclose(dfn.log_snr(OFF_CIRCLE[0]), np.log(0.7**2 / 1.9**2), rtol=1e-14)
+    ends = dfn.log_snr(dfn.Level(np.array([0.0, 1.0]), np.array([1.0, 0.0]), np.zeros(2)))
+    np.testing.assert_array_equal(ends, [-np.inf, np.inf])
+    np.testing.assert_array_equal(dfn.log_snr(dfn.Level(jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0]), 0.0)), ends)
+
+
+def test_add_noise_broadcasts_levels_over_examples():
+    x0 = jnp.arange(12.0).reshape(2, 3, 2) / 7
+    noise = jnp.cos(x0)
+    per_example = dfn.Level(jnp.array([0.5, 2.0]), jnp.array([0.25, 4.0]), jnp.zeros(2))
+    x = dfn.add_noise(x0, noise, per_example)
+    for i in range(2):
+        single = dfn.Level(per_example.alpha[i], per_example.sigma[i], 0.0)
+        np.testing.assert_array_equal(x[i : i + 1], dfn.add_noise(x0[i : i + 1], noise[i : i + 1], single))
+    # Powers of two multiply exactly and one addition rounds once: bit for bit.
+    np.testing.assert_array_equal(x[1], np.float32(2) * np.asarray(x0)[1] + np.float32(4) * np.asarray(noise)[1])
+
+
+@pytest.mark.parametrize(
+    ("x0", "noise", "alpha", "message"),
+    [
+        (jnp.ones((2, 3)), jnp.ones((2, 4)), 1.0, r"noise must have the shape of x0, \(2, 3\); got \(2, 4\)"),
+        (jnp.ones((2, 3), jnp.uint8), jnp.ones((2, 3)), 1.0, "x0 must be an array of floating type"),
+        (jnp.ones((2, 3)), jnp.ones((2, 3), jnp.int32), 1.0, "noise must be an array of floating type"),
+        (jnp.ones(()), jnp.ones(()), 1.0, "got a scalar"),
+        (jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3), r"level.alpha must have shape \[\] or \[2\]"),
+        (jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones((2, 1)), r"level.alpha must have shape \[\] or \[2\]"),
+    ],
+)
+def test_bad_data_is_refused(x0, noise, alpha, message):
+    with pytest.raises(ValueError, match=message):
+        dfn.add_noise(x0, noise, dfn.Level(alpha, alpha, alpha))

@@ -1,0 +1,223 @@
+"""Running solvers: samples of known spread, inversion of first order, keys, traces, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffusers_fn as dfn
+from diffusers_fn import grids, oracles, solvers
+
+LINEAR = dfn.make_noise_schedule(dfn.linear_betas(1000))
+DENOISE = oracles.gaussian(0.3, 0.5)
+LEVELS = grids.trailing(LINEAR, 6)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return jax.random.normal(jax.random.key(0), (4, 3))
+
+
+# Spread of samples, by simulation: the exact numbers are in test_solvers.
+
+
+@pytest.mark.parametrize(("eta", "n", "wanted"), [(0.0, 20, 0.4314), (0.0, 50, 0.4714), (1.0, 20, 0.3915)])
+def test_simulated_samples_have_the_exact_spread(eta, n, wanted):
+    size = 20_000
+    x = jax.random.normal(jax.random.key(1), (size, 1))
+    solver = solvers.ddim(grids.trailing(LINEAR, n), eta)
+    x0 = dfn.sample(jax.random.key(2), oracles.gaussian(0.0, 0.5), solver, x).x0
+    # A standard deviation from n normal draws has the relative standard error 1 / sqrt(2 n).
+    assert abs(float(jnp.std(x0)) - wanted) < 4 * wanted / np.sqrt(2 * size) + 5e-5
+    assert abs(float(jnp.mean(x0))) < 4 * wanted / np.sqrt(size)
+
+
+def test_ancestral_samples_of_a_mixture_are_the_mixture():
+    size = 4_000
+    weights, means, stds = [0.3, 0.7], [-0.9, 0.6], [0.2, 0.3]
+    x = jax.random.normal(jax.random.key(3), (size, 1))
+    solver = solvers.ancestral(grids.linspace(LINEAR, 200))
+    x0 = np.asarray(dfn.sample(jax.random.key(4), oracles.mixture(weights, means, stds), solver, x).x0)[:, 0]
+    # Of the left component's draws all but 2e-4 lie below -0.2, of the right one's 4e-3 do.
+    share = np.mean(x0 < -0.2)
+    assert abs(share - 0.3) < 4 * np.sqrt(0.21 / size) + 0.01  # and a step size's bias
+    assert abs(np.mean(x0) - 0.15) < 4 * np.std(x0) / np.sqrt(size) + 0.02
+
+
+def test_eta_one_is_ancestral_step_for_step(start):
+    emit = lambda step: step.x_next  # noqa: E731
+    ddim = dfn.sample(jax.random.key(5), DENOISE, solvers.ddim(LEVELS, 1.0), start, emit=emit)
+    ancestral = dfn.sample(jax.random.key(5), DENOISE, solvers.ancestral(LEVELS), start, emit=emit)
+    # The same noise, other sums: float32 rounding of numbers up to 4, amplified by no step here.
+    np.testing.assert_allclose(ddim.trace, ancestral.trace, rtol=1e-5, atol=4e-6)
+
+
+# Inversion.
+
+
+def round_trip_errors(levels_of, sizes, denoise, x0):
+    errors = []
+    for n in sizes:
+        levels = levels_of(n)
+        x = dfn.invert(denoise, levels, x0)
+        errors.append(float(jnp.abs(dfn.sample(None, denoise, solvers.ddim(levels), x).x0 - x0).max()))
+    return np.array(errors)
+
+
+@pytest.mark.parametrize(
+    "levels_of",
+    [
+        lambda n: grids.linspace(LINEAR, n),
+        lambda n: grids.uniform_log_snr(LINEAR, n),
+        lambda n: grids.karras(n, 0.02, 80.0),
+    ],
+    ids=["uniform", "log_snr", "karras"],
+)
+@pytest.mark.usefixtures("x64")
+def test_inversion_and_sampling_return_with_first_order(levels_of):
+    # Data far outside [-1, 1] too: nothing on the way is clipped.
+    x0 = jnp.array([[2.6, 3.1], [3.9, 2.9]])
+    sizes = np.array([60, 120, 240])
+    errors = round_trip_errors(levels_of, sizes, oracles.gaussian(3.0, 0.5), x0)
+    slopes = np.diff(np.log(errors)) / np.diff(np.log(sizes))
+    np.testing.assert_allclose(slopes, -1.0, atol=0.15)
+
+
+@pytest.mark.usefixtures("x64")
+def test_inversion_follows_the_exact_flow():
+    """The probability flow of Gaussian data is linear: x_T - alpha mean = (x0 - mean) std(x_T) / std(x0)."""
+    x0 = jnp.array([[0.2, 1.3], [-0.4, 0.5]])
+    errors = []
+    for n in (100, 200):
+        levels = grids.karras(n, 0.002, 80.0)
+        wanted = 0.3 + (x0 - 0.3) * np.sqrt(0.25 + 80.0**2) / 0.5
+        errors.append(float(jnp.abs(dfn.invert(DENOISE, levels, x0) - wanted).max()))
+    assert errors[1] < 0.6 * errors[0]
+    assert errors[1] < 0.1 * 80
+
+
+def test_inversion_of_one_level_is_one_hop():
+    level = dfn.Level(np.array([0.8]), np.array([0.6]), np.array([5.0]))
+    x0 = jnp.array([[0.4, -0.2]])
+    x = dfn.invert(DENOISE, level, x0)
+    eps = DENOISE(0.8 * x0, dfn.Level(0.8, 0.6, 5.0)).eps
+    np.testing.assert_allclose(x, 0.8 * x0 + 0.6 * eps, rtol=1e-6)
+
+
+# Traces, scans, dtypes.
+
+
+def test_the_trace_tells_of_each_row(start):
+    samples = dfn.sample(None, DENOISE, solvers.ddim(LEVELS), start, emit=lambda step: step)
+    step = samples.trace
+    assert step.x.shape == (6, 4, 3)
+    np.testing.assert_array_equal(step.x[0], start)
+    np.testing.assert_array_equal(step.x[1:], step.x_next[:-1])
+    np.testing.assert_array_equal(step.x_next[-1], samples.x0)
+    # The row's sum may be fused with what computed x0: a rounding.
+    np.testing.assert_allclose(step.prediction.x0[-1], samples.x0, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(step.level.t, LEVELS.t.astype(np.float32))
+    assert dfn.sample(None, DENOISE, solvers.ddim(LEVELS), start).trace is None
+
+
+def test_without_the_final_denoise_the_state_is_left_at_the_last_level(start):
+    emit = lambda step: step.x  # noqa: E731
+    whole = dfn.sample(None, DENOISE, solvers.ddim(LEVELS), start, emit=emit)
+    left = dfn.sample(None, DENOISE, solvers.ddim(LEVELS), start, emit=emit, final_denoise=False)
+    assert left.trace.shape == (5, 4, 3)
+    np.testing.assert_array_equal(left.x0, whole.trace[-1])
+
+
+def test_one_level_is_one_denoise(start):
+    levels = jax.tree.map(lambda a: a[:1], LEVELS)
+    x0 = dfn.sample(None, DENOISE, solvers.ddim(levels), start).x0
+    level = jax.tree.map(lambda a: np.float32(a[0]), LEVELS)
+    np.testing.assert_allclose(x0, DENOISE(start, level).x0, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+def test_python_scan_is_lax_scan(eta, start):
+    arguments = (jax.random.key(7), DENOISE, solvers.ddim(LEVELS, eta), start)
+    emit = lambda step: (step.x, step.prediction.eps)  # noqa: E731
+    compiled = dfn.sample(*arguments, emit=emit)
+    stepped = dfn.sample(*arguments, emit=emit, scan=dfn.python_scan)
+    # One compiled body against its operations one by one: products may be fused into sums, once a row.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), compiled, stepped)
+    assert dfn.sample(*arguments, scan=dfn.python_scan).trace is None
+
+
+def test_half_precision_data_are_sampled_in_float32(start):
+    low = dfn.sample(None, DENOISE, solvers.ddim(LEVELS), start.astype(jnp.bfloat16)).x0
+    assert low.dtype == jnp.float32
+    same_start = start.astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_array_equal(low, dfn.sample(None, DENOISE, solvers.ddim(LEVELS), same_start).x0)
+
+
+def test_the_table_is_rounded_once_to_the_data(start):
+    rows = []
+    spy = lambda body, init, xs: (rows.append(xs[1]), jax.lax.scan(body, init, xs))[1]  # noqa: E731
+    solver = solvers.ancestral(LEVELS)
+    dfn.sample(jax.random.key(0), DENOISE, solver, start, scan=spy)
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rows[0]))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float32)), rows[0], solver.rows)
+
+
+# Keys.
+
+
+def test_an_example_depends_on_its_own_key_alone(start):
+    keys = jax.random.split(jax.random.key(8), 4)
+    solver = solvers.ddim(LEVELS, 0.8)
+    together = dfn.sample(keys, DENOISE, solver, start).x0
+    moved = dfn.sample(keys[::-1], DENOISE, solver, start[::-1]).x0[::-1]
+    np.testing.assert_array_equal(together, moved)
+    other = dfn.sample(keys.at[3].set(jax.random.key(99)), DENOISE, solver, start).x0
+    np.testing.assert_array_equal(together[:3], other[:3])
+    assert bool(jnp.all(together[3] != other[3]))
+
+
+def test_raw_keys_work_as_typed_ones(start):
+    solver = solvers.ddim(LEVELS, 0.8)
+    for typed, raw in (
+        (jax.random.key(3), jax.random.PRNGKey(3)),
+        (jax.random.split(jax.random.key(3), 4), jax.random.split(jax.random.PRNGKey(3), 4)),
+    ):
+        np.testing.assert_array_equal(
+            dfn.sample(typed, DENOISE, solver, start).x0, dfn.sample(raw, DENOISE, solver, start).x0
+        )
+
+
+def test_rows_draw_different_noise(start):
+    solver = solvers.ancestral(LEVELS)
+    samples = dfn.sample(jax.random.key(1), DENOISE, solver, start, emit=lambda step: step)
+    step, rows = samples.trace, solver.rows
+    mean = rows.x[:, 0, None, None] * step.x + rows.x0[:, 0, None, None] * step.prediction.x0
+    z = np.asarray(step.x_next - mean)[:-1] / rows.noise[:-1, None, None]
+    correlation = np.corrcoef(z.reshape(5, -1))
+    assert np.abs(correlation - np.eye(5)).max() < 0.95
+    assert 0.5 < z.std() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: dfn.sample(None, DENOISE, solvers.ancestral(LEVELS), x), "this solver draws noise: pass a key"),
+        (
+            lambda x: dfn.sample(jax.random.split(jax.random.key(0), 3), DENOISE, solvers.ancestral(LEVELS), x),
+            "3 keys for a batch of 4",
+        ),
+        (
+            lambda x: dfn.sample(jax.random.split(jax.random.key(0), (2, 2)), DENOISE, solvers.ancestral(LEVELS), x),
+            "with 2 axes",
+        ),
+        (lambda x: dfn.sample(7, DENOISE, solvers.ancestral(LEVELS), x), "key must be a JAX random key"),
+        (lambda x: dfn.sample(None, DENOISE, solvers.ddim(LEVELS), x.astype(int)), "x must be an array of floating"),
+        (lambda x: dfn.sample(None, DENOISE, solvers.ddim(LEVELS), x[0, 0]), "got a scalar"),
+        (lambda x: dfn.invert(DENOISE, LEVELS, x.astype(jnp.uint8)), "x0 must be an array of floating type"),
+        (lambda x: dfn.invert(DENOISE, jax.tree.map(lambda a: a[::-1], LEVELS), x), "must descend"),
+        (lambda x: dfn.invert(DENOISE, dfn.level_at(LINEAR, np.array([5, -1])), x), "leave the clean level out"),
+    ],
+)
+def test_bad_input_is_refused(call, message, start):
+    with pytest.raises(ValueError, match=message):
+        call(start)
