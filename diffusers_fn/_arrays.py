@@ -21,10 +21,15 @@ def namespace(*values: Any) -> ModuleType:
 
 def expand(coefficient: Any, x: jax.Array) -> jax.Array:
     """Returns a coefficient [] or [B] shaped to multiply x [B, ...], in x's precision but at least float32."""
-    coefficient = jnp.asarray(coefficient, jnp.result_type(x.dtype, jnp.float32))
+    coefficient = jnp.asarray(coefficient, working_dtype(x))
     if coefficient.ndim == 0:
         return coefficient
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+
+
+def working_dtype(x: Any) -> Any:
+    """Returns the type that x is computed in: its own, but at least float32 (and at most what JAX is set to)."""
+    return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def concrete(value: Any) -> np.ndarray | None:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from diffusers_fn import _random, backbones, grids, losses, noise_schedules, parameterizations, solvers, variances
 from diffusers_fn._arrays import check_data, concrete
 from diffusers_fn.denoisers import bind, chain, clip_x0, make_denoiser, network_output
+from diffusers_fn.discrete import check_eta
 from diffusers_fn.guidance import classifier_free
 from diffusers_fn.levels import Level, add_noise
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at
@@ -91,8 +92,9 @@ class Diffusion(NamedTuple):
         cond int labels [B] or None for no condition; key is needed for dropout, when train is True.
       loss: (params, key, batch) -> (loss [B], metrics). batch: {"image": [B, *shape] in [-1, 1]} and, for a
         class-conditional model, "label": int [B]. key: one key, or [B] keys, which make an example's loss
-        independent of the rest of the batch and of the device layout (dropout masks excepted: they are drawn for
-        the batch from the first key). metrics: arrays [B].
+        independent of the rest of the batch and of the device layout (but for dropout masks, drawn for the batch
+        from the first key, and for the time samplers stratified and antithetic, which spread times over the batch).
+        metrics: arrays [B].
       sample: (params, key, num_samples, *, cond=None, guidance_scale=None, eta=None, num_inference_steps=None,
         emit=None) -> Samples. cond: int labels [] or [num_samples], or None for unconditional samples. What is None
         takes the config's value. key: one key, or [num_samples] keys.
@@ -131,12 +133,13 @@ def build(config: ConfigDict) -> Diffusion:
     parameterization = _choose("parameterization", config.parameterization, PARAMETERIZATIONS)(config)
     noisiest = level_at(schedule, config.noise_schedule.noise_steps - 1)
     p, q = parameterization.line(noisiest)
-    if noisiest.alpha * q - noisiest.sigma * p == 0:
+    if not abs(noisiest.alpha * q - noisiest.sigma * p) > 0:
         raise ValueError(
             f"parameterization {config.parameterization!r} says nothing about x0 at pure noise, where "
             "noise_schedule.zero_terminal_snr ends: set config.parameterization to 'v' or 'x0'"
         )
     _choose("variance", config.variance, VARIANCES)
+    check_eta(config.sampler.eta)
     error = _choose("loss.loss_type", config.loss.loss_type, LOSS_TYPES)
     weight = _choose("loss.weight", config.loss.weight, WEIGHTS)(config)
     draw_time = _choose("loss.time_sampler", config.loss.time_sampler, TIME_SAMPLERS)(config)
@@ -156,6 +159,8 @@ def build(config: ConfigDict) -> Diffusion:
     def apply(
         params: Any, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
+        if key is None and train and config.backbone.get("dropout", 0.0):
+            raise ValueError("apply with train=True draws dropout masks: pass key")
         rngs = {} if key is None else {"dropout": key}
         out = module.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
         assert isinstance(out, jax.Array)  # and no (out, mutated variables): none are mutable
@@ -173,7 +178,7 @@ def build(config: ConfigDict) -> Diffusion:
 
         cond = None
         if num_classes:
-            cond = _check_labels(batch.get("label"), num_classes, x0.shape[0])
+            cond = _check_labels(batch.get("label"), num_classes, x0.shape[0], allow_null=False)
             drop = _random.draw(jax.random.uniform, label_key, cond.shape, jnp.float32) < label_dropout
             cond = jnp.where(drop, num_classes, cond)
         out = network_output(apply, params, parameterization, x, level, cond, key=dropout_key, train=True)
@@ -192,6 +197,10 @@ def build(config: ConfigDict) -> Diffusion:
         num_inference_steps: int | None = None,
         emit: Callable[[Step], Any] | None = None,
     ) -> Samples:
+        if num_samples != int(num_samples) or num_samples < 1:
+            raise ValueError(f"num_samples must be an integer of at least 1; got {num_samples}")
+        if eta is not None and config.sampler.name != "ddim":
+            raise ValueError(f"sampler {config.sampler.name!r} has no eta: set config.sampler.name to 'ddim'")
         steps = config.sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.sampler.cfg_scale if guidance_scale is None else guidance_scale
         solver = make_solver(config, make_grid(schedule, steps), config.sampler.eta if eta is None else eta)
@@ -201,10 +210,12 @@ def build(config: ConfigDict) -> Diffusion:
         if cond is not None:
             if not num_classes:
                 raise ValueError("cond was given, but this model is unconditional: set config.backbone.num_classes")
-            cond = jnp.broadcast_to(_check_labels(cond, num_classes, num_samples), (num_samples,))
+            cond = jnp.broadcast_to(_check_labels(cond, num_classes, num_samples, allow_null=True), (num_samples,))
             transforms.append(classifier_free(scale, null_cond=num_classes))
         elif guidance_scale is not None:
             raise ValueError("guidance_scale was given without cond: pass the class labels as cond")
+        if guidance_scale is not None and not label_dropout and not np.all(concrete(guidance_scale) == 1):
+            raise ValueError("this model was trained with loss.label_dropout = 0: it has no prediction without a label")
         transforms.append(lambda denoise: bind(denoise, cond))
         if config.sampler.clip_denoised:
             transforms.append(clip_x0())
@@ -246,7 +257,18 @@ def _check_sections(config: ConfigDict) -> None:
         "data": ("shape",),
         "backbone": ("name",),
         "noise_schedule": ("beta_schedule", "noise_steps", "beta_start", "beta_end", "zero_terminal_snr"),
-        "loss": ("loss_type", "weight", "time_sampler", "label_dropout"),
+        "loss": (
+            "loss_type",
+            "weight",
+            "time_sampler",
+            "label_dropout",
+            "min_snr_gamma",
+            "p2_gamma",
+            "p2_k",
+            "sigmoid_bias",
+            "logit_mean",
+            "logit_std",
+        ),
         "sampler": ("name", "skip_type", "num_inference_steps", "eta", "clip_denoised", "cfg_scale"),
         "parameterization": (),
         "variance": (),
@@ -301,19 +323,22 @@ def _check_images(batch: Mapping[str, jax.Array], shape: tuple[int, ...]) -> jax
         raise ValueError(
             f"images must have shape [B, {', '.join(map(str, shape))}] (config.data.shape); got {list(image.shape)}"
         )
+    values = concrete(image)
+    if values is not None and not np.isfinite(values).all():
+        raise ValueError("images must be finite; got NaN or infinite values")
     return image
 
 
-def _check_labels(labels: Any, num_classes: int, batch_size: int) -> jax.Array:
+def _check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null: bool) -> jax.Array:
     if labels is None:
         raise ValueError("this model is class-conditional (config.backbone.num_classes): the batch needs 'label'")
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape not in ((), (batch_size,)):
         raise ValueError(f"labels must be integers of shape [] or [{batch_size}]; got {labels.dtype} {labels.shape}")
     values = concrete(labels)
-    if values is not None and values.size and (values.min() < 0 or values.max() > num_classes):
+    if values is not None and values.size and (values.min() < 0 or values.max() >= num_classes + allow_null):
         raise ValueError(
-            f"labels must lie in [0, {num_classes - 1}] ({num_classes} stands for no class); got {values.min()} to "
-            f"{values.max()}: correct the data or config.backbone.num_classes"
+            f"labels must lie in [0, {num_classes - 1}]{f' or be {num_classes} for no class' if allow_null else ''}; got "
+            f"{values.min()} to {values.max()}: correct the labels or config.backbone.num_classes"
         )
     return labels

@@ -2,6 +2,7 @@
 
 B is the batch, x [B, ...], t [] or [B] integers in [0, T-1]. Nothing here knows a network: each function takes
 what the network put out. For whole sampling loops see `sample`; a test pins every step here to a row of a solver.
+Data of lower precision are promoted: results are at least float32.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, check_per_example, concrete, expand
-from diffusers_fn.levels import add_noise, posterior
+from diffusers_fn._arrays import check_data, check_per_example, concrete, expand, working_dtype
+from diffusers_fn.levels import add_noise, snr_ratio
 from diffusers_fn.noise_schedules import NoiseSchedule, check_timesteps, level_at, table_entry
 from diffusers_fn.parameterizations import Parameterization, epsilon, split_variance, to_prediction
 from diffusers_fn.variances import Variance, fixed_small
@@ -203,6 +204,7 @@ def forward_diffusion(key: jax.Array, schedule: NoiseSchedule, x: jax.Array, t: 
     True
     """
     check_data(x=x)
+    x = jnp.asarray(x, working_dtype(x))
     noise = _random.normal(key, x)
     return q_sample(schedule, x, t, noise), noise
 
@@ -226,6 +228,7 @@ def ddim_timesteps(num_timesteps: int, num_steps: int, skip_type: str = "uniform
         raise ValueError(
             f"num_steps must be an integer from 1 to the {num_timesteps} timesteps of the schedule; got {num_steps}"
         )
+    num_timesteps, num_steps = int(num_timesteps), int(num_steps)
     if skip_type == "uniform":
         steps = np.round(np.linspace(num_timesteps - 1, 0, num_steps)[::-1])
     elif skip_type == "quadratic":
@@ -283,6 +286,7 @@ def ddim_step(
     check_timesteps(schedule, t)
     check_descending(t, t_prev)
     check_eta(eta)
+    check_per_example("eta", eta, x_t)
     if noise is None and not (isinstance(eta, (int, float)) and eta == 0):
         raise ValueError(f"noise is needed where eta is not 0; got eta = {eta} and no noise")
     if noise is not None:
@@ -297,8 +301,11 @@ def ddim_step(
         eps_hat = (x_t - expand(level.alpha, x_t) * x0_hat) / expand(level.sigma, x_t)
     if noise is None:
         return add_noise(x0_hat, eps_hat.astype(x0_hat.dtype), prev)
-    s = eta * jnp.sqrt(posterior(level, prev)[2])
-    direction = jnp.sqrt(prev.sigma**2 - s**2)
+    # With r = SNR_t / SNR_prev, eq. 16 is s = eta sigma_prev sqrt(1 - r); sigma_prev^2 - s^2 is then written without
+    # a difference of nearly equal numbers, which rounding could make negative.
+    r = snr_ratio(level, prev)
+    s = eta * prev.sigma * jnp.sqrt(1.0 - r)
+    direction = prev.sigma * jnp.sqrt((1.0 - eta**2) + eta**2 * r)
     return expand(prev.alpha, x_t) * x0_hat + expand(direction, x_t) * eps_hat + expand(s, x_t) * noise
 
 

@@ -1,16 +1,18 @@
 """Grids: which noise levels a sampler visits, from the noisiest down to the last noisy one.
 
-Each function returns Level[N] in float64 on the host. A plan stops at the last noisy level: the hop into
-sigma = 0 is the final denoise of `sample`, whatever the solver.
+Each function returns Level[N] in float64 on the host (those that step through timesteps also trace, where the schedule
+is traced). A plan stops at the last noisy level: the hop into sigma = 0 is the final denoise of `sample`, whatever the
+solver.
 """
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from diffusers_fn.discrete import ddim_timesteps
 from diffusers_fn.levels import Level
-from diffusers_fn.noise_schedules import NoiseSchedule, check_timesteps, level_at
+from diffusers_fn.noise_schedules import NoiseSchedule, check_timesteps, level_at, on_host
 
 
 def linspace(schedule: NoiseSchedule, num_steps: int) -> Level:
@@ -91,7 +93,7 @@ def karras(
     >>> karras(3).sigma.round(4)
     array([8.0000e+01, 2.5152e+00, 2.0000e-03])
     """
-    _check_num_steps(num_steps, None)
+    _check_num_steps(num_steps, None if schedule is None else _num_timesteps(schedule))
     if not 0 < sigma_min < sigma_max or not rho > 0:
         raise ValueError(
             f"karras needs 0 < sigma_min < sigma_max and rho > 0; got {sigma_min}, {sigma_max} and rho = {rho}"
@@ -108,20 +110,22 @@ def uniform_log_snr(schedule: NoiseSchedule, num_steps: int) -> Level:
     Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, section 3.3.
 
     Raises:
-      ValueError: unless num_steps >= 1, or if the schedule ends on pure noise (log SNR -inf).
+      ValueError: unless 1 <= num_steps <= T, or if the schedule ends on pure noise (log SNR -inf) or is traced.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> uniform_log_snr(make_noise_schedule(linear_betas(1000)), 3).t.round(1)
     array([999. , 302.3,   0. ])
     """
-    _check_num_steps(num_steps, None)
+    _check_num_steps(num_steps, _num_timesteps(schedule))
     lowest, highest = _table_log_snr(schedule)[[-1, 0]]
     return _at_log_snr(schedule, np.linspace(lowest, highest, num_steps))
 
 
 def _visit(schedule: NoiseSchedule, timesteps: np.ndarray) -> Level:
     check_timesteps(schedule, timesteps)  # a plan holds no clean level
-    return level_at(schedule, timesteps)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(schedule)):
+        return level_at(schedule, timesteps)
+    return level_at(on_host(schedule), timesteps)
 
 
 def _num_timesteps(schedule: NoiseSchedule) -> int:
@@ -136,7 +140,7 @@ def _check_num_steps(num_steps: int, num_timesteps: int | None) -> None:
 
 
 def _table_log_snr(schedule: NoiseSchedule) -> np.ndarray:
-    alphas_cumprod = np.asarray(schedule.alphas_cumprod, np.float64)
+    alphas_cumprod = on_host(schedule).alphas_cumprod
     if alphas_cumprod[-1] == 0:
         raise ValueError("the schedule ends on pure noise, where log SNR is -inf: use linspace or trailing instead")
     return np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)

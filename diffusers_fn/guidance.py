@@ -66,6 +66,8 @@ def classifier_free(
                 raise ValueError(
                     "classifier-free guidance needs cond (class labels, ...); got None: use guidance scale 1"
                 )
+            each = lambda c: jnp.broadcast_to(c, x.shape[:1]) if jnp.ndim(c) == 0 else jnp.asarray(c)  # noqa: E731
+            cond = jax.tree.map(each, cond)
             null = jax.tree.map(lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), cond, null_cond)
             both = (
                 _pair(denoise, x, level, cond, null) if batched else (denoise(x, level, cond), denoise(x, level, null))

@@ -54,7 +54,7 @@ def add_noise(x0: jax.Array, noise: jax.Array, level: Level) -> jax.Array:
     [0.8 0.8 0.8]
     """
     check_data(x0=x0, noise=noise)
-    check_per_example("level.alpha", level.alpha, x0)
+    check_level(level, x0)
     return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise
 
 
@@ -81,7 +81,7 @@ def transition(frm: Level, to: Level) -> tuple[Array, Array]:
     >>> round(float(ratio), 3), round(float(var), 3)
     (0.6, 0.64)
     """
-    return frm.alpha / to.alpha, frm.sigma**2 * (1.0 - _snr_ratio(frm, to))
+    return frm.alpha / to.alpha, frm.sigma**2 * (1.0 - snr_ratio(frm, to))
 
 
 def posterior(frm: Level, to: Level) -> tuple[Array, Array, Array]:
@@ -98,11 +98,22 @@ def posterior(frm: Level, to: Level) -> tuple[Array, Array, Array]:
     >>> float(coef_x0), float(coef_x), float(var)
     (1.0, 0.0, 0.0)
     """
-    r = _snr_ratio(frm, to)
+    r = snr_ratio(frm, to)
     # r * alpha_to / alpha_frm, written so that alpha_frm = 0 needs no division by it.
     coef_x = (frm.alpha / to.alpha) * (to.sigma / frm.sigma) ** 2
     return to.alpha * (1.0 - r), coef_x, to.sigma**2 * (1.0 - r)
 
 
-def _snr_ratio(frm: Level, to: Level) -> Array:
+def snr_ratio(frm: Level, to: Level) -> Array:
+    """Returns SNR_frm / SNR_to, between 0 (to a clean level) and 1 (to the same level); `frm` is the noisier level.
+
+    >>> snr_ratio(Level(0.6, 0.8, 1.0), Level(1.0, 0.0, 0.0))
+    0.0
+    """
     return ((frm.alpha * to.sigma) / (frm.sigma * to.alpha)) ** 2
+
+
+def check_level(level: Level, x: Any) -> None:
+    """Raises ValueError unless alpha and sigma have shape [] or [B], where B is x's first axis."""
+    check_per_example("level.alpha", level.alpha, x)
+    check_per_example("level.sigma", level.sigma, x)

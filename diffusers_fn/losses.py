@@ -288,9 +288,9 @@ def time_probabilities(record: LossSecondMoment, uniform_prob: float = 1e-3) -> 
     """
     num_timesteps, size = record.history.shape
     root = jnp.sqrt(jnp.mean(record.history**2, axis=1))
-    p = root / jnp.maximum(jnp.sum(root), jnp.finfo(root.dtype).tiny)
-    p = (1 - uniform_prob) * p + uniform_prob / num_timesteps
-    warm = jnp.all(record.count == size)
+    total = jnp.sum(root)
+    p = (1 - uniform_prob) * root / jnp.where(total > 0, total, 1.0) + uniform_prob / num_timesteps
+    warm = jnp.all(record.count == size) & (total > 0)
     return jnp.where(warm, p, 1.0 / num_timesteps)
 
 
@@ -304,7 +304,7 @@ def draw_times(
     ((3,), Array([1., 1., 1.], dtype=float32))
     """
     p = time_probabilities(record, uniform_prob)
-    t = jax.random.choice(key, p.shape[0], (batch_size,), p=p)
+    t = _random.draw(lambda k, shape, _: jax.random.choice(k, p.shape[0], shape, p=p), key, (batch_size,), None)
     return t, 1.0 / (p.shape[0] * p[t])
 
 

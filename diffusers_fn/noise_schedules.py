@@ -23,13 +23,13 @@ def linear_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float =
     https://arxiv.org/abs/2006.11239. The ends are not rescaled when T differs from 1000.
 
     Raises:
-      ValueError: if num_timesteps < 1, or unless 0 < beta_start <= beta_end <= 1.
+      ValueError: if num_timesteps < 1, or unless 0 <= beta_start <= beta_end <= 1.
 
     >>> linear_betas(1000)[[0, -1]]
     array([0.0001, 0.02  ])
     """
     _check_ends(num_timesteps, beta_start, beta_end)
-    return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+    return np.linspace(beta_start, beta_end, int(num_timesteps), dtype=np.float64)
 
 
 def scaled_linear_betas(num_timesteps: int, beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
@@ -51,7 +51,7 @@ def quadratic_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: floa
     array([0.01, 0.04, 0.09])
     """
     _check_ends(num_timesteps, beta_start, beta_end)
-    return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+    return np.linspace(beta_start**0.5, beta_end**0.5, int(num_timesteps), dtype=np.float64) ** 2
 
 
 def sqrt_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> np.ndarray:
@@ -98,7 +98,7 @@ def sigmoid_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float 
     array([0.0025, 0.5   , 0.9975])
     """
     _check_ends(num_timesteps, beta_start, beta_end)
-    sigmoid = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps, dtype=np.float64)))
+    sigmoid = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, int(num_timesteps), dtype=np.float64)))
     return beta_start + (beta_end - beta_start) * sigmoid
 
 
@@ -247,12 +247,27 @@ def respace(schedule: NoiseSchedule, timesteps: np.ndarray) -> NoiseSchedule:
     >>> respace(schedule, np.array([999, 499])).betas.shape
     (2,)
     """
+    schedule = on_host(schedule)
     timesteps = np.sort(np.asarray(timesteps).ravel())
     check_timesteps(schedule, timesteps, lowest=0)
     if timesteps.size == 0 or np.any(np.diff(timesteps) == 0):
         raise ValueError(f"timesteps to keep must be distinct and at least one; got {timesteps}")
-    alphas_cumprod = np.asarray(schedule.alphas_cumprod, np.float64)[timesteps]
+    alphas_cumprod = schedule.alphas_cumprod[timesteps]
     return make_noise_schedule(1.0 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]]))
+
+
+def on_host(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Returns the table as NumPy float64, whatever it was.
+
+    Raises:
+      ValueError: if the table is traced.
+
+    >>> on_host(jax.tree.map(jnp.asarray, make_noise_schedule(linear_betas(4)))).betas.dtype
+    dtype('float64')
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(schedule)):
+        raise ValueError("this needs the schedule's numbers: call it outside jit, or close over the schedule")
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), schedule)
 
 
 def check_timesteps(schedule: NoiseSchedule, t: Any, lowest: int = 0) -> None:
@@ -281,7 +296,7 @@ def _at(table: Any, t: Any, clean: float) -> Any:
     num_timesteps = table.shape[0]
     if namespace(table, t) is np:
         return np.concatenate([np.asarray(table, np.float64), [clean]])[np.asarray(t)]
-    t = jnp.asarray(t)
+    t = jnp.asarray(t).astype(jnp.result_type(int))  # a narrow or unsigned type cannot be compared with -1 and T
     table = jnp.asarray(table, jnp.result_type(float))
     value = jnp.where(t == -1, clean, table[jnp.clip(t, 0, num_timesteps - 1)])
     return jnp.where((t < -1) | (t >= num_timesteps), jnp.nan, value)

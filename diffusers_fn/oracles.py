@@ -1,7 +1,7 @@
 """Exact denoisers for data of known distribution, so that samplers can be tested against the truth.
 
-For x = alpha x0 + sigma eps they return E[x0 | x] and E[eps | x] in closed form, each from its own formula, so
-that neither loses digits where alpha or sigma is small. They take conditioning and ignore it.
+For x = alpha x0 + sigma eps they return E[x0 | x] and E[eps | x] in closed form; the Gaussian ones each from its own
+formula, so that neither loses digits where alpha or sigma is small. They take conditioning and ignore it.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ def finite(data: Any) -> Denoiser:
         if data.shape[1:] != x.shape[1:]:
             raise ValueError(f"x's examples must have the data's shape {data.shape[1:]}; got {x.shape[1:]}")
         alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-        points = data.reshape(data.shape[0], -1).astype(x.dtype)
-        scaled = (x / alpha).reshape(x.shape[0], -1)
-        # |x / alpha - point|^2 up to a term that is the same for all points.
-        distance = jnp.sum(points**2, axis=1)[None] - 2 * jnp.matmul(scaled, points.T, precision="highest")
-        snr = jnp.broadcast_to(alpha**2 / sigma**2, (x.shape[0],) + (1,) * (x.ndim - 1)).reshape(-1, 1)
-        x0 = jnp.matmul(jax.nn.softmax(-0.5 * snr * distance, axis=-1), points, precision="highest").reshape(x.shape)
+        # Differences first, then squares: |x|^2 - 2 x.d + |d|^2 would lose the digits that tell near twins apart.
+        residual = (x[:, None] - expand(level.alpha, x[:, None]) * data.astype(x.dtype)[None]) / expand(
+            level.sigma, x[:, None]
+        )
+        weights = jax.nn.softmax(-0.5 * jnp.sum(residual.reshape(*residual.shape[:2], -1) ** 2, axis=-1), axis=-1)
+        x0 = jnp.tensordot(weights, data.astype(x.dtype), axes=1, precision="highest")
         return Prediction(x0, (x - alpha * x0) / sigma)
 
     return denoise

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn._arrays import check_data, check_per_example, expand, namespace
-from diffusers_fn.levels import Array, Level
+from diffusers_fn._arrays import check_data, expand, namespace
+from diffusers_fn.levels import Array, Level, check_level
 
 
 class Parameterization(NamedTuple):
@@ -65,7 +65,7 @@ def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, le
     Array([[-0.6, -0.6]], dtype=float32)
     """
     check_data(x0=x0, eps=eps)
-    check_per_example("level.alpha", level.alpha, x0)
+    check_level(level, x0)
     p, q = parameterization.line(level)
     return expand(p, x0) * x0 + expand(q, x0) * eps
 
@@ -93,7 +93,7 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
     """
     out, var_out = split_variance(out, x)
     check_data(x=x, out=out)
-    check_per_example("level.alpha", level.alpha, x)
+    check_level(level, x)
     p, q = parameterization.line(level)
     det = level.alpha * q - level.sigma * p
     x0 = expand(q / det, x) * x + expand(-level.sigma / det, x) * out
@@ -168,11 +168,13 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     def line(level: Level) -> tuple[Array, Array]:
         # F = (x0 - c_skip x / alpha) / c_out with x / alpha = x0 + s eps:
         # p = (1 - c_skip) / c_out = s / (d sqrt(s^2 + d^2)),  q = -c_skip s / c_out = -d / sqrt(s^2 + d^2).
-        s = level.sigma / level.alpha
-        root = namespace(level).sqrt(s**2 + sigma_data**2)
-        return s / (sigma_data * root), -sigma_data / root
+        # Multiplied out by alpha, so that pure noise (alpha = 0) is a level like any other.
+        return level.sigma / (sigma_data * root(level)), -sigma_data * level.alpha / root(level)
 
     def input_scale(level: Level) -> Array:
-        return 1.0 / namespace(level).sqrt(level.sigma**2 + (sigma_data * level.alpha) ** 2)
+        return 1.0 / root(level)
+
+    def root(level: Level) -> Array:
+        return namespace(level).sqrt(level.sigma**2 + (sigma_data * level.alpha) ** 2)
 
     return Parameterization(f"edm({sigma_data})", line, input_scale)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, expand, namespace
+from diffusers_fn._arrays import check_data, expand, namespace, working_dtype
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Level
 from diffusers_fn.solvers.base import Solver, Step, check_plan, linear_solver
@@ -66,7 +66,7 @@ def sample(
     True
     """
     check_data(x=x)
-    x = jnp.asarray(x, jnp.result_type(x.dtype, jnp.float32))
+    x = jnp.asarray(x, working_dtype(x))
     rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), solver.rows)
     if not final_denoise:
         rows = jax.tree.map(lambda a: a[:-1], rows)
@@ -125,8 +125,11 @@ def python_scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any)
     >>> python_scan(lambda carry, x: (carry + x, carry), jnp.array(0), jnp.arange(4))
     (Array(6, dtype=int32), Array([0, 0, 1, 3], dtype=int32))
     """
+    length = jax.tree.leaves(xs)[0].shape[0]
+    if length == 0:
+        return jax.lax.scan(body, init, xs)  # knows the shapes of nothing
     carry, outputs = init, []
-    for i in range(jax.tree.leaves(xs)[0].shape[0]):
+    for i in range(length):
         carry, output = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
         outputs.append(output)
     return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)

@@ -19,14 +19,14 @@ class Checkpoints:
 
     A save copies the state to the host and returns; writing goes on in the background, into a folder that gets its
     name only when it is complete. A restore takes the newest checkpoint whose contents have the checksum that was
-    stored with them, and moves damaged ones aside, into `damaged/`.
+    stored with them. Nothing is ever deleted for being unreadable.
     """
 
-    def __init__(self, workdir: Path, keep: int = 3):
-        """Opens the folder `checkpoints` of a work directory; keeps the newest `keep`."""
+    def __init__(self, workdir: Path, keep: int = 3, *, read_only: bool = False):
+        """Opens the folder `checkpoints` of a work directory; keeps the newest `keep`, or only reads."""
         self._damaged = workdir / "damaged"
         self._directory = (workdir / "checkpoints").absolute()
-        self._keep = keep
+        self._keep, self._read_only = keep, read_only
         self._open()
 
     def save(self, step: int, state: Any) -> None:
@@ -44,28 +44,36 @@ class Checkpoints:
     def restore(self, template: Any) -> tuple[int, Any] | None:
         """Returns (step, state) of the newest sound checkpoint, or None if there is no checkpoint at all.
 
+        Damaged newer ones are warned of and, unless this was opened to read only, moved aside into `damaged/`, so that
+        their steps can be saved again; where none is sound, all stay in place.
+
         Args:
           template: a tree of arrays or jax.ShapeDtypeStruct like the state.
 
         Raises:
-          ValueError: if there are checkpoints and none of them is sound.
+          ValueError: if there are checkpoints and none of them could be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
-        for step in steps:
+        failures: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore())
                 restored = self._manager.restore(step, args=args)
                 if checksum(restored.state) != restored.meta["checksum"]:
                     raise ValueError("its contents do not have the checksum stored with them")
-                return step, restored.state
             except Exception as error:
-                logging.warning("Checkpoint %d is damaged, trying the one before it: %s", step, _first_line(error))
-                self._set_aside(step)
-        if steps:
+                failures[step] = _first_line(error)
+                continue
+            for damaged, reason in failures.items():
+                logging.warning("Checkpoint %d is damaged, going on from %d: %s", damaged, step, reason)
+                if not self._read_only:
+                    self._set_aside(damaged)
+            return step, restored.state
+        if failures:
             raise ValueError(
-                f"none of the checkpoints {steps} could be read (they were moved to {self._damaged}): restore one from "
-                "a copy, or start again in a new --workdir"
+                f"none of the checkpoints in {self._directory} could be read ("
+                + "; ".join(f"{step}: {reason}" for step, reason in failures.items())
+                + "): put back a copy, or start again in a new --workdir"
             )
         return None
 
@@ -87,7 +95,9 @@ class Checkpoints:
             ) from error
 
     def _open(self) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, create=not self._read_only, read_only=self._read_only
+        )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def _set_aside(self, step: int) -> None:

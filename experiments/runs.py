@@ -64,8 +64,11 @@ def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
     if not path.exists():
         if not create:
             raise ValueError(f"{workdir} holds no run: train first, with the same --config and --workdir")
-        if (workdir / "checkpoints").exists():
-            raise ValueError(f"{workdir} holds checkpoints but no config.json: give another --workdir")
+        strangers = sorted(path.name for path in workdir.iterdir()) if workdir.exists() else []
+        if strangers:
+            raise ValueError(
+                f"{workdir} is no run's folder, it holds {', '.join(strangers[:5])}: give another --workdir"
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config.to_dict(), indent=2, default=list) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
@@ -130,11 +133,11 @@ def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Any,
     template = jax.eval_shape(
         lambda key: dfn.training.make_train_state(diffusion.init(key), optimizer), jax.random.key(0)
     )
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     restored = checkpoints.restore(template)
     checkpoints.close()
     if restored is None:
-        raise ValueError(f"{workdir} holds no checkpoint yet: train first")
+        raise ValueError(f"{workdir} holds no checkpoint yet: train on")
     step, state = restored
     return diffusion, jax.device_put(state.ema), step
 
@@ -156,7 +159,7 @@ def draw_samples(
     """
     batch_size = min(batch_size, num_samples)
     padded = -(-num_samples // batch_size) * batch_size
-    keys = jax.random.split(jax.random.key(seed), padded)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), padded)  # 0 is for training
     conds = None if labels is None else np.resize(labels, padded)
 
     @jax.jit

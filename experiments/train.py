@@ -39,13 +39,17 @@ def train(config: ConfigDict, workdir: Path) -> None:
       FloatingPointError: if the loss is not finite; the state that led there is not saved.
     """
     diffusion = dfn.build(config)
+    settings = config.training
+    check_intervals(config, jax.device_count())
+    optimizer = runs.make_optimizer(config)
+    step_fn = dfn.training.make_train_step(diffusion.loss, optimizer, ema_decay=settings.ema_decay)
+    train_step = jax.jit(step_fn, donate_argnums=0)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
-    optimizer = runs.make_optimizer(config)
-    runs.open_workdir(workdir, config, create=True)
-    settings = config.training
+    data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
+    runs.open_workdir(workdir, config, create=True)  # the last check: from here on the folder is this config's
 
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), 3)
     state = jax.jit(lambda key: dfn.training.make_train_state(diffusion.init(key), optimizer))(init_key)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
     restored = checkpoints.restore(state)
@@ -56,24 +60,21 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
     state = dfn.training.replicate(state, mesh)
-    train_step = jax.jit(
-        dfn.training.make_train_step(diffusion.loss, optimizer, ema_decay=settings.ema_decay), donate_argnums=0
-    )
-    grid = SampleGrid(config, diffusion, workdir, data.float_images(dataset, np.arange(min(2_000, len(dataset)))))
+    reference = data.float_images(dataset, np.arange(min(2_000, len(dataset))))
+    grid = SampleGrid(config, diffusion, grid_key, workdir, reference)
     log = MetricLog(workdir, start)
     batches = data.batches(dataset, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{len(dataset)} examples, {num_params:,} parameters, {jax.device_count()} {jax.default_backend()} device(s)")
 
     stop = StopSignal()
-    step = start
+    step = saved = start
     window: list[dict[str, jax.Array]] = []  # metrics since the last log entry, which holds their means
     since, when = start, time.monotonic()
     with tqdm(total=settings.num_steps, initial=start, unit="step", desc="compiling", mininterval=0.5) as bar:
-        for batch in batches:
-            if step >= settings.num_steps or stop.requested:
-                break
-            state, metrics = train_step(state, run_key, dfn.training.split_batch(batch, mesh))
+        while step < settings.num_steps and not stop.requested:
+            batch = dfn.training.split_batch(next(batches), mesh)
+            state, metrics = train_step(state, run_key, batch)
             window.append(metrics)
             step += 1
             bar.update()
@@ -81,28 +82,26 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 jax.block_until_ready(metrics)
                 bar.set_description("training")
                 since, when = step, time.monotonic()
-            last = step == settings.num_steps or stop.requested
-            if step % settings.log_every == 0 or last or step % settings.checkpoint_every == 0:
-                fetched = jax.device_get(window)
-                values = {name: float(np.mean([each[name] for each in fetched])) for name in metrics}
-                window = []
-                if not math.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is {values['loss']} before step {step}; the last checkpoint is kept: lower "
-                        "training.learning_rate or set training.grad_clip"
-                    )
+            saving = step % settings.checkpoint_every == 0 or step == settings.num_steps
+            if step % settings.log_every == 0 or saving:
+                values = mean_metrics(window, step)
                 elapsed = time.monotonic() - when
                 values["steps_per_second"] = (step - since) / elapsed if step > since else 0.0
-                since, when = step, time.monotonic()
+                window, since, when = [], step, time.monotonic()
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
                 log.write(step, values)
-            if step % settings.checkpoint_every == 0 or last:
+            if saving:
                 checkpoints.save(step, state)
-            if step % settings.sample_every == 0 and not last:
+                saved = step
+            if settings.sample_every and step % settings.sample_every == 0 and step < settings.num_steps:
                 bar.set_description("sampling")
                 grid.draw(state.ema, workdir / "samples" / f"{step:08d}.png")
                 bar.set_description("training")
                 since, when = step, time.monotonic()
+    if step > saved:  # asked to stop, wherever that was
+        if window:
+            log.write(step, mean_metrics(window, step))
+        checkpoints.save(step, state)
     checkpoints.close()
     log.close()
     if step < settings.num_steps:
@@ -113,17 +112,49 @@ def train(config: ConfigDict, workdir: Path) -> None:
     print(f"done: samples in {workdir / 'samples.png'}, loss curve in {workdir / 'curve.png'}, all else in {workdir}")
 
 
+def mean_metrics(window: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
+    """Returns the mean of each metric over the window.
+
+    Raises:
+      FloatingPointError: if the loss is not finite.
+    """
+    fetched = jax.device_get(window)
+    values = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
+    if not math.isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"the loss became {values['loss']} in the steps before {step}; the last checkpoint is kept: lower "
+            "training.learning_rate or set training.grad_clip"
+        )
+    return values
+
+
+def check_intervals(config: ConfigDict, num_devices: int) -> None:
+    """Raises ValueError for step counts and batch sizes that no run can have."""
+    for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if config.training[name] < 1:
+            raise ValueError(f"config.training.{name} must be at least 1; got {config.training[name]}")
+    if config.training.sample_every < 0:
+        raise ValueError(f"config.training.sample_every must be 0 (never) or more; got {config.training.sample_every}")
+    if config.training.batch_size % num_devices:
+        raise ValueError(
+            f"config.training.batch_size must be a multiple of the {num_devices} devices; "
+            f"got {config.training.batch_size}"
+        )
+
+
 class SampleGrid:
     """Draws the same grid of samples, with the same noise and labels, whenever it is asked for."""
 
-    def __init__(self, config: ConfigDict, diffusion: dfn.Diffusion, workdir: Path, reference: np.ndarray):
+    def __init__(
+        self, config: ConfigDict, diffusion: dfn.Diffusion, key: jax.Array, workdir: Path, reference: np.ndarray
+    ):
         (workdir / "samples").mkdir(exist_ok=True)
         labels = runs.grid_labels(config)
         self._reference = reference
         self._columns = None if labels is None else 10
         num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
         cond = None if labels is None else jnp.asarray(labels)
-        keys = jax.random.split(jax.random.key(config.seed), num_samples)
+        keys = jax.random.split(key, num_samples)
         self._sample = jax.jit(lambda params: diffusion.sample(params, keys, num_samples, cond=cond).x0)
 
     def draw(self, params: Any, path: Path) -> None:

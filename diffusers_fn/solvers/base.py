@@ -150,6 +150,8 @@ def linear_solver(
 
 def linear_init(x: jax.Array, rows: Row) -> History:
     """Returns the state before the first row; columns that look further back must be zero in the first rows."""
+    if rows.level.sigma.shape[1:] not in ((), x.shape[:1]):
+        raise ValueError(f"levels must be [N] or [N, {x.shape[0]}] (x's batch axis); got {rows.level.sigma.shape}")
     blank = Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
     states = (x,) + (jnp.zeros_like(x),) * (rows.x.shape[1] - 1)
     return History(states, (blank,) * (rows.x0.shape[1] - 1))
@@ -191,6 +193,8 @@ def check_plan(levels: Level) -> None:
     ...
     ValueError: levels must descend from the noisiest to the cleanest; log SNR falls after entry 0
     """
+    if not all(hasattr(leaf, "dtype") for leaf in (levels.alpha, levels.sigma, levels.t)):
+        raise ValueError("levels must be Level[N] of arrays, as a grid returns it; got Python numbers or lists")
     shapes = {name: np.shape(getattr(levels, name)) for name in ("alpha", "sigma", "t")}
     if len(set(shapes.values())) != 1 or len(shapes["alpha"]) not in (1, 2) or shapes["alpha"][0] < 1:
         raise ValueError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from diffusers_fn._arrays import namespace
 from diffusers_fn.discrete import check_eta
-from diffusers_fn.levels import Level, posterior
+from diffusers_fn.levels import Level, posterior, snr_ratio
 from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
 from diffusers_fn.variances import Variance, fixed_small
 
@@ -35,12 +37,16 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
     """
     check_plan(levels)
     check_eta(eta)
+    if np.shape(eta) != ():
+        raise ValueError(f"eta must be one number; got shape {np.shape(eta)}")
     frm, to = neighbours(levels)
     if isinstance(eta, (int, float)) and eta == 0:
         return linear_solver(levels, x=[0.0], x0=[to.alpha], eps=[to.sigma])
-    sqrt = namespace(levels, eta).sqrt
-    s = eta * sqrt(posterior(frm, to)[2])
-    return linear_solver(levels, x=[0.0], x0=[to.alpha], eps=[sqrt(to.sigma**2 - s**2)], noise=s)
+    # s and sqrt(sigma'^2 - s^2) in terms of r = SNR / SNR', so that float32 levels cannot make a root negative.
+    sqrt, r = namespace(levels, eta).sqrt, snr_ratio(frm, to)
+    s = eta * to.sigma * sqrt(1.0 - r)
+    direction = to.sigma * sqrt((1.0 - eta**2) + eta**2 * r)
+    return linear_solver(levels, x=[0.0], x0=[to.alpha], eps=[direction], noise=s)
 
 
 def ancestral(levels: Level, variance: Variance = fixed_small) -> Solver:

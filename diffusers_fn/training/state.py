@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -40,8 +41,9 @@ def make_train_state(params: Any, optimizer: optax.GradientTransformation) -> Tr
     >>> state.ema["w"]
     Array([1., 1.], dtype=float32)
     """
-    # A copy: a donated state must not hold one buffer twice.
-    ema = jax.tree.map(jnp.copy, params)
+    # A copy, for a donated state must not hold one buffer twice; and at least float32, for an average in bfloat16
+    # rounds its own increments away.
+    ema = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True), params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
@@ -55,7 +57,8 @@ def make_train_step(
     """Returns step(state, key, batch) -> (state, metrics), to be compiled by the caller.
 
     `key` is the run's key, the same at every step: the step folds the state's own counter into it, so that a
-    resumed run draws what an uninterrupted one does. It is one key, or [B] keys, one an example.
+    resumed run draws what an uninterrupted one does. It is one key, or [B] keys, one an example. Inside a pmap or
+    shard_map give each device the keys of its own examples: one replicated key would draw the same noise everywhere.
 
     Args:
       loss: (params, key, batch) -> (loss [B], metrics of arrays [B]), as `Diffusion.loss`.
@@ -81,6 +84,7 @@ def make_train_step(
         params: Any, key: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         per_example, metrics = loss(params, key, batch)
+        chex.assert_rank(per_example, 1)
         return jnp.mean(per_example), {"loss": jnp.mean(per_example), **jax.tree.map(jnp.mean, metrics)}
 
     def train_step(
@@ -94,7 +98,7 @@ def make_train_step(
         keep = jnp.asarray(ema_decay, jnp.float32)
         if isinstance(optimizer, optax.MultiSteps):
             keep = jnp.where(optimizer.has_updated(opt_state), keep, 1.0)
-        ema = jax.tree.map(lambda average, p: (keep * average + (1 - keep) * p).astype(p.dtype), state.ema, params)
+        ema = jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), state.ema, params)
         metrics["grad_norm"] = optax.tree.norm(gradients)
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 

@@ -111,13 +111,18 @@ def test_killed_run_resumes_to_the_same_bits(trained, tmp_path):
 def test_sigterm_saves_and_exits_cleanly(trained, tmp_path):
     workdir = tmp_path / "stopped"
     # More steps than can be done before the signal; the config must be that of the whole run to be comparable.
-    options = [*SMALL, "--config.training.num_steps=1000000", "--config.training.lr_schedule=constant"]
+    options = [
+        *SMALL,
+        "--config.training.num_steps=1000000",
+        "--config.training.lr_schedule=constant",
+        "--config.training.checkpoint_every=500000",  # none is due before the signal
+    ]
     process = subprocess.Popen(
         command("train", "ddpm_digits.py", workdir, *options),
         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (workdir / "checkpoints" / "10").exists():
+    while not ((workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text()):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
@@ -185,6 +190,7 @@ def test_sample_and_evaluate(trained):
         ("train", "ddpm_digits.py", ("--config.loss.weight=snrr",), "config.loss.weight must be one of edm, min_snr"),
         ("train", "ddpm_toy2d.py", (), "holds a run of another config"),
         ("train", "ddpm_digits.py", ("--config.backbone.num_classes=7",), "set config.backbone.num_classes"),
+        ("train", "ddpm_digits.py", ("--config.training.log_every=0",), "training.log_every must be at least 1; got 0"),
         ("sample", "ddpm_digits.py", ("--labels=11",), r"--labels must lie in [0, 9]; got 11"),
     ],
 )

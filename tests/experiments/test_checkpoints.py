@@ -69,9 +69,27 @@ def test_when_all_are_damaged_nothing_starts_over_silently(tmp_path, state):
         if path.is_file():
             os.truncate(path, 0)
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match=r"none of the checkpoints \[1\] could be read"):
-        checkpoints.restore(state)
+    for _ in range(2):  # and not the second time either
+        with pytest.raises(ValueError, match=r"none of the checkpoints in .* could be read"):
+            checkpoints.restore(state)
     checkpoints.close()
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_a_reader_moves_nothing(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.save(2, state)
+    checkpoints.close()
+    for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.restore(state)[0] == 1
+    with pytest.raises(ValueError, match=r"none of the checkpoints in .* could be read"):
+        reader.restore({"renamed": state["w"]})
+    reader.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
 def test_checksum_sees_a_bit_a_type_and_a_shape():
@@ -89,6 +107,13 @@ def test_workdir_of_another_config_is_refused(tmp_path):
     config.seed = 1
     with pytest.raises(ValueError, match=r"another config \(seed: 0 there, 1 here\)"):
         runs.open_workdir(tmp_path, config, create=True)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("precious")
+    with pytest.raises(ValueError, match=r"is no run's folder, it holds metrics\.jsonl"):
+        runs.open_workdir(tmp_path, ConfigDict({"seed": 0}), create=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_metric_log_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path):
