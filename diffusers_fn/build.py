@@ -337,8 +337,9 @@ def _check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null:
         raise ValueError(f"labels must be integers of shape [] or [{batch_size}]; got {labels.dtype} {labels.shape}")
     values = concrete(labels)
     if values is not None and values.size and (values.min() < 0 or values.max() >= num_classes + allow_null):
+        null = f" or be {num_classes} for no class" if allow_null else ""
         raise ValueError(
-            f"labels must lie in [0, {num_classes - 1}]{f' or be {num_classes} for no class' if allow_null else ''}; got "
-            f"{values.min()} to {values.max()}: correct the labels or config.backbone.num_classes"
+            f"labels must lie in [0, {num_classes - 1}]{null}; got {values.min()} to {values.max()}: correct them or "
+            "config.backbone.num_classes"
         )
     return labels
