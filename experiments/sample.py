@@ -47,7 +47,11 @@ def sample(
     output.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"samples": samples} | ({} if chosen is None else {"labels": chosen})
     write_atomically(output / "samples.npz", lambda file: np.savez(file, **arrays))
-    runs.save_picture(output / "samples.png", samples)
+    columns = None
+    if chosen is not None:  # a column a class, as often as makes the picture about square
+        period = len(labels or range(config.backbone.num_classes))
+        columns = period * max(1, round(num_samples**0.5 / period))
+    runs.save_picture(output / "samples.png", samples, columns)
     print(f"{len(samples)} samples of step {step}: {output / 'samples.png'} and {output / 'samples.npz'}")
 
 
