@@ -32,12 +32,17 @@ def working_dtype(x: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def is_traced(tree: Any) -> bool:
+    """Returns whether any leaf is a tracer, whose numbers cannot be read."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def concrete(value: Any) -> np.ndarray | None:
     """Returns the value as a NumPy array where it can be read without tracing, else None.
 
     Arrays that are spread over several devices are not fetched: a check must never move data.
     """
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return None
     if isinstance(value, jax.Array) and not (value.is_fully_addressable and len(value.devices()) == 1):
         return None

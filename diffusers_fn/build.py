@@ -77,9 +77,9 @@ GRIDS: Mapping[str, Callable[[NoiseSchedule, int], Level]] = {
     "log_snr": grids.uniform_log_snr,
 }
 
-SOLVERS: Mapping[str, Callable[[ConfigDict, Level, Any], Solver]] = {
-    "ddim": lambda config, levels, eta: solvers.ddim(levels, eta),
-    "ancestral": lambda config, levels, eta: solvers.ancestral(levels, _choose("variance", config.variance, VARIANCES)),
+SOLVERS: Mapping[str, Callable[[Level, Any, variances.Variance], Solver]] = {
+    "ddim": lambda levels, eta, variance: solvers.ddim(levels, eta),
+    "ancestral": lambda levels, eta, variance: solvers.ancestral(levels, variance),
 }
 
 
@@ -127,7 +127,7 @@ def build(config: ConfigDict) -> Diffusion:
     """
     _check_sections(config)
     shape = tuple(config.data.shape)
-    module = _make_backbone(config.backbone, shape)
+    module = _make_backbone(config.backbone)
     num_classes = int(config.backbone.get("num_classes", 0))
     schedule = _make_schedule(config.noise_schedule)
     parameterization = _choose("parameterization", config.parameterization, PARAMETERIZATIONS)(config)
@@ -138,7 +138,7 @@ def build(config: ConfigDict) -> Diffusion:
             f"parameterization {config.parameterization!r} says nothing about x0 at pure noise, where "
             "noise_schedule.zero_terminal_snr ends: set config.parameterization to 'v' or 'x0'"
         )
-    _choose("variance", config.variance, VARIANCES)
+    variance = _choose("variance", config.variance, VARIANCES)
     check_eta(config.sampler.eta)
     error = _choose("loss.loss_type", config.loss.loss_type, LOSS_TYPES)
     weight = _choose("loss.weight", config.loss.weight, WEIGHTS)(config)
@@ -151,7 +151,7 @@ def build(config: ConfigDict) -> Diffusion:
             f"config.sampler.cfg_scale is {config.sampler.cfg_scale}, but guidance needs a class-conditional model "
             "that learned to do without its label: set backbone.num_classes and loss.label_dropout, or cfg_scale to 1"
         )
-    make_solver(config, make_grid(schedule, config.sampler.num_inference_steps), config.sampler.eta)  # fail now
+    make_solver(make_grid(schedule, config.sampler.num_inference_steps), config.sampler.eta, variance)  # fail now
 
     def init(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)))["params"]
@@ -203,7 +203,7 @@ def build(config: ConfigDict) -> Diffusion:
             raise ValueError(f"sampler {config.sampler.name!r} has no eta: set config.sampler.name to 'ddim'")
         steps = config.sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.sampler.cfg_scale if guidance_scale is None else guidance_scale
-        solver = make_solver(config, make_grid(schedule, steps), config.sampler.eta if eta is None else eta)
+        solver = make_solver(make_grid(schedule, steps), config.sampler.eta if eta is None else eta, variance)
 
         transforms = []
         denoise = make_denoiser(apply, params, parameterization)
@@ -291,7 +291,7 @@ def _make_schedule(config: ConfigDict) -> NoiseSchedule:
     )
 
 
-def _make_backbone(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
+def _make_backbone(config: ConfigDict) -> nn.Module:
     known = [field.name for field in backbone_fields(config.name)]
     fields = {name: value for name, value in config.items() if name != "name"}
     unknown = sorted(set(fields) - set(known))

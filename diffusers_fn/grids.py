@@ -7,9 +7,9 @@ solver.
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
+from diffusers_fn._arrays import is_traced
 from diffusers_fn.discrete import ddim_timesteps
 from diffusers_fn.levels import Level
 from diffusers_fn.noise_schedules import NoiseSchedule, check_timesteps, level_at, on_host
@@ -123,9 +123,7 @@ def uniform_log_snr(schedule: NoiseSchedule, num_steps: int) -> Level:
 
 def _visit(schedule: NoiseSchedule, timesteps: np.ndarray) -> Level:
     check_timesteps(schedule, timesteps)  # a plan holds no clean level
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(schedule)):
-        return level_at(schedule, timesteps)
-    return level_at(on_host(schedule), timesteps)
+    return level_at(schedule if is_traced(schedule) else on_host(schedule), timesteps)
 
 
 def _num_timesteps(schedule: NoiseSchedule) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._arrays import concrete, is_traced, namespace
 from diffusers_fn.levels import Level
 
 
@@ -265,7 +265,7 @@ def on_host(schedule: NoiseSchedule) -> NoiseSchedule:
     >>> on_host(jax.tree.map(jnp.asarray, make_noise_schedule(linear_betas(4)))).betas.dtype
     dtype('float64')
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(schedule)):
+    if is_traced(schedule):
         raise ValueError("this needs the schedule's numbers: call it outside jit, or close over the schedule")
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), schedule)
 

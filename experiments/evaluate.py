@@ -18,8 +18,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import data, runs
+from experiments.files import write_text
 from experiments.metrics import evaluate_samples
-from experiments.pictures import write_atomically
 
 
 def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
@@ -32,8 +32,7 @@ def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
     samples = runs.draw_samples(diffusion, params, seed, labels, num_samples, config.evaluation.batch_size)
     figures = {"step": step, "seed": seed, "sampler": config.sampler.to_dict()}
     figures |= evaluate_samples(samples, labels, train, heldout)
-    text = json.dumps(figures, indent=2) + "\n"
-    write_atomically(workdir / "evaluation.json", lambda file: file.write(text.encode()))
+    write_text(workdir / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     print(table(figures))
     print(f"written to {workdir / 'evaluation.json'}")
 

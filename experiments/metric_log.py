@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from experiments.pictures import write_atomically
+from experiments.files import write_text
 
 
 class MetricLog:
@@ -18,8 +18,7 @@ class MetricLog:
         """Opens the log for a run that goes on after `start_step`; later entries, of a killed run, are dropped."""
         self.path = workdir / "metrics.jsonl"
         kept = [entry for entry in read(self.path) if entry["step"] <= start_step]
-        lines = "".join(json.dumps(entry) + "\n" for entry in kept)
-        write_atomically(self.path, lambda file: file.write(lines.encode()))
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = self.path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 

@@ -3,13 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+
+from experiments.files import write_atomically
 
 _GAP = 2  # pixels between the images of a grid
 _BACKGROUND = 96  # grey level of the gaps
@@ -202,22 +204,6 @@ def running_mean(values: Any, decay: float) -> np.ndarray:
         if weight > 0:
             means[i] = total / weight
     return means
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Calls `write(file)` on a new file beside `path`, then puts it in place of `path`; makes the folder.
-
-    A reader, or a run that is killed half way, sees the old file or the new one and nothing between.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _as_curve(curve: Any) -> Curve:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 import diffusers_fn as dfn
 from experiments import data
 from experiments.checkpoints import Checkpoints
-from experiments.pictures import save_grid, save_points, write_atomically
+from experiments.files import write_text
+from experiments.pictures import save_grid, save_points
 
 # May change between two commands on one work directory: they do not touch what was learned.
 _FREE = ("sampler", "evaluation", "training.log_every", "training.sample_every", "training.checkpoint_every",
@@ -70,8 +71,7 @@ def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
                 f"{workdir} is no run's folder, it holds {', '.join(strangers[:5])}: give another --workdir"
             )
         workdir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(config.to_dict(), indent=2, default=list) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_text(path, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
         return
     held = _flat(json.loads(path.read_text()))
     differing = [

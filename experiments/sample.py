@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import runs
-from experiments.pictures import write_atomically
+from experiments.files import write_atomically
 
 
 def sample(

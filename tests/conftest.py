@@ -18,6 +18,15 @@ def x64():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """A network runs once or twice in a test: what costs is its compilation, so XLA compiles quickly here."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def replayed_noise(monkeypatch):
     """A stand-in for jax.random.normal that returns recorded draws."""

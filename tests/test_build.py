@@ -12,6 +12,9 @@ import configs
 import diffusers_fn as dfn
 from configs.default import customise, default_config
 from diffusers_fn import training
+from experiments import runs
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def small_config(num_classes=0, **sections):
@@ -23,15 +26,6 @@ def small_config(num_classes=0, **sections):
         sampler={"num_inference_steps": 4},
     )
     return customise(config, **sections)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """A network runs once or twice in a test: what costs is its compilation."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def some_params(init):
@@ -81,16 +75,7 @@ def test_every_config_builds_and_trains(name, variant):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config(variant)
     diffusion = dfn.build(config)
-    optimizer = training.make_optimizer(
-        config.training.optimizer,
-        learning_rate=config.training.learning_rate,
-        lr_schedule=config.training.lr_schedule,
-        warmup_steps=config.training.warmup_steps,
-        num_steps=config.training.num_steps,
-        weight_decay=config.training.weight_decay,
-        grad_clip=config.training.grad_clip,
-        accumulation=config.training.accumulation,
-    )
+    optimizer = runs.make_optimizer(config)
     step = training.make_train_step(diffusion.loss, optimizer, ema_decay=config.training.ema_decay)
 
     def start_and_step(key, batch):

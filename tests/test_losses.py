@@ -7,18 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import load
+from tables import PARAMETERIZATIONS
 
 import diffusers_fn as dfn
 from diffusers_fn import losses, oracles, parameterizations
 
-PARAMETERIZATIONS = {
-    "epsilon": parameterizations.epsilon,
-    "x0": parameterizations.x0,
-    "v": parameterizations.v,
-    "score": parameterizations.score,
-    "velocity": parameterizations.velocity,
-    "edm": parameterizations.edm(0.7),
-}
 WEIGHTS = {
     "uniform": losses.uniform,
     "snr": losses.snr,

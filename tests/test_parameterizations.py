@@ -5,18 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import load
+from tables import PARAMETERIZATIONS
 
 import diffusers_fn as dfn
 from diffusers_fn import parameterizations
 
-ALL = {
-    "epsilon": parameterizations.epsilon,
-    "x0": parameterizations.x0,
-    "v": parameterizations.v,
-    "score": parameterizations.score,
-    "velocity": parameterizations.velocity,
-    "edm": parameterizations.edm(0.7),
-}
 # Five levels, none on the VP circle: alpha^2 + sigma^2 is not 1, alpha is not 1 - sigma.
 LEVELS = dfn.Level(np.array([1.3, 0.7, 1.0, 0.4, 0.9]), np.array([0.3, 1.9, 2.5, 0.5, 0.02]), np.arange(5.0))
 
@@ -28,27 +21,27 @@ def pair():
     return rng.gamma(2.0, 0.8, (5, 4)) - 0.3, 1.4 * rng.standard_normal((5, 4)) + 0.2
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @pytest.mark.usefixtures("x64")
 def test_the_target_leads_back_to_x0_and_eps(name, pair):
     x0, eps = map(jnp.asarray, pair)
     x = dfn.add_noise(x0, eps, LEVELS)
-    out = dfn.target(ALL[name], x0, eps, LEVELS)
-    prediction = dfn.to_prediction(ALL[name], out, x, LEVELS)
+    out = dfn.target(PARAMETERIZATIONS[name], x0, eps, LEVELS)
+    prediction = dfn.to_prediction(PARAMETERIZATIONS[name], out, x, LEVELS)
     # Worst condition number here: alpha / sigma = 45, so 1e-14 with room.
     np.testing.assert_allclose(prediction.x0, x0, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(prediction.eps, eps, rtol=1e-12, atol=1e-12)
     assert prediction.var_frac is None
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @pytest.mark.usefixtures("x64")
 def test_any_output_describes_a_pair_that_makes_x(name, pair):
     x, out = map(jnp.asarray, pair)  # the network may say anything
-    prediction = dfn.to_prediction(ALL[name], out, x, LEVELS)
+    prediction = dfn.to_prediction(PARAMETERIZATIONS[name], out, x, LEVELS)
     np.testing.assert_allclose(dfn.add_noise(prediction.x0, prediction.eps, LEVELS), x, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(
-        dfn.target(ALL[name], prediction.x0, prediction.eps, LEVELS), out, rtol=1e-11, atol=1e-11
+        dfn.target(PARAMETERIZATIONS[name], prediction.x0, prediction.eps, LEVELS), out, rtol=1e-11, atol=1e-11
     )
 
 
@@ -63,7 +56,7 @@ def test_targets_are_what_the_papers_say(pair):
         "velocity": eps - x0,
     }
     for name, value in wanted.items():
-        np.testing.assert_allclose(dfn.target(ALL[name], x0, eps, level), value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(dfn.target(PARAMETERIZATIONS[name], x0, eps, level), value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_pass_through_is_bit_for_bit(pair):
@@ -77,8 +70,8 @@ def test_a_pass_through_is_bit_for_bit(pair):
 def test_pure_noise_still_says_something_of_x0(name, pair):
     x0, eps = (jnp.asarray(a, jnp.float32) for a in pair)
     level = dfn.Level(0.0, 1.0, 999.0)
-    out = dfn.target(ALL[name], x0, eps, level)
-    prediction = dfn.to_prediction(ALL[name], out, eps, level)  # x is the noise itself
+    out = dfn.target(PARAMETERIZATIONS[name], x0, eps, level)
+    prediction = dfn.to_prediction(PARAMETERIZATIONS[name], out, eps, level)  # x is the noise itself
     np.testing.assert_array_equal(prediction.x0, x0)
     np.testing.assert_array_equal(prediction.eps, eps)
 
@@ -86,7 +79,7 @@ def test_pure_noise_still_says_something_of_x0(name, pair):
 @pytest.mark.parametrize("name", ["epsilon", "v", "velocity", "edm"])
 def test_clean_data_is_its_own_x0(name, pair):
     x0, out = (jnp.asarray(a, jnp.float32) for a in pair)
-    prediction = dfn.to_prediction(ALL[name], out, x0, dfn.Level(1.0, 0.0, 0.0))
+    prediction = dfn.to_prediction(PARAMETERIZATIONS[name], out, x0, dfn.Level(1.0, 0.0, 0.0))
     np.testing.assert_array_equal(prediction.x0, x0)
 
 
@@ -125,7 +118,7 @@ def test_variance_channels_are_the_last_ones(pair):
 
 def test_levels_may_be_one_or_one_an_example(pair):
     x, out = (jnp.asarray(a, jnp.float32) for a in pair)
-    for parameterization in ALL.values():
+    for parameterization in PARAMETERIZATIONS.values():
         each = dfn.to_prediction(parameterization, out, x, LEVELS)
         for i in range(5):
             level = jax.tree.map(lambda a, i=i: a[i], LEVELS)

@@ -1,12 +1,8 @@
-"""A network runs once or twice in a test: what costs is its compilation, so XLA compiles quickly here."""
+"""Every test of a backbone compiles quickly."""
 
-import jax
 import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def compile_quickly(quick_compilation):
+    """See `quick_compilation`."""

@@ -1,0 +1,12 @@
+"""The tables that several tests go through: what is new joins here."""
+
+from diffusers_fn import parameterizations
+
+PARAMETERIZATIONS = {
+    "epsilon": parameterizations.epsilon,
+    "x0": parameterizations.x0,
+    "v": parameterizations.v,
+    "score": parameterizations.score,
+    "velocity": parameterizations.velocity,
+    "edm": parameterizations.edm(0.7),
+}
