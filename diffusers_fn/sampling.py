@@ -114,7 +114,7 @@ def invert(denoise: Denoiser, levels: Level, x0: jax.Array, *, scan: Callable[..
     frm = jax.tree.map(lambda a: xp.concatenate([a[:1], a]), to)  # row 0 evaluates where it arrives
     # Row 0 adds the noise of the last level to alpha x0; the others are DDIM hops x0_hat, eps_hat -> x.
     first = xp.concatenate([xp.ones_like(to.alpha[:1]), xp.zeros_like(to.alpha[1:])])
-    solver = linear_solver(frm, x=[first], x0=[(1.0 - first) * to.alpha], eps=[to.sigma])
+    solver = linear_solver(frm, x=[first], x0=(1.0 - first) * to.alpha, eps=to.sigma)
     x = expand(to.alpha[0], x0) * x0
     return sample(None, denoise, solver, x, final_denoise=False, scan=scan).x0
 

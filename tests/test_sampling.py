@@ -191,7 +191,7 @@ def test_rows_draw_different_noise(start):
     solver = solvers.ancestral(LEVELS)
     samples = dfn.sample(jax.random.key(1), DENOISE, solver, start, emit=lambda step: step)
     step, rows = samples.trace, solver.rows
-    mean = rows.x[:, 0, None, None] * step.x + rows.x0[:, 0, None, None] * step.prediction.x0
+    mean = rows.x[:, 0, None, None] * step.x + rows.x0[:, None, None] * step.prediction.x0
     z = np.asarray(step.x_next - mean)[:-1] / rows.noise[:-1, None, None]
     correlation = np.corrcoef(z.reshape(5, -1))
     assert np.abs(correlation - np.eye(5)).max() < 0.95

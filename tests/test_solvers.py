@@ -20,10 +20,11 @@ def std_of_gaussian_samples(solver, data_std, start_std):
     and adds noise. All in NumPy, float64.
     """
     rows = solver.rows
-    assert rows.x.shape[1] == rows.x0.shape[1] == rows.eps.shape[1] == 1
+    assert rows.x.shape[1] == rows.m.shape[1] == 1
+    np.testing.assert_array_equal(rows.m, 1.0)
     assert all(np.asarray(a).dtype == np.float64 for a in jax.tree.leaves(rows))
     var = (rows.level.alpha * data_std) ** 2 + rows.level.sigma**2
-    gain = rows.x[:, 0] + rows.x0[:, 0] * rows.level.alpha * data_std**2 / var + rows.eps[:, 0] * rows.level.sigma / var
+    gain = rows.x[:, 0] + rows.x0 * rows.level.alpha * data_std**2 / var + rows.eps * rows.level.sigma / var
     noise = np.zeros_like(gain) if rows.noise is None else rows.noise
     variance = start_std**2
     for g, n in zip(gain, noise):
@@ -66,8 +67,8 @@ def test_ddim_with_eta_one_is_ancestral():
     """x = alpha x0 + sigma eps turns one table into the other."""
     ddim, ancestral = solvers.ddim(OFF_CIRCLE, 1.0).rows, solvers.ancestral(OFF_CIRCLE).rows
     alpha, sigma = OFF_CIRCLE.alpha, OFF_CIRCLE.sigma
-    np.testing.assert_allclose(ancestral.x0[:, 0] + ancestral.x[:, 0] * alpha, ddim.x0[:, 0], rtol=1e-13)
-    np.testing.assert_allclose(ancestral.x[:, 0] * sigma, ddim.eps[:, 0], rtol=1e-13)
+    np.testing.assert_allclose(ancestral.x0 + ancestral.x[:, 0] * alpha, ddim.x0, rtol=1e-13)
+    np.testing.assert_allclose(ancestral.x[:, 0] * sigma, ddim.eps, rtol=1e-13)
     np.testing.assert_allclose(ancestral.noise, ddim.noise, rtol=1e-13)
 
 
@@ -76,16 +77,16 @@ def test_ddim_keeps_the_marginal_whatever_eta():
         rows = solvers.ddim(OFF_CIRCLE, eta).rows
         noise = 0.0 if rows.noise is None else rows.noise[:-1]
         # Given x0, eps and z are independent and standard: alpha' x0 and variance sigma'^2.
-        np.testing.assert_array_equal(rows.x0[:-1, 0], OFF_CIRCLE.alpha[1:])
-        np.testing.assert_allclose(rows.eps[:-1, 0] ** 2 + noise**2, OFF_CIRCLE.sigma[1:] ** 2, rtol=1e-13)
+        np.testing.assert_array_equal(rows.x0[:-1], OFF_CIRCLE.alpha[1:])
+        np.testing.assert_allclose(rows.eps[:-1] ** 2 + noise**2, OFF_CIRCLE.sigma[1:] ** 2, rtol=1e-13)
 
 
 def test_ddim_is_eulers_method_at_alpha_one():
     levels = grids.karras(6)
     rows = solvers.ddim(levels).rows
     # x + (sigma' - sigma) eps with x = x0 + sigma eps.
-    np.testing.assert_array_equal(rows.x0[:, 0], np.ones(6))
-    np.testing.assert_array_equal(rows.eps[:, 0], [*levels.sigma[1:], 0.0])
+    np.testing.assert_array_equal(rows.x0, np.ones(6))
+    np.testing.assert_array_equal(rows.eps, [*levels.sigma[1:], 0.0])
 
 
 @pytest.mark.parametrize("variance", [dfn.fixed_small, dfn.fixed_large])
@@ -93,7 +94,7 @@ def test_ancestral_rows_are_the_table(variance):
     rows = solvers.ancestral(grids.linspace(LINEAR, 1000), variance).rows
     t = np.arange(1000)[::-1]
     # 1 - alpha_bar loses four digits of sixteen at t = 0.
-    np.testing.assert_allclose(rows.x0[:, 0], LINEAR.posterior_mean_coef1[t], rtol=1e-10)
+    np.testing.assert_allclose(rows.x0, LINEAR.posterior_mean_coef1[t], rtol=1e-10)
     np.testing.assert_allclose(rows.x[:, 0], LINEAR.posterior_mean_coef2[t], rtol=1e-10)
     table = LINEAR.posterior_variance if variance is dfn.fixed_small else LINEAR.betas
     np.testing.assert_allclose(rows.noise[:-1] ** 2, table[t][:-1], rtol=1e-10)
@@ -103,7 +104,7 @@ def test_ancestral_rows_are_the_table(variance):
 def test_the_last_row_is_the_final_denoise():
     for solver in (solvers.ddim(OFF_CIRCLE), solvers.ddim(OFF_CIRCLE, 0.5), solvers.ancestral(OFF_CIRCLE)):
         rows = solver.rows
-        assert (rows.x[-1, 0], rows.x0[-1, 0], rows.eps[-1, 0]) == (0.0, 1.0, 0.0)
+        assert (rows.x[-1, 0], rows.x0[-1], rows.eps[-1]) == (0.0, 1.0, 0.0)
         assert rows.noise is None or rows.noise[-1] == 0.0
 
 

@@ -1,15 +1,20 @@
 """Solvers as tables of numbers: explicit general linear methods with one row per network evaluation.
 
 How to read a row. The sampler holds the last J states x_1, x_2, ... (newest first). A row evaluates the network at
-x_1 and the row's level, which gives m_1 = (x0_1, eps_1) in front of the predictions of the rows before, and then
+x_1 and the row's level, and keeps one number an entry of what it says,
 
-    x' = sum_j row.x[j] x_j  +  sum_k row.x0[k] x0_k  +  sum_k row.eps[k] eps_k  +  row.noise z
+    m_1 = row.x0 x0_hat + row.eps eps_hat,
 
-becomes the newest state. So DDIM with eta = 0 is x = [0], x0 = [alpha'], eps = [sigma']; ancestral sampling is
-x = [coef_x], x0 = [coef_x0], eps = [0], noise = sqrt(var); Heun's second row reads its step's start as x_2 and the
-first slope as m_2; Adams-Bashforth reads m_2, m_3, ... and no other state. `noise` is None in a deterministic
-table: then no random number is generated at all. The last row of every table is the final denoise x' = x0_1, which
-is where each method arrives when it hops into sigma = 0.
+in front of those of the rows before, m_2, ..., m_K. Then
+
+    x' = sum_j row.x[j] x_j  +  sum_k row.m[k] m_k  +  row.noise z
+
+becomes the newest state. So DDIM with eta = 0 has x = [0], x0 = alpha', eps = sigma', m = [1]; ancestral sampling has
+x = [coef_x], x0 = coef_x0, eps = 0, noise = sqrt(var); the multistep methods keep m = x0_hat or eps_hat and weigh the
+last ones. A Runge-Kutta method keeps slopes, m = x0_hat d(alpha) + eps_hat d(sigma); each of its rows goes on from the
+stage before, so Heun's second row is x' = x_1 + (m_1 - m_2) / 2: Euler's point plus half the change of slope. `noise`
+is None in a deterministic table: then no random number is generated at all. The last row of every table is the final
+denoise x' = x0_hat, which is where each method arrives when it hops into sigma = 0.
 
 The numbers are computed in float64 on the host when levels and options are NumPy or Python numbers, and rounded
 once, to x's dtype, by `sample`; with traced levels or options they are traced. All solvers of equal shape share
@@ -43,18 +48,22 @@ class Row:
     Attributes:
       level: [R, *S] where the network is evaluated.
       x: [R, J, *S] coefficients of the last J states, newest first.
-      x0: [R, K, *S] coefficients of the last K predictions of x0, newest first.
-      eps: [R, K, *S] coefficients of the last K predictions of eps.
+      x0: [R, *S] coefficient of the predicted x0 in what is kept, m_1.
+      eps: [R, *S] coefficient of the predicted eps in m_1.
+      m: [R, K, *S] coefficients of the last K kept values, newest first.
       noise: [R, *S] standard deviation of fresh noise, or None for none.
       noise_range: [R, *S] or None: with a learned variance, the noise is noise * exp(var_frac * noise_range).
+      churn: [R, *S] or None: standard deviation of noise that is added to x_1 before the network sees it.
     """
 
     level: Level
     x: Array
     x0: Array
     eps: Array
+    m: Array
     noise: Array | None = None
     noise_range: Array | None = None
+    churn: Array | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["init", "step", "stochastic"])
@@ -96,10 +105,10 @@ class Step:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
-    """State of a linear method: the last J states and the last K - 1 predictions, newest first."""
+    """State of a linear method: the last J states and the last K - 1 kept values, newest first."""
 
     xs: tuple[jax.Array, ...]
-    predictions: tuple[Prediction, ...]
+    ms: tuple[jax.Array, ...]
 
     @property
     def x(self) -> jax.Array:
@@ -110,77 +119,85 @@ def linear_solver(
     levels: Level,
     *,
     x: Sequence[Any],
-    x0: Sequence[Any],
-    eps: Sequence[Any],
+    x0: Any,
+    eps: Any,
+    m: Sequence[Any] = (1.0,),
     noise: Any = None,
     noise_range: Any = None,
+    churn: Any = None,
 ) -> Solver:
     """Returns the solver whose table has the given columns; the final denoise is added as its last row.
 
+    A column is a number or [R, *S]; see this module's docstring for the equation.
+
     Args:
       levels: Level[R + 1], where the R rows and the final denoise evaluate the network.
-      x: J columns, each a number or [R, *S]: coefficients of the states, newest first.
-      x0: K columns: coefficients of the predicted x0.
-      eps: K columns: coefficients of the predicted eps.
+      x: J columns, coefficients of the states, newest first.
+      x0: a column, the coefficient of the predicted x0 in what is kept.
+      eps: a column, the coefficient of the predicted eps in what is kept.
+      m: K columns, coefficients of the kept values, newest first.
       noise: a column of standard deviations, or None for a deterministic method.
       noise_range: a column, see `Row`.
+      churn: [R + 1, *S] (the final denoise included), or None for none.
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
-    >>> linear_solver(levels, x=[0.0], x0=[levels.alpha[1:]], eps=[levels.sigma[1:]]).rows.x0
-    array([[0.8],
-           [1. ]])
+    >>> linear_solver(levels, x=[0.0], x0=levels.alpha[1:], eps=levels.sigma[1:]).rows.x0
+    array([0.8, 1. ])
     """
-    xp = namespace(levels, x, x0, eps, noise, noise_range)
+    xp = namespace(levels, x, x0, eps, m, noise, noise_range, churn)
     shape = np.shape(levels.sigma)
-    column = lambda values: xp.broadcast_to(xp.asarray(values), (shape[0] - 1, *shape[1:]))  # noqa: E731
+
+    def extend(values: Any, last: float) -> Array:
+        """[R + 1, *S]: a column, ending with the final denoise's entry."""
+        column = xp.broadcast_to(xp.asarray(values), (shape[0] - 1, *shape[1:]))
+        return xp.concatenate([column, np.full((1, *shape[1:]), last, column.dtype)])
 
     def stack(columns: Sequence[Any], last: float) -> Array:
         """[R + 1, number of columns, *S], ending with the row (last, 0, ..., 0)."""
-        table = xp.stack([column(values) for values in columns], axis=1)
-        final = np.zeros(table.shape[1:])
-        final[0] = last
-        return xp.concatenate([table, final[None].astype(table.dtype)])
+        return xp.stack([extend(values, 0.0 if i else last) for i, values in enumerate(columns)], axis=1)
 
-    def extend(values: Any) -> Array | None:
-        return None if values is None else stack([values], 0.0)[:, 0]
-
-    rows = Row(levels, stack(x, 0.0), stack(x0, 1.0), stack(eps, 0.0), extend(noise), extend(noise_range))
-    return Solver(linear_init, linear_step, rows, stochastic=noise is not None)
+    optional = [None if values is None else extend(values, 0.0) for values in (noise, noise_range)]
+    rows = Row(levels, stack(x, 0.0), extend(x0, 1.0), extend(eps, 0.0), stack(m, 1.0), *optional, churn)
+    return Solver(linear_init, linear_step, rows, stochastic=noise is not None or churn is not None)
 
 
 def linear_init(x: jax.Array, rows: Row) -> History:
     """Returns the state before the first row; columns that look further back must be zero in the first rows."""
     if rows.level.sigma.shape[1:] not in ((), x.shape[:1]):
         raise ValueError(f"levels must be [N] or [N, {x.shape[0]}] (x's batch axis); got {rows.level.sigma.shape}")
-    blank = Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
-    states = (x,) + (jnp.zeros_like(x),) * (rows.x.shape[1] - 1)
-    return History(states, (blank,) * (rows.x0.shape[1] - 1))
+    blank = jnp.zeros_like(x)
+    return History((x,) + (blank,) * (rows.x.shape[1] - 1), (blank,) * (rows.m.shape[1] - 1))
 
 
 def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[History, Step]:
     """Returns (state, step) after one row; the equation in this module's docstring."""
-    like = state.x
-    prediction = denoise(like, row.level)
-    kept = Prediction(prediction.x0.astype(like.dtype), prediction.eps.astype(like.dtype))
-    predictions = (kept, *state.predictions)
+    x = state.x
+    noise_key = churn_key = key
+    if row.noise is not None and row.churn is not None:
+        noise_key, churn_key = _random.split(key)
+    if row.churn is not None:
+        x = x + expand(row.churn, x) * _random.normal(churn_key, x)
 
-    terms = [expand(row.x[j], like) * x_j for j, x_j in enumerate(state.xs)]
-    terms += [expand(row.x0[k], like) * m.x0 for k, m in enumerate(predictions)]
-    terms += [expand(row.eps[k], like) * m.eps for k, m in enumerate(predictions)]
-    x = functools.reduce(operator.add, terms)
+    prediction = denoise(x, row.level)
+    kept = expand(row.x0, x) * prediction.x0.astype(x.dtype) + expand(row.eps, x) * prediction.eps.astype(x.dtype)
+    xs, ms = (x, *state.xs[1:]), (kept, *state.ms)
+
+    terms = [expand(row.x[j], x) * x_j for j, x_j in enumerate(xs)]
+    terms += [expand(row.m[k], x) * m_k for k, m_k in enumerate(ms)]
+    x_next = functools.reduce(operator.add, terms)
     if row.noise is not None:
-        std = expand(row.noise, like)
+        std = expand(row.noise, x)
         if row.noise_range is not None:
             if prediction.var_frac is None:
                 raise ValueError(
                     "this solver needs a learned variance (network output of twice x's channels), but the "
                     "denoiser's prediction has var_frac None: use variance fixed_small or fixed_large"
                 )
-            std = std * jnp.exp(prediction.var_frac.astype(like.dtype) * expand(row.noise_range, like))
-        x += std * _random.normal(key, like)
+            std = std * jnp.exp(prediction.var_frac.astype(x.dtype) * expand(row.noise_range, x))
+        x_next += std * _random.normal(noise_key, x)
 
-    state = History((x, *state.xs[:-1]), predictions[: len(state.predictions)])
-    return state, Step(like, row.level, prediction, x)
+    state = History((x_next, *xs[:-1]), ms[: len(state.ms)])
+    return state, Step(x, row.level, prediction, x_next)
 
 
 def check_plan(levels: Level) -> None:

@@ -31,9 +31,7 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
 
     >>> from diffusers_fn import grids
     >>> ddim(grids.karras(3)).rows.x0
-    array([[1.],
-           [1.],
-           [1.]])
+    array([1., 1., 1.])
     """
     check_plan(levels)
     check_eta(eta)
@@ -41,12 +39,12 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
         raise ValueError(f"eta must be one number; got shape {np.shape(eta)}")
     frm, to = neighbours(levels)
     if isinstance(eta, (int, float)) and eta == 0:
-        return linear_solver(levels, x=[0.0], x0=[to.alpha], eps=[to.sigma])
+        return linear_solver(levels, x=[0.0], x0=to.alpha, eps=to.sigma)
     # s and sqrt(sigma'^2 - s^2) in terms of r = SNR / SNR', so that float32 levels cannot make a root negative.
     sqrt, r = namespace(levels, eta).sqrt, snr_ratio(frm, to)
     s = eta * to.sigma * sqrt(1.0 - r)
     direction = to.sigma * sqrt((1.0 - eta**2) + eta**2 * r)
-    return linear_solver(levels, x=[0.0], x0=[to.alpha], eps=[direction], noise=s)
+    return linear_solver(levels, x=[0.0], x0=to.alpha, eps=direction, noise=s)
 
 
 def ancestral(levels: Level, variance: Variance = fixed_small) -> Solver:
@@ -72,4 +70,4 @@ def ancestral(levels: Level, variance: Variance = fixed_small) -> Solver:
     frm, to = neighbours(levels)
     coef_x0, coef_x, _ = posterior(frm, to)
     noise, noise_range = variance.between(frm, to)
-    return linear_solver(levels, x=[coef_x], x0=[coef_x0], eps=[0.0], noise=noise, noise_range=noise_range)
+    return linear_solver(levels, x=[coef_x], x0=coef_x0, eps=0.0, noise=noise, noise_range=noise_range)
