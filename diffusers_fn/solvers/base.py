@@ -237,6 +237,22 @@ def check_plan(levels: Level) -> None:
         raise ValueError(f"levels must descend from the noisiest to the cleanest; log SNR falls after entry {where}")
 
 
+def check_num_levels(levels: Level, least: int) -> None:
+    """Raises ValueError unless a plan has at least so many levels.
+
+    >>> check_num_levels(Level(np.ones(2), np.array([2.0, 1.0]), np.zeros(2)), 3)
+    Traceback (most recent call last):
+    ...
+    ValueError: this solver needs at least 3 levels; got 2: take more steps or a lower order
+    """
+    given = np.shape(levels.sigma)[0]
+    if given < least:
+        raise ValueError(
+            f"this solver needs at least {least} levels; got {given}: take more steps or a lower order"
+            + (" (ddim takes one level, a single denoise)" if given == 1 else "")
+        )
+
+
 def neighbours(levels: Level) -> tuple[Level, Level]:
     """Returns (frm, to), the two ends of each of the N - 1 hops of a plan.
 

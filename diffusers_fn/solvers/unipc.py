@@ -1,0 +1,116 @@
+"""UniPC: an exponential multistep predictor with a corrector that costs no evaluation.
+
+Zhao et al., "UniPC: A Unified Predictor-Corrector Framework", 2023, https://arxiv.org/abs/2302.04867.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from diffusers_fn._arrays import namespace
+from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.solvers.base import Solver, neighbours
+from diffusers_fn.solvers.multistep import Form, check_alpha, check_order, data_prediction, hops, one_state, whole_hop
+
+
+def unipc(
+    levels: Level,
+    order: int = 3,
+    form: Form = data_prediction,
+    *,
+    bh1: bool = False,
+    lower_order_final: bool = True,
+) -> Solver:
+    """Returns UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867, algorithms 1 and 2), one evaluation a level.
+
+    Over a hop of length h in lambda = log(alpha / sigma), from x with the predictions m_1, m_2, ...:
+
+        predictor   x' = (s' / s) x + c m_1 + B sum_k rho_k (m_{1+k} - m_1) / r_k
+        corrector   adds, when m' is known at x', the term with r = 1, and x moves to the corrected point
+
+    The corrector changes the state before the next hop starts. As the corrected point is x' plus a sum of predictions,
+    both fit one row, which is what this table holds. The corrector raises the order to `order` + 1 on a smooth grid.
+    The last level's state is the predicted one, as in the authors' code.
+
+    Args:
+      levels: Level[N], N >= order + 1, any process whose first alpha is positive.
+      order: 1 to 4, of the predictor; the first hops have fewer predictions and a lower one.
+      form: data_prediction or noise_prediction.
+      bh1: whether B(h) = h (the paper's B_1) instead of e^h - 1 (B_2).
+      lower_order_final: whether the hop into the last level has at most order 2, as in the authors' code.
+
+    Raises:
+      ValueError: if levels are no plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
+
+    >>> from diffusers_fn import grids
+    >>> unipc(grids.karras(4), order=1).rows.m.shape  # the corrector looks one further back
+    (4, 2)
+    """
+    check_order(levels, order)
+    check_alpha(levels)
+    xp = namespace(levels)
+    frm, to = neighbours(levels)
+    half_log_snr = 0.5 * log_snr(levels)
+    h = half_log_snr[1:] - half_log_snr[:-1]
+    hop = hops(levels)
+    # m_{1+k} lies at r_k h, which is negative; -k stands in where there is none.
+    back = [half_log_snr[np.maximum(np.arange(h.shape[0]) - k, 0)] for k in range(order)]
+    r = [xp.where(hop >= k, (back[k] - half_log_snr[:-1]) / h, -float(k)) for k in range(1, order)]
+    signed_h = -form.sign * h
+    b_h = signed_h if bh1 else xp.expm1(signed_h)
+    whole = whole_hop(levels, form)
+    b = -form.rate(to) * b_h
+
+    predictor, corrector = [0.0 * h] * (order + 1), [0.0 * h] * (order + 1)
+    used = np.minimum(hop + 1, order)
+    if lower_order_final:
+        used = np.minimum(used, np.maximum(h.shape[0] + 1 - hop, 1))
+    for p in range(1, order + 1):
+        mine = used == p
+        rho = {2: [0.5 + 0.0 * h]}.get(p, _solve(r[: p - 1], signed_h, b_h))
+        weights = _weights(whole, b, rho, r[: p - 1])
+        predictor = [xp.where(mine, new, old) for new, old in zip(_pad(weights, order + 1, h), predictor)]
+        rho = [0.5 + 0.0 * h] if p == 1 else _solve([*r[: p - 1], 1.0 + 0.0 * h], signed_h, b_h)
+        weights = _weights(whole, b, rho[:-1], r[: p - 1])
+        # m' first; its difference from m_1 takes from m_1.
+        weights = [b * rho[-1], weights[0] - b * rho[-1], *weights[1:]]
+        corrector = [xp.where(mine, new, old) for new, old in zip(_pad(weights, order + 1, h), corrector)]
+
+    # Row i: correct the hop that led here, in units of this level's x, then scale to the next level and predict.
+    onward = form.scale(to) / form.scale(frm)
+
+    def arrived(columns: list[Array], k: int) -> Array:
+        column = columns[k][:-1]
+        return xp.concatenate([xp.zeros_like(h[:1]), column])
+
+    m = []
+    for k in range(order + 1):
+        correction = arrived(corrector, k) - (arrived(predictor, k - 1) if k else 0.0)
+        m.append(predictor[k] + onward * correction)
+    return one_state(levels, form, m)
+
+
+def _solve(r: list[Array], signed_h: Array, b_h: Array) -> list[Array]:
+    """rho of the conditions sum_k rho_k r_k^(n-1) = n! phi_{n+1}(h) h / B(h), n = 1 ... len(r) (the paper's eq. 7)."""
+    if not r:
+        return []
+    xp = namespace(r, signed_h)
+    phi, right = xp.expm1(signed_h) / signed_h - 1.0, []
+    for n in range(1, len(r) + 1):
+        right.append(phi * math.factorial(n) / b_h)
+        phi = phi / signed_h - 1.0 / math.factorial(n + 1)
+    matrix = xp.stack([xp.stack([r_k**n for r_k in r], axis=-1) for n in range(len(r))], axis=-2)
+    rho = xp.linalg.solve(matrix, xp.stack(right, axis=-1)[..., None])[..., 0]
+    return [rho[..., k] for k in range(len(r))]
+
+
+def _weights(whole: Array, b: Array, rho: list[Array], r: list[Array]) -> list[Array]:
+    """Coefficients of m_1, m_2, ... in whole m_1 + b sum_k rho_k (m_{1+k} - m_1) / r_k."""
+    terms = [b * rho_k / r_k for rho_k, r_k in zip(rho, r)]
+    return [whole - sum(terms), *terms]
+
+
+def _pad(columns: list[Array], length: int, like: Array) -> list[Array]:
+    return columns + [0.0 * like] * (length - len(columns))
