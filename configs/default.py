@@ -52,7 +52,7 @@ def default_config() -> ConfigDict:
     config.loss.logit_std = 1.0
 
     config.sampler = ConfigDict()
-    config.sampler.name = "ddim"
+    config.sampler.name = "ddim"  # ancestral, euler, heun, dpmpp_2m, unipc, ...: see SOLVERS in diffusers_fn/build.py
     config.sampler.skip_type = "trailing"
     config.sampler.num_inference_steps = 50
     config.sampler.eta = 0.0

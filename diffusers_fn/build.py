@@ -80,6 +80,16 @@ GRIDS: Mapping[str, Callable[[NoiseSchedule, int], Level]] = {
 SOLVERS: Mapping[str, Callable[[Level, Any, variances.Variance], Solver]] = {
     "ddim": lambda levels, eta, variance: solvers.ddim(levels, eta),
     "ancestral": lambda levels, eta, variance: solvers.ancestral(levels, variance),
+    "euler": lambda levels, eta, variance: solvers.euler(levels),
+    "euler_ancestral": lambda levels, eta, variance: solvers.euler_ancestral(levels),
+    "heun": lambda levels, eta, variance: solvers.heun(levels),
+    "dpmpp_2m": lambda levels, eta, variance: solvers.dpmpp_2m(levels),
+    "dpmpp_3m": lambda levels, eta, variance: solvers.dpmpp_3m(levels),
+    "dpmpp_2m_sde": lambda levels, eta, variance: solvers.dpmpp_2m_sde(levels),
+    "deis": lambda levels, eta, variance: solvers.deis(levels),
+    "lms": lambda levels, eta, variance: solvers.lms(levels),
+    "ipndm": lambda levels, eta, variance: solvers.ipndm(levels),
+    "unipc": lambda levels, eta, variance: solvers.unipc(levels),
 }
 
 

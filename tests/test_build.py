@@ -12,6 +12,7 @@ import configs
 import diffusers_fn as dfn
 from configs.default import customise, default_config
 from diffusers_fn import training
+from diffusers_fn.build import SOLVERS
 from experiments import runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -359,7 +360,8 @@ def test_every_choice_of_a_config_runs(section):
                 ["uniform", "quadratic", "leading", "trailing", "log_snr", "uniform"],
                 ["epsilon", "x0", "v", "score", "velocity", "edm"],
             )
-        ],
+        ]
+        + [{"sampler": {"name": name, "num_inference_steps": 5}} for name in SOLVERS],
     }
     for sections in choices[section]:
         diffusion = dfn.build(small_config(**sections))

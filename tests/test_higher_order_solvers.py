@@ -77,6 +77,7 @@ ORDERS = {
     "dpm_2m": (noise_form(solvers.dpmpp_2m), 2),
     **{f"deis_{order}": (of_order(solvers.deis, order), order) for order in (1, 2, 3)},
     "deis_3_of_x0": (lambda levels: solvers.deis(levels, 3, solvers.data_prediction), 3),
+    **{f"unipc_{order}": (of_order(solvers.unipc, order), order + 1) for order in (1, 2)},
     **{f"lms_{order}": (of_order(solvers.lms, order), order) for order in (1, 2, 3)},
 }
 START = np.array([1.3, -0.7, 0.2, 2.1])
@@ -137,27 +138,175 @@ def test_errors_on_the_edm_oracle(name):
         assert x0[0] / 0.5 - 1.0 == pytest.approx(wanted, rel=5e-3, abs=0)
 
 
-def trajectory(name, n, dist):
-    """(levels, start, states after each evaluation, row of meta.json) of another library's run in float64."""
-    arrays = load("traj/traj")
-    run = meta("traj")["runs"][f"{name}/{n}"]
-    alpha, sigma = arrays[f"{name}/{n}/a_s_f64"].T
+# Runs of diffusers in float64 (tests/golden/traj): solver, and whether the last hop goes to a level instead of to x0.
+TRAJECTORIES = {
+    "dpmpp_2m_midpoint_lin": (solvers.dpmpp_2m, False),
+    "dpmpp_3m_midpoint_lin": (solvers.dpmpp_3m, False),
+    "deis_2": (of_order(solvers.deis, 2), True),
+    "euler": (solvers.euler, False),
+    "heun_karras": (solvers.heun, False),
+    "lms_order3": (of_order(solvers.lms, 3), False),
+    "edm_dpmpp_2m_midpoint_exponential": (solvers.dpmpp_2m, False),
+    "flow_heun_shift3": (solvers.heun, False),
+    "unipc_1_bh2_karras": (of_order(solvers.unipc, 1), False),
+    "unipc_3_bh2_nolof_sigmin": (lambda levels: solvers.unipc(levels, 3, lower_order_final=False), True),
+    "edm_sde_dpmpp_2m": (solvers.dpmpp_2m_sde, False),
+    "euler_a": (solvers.euler_ancestral, False),
+}
+
+
+def exact_denoiser(dist):
+    golden = load("traj/analytic")
+    if dist == "gauss":
+        return oracles.gaussian(golden["mu"].reshape(3, 2, 2), golden["sd"].reshape(3, 2, 2))
+    means = np.asarray(golden["gmm_m"], float).reshape(2, 3, 2, 2)
+    stds = np.broadcast_to(np.asarray(golden["gmm_s"], float).reshape(2, -1, 1, 1), means.shape)
+    return oracles.mixture(golden["gmm_w"], means, stds, independent=True)
+
+
+@pytest.mark.parametrize("dist", ["gauss", "gmm"])
+@pytest.mark.parametrize("name", TRAJECTORIES)
+@pytest.mark.usefixtures("x64")
+def test_trajectories_of_another_library(name, dist, replayed_noise):
+    make, to_a_level = TRAJECTORIES[name]
+    golden = load("traj/traj")
+    run = next(row for row in meta("traj")["rows"] if row["key"] == f"{name}/20/{dist}")
+    states = golden[f"{name}/20/{dist}/traj_f64"]
+    alpha, sigma = golden[f"{name}/20/a_s_f64"].T
     if run["family"] == "ve":  # its state is x / alpha
         alpha, sigma = np.ones_like(alpha), sigma / alpha
-    states = arrays[f"{name}/{n}/{dist}/traj_f64"]
-    return alpha, sigma, arrays[f"{name}/{n}/sigmas_f64"], states, run
+    if make is solvers.heun:  # evaluations at 0, 1, 1, 2, 2, ...
+        alpha, sigma = (np.concatenate([a[:1], a[1::2]]) for a in (alpha, sigma))
+    if to_a_level:
+        ratio = golden[f"{name}/20/sigmas_f64"][-1]
+        alpha, sigma = np.append(alpha, 1 / np.hypot(1.0, ratio)), np.append(sigma, ratio / np.hypot(1.0, ratio))
+    solver = make(dfn.Level(alpha, sigma, np.zeros_like(sigma)))
+    key, scan = None, jax.lax.scan
+    if solver.stochastic:
+        key, draws = jax.random.key(0), golden[f"{run['noise_key']}"]
+        scan = replayed_noise.scan(np.concatenate([draws, 0 * draws])[: solver.rows.noise.shape[0]])
+    samples = dfn.sample(
+        key,
+        exact_denoiser(dist),
+        solver,
+        jnp.asarray(states[0]),
+        emit=lambda step: step.x_next,
+        final_denoise=not to_a_level,
+        scan=scan,
+    )
+    # LMS of that library extrapolates into sigma = 0 too, where every table of ours ends with x0.
+    compared = -1 if name == "lms_order3" else None
+    # Float64 arithmetic in another order over twenty steps.
+    np.testing.assert_allclose(samples.trace[:compared], states[1:][:compared], rtol=1e-7, atol=1e-9)
 
 
-TRAJECTORIES = {
-    "dpmpp_2m_midpoint_lin": solvers.dpmpp_2m,
-    "dpmpp_3m_midpoint_lin": solvers.dpmpp_3m,
-    "deis_2": lambda levels: solvers.deis(levels, 2),
-    "deis_3": lambda levels: solvers.deis(levels, 3),
-    "euler": solvers.euler,
-    "heun_karras": solvers.heun,
-    "lms_order3": lambda levels: solvers.lms(levels, 3),
-    "edm_dpmpp_2m_midpoint_exponential": solvers.dpmpp_2m,
-    "flow_heun_shift3": solvers.heun,
-    "edm_sde_dpmpp_2m": solvers.dpmpp_2m_sde,
-    "euler_a": solvers.euler_ancestral,
-}
+@pytest.mark.parametrize("make", [solvers.dpmpp_2m, solvers.dpmpp_3m, solvers.heun])
+def test_pure_noise_may_start_a_higher_order_plan(make):
+    sigma = np.linspace(1.0, 0.05, 48)
+    levels = dfn.Level(1.0 - sigma, sigma, sigma)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(make(levels).rows))
+    x0, _ = gaussian(replay(make(levels), gaussian, START), levels.alpha[-1], sigma[-1])
+    # On the flow from pure noise, a standard score is kept: x0 = mean + std x.
+    np.testing.assert_allclose(x0, 0.3 + 0.5 * START, atol=0.03)
+
+
+def test_solvers_of_equal_shape_share_one_compilation():
+    traces = []
+
+    @jax.jit
+    def run(solver, x):
+        traces.append(None)
+        return dfn.sample(None, oracles.gaussian(0.3, 0.5), solver, x).x0
+
+    x = jnp.ones((2, 3))
+    for levels in (vp(8), flow(8), edm(8)):
+        for make in (
+            solvers.dpmpp_2m,
+            noise_form(solvers.dpmpp_2m),
+            of_order(solvers.deis, 2),
+            of_order(solvers.lms, 2),
+        ):
+            run(make(levels), x)
+        run(solvers.unipc(levels, 1), x)
+        run(solvers.ipndm(levels, 2), x)
+    assert len(traces) == 1
+    for levels in (vp(8), flow(8)):
+        for make in (solvers.ddim, solvers.euler, solvers.dpmpp_1):
+            run(make(levels), x)
+    assert len(traces) == 2
+
+
+def test_the_scan_body_has_no_branch_and_no_random_bits():
+    for make in (solvers.heun, solvers.dpmpp_3m, solvers.unipc, solvers.lms):
+        jaxpr = str(
+            jax.make_jaxpr(lambda x, make=make: dfn.sample(None, oracles.gaussian(0.0, 1.0), make(vp(9)), x).x0)(x_0)
+        )
+        assert "cond" not in jaxpr
+        assert "random" not in jaxpr
+        assert jaxpr.count("scan") >= 1
+
+
+x_0 = np.ones((2, 3), np.float32)
+
+
+def test_traced_levels_give_the_same_rows():
+    levels = vp(9)
+    on_device = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), levels)
+    for make in (
+        solvers.heun,
+        solvers.dpmpp_2m,
+        solvers.dpmpp_3m,
+        solvers.deis,
+        solvers.lms,
+        solvers.ipndm,
+        solvers.unipc,
+    ):
+        traced, host = jax.jit(lambda levels, make=make: make(levels).rows)(on_device), make(levels).rows
+        # Float32 differences of log SNR lose three digits of seven.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), traced, host)
+
+
+PLAN = vp(8)
+TOO_SHORT = jax.tree.map(lambda a: a[:1], PLAN)
+PURE = dfn.Level(np.array([0.0, 0.3, 0.6, 0.9, 0.95]), np.array([1.0, 0.7, 0.4, 0.1, 0.05]), np.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *[
+            (lambda make=make: make(TOO_SHORT), "this solver needs at least [2-5] levels; got 1: take more steps")
+            for make in (solvers.euler, solvers.heun, solvers.dpmpp_1, solvers.dpmpp_2m, solvers.dpmpp_3m, solvers.lms)
+        ],
+        (lambda: solvers.deis(jax.tree.map(lambda a: a[:3], PLAN), 3), "at least 4 levels; got 3"),
+        (lambda: solvers.unipc(PLAN, 5), "order must be 1, 2, 3 or 4; got 5"),
+        (lambda: solvers.dpmpp_2m_sde(PLAN, 1.5), r"eta must lie in \[0, 1\]; got 1.5"),
+        (lambda: solvers.heun(jax.tree.map(lambda a: a[::-1], PLAN)), "must descend"),
+        *[
+            (lambda make=make: make(PURE), "needs alpha > 0 at every level")
+            for make in (solvers.deis, solvers.lms, solvers.ipndm, solvers.unipc, noise_form(solvers.dpmpp_2m))
+        ],
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("levels_of", [vp, flow, edm])
+def test_the_variance_of_the_stochastic_dpm_solver_converges(levels_of, eta):
+    """The closed recursion of (x, m_1) on a Gaussian: its spread goes to the data's with the step."""
+    errors = []
+    for n in (200, 400):
+        rows = solvers.dpmpp_2m_sde(levels_of(n), eta).rows
+        total = (rows.level.alpha * 0.5) ** 2 + rows.level.sigma**2
+        covariance = np.array([[total[0], 0.0], [0.0, 0.0]])  # of the state and the last kept value, mean 0
+        for i in range(n):
+            k = rows.level.alpha[i] * 0.25 / total[i]
+            step = np.array([[rows.x[i, 0] + rows.m[i, 0] * k, rows.m[i, 1]], [k, 0.0]])
+            covariance = step @ covariance @ step.T + np.diag([rows.noise[i] ** 2, 0.0])
+        last = rows.level.alpha[-1] * 0.25 / np.sqrt(total[-1])
+        errors.append(abs(np.sqrt(covariance[0, 0]) / last - 1.0))
+    assert errors[1] < 1e-3
+    assert np.log2(errors[0] / errors[1]) > 0.85

@@ -190,7 +190,7 @@ def deis(levels: Level, order: int = 3, form: Form = noise_prediction) -> Solver
     _, to = neighbours(levels)
     half_log_snr = 0.5 * log_snr(levels)
     # s' d(r / s) = r' e^(sign (u - lambda')) sign du
-    measure = lambda u: form.sign * form.rate(to) * xp.exp(form.sign * (u - half_log_snr[1:]))  # noqa: E731
+    measure = lambda u: form.sign * form.rate(to)[None] * xp.exp(form.sign * (u - half_log_snr[None, 1:]))  # noqa: E731
     return one_state(levels, form, _adams(half_log_snr, order, measure))
 
 
@@ -198,7 +198,8 @@ def lms(levels: Level, order: int = 4) -> Solver:
     """Returns the linear multistep method in rho = sigma / alpha: x' / alpha' = x / alpha + sum_k eps_k int L_k d(rho).
 
     Adams-Bashforth on d(x / alpha) / d(rho) = eps_hat, for levels spaced as they like (Katherine Crowson's sampler,
-    https://github.com/crowsonkb/k-diffusion; its integrals are by quadrature, here they are exact).
+    https://github.com/crowsonkb/k-diffusion; its integrals are by quadrature, here they are exact; its hop into sigma = 0
+    extrapolates too, here that hop is x0_hat as everywhere).
 
     Args: as `deis`, without the form.
     Raises: as `deis`.
@@ -210,7 +211,9 @@ def lms(levels: Level, order: int = 4) -> Solver:
     check_order(levels, order)
     check_alpha(levels)
     _, to = neighbours(levels)
-    return one_state(levels, noise_prediction, _adams(levels.sigma / levels.alpha, order, lambda u: to.alpha + 0 * u))
+    return one_state(
+        levels, noise_prediction, _adams(levels.sigma / levels.alpha, order, lambda u: to.alpha[None] + 0 * u)
+    )
 
 
 def ipndm(levels: Level, order: int = 4) -> Solver:
@@ -282,7 +285,7 @@ def _adams(u: Array, order: int, measure: Callable[[Array], Array]) -> list[Arra
     along = lambda a: a.reshape(-1, *(1,) * np.ndim(u))  # noqa: E731
     points, weights = along(0.5 + 0.5 * points), along(0.5 * weights)
     step = u[1:] - u[:-1]
-    q = u[:-1] + points * step
+    q = u[None, :-1] + points * step[None]
     columns = [0.0 * step] * order
     rows = np.arange(step.shape[0]).reshape(-1, *(1,) * (step.ndim - 1))
     for n in range(1, order + 1):  # n nodes: the whole order from row `order - 1` on, fewer before
@@ -293,7 +296,7 @@ def _adams(u: Array, order: int, measure: Callable[[Array], Array]) -> list[Arra
             polynomial = 1.0 + 0.0 * q
             for node in others:
                 gap = xp.where(mine, nodes[k] - node, 1.0)
-                polynomial = polynomial * (q - node) / gap
+                polynomial = polynomial * (q - node[None]) / gap[None]
             column = xp.sum(weights * polynomial * measure(q), axis=0) * step
             columns[k] = xp.where(mine, column, columns[k])
     return columns
