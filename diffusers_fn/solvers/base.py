@@ -156,8 +156,16 @@ def linear_solver(
         """[R + 1, number of columns, *S], ending with the row (last, 0, ..., 0)."""
         return xp.stack([extend(values, 0.0 if i else last) for i, values in enumerate(columns)], axis=1)
 
-    optional = [None if values is None else extend(values, 0.0) for values in (noise, noise_range)]
-    rows = Row(levels, stack(x, 0.0), extend(x0, 1.0), extend(eps, 0.0), stack(m, 1.0), *optional, churn)
+    rows = Row(
+        level=levels,
+        x=stack(x, 0.0),
+        x0=extend(x0, 1.0),
+        eps=extend(eps, 0.0),
+        m=stack(m, 1.0),
+        noise=None if noise is None else extend(noise, 0.0),
+        noise_range=None if noise_range is None else extend(noise_range, 0.0),
+        churn=churn,
+    )
     return Solver(linear_init, linear_step, rows, stochastic=noise is not None or churn is not None)
 
 
