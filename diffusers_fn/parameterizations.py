@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffusers_fn._arrays import check_data, expand, namespace
+from diffusers_fn._arrays import check_data, concrete, expand, namespace
 from diffusers_fn.levels import Array, Level, check_level
 
 
@@ -85,7 +86,8 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
       level: S = [] or [B].
 
     Raises:
-      ValueError: if `out` has neither x's shape nor twice its channels.
+      ValueError: if `out` has neither x's shape nor twice its channels, or a readable alpha is 0 where the line does
+        not tell x0 (epsilon, score).
 
     >>> out = jnp.full((1, 2), 0.5)
     >>> to_prediction(epsilon, out, jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
@@ -96,6 +98,12 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
     check_level(level, x)
     p, q = parameterization.line(level)
     det = level.alpha * q - level.sigma * p
+    known_alpha, known_det = concrete(level.alpha), concrete(det)
+    if known_alpha is not None and known_det is not None and np.any((known_alpha == 0) & (known_det == 0)):
+        raise ValueError(
+            f"a network with parameterization {parameterization.name!r} does not tell x0 at alpha = 0 (pure noise): "
+            "use v, x0 or velocity, or a plan whose first level has alpha > 0"
+        )
     x0 = expand(q / det, x) * x + expand(-level.sigma / det, x) * out
     eps = expand(level.alpha / det, x) * out + expand(-p / det, x) * x
     return Prediction(x0, eps, None if var_out is None else (var_out + 1) / 2)

@@ -293,6 +293,17 @@ def test_bad_input_is_refused(call, message):
         call()
 
 
+@pytest.mark.parametrize("name", ["epsilon", "score", "v", "x0", "velocity"])
+def test_a_network_that_cannot_start_at_pure_noise_is_refused(name):
+    network = dfn.make_denoiser(lambda params, x, t, cond: 0.1 * x, None, getattr(dfn.parameterizations, name))
+    run = lambda: dfn.sample(None, dfn.clip_x0()(network), solvers.dpmpp_2m(PURE), jnp.ones((2, 3))).x0  # noqa: E731
+    if name in ("epsilon", "score"):
+        with pytest.raises(ValueError, match=r"does not tell x0 at alpha = 0 .*use v, x0 or velocity"):
+            run()
+    else:
+        assert np.all(np.isfinite(run()))
+
+
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 @pytest.mark.parametrize("levels_of", [vp, flow, edm])
 def test_the_variance_of_the_stochastic_dpm_solver_converges(levels_of, eta):
