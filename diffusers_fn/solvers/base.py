@@ -53,7 +53,6 @@ class Row:
       m: [R, K, *S] coefficients of the last K kept values, newest first.
       noise: [R, *S] standard deviation of fresh noise, or None for none.
       noise_range: [R, *S] or None: with a learned variance, the noise is noise * exp(var_frac * noise_range).
-      churn: [R, *S] or None: standard deviation of noise that is added to x_1 before the network sees it.
     """
 
     level: Level
@@ -63,7 +62,6 @@ class Row:
     m: Array
     noise: Array | None = None
     noise_range: Array | None = None
-    churn: Array | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["init", "step", "stochastic"])
@@ -124,7 +122,6 @@ def linear_solver(
     m: Sequence[Any] = (1.0,),
     noise: Any = None,
     noise_range: Any = None,
-    churn: Any = None,
 ) -> Solver:
     """Returns the solver whose table has the given columns; the final denoise is added as its last row.
 
@@ -138,13 +135,12 @@ def linear_solver(
       m: K columns, coefficients of the kept values, newest first.
       noise: a column of standard deviations, or None for a deterministic method.
       noise_range: a column, see `Row`.
-      churn: [R + 1, *S] (the final denoise included), or None for none.
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
     >>> linear_solver(levels, x=[0.0], x0=levels.alpha[1:], eps=levels.sigma[1:]).rows.x0
     array([0.8, 1. ])
     """
-    xp = namespace(levels, x, x0, eps, m, noise, noise_range, churn)
+    xp = namespace(levels, x, x0, eps, m, noise, noise_range)
     shape = np.shape(levels.sigma)
 
     def extend(values: Any, last: float) -> Array:
@@ -164,9 +160,8 @@ def linear_solver(
         m=stack(m, 1.0),
         noise=None if noise is None else extend(noise, 0.0),
         noise_range=None if noise_range is None else extend(noise_range, 0.0),
-        churn=churn,
     )
-    return Solver(linear_init, linear_step, rows, stochastic=noise is not None or churn is not None)
+    return Solver(linear_init, linear_step, rows, stochastic=noise is not None)
 
 
 def linear_init(x: jax.Array, rows: Row) -> History:
@@ -180,15 +175,9 @@ def linear_init(x: jax.Array, rows: Row) -> History:
 def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[History, Step]:
     """Returns (state, step) after one row; the equation in this module's docstring."""
     x = state.x
-    noise_key = churn_key = key
-    if row.noise is not None and row.churn is not None:
-        noise_key, churn_key = _random.split(key)
-    if row.churn is not None:
-        x = x + expand(row.churn, x) * _random.normal(churn_key, x)
-
     prediction = denoise(x, row.level)
     kept = expand(row.x0, x) * prediction.x0.astype(x.dtype) + expand(row.eps, x) * prediction.eps.astype(x.dtype)
-    xs, ms = (x, *state.xs[1:]), (kept, *state.ms)
+    xs, ms = state.xs, (kept, *state.ms)
 
     terms = [expand(row.x[j], x) * x_j for j, x_j in enumerate(xs)]
     terms += [expand(row.m[k], x) * m_k for k, m_k in enumerate(ms)]
@@ -202,7 +191,7 @@ def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[
                     "denoiser's prediction has var_frac None: use variance fixed_small or fixed_large"
                 )
             std = std * jnp.exp(prediction.var_frac.astype(x.dtype) * expand(row.noise_range, x))
-        x_next += std * _random.normal(noise_key, x)
+        x_next += std * _random.normal(key, x)
 
     state = History((x_next, *xs[:-1]), ms[: len(state.ms)])
     return state, Step(x, row.level, prediction, x_next)
