@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusers_fn import Denoiser, oracles
+
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
 
@@ -25,6 +27,14 @@ def load(name: str) -> dict[str, np.ndarray]:
 def meta(folder: str) -> dict[str, Any]:
     """Returns tests/golden/<folder>/meta.json."""
     return json.loads((FOLDER / folder / "meta.json").read_text())
+
+
+def exact_denoiser(dist: str) -> Denoiser:
+    """Returns the exact denoiser of the data ("gauss" or "gmm") that the recorded trajectories were made for."""
+    data = load("traj/analytic")
+    if dist == "gauss":
+        return oracles.gaussian(data["mu"][0], data["sd"][0])
+    return oracles.mixture(data["gmm_w"], data["gmm_m"][:, 0], data["gmm_s"], independent=True)
 
 
 class ReplayedNoise:

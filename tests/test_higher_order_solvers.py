@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_files import load, meta
+from golden_files import exact_denoiser, load, meta
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, oracles, solvers
-
-LINEAR = dfn.make_noise_schedule(dfn.linear_betas(1000))
 
 
 def graded(first, last, n):
@@ -155,15 +153,6 @@ TRAJECTORIES = {
 }
 
 
-def exact_denoiser(dist):
-    golden = load("traj/analytic")
-    if dist == "gauss":
-        return oracles.gaussian(golden["mu"].reshape(3, 2, 2), golden["sd"].reshape(3, 2, 2))
-    means = np.asarray(golden["gmm_m"], float).reshape(2, 3, 2, 2)
-    stds = np.broadcast_to(np.asarray(golden["gmm_s"], float).reshape(2, -1, 1, 1), means.shape)
-    return oracles.mixture(golden["gmm_w"], means, stds, independent=True)
-
-
 @pytest.mark.parametrize("dist", ["gauss", "gmm"])
 @pytest.mark.parametrize("name", TRAJECTORIES)
 @pytest.mark.usefixtures("x64")
@@ -239,14 +228,13 @@ def test_solvers_of_equal_shape_share_one_compilation():
 def test_the_scan_body_has_no_branch_and_no_random_bits():
     for make in (solvers.heun, solvers.dpmpp_3m, solvers.unipc, solvers.lms):
         jaxpr = str(
-            jax.make_jaxpr(lambda x, make=make: dfn.sample(None, oracles.gaussian(0.0, 1.0), make(vp(9)), x).x0)(x_0)
+            jax.make_jaxpr(lambda x, make=make: dfn.sample(None, oracles.gaussian(0.0, 1.0), make(vp(9)), x).x0)(
+                jnp.ones((2, 3))
+            )
         )
         assert "cond" not in jaxpr
         assert "random" not in jaxpr
         assert jaxpr.count("scan") >= 1
-
-
-x_0 = np.ones((2, 3), np.float32)
 
 
 def test_traced_levels_give_the_same_rows():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_files import load
+from golden_files import exact_denoiser, load
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, oracles, solvers
@@ -139,12 +139,6 @@ SCHEDULES = {
 }
 
 
-def analytic(name):
-    if name == "gauss":
-        return oracles.gaussian(ANALYTIC["mu"][0], ANALYTIC["sd"][0])
-    return oracles.mixture(ANALYTIC["gmm_w"], ANALYTIC["gmm_m"][:, 0], ANALYTIC["gmm_s"], independent=True)
-
-
 def whole_path(samples):
     return jnp.concatenate([samples.trace, samples.x0[None]])
 
@@ -165,7 +159,7 @@ def test_ddim_trajectories_are_diffusers(name, n, data):
     transform = dfn.clip_x0(keep_eps=True) if name == "ddim_sd_clip" else dfn.chain()
     samples = dfn.sample(
         None,
-        transform(analytic(data)),
+        transform(exact_denoiser(data)),
         solvers.ddim(levels),
         jnp.asarray(ANALYTIC["xT"]),
         emit=lambda step: step.x,
@@ -183,7 +177,7 @@ def test_ddpm_trajectories_are_diffusers(data, replayed_noise):
     np.testing.assert_array_equal(levels.t, golden[f"{name}/20/timesteps"])
     samples = dfn.sample(
         jax.random.key(0),
-        dfn.clip_x0()(analytic(data)),
+        dfn.clip_x0()(exact_denoiser(data)),
         solvers.ancestral(levels),
         jnp.asarray(ANALYTIC["xT"]),
         emit=lambda step: step.x,
@@ -199,7 +193,7 @@ def test_ddpm_trajectories_are_diffusers(data, replayed_noise):
 def test_inversion_trajectories_are_diffusers(n, data):
     """DDIMInverse by the literal step: their first hop leaves clean data with the eps of level 0 at the unscaled x."""
     golden, name = load("traj/traj"), "ddiminv_sd_leading"
-    schedule, denoise = dfn.make_noise_schedule(SCHEDULES[name]), analytic(data)
+    schedule, denoise = dfn.make_noise_schedule(SCHEDULES[name]), exact_denoiser(data)
     path = golden[f"{name}/{n}/{data}/traj_f64"]
     x, t = jnp.asarray(path[0]), -1
     np.testing.assert_allclose(x, ANALYTIC["mu"] + ANALYTIC["sd"] * ANALYTIC["xT"], rtol=1e-12)

@@ -1,5 +1,6 @@
 """Solvers: each returns a `Solver`, a table of numbers for `sample`. See `base` for how to read one."""
 
+from diffusers_fn.solvers.adams import deis, ipndm, lms
 from diffusers_fn.solvers.base import (
     History,
     Row,
@@ -11,18 +12,8 @@ from diffusers_fn.solvers.base import (
     neighbours,
 )
 from diffusers_fn.solvers.ddim import ancestral, ddim
-from diffusers_fn.solvers.multistep import (
-    Form,
-    data_prediction,
-    deis,
-    dpmpp_1,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_3m,
-    ipndm,
-    lms,
-    noise_prediction,
-)
+from diffusers_fn.solvers.forms import Form, data_prediction, noise_prediction
+from diffusers_fn.solvers.multistep import dpmpp_1, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from diffusers_fn.solvers.runge_kutta import euler, euler_ancestral, heun
 from diffusers_fn.solvers.unipc import unipc
 

@@ -12,7 +12,16 @@ import numpy as np
 from diffusers_fn._arrays import namespace
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.solvers.base import Solver, neighbours
-from diffusers_fn.solvers.multistep import Form, check_alpha, check_order, data_prediction, hops, one_state, whole_hop
+from diffusers_fn.solvers.forms import (
+    Form,
+    check_alpha,
+    check_order,
+    data_prediction,
+    hops,
+    lagged,
+    one_state,
+    whole_hop,
+)
 
 
 def unipc(
@@ -54,10 +63,9 @@ def unipc(
     frm, to = neighbours(levels)
     half_log_snr = 0.5 * log_snr(levels)
     h = half_log_snr[1:] - half_log_snr[:-1]
-    hop = hops(levels)
+    hop = hops(h)
     # m_{1+k} lies at r_k h, which is negative; -k stands in where there is none.
-    back = [half_log_snr[np.maximum(np.arange(h.shape[0]) - k, 0)] for k in range(order)]
-    r = [xp.where(hop >= k, (back[k] - half_log_snr[:-1]) / h, -float(k)) for k in range(1, order)]
+    r = [xp.where(hop >= k, (lagged(half_log_snr, k) - half_log_snr[:-1]) / h, -float(k)) for k in range(1, order)]
     signed_h = -form.sign * h
     b_h = signed_h if bh1 else xp.expm1(signed_h)
     whole = whole_hop(levels, form)
@@ -69,7 +77,7 @@ def unipc(
         used = np.minimum(used, np.maximum(h.shape[0] + 1 - hop, 1))
     for p in range(1, order + 1):
         mine = used == p
-        rho = {2: [0.5 + 0.0 * h]}.get(p, _solve(r[: p - 1], signed_h, b_h))
+        rho = [0.5 + 0.0 * h] if p == 2 else _solve(r[: p - 1], signed_h, b_h)
         weights = _weights(whole, b, rho, r[: p - 1])
         predictor = [xp.where(mine, new, old) for new, old in zip(_pad(weights, order + 1, h), predictor)]
         rho = [0.5 + 0.0 * h] if p == 1 else _solve([*r[: p - 1], 1.0 + 0.0 * h], signed_h, b_h)
@@ -82,8 +90,7 @@ def unipc(
     onward = form.scale(to) / form.scale(frm)
 
     def arrived(columns: list[Array], k: int) -> Array:
-        column = columns[k][:-1]
-        return xp.concatenate([xp.zeros_like(h[:1]), column])
+        return xp.concatenate([xp.zeros_like(h[:1]), columns[k][:-1]])
 
     m = []
     for k in range(order + 1):
