@@ -1,0 +1,1 @@
+"""Published torch weights as linen parameters, and back."""
