@@ -12,9 +12,10 @@ in front of those of the rows before, m_2, ..., m_K. Then
 becomes the newest state. So DDIM with eta = 0 has x = [0], x0 = alpha', eps = sigma', m = [1]; ancestral sampling has
 x = [coef_x], x0 = coef_x0, eps = 0, noise = sqrt(var); the multistep methods keep m = x0_hat or eps_hat and weigh the
 last ones. A Runge-Kutta method keeps slopes, m = x0_hat d(alpha) + eps_hat d(sigma); each of its rows goes on from the
-stage before, so Heun's second row is x' = x_1 + (m_1 - m_2) / 2: Euler's point plus half the change of slope. `noise`
-is None in a deterministic table: then no random number is generated at all. The last row of every table is the final
-denoise x' = x0_hat, which is where each method arrives when it hops into sigma = 0.
+stage before, so Heun's second row is x' = x_1 + (m_1 - m_2) / 2: Euler's point plus half the change of slope. With a
+column `churn`, x_1 is x_1 + row.churn z before the evaluation, and the row's level is that noisier one. `noise` and
+`churn` are None in a deterministic table: then no random number is generated at all. The last row of every table is
+the final denoise x' = x0_hat, which is where each method arrives when it hops into sigma = 0.
 
 The numbers are computed in float64 on the host when levels and options are NumPy or Python numbers, and rounded
 once, to x's dtype, by `sample`; with traced levels or options they are traced. All solvers of equal shape share
@@ -53,6 +54,7 @@ class Row:
       m: [R, K, *S] coefficients of the last K kept values, newest first.
       noise: [R, *S] standard deviation of fresh noise, or None for none.
       noise_range: [R, *S] or None: with a learned variance, the noise is noise * exp(var_frac * noise_range).
+      churn: [R, *S] standard deviation of fresh noise added to x_1 before the evaluation, or None for none.
     """
 
     level: Level
@@ -62,6 +64,7 @@ class Row:
     m: Array
     noise: Array | None = None
     noise_range: Array | None = None
+    churn: Array | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["init", "step", "stochastic"])
@@ -122,6 +125,7 @@ def linear_solver(
     m: Sequence[Any] = (1.0,),
     noise: Any = None,
     noise_range: Any = None,
+    churn: Any = None,
 ) -> Solver:
     """Returns the solver whose table has the given columns; the final denoise is added as its last row.
 
@@ -135,12 +139,14 @@ def linear_solver(
       m: K columns, coefficients of the kept values, newest first.
       noise: a column of standard deviations, or None for a deterministic method.
       noise_range: a column, see `Row`.
+      churn: [R + 1, *S], or None: the standard deviation of noise added before each evaluation, the final denoise's
+        too; the levels are those after it.
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
     >>> linear_solver(levels, x=[0.0], x0=levels.alpha[1:], eps=levels.sigma[1:]).rows.x0
     array([0.8, 1. ])
     """
-    xp = namespace(levels, x, x0, eps, m, noise, noise_range)
+    xp = namespace(levels, x, x0, eps, m, noise, noise_range, churn)
     shape = np.shape(levels.sigma)
 
     def extend(values: Any, last: float) -> Array:
@@ -160,8 +166,9 @@ def linear_solver(
         m=stack(m, 1.0),
         noise=None if noise is None else extend(noise, 0.0),
         noise_range=None if noise_range is None else extend(noise_range, 0.0),
+        churn=None if churn is None else xp.broadcast_to(xp.asarray(churn), shape),
     )
-    return Solver(linear_init, linear_step, rows, stochastic=noise is not None)
+    return Solver(linear_init, linear_step, rows, stochastic=noise is not None or churn is not None)
 
 
 def linear_init(x: jax.Array, rows: Row) -> History:
@@ -175,9 +182,12 @@ def linear_init(x: jax.Array, rows: Row) -> History:
 def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[History, Step]:
     """Returns (state, step) after one row; the equation in this module's docstring."""
     x = state.x
+    if row.churn is not None:
+        key, churn_key = (None, key) if row.noise is None else _random.split(key)
+        x = x + expand(row.churn, x) * _random.normal(churn_key, x)
     prediction = denoise(x, row.level)
     kept = expand(row.x0, x) * prediction.x0.astype(x.dtype) + expand(row.eps, x) * prediction.eps.astype(x.dtype)
-    xs, ms = state.xs, (kept, *state.ms)
+    xs, ms = (x, *state.xs[1:]), (kept, *state.ms)
 
     terms = [expand(row.x[j], x) * x_j for j, x_j in enumerate(xs)]
     terms += [expand(row.m[k], x) * m_k for k, m_k in enumerate(ms)]
