@@ -12,6 +12,7 @@ from diffusers_fn import (
     losses,
     oracles,
     parameterizations,
+    processes,
     solvers,
     training,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "posterior",
     "predict_noise_from_start",
     "predict_start_from_noise",
+    "processes",
     "python_scan",
     "q_mean_variance",
     "q_posterior_mean_variance",
