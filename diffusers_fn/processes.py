@@ -261,7 +261,9 @@ def tabulated(schedule: NoiseSchedule) -> Process:
     """Returns the continuous process through a discrete table, t in [0, T-1], labelled by t.
 
     log SNR is linear in t between neighbouring timesteps, alpha^2 + sigma^2 = 1; at an integer t the level is that of
-    the table. With slope = d(log SNR) / dt of the interval that t lies in, f = slope sigma^2 / 2 and g^2 = -slope sigma^2.
+    the table. With slope = d(log SNR) / dt of the interval that t lies in,
+
+        f = slope sigma^2 / 2,   g^2 = -slope sigma^2
 
     Raises:
       ValueError: if the schedule has a single timestep, ends on pure noise (log SNR -inf) or is traced.
@@ -314,7 +316,8 @@ def shifted(process: Process, shift: float) -> Process:
 
     Esser et al., "Scaling Rectified Flow Transformers", 2024, https://arxiv.org/abs/2403.03206, eq. 23. The shift of
     simple diffusion for images of size d, log SNR + 2 log(64 / d), is the same one: `shifted(process, d / 64)`
-    (Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093). t_min and t_max move inwards where t' would leave the old ends.
+    (Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093). t_min and t_max move inwards where t' would
+    leave the old ends.
 
     Raises:
       ValueError: unless shift > 0.
