@@ -1,5 +1,11 @@
 """Published torch weights as linen parameters, and back: exact, strict, and without running anything that a file says.
 
+    module, params = load("stable-diffusion/unet")        # a folder: safetensors and config.json
+    out = module.apply({"params": params}, x, t, cond)
+    save("finetuned/unet", module, params, "unet2d_condition")
+
+`from_torch` and `to_torch` do the same in memory, with a state dict of NumPy arrays.
+
 A family of networks is a value, `Family`: pure functions that know its config and the names and layouts of its
 tensors. Everything else (reading and checking files, sharding, casting, writing) is written once for all of them, in
 `load.py` and `save.py`. A family is one file, `pretrained/<family>.py`, of this form:
@@ -33,3 +39,11 @@ checkpoints to those in entries; `weights_name` is the file that the reference l
 
 `guided_unet.py` is a worked example.
 """
+
+from diffusers_fn.pretrained.convert import from_torch, to_torch
+from diffusers_fn.pretrained.entries import Entry
+from diffusers_fn.pretrained.family import Constant, Family
+from diffusers_fn.pretrained.load import FAMILIES, load
+from diffusers_fn.pretrained.save import save
+
+__all__ = ["FAMILIES", "Constant", "Entry", "Family", "from_torch", "load", "save", "to_torch"]

@@ -1,0 +1,146 @@
+"""Where the tensors and the config of a published network lie: one file, or a folder as the hubs have them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn.pretrained.safetensors_file import Stored, open_safetensors, strict_json
+
+# In this order, where a folder has several; a folder with one file of another name is as good.
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+
+
+class Checkpoint(NamedTuple):
+    """The tensors of a checkpoint by name, and the content of the config.json beside them, None if there is none."""
+
+    tensors: dict[str, Stored]
+    config: dict[str, Any] | None
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
+    """Returns what lies at a path: a file of weights, an index of several, or a folder with either.
+
+    Args:
+      path: of a .safetensors file, a .bin, .pt or .pth file (read by torch's weights-only loader), an .index.json,
+        or a folder that holds one of them.
+      key: of the state dict in a torch file that holds several things, e.g. "ema".
+
+    Raises:
+      OSError: if there is nothing at the path or it cannot be read.
+      ValueError: if what lies there is damaged, ambiguous or not of a kind that is read.
+    """
+    path = Path(path)
+    weights = _weights_of(path) if path.is_dir() else path
+    tensors = _open_index(weights) if weights.name.endswith(".index.json") else _open_file(weights, key)
+    config_path = weights.parent / "config.json"
+    return Checkpoint(tensors, read_json(config_path) if config_path.is_file() else None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds; ValueError if it holds none."""
+    try:
+        content = strict_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    return content
+
+
+def _weights_of(folder: Path) -> Path:
+    suffixes = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+    for suffix in suffixes:
+        for stem in STEMS:
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    for endings in ((".safetensors", ".index.json"), TORCH_SUFFIXES):
+        found = sorted(path for path in folder.iterdir() if path.name.endswith(endings))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"{folder} has several files of weights, give the path of one: {[p.name for p in found]}")
+    raise ValueError(f"{folder} has no file of weights (.safetensors, .index.json, {', '.join(TORCH_SUFFIXES)})")
+
+
+def _open_index(path: Path) -> dict[str, Stored]:
+    """Returns the tensors of a checkpoint in several files; an index says which file has which."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{path} must have a weight_map of tensor names to file names")
+    tensors: dict[str, Stored] = {}
+    for name in sorted(set(places.values())):
+        if name != os.path.basename(name) or "\\" in name or "\0" in name or name in ("", ".", ".."):
+            raise ValueError(f"{path} names the file {name!r}; allowed are files in its own folder")
+        if not (path.parent / name).is_file():
+            raise ValueError(f"{path} names {name!r}, which is not there")
+        shard = _open_file(path.parent / name, None)
+        listed = {tensor for tensor, place in places.items() if place == name}
+        if set(shard) != listed:
+            raise ValueError(
+                f"{path} and {name!r} do not agree: {_some(listed - set(shard))} only in the index, "
+                f"{_some(set(shard) - listed)} only in the file"
+            )
+        tensors.update(shard)
+    return tensors
+
+
+def _open_file(path: Path, key: str | None) -> dict[str, Stored]:
+    if path.suffix == ".safetensors":
+        return open_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _open_torch(path, key)
+    raise ValueError(f"{path} must end with .safetensors, .index.json, {' or '.join(TORCH_SUFFIXES)}")
+
+
+def _open_torch(path: Path, key: str | None) -> dict[str, Stored]:
+    """Returns the tensors of a torch file; its pickle is read by torch's weights-only loader or not at all."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        raise ValueError(
+            f"{path} is a torch pickle, which only torch's weights-only loader can read safely, and torch is not "
+            "installed: install it, or take the .safetensors file"
+        ) from None
+    with open(path, "rb"):  # an OSError for what cannot be read; all other failures below are the content's
+        pass
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights alone: {error}") from error
+    if key is not None:
+        if not isinstance(content, Mapping) or key not in content:
+            raise ValueError(f"{path} has no {key!r}; it has {_some(content)}")
+        content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{path} is no state dict; give the key of one of {_some(content)}")
+    return {name: _torch_stored(torch, value) for name, value in content.items()}
+
+
+def _torch_stored(torch: Any, tensor: Any) -> Stored:
+    """NumPy has no bfloat16: its bits travel as 16-bit integers."""
+    is_bfloat16 = tensor.dtype == torch.bfloat16
+    try:
+        dtype = np.dtype(jnp.bfloat16) if is_bfloat16 else np.dtype(str(tensor.dtype).removeprefix("torch."))
+    except TypeError:
+        raise ValueError(f"a tensor has the dtype {tensor.dtype}, which is not one of plain numbers") from None
+
+    def read() -> np.ndarray:
+        plain = tensor.detach().contiguous()
+        return plain.view(torch.int16).numpy().view(dtype) if is_bfloat16 else plain.numpy()
+
+    return Stored(tuple(tensor.shape), dtype, read)
+
+
+def _some(names: Any) -> str:
+    """Returns at most ten names, quoted."""
+    names = sorted(map(repr, names)) if isinstance(names, Mapping | set) else [type(names).__name__]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"

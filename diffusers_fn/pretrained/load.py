@@ -1,0 +1,115 @@
+"""Published networks from files, ready to apply."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from diffusers_fn.pretrained import guided_unet
+from diffusers_fn.pretrained.checkpoint import open_checkpoint
+from diffusers_fn.pretrained.convert import from_torch
+from diffusers_fn.pretrained.family import Family
+
+FAMILIES = {
+    "guided_unet": guided_unet.family,
+}
+
+
+def load(
+    path: str | os.PathLike[str],
+    family: str | Family | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    sharding: Any = None,
+    dtype: Any = None,
+    allow_nonfinite: bool = False,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns (module, params) of a published network; module.apply({"params": params}, x, t, cond) runs it.
+
+    Files are memory-mapped and go to their devices parameter by parameter, straight into shards, so that the host
+    never holds the network twice. Nothing that a file says is run, and either everything fits or nothing is returned.
+
+    Args:
+      path: of a .safetensors file, of an index of several (.index.json), or of a folder that holds one of them with
+        a config.json. Torch's own .bin, .pt and .pth are read where torch is installed, by its weights-only loader.
+      family: a name in `FAMILIES`, or a `Family`; None takes the one that the config names.
+      config: the reference's config, where no config.json lies beside the weights.
+      key: of the state dict in a torch file that holds several things, e.g. "ema".
+      sharding: where the parameters go: None for the default device; one jax.sharding.Sharding for all; a tree of
+        them like the parameters; or a function (path, shape) -> Sharding, with a path like "conv_in/kernel".
+      dtype: to cast parameters to; None keeps that of the file. The module computes in its own `dtype` field:
+        module.clone(dtype=jnp.bfloat16).
+      allow_nonfinite: accept NaN and infinite numbers.
+
+    Raises:
+      OSError: if there is nothing at the path or it cannot be read.
+      ValueError: if the file is damaged, the config is none of the family's, or the tensors are not exactly those of
+        the network that it describes; the message lists what is missing, unexpected and of the wrong shape.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> from diffusers_fn.pretrained.entries import same
+    >>> from diffusers_fn.pretrained.save import save
+    >>> norm = nn.LayerNorm(use_bias=False)
+    >>> family = Family("norm", ("Norm",), lambda config: norm, lambda module: {"eps": module.epsilon},
+    ...                 lambda module: same("scale", "weight"), lambda module: (jnp.zeros([1, 2]),))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder + "/net", norm, {"scale": jnp.ones(2)}, family)
+    ...     load(folder + "/net", family)[1]
+    {'scale': Array([1., 1.], dtype=float32)}
+    """
+    checkpoint = open_checkpoint(path, key=key)
+    config = checkpoint.config if config is None else config
+    if config is None:
+        raise ValueError(f"there is no config.json beside the weights at {os.fspath(path)}: give config={{...}}")
+    family = find_family(family, config)
+    try:
+        module = family.from_config(config)
+    except Exception as error:  # of any kind: a damaged config fails wherever it is first used
+        raise ValueError(f"the config describes no network of the family {family.name!r}: {error}") from error
+    params = from_torch(
+        checkpoint.tensors, module, family, sharding=sharding, dtype=dtype, allow_nonfinite=allow_nonfinite
+    )
+    return module, params
+
+
+def find_family(family: str | Family | None, config: Mapping[str, Any]) -> Family:
+    """Returns the family that is asked for, or the one that the config names; ValueError if the two do not agree.
+
+    >>> find_family(None, {"_class_name": "UNetModel"}).name
+    'guided_unet'
+    """
+    if isinstance(family, str):
+        if family not in FAMILIES:
+            raise ValueError(f"family must be one of {sorted(FAMILIES)} or a Family; got {family!r}")
+        family = FAMILIES[family]
+    named = class_names(config)
+    if family is not None:
+        if named and not set(named) & set(family.class_names):
+            raise ValueError(
+                f"this is the config of a {' or '.join(named)}; the family {family.name!r} has "
+                f"{', '.join(family.class_names) or 'no class names'}"
+            )
+        return family
+    found = [known for known in FAMILIES.values() if set(named) & set(known.class_names)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the config does not name one of the known families ({', '.join(named) or 'it names none'}): "
+            f"give family, one of {sorted(FAMILIES)}"
+        )
+    return found[0]
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """Returns what a config calls its network: `_class_name`, `architectures`, else `model_type`.
+
+    >>> class_names({"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"})
+    ['CLIPTextModel']
+    """
+    architectures = config.get("architectures")
+    several = architectures if isinstance(architectures, list | tuple) else []
+    named = [name for name in (config.get("_class_name"), *several) if isinstance(name, str)]
+    return named or [name for name in (config.get("model_type"),) if isinstance(name, str)]

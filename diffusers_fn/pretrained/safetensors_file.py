@@ -1,0 +1,214 @@
+"""Safetensors files, read strictly and lazily, and written.
+
+A file is the length of its header (8 bytes, little-endian), the header (JSON, {name: {dtype, shape, data_offsets}}),
+and the numbers, row-major, without gaps; https://github.com/huggingface/safetensors, "Format". Reading runs nothing
+that the file says: the header is parsed as data, checked against the size of the file, and only then mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+MAX_HEADER = 100_000_000  # bytes, as in the reference: the header of a 100-billion-parameter network has a few million
+DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
+    "F8_E5M2": np.dtype(jnp.float8_e5m2),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+class Stored(NamedTuple):
+    """A tensor that can be read: its shape and dtype are known before any of its numbers is.
+
+    Attributes:
+      read: () -> the array, for files a view of the mapped file.
+      release: () -> None, after which the memory that reading took is free again; the array may still be read.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    release: Callable[[], None] = lambda: None
+
+
+def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Stored]:
+    """Returns the tensors of a file by name, in the order in which they lie in it. No number is read yet.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it is not exactly what the format allows: a header that is cut off, too long, not JSON or has a
+        name twice; unknown dtypes; offsets that overlap, leave holes, or do not fit the shape or the file.
+
+    >>> import tempfile
+    >>> file = tempfile.NamedTemporaryFile()
+    >>> a = np.arange(6, dtype=np.float32).reshape(2, 3)
+    >>> write_safetensors(file, {"a": (a.shape, a.dtype)}, [("a", a)])
+    >>> file.flush()
+    >>> open_safetensors(file.name)["a"].read()
+    array([[0., 1., 2.],
+           [3., 4., 5.]], dtype=float32)
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            begin, header = _read_header(file, size)
+            placed = _check_header(header, size - begin)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a sound safetensors file: {error}") from error
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return {name: _stored(mapped, begin + at, shape, dtype) for name, (at, shape, dtype) in placed.items()}
+
+
+def write_safetensors(
+    file: BinaryIO,
+    described: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a file: the header from `described`, {name: (shape, dtype)}, then `tensors` one by one, in any order.
+
+    Tensors lie in the file as the reference puts them: the widest dtypes first, then by name.
+
+    Raises:
+      ValueError: for a dtype that the format has no name for, and tensors that are not as described.
+
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> write_safetensors(file, {"a": ((1,), np.dtype("<f4"))}, [("a", np.ones(1, np.float32))])
+    >>> file.getvalue()[8:]
+    b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}  \\x00\\x00\\x80?'
+    """
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    for name, (_, dtype) in described.items():
+        if dtype not in codes:
+            raise ValueError(f"{name} has dtype {dtype}, which safetensors cannot hold; it can {sorted(DTYPES)}")
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in sorted(described, key=lambda name: (-described[name][1].itemsize, name)):
+        shape, dtype = described[name]
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    written = set()
+    for name, array in tensors:
+        if name in written or (array.shape, array.dtype) != described[name]:
+            raise ValueError(f"{name} was to be written once, as {described[name]}; got {array.shape}, {array.dtype}")
+        written.add(name)
+        file.seek(8 + len(text) + header[name]["data_offsets"][0])
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    if written != set(described):
+        raise ValueError(f"described but not written: {sorted(set(described) - written)}")
+
+
+def strict_json(text: bytes) -> Any:
+    """Returns what JSON in UTF-8 says; ValueError if it is none, has a key twice, or numbers that JSON does not know.
+
+    >>> strict_json(b'{"a": [1, 2.5]}')
+    {'a': [1, 2.5]}
+    """
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            keys = [key for key, _ in items]
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        return found
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"its JSON cannot be read: {error}") from error
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[int, Any]:
+    """Returns where the numbers begin and the parsed header."""
+    if size < 8:
+        raise ValueError(f"it has {size} bytes, and the length of the header alone takes 8")
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header claims {length} bytes, more than the {MAX_HEADER} allowed")
+    if 8 + length > size:
+        raise ValueError(f"its header claims {length} bytes, but only {size - 8} follow: it may be cut off")
+    text = file.read(length)
+    if not text.startswith(b"{"):
+        raise ValueError("its header does not begin with {")
+    return 8 + length, strict_json(text)
+
+
+def _check_header(header: dict[str, Any], size: int) -> dict[str, tuple[int, tuple[int, ...], np.dtype]]:
+    """Returns {name: (offset, shape, dtype)} by offset; ValueError unless the tensors fill `size` bytes exactly."""
+    header = dict(header)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its __metadata__ must map strings to strings")
+    spans = [(*_check_tensor(name, entry), name) for name, entry in header.items()]
+    placed, end = {}, 0
+    for begin, stop, shape, dtype, name in sorted(spans, key=lambda span: span[:2]):
+        if begin != end:
+            kind = "overlaps the one before it" if begin < end else "leaves a hole before it"
+            raise ValueError(f"tensor {name!r} {kind}: it begins at byte {begin}, the one before it ends at {end}")
+        placed[name], end = (begin, shape, dtype), stop
+    if end != size:
+        raise ValueError(f"its tensors take {end} bytes, but {size} follow the header: it may be cut off")
+    return placed
+
+
+def _check_tensor(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], np.dtype]:
+    """Returns (begin, end, shape, dtype) of one tensor's entry in the header."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {name!r} must have dtype, shape and data_offsets and nothing else; got {entry!r}")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in DTYPES:
+        raise ValueError(f"tensor {name!r} has the unknown dtype {code!r}; known are {sorted(DTYPES)}")
+    for field, value in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            raise ValueError(f"tensor {name!r} has {field} {value!r}; allowed are lists of whole numbers from 0")
+    if len(offsets) != 2:
+        raise ValueError(f"tensor {name!r} must have two data_offsets; got {offsets}")
+    needed = math.prod(shape) * DTYPES[code].itemsize
+    if offsets[1] - offsets[0] != needed:
+        raise ValueError(
+            f"tensor {name!r} of shape {shape} and dtype {code} takes {needed} bytes; it lies at {offsets}"
+        )
+    return offsets[0], offsets[1], tuple(shape), DTYPES[code]
+
+
+def _stored(mapped: mmap.mmap, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> Stored:
+    def read() -> np.ndarray:
+        return np.frombuffer(mapped, dtype, math.prod(shape), begin).reshape(shape)
+
+    def release() -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):  # else the system takes the pages back when it needs them
+            page = begin - begin % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, page, begin + math.prod(shape) * dtype.itemsize - page)
+
+    return Stored(shape, dtype, read, release)

@@ -1,0 +1,81 @@
+"""Networks to files that the reference reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from diffusers_fn.pretrained.convert import describe_tensors
+from diffusers_fn.pretrained.family import Family
+from diffusers_fn.pretrained.load import find_family
+from diffusers_fn.pretrained.safetensors_file import write_safetensors
+
+
+def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, Any], family: str | Family) -> None:
+    """Writes a folder with the network in the reference's names and layouts: safetensors and config.json.
+
+    Parameters are written one by one as they are, in their own dtypes: what `load` read comes back bit by bit. The
+    folder gets its name when it is complete; a run that is killed half way leaves nothing that looks like a checkpoint.
+
+    Args:
+      path: of a folder that is not there yet, or is empty.
+      module, params: the network; params as in {"params": params}.
+      family: a name in `FAMILIES`, or a `Family`.
+
+    Raises:
+      OSError: if the folder cannot be written.
+      ValueError: if the folder is there and not empty, or the parameters are not those of the module.
+
+    >>> import tempfile, jax, jax.numpy as jnp
+    >>> from diffusers_fn.pretrained.entries import same
+    >>> norm = nn.LayerNorm(use_bias=False)
+    >>> family = Family("norm", ("Norm",), lambda config: norm, lambda module: {"eps": module.epsilon},
+    ...                 lambda module: same("scale", "weight"), lambda module: (jnp.zeros([1, 2]),))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder + "/net", norm, {"scale": jnp.ones(2)}, family)
+    ...     sorted(os.listdir(folder + "/net"))
+    ['config.json', 'model.safetensors']
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} is there and not an empty folder; a checkpoint is a new folder")
+    family = find_family(family, {})
+    config = module_config(module, family)
+    described, tensors = describe_tensors(params, module, family)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        with open(temporary / family.weights_name, "wb") as file:
+            write_safetensors(file, described, tensors, {"format": "pt"})  # which readers of torch weights ask for
+            _flush(file)
+        with open(temporary / "config.json", "w", encoding="utf-8") as text:
+            json.dump(config, text, indent=2, sort_keys=True)
+            _flush(text)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def module_config(module: nn.Module, family: Family) -> dict[str, Any]:
+    """Returns the config of the reference, with the name of its class.
+
+    >>> from diffusers_fn.backbones import UNet
+    >>> module_config(UNet(out_channels=3), find_family("guided_unet", {}))["_class_name"]
+    'UNetModel'
+    """
+    config = family.to_config(module)
+    if family.class_names and not {"_class_name", "architectures", "model_type"} & set(config):
+        config = {"_class_name": family.class_names[0], **config}
+    return config
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
