@@ -1,0 +1,147 @@
+"""The parts of the text-conditioned backbones: attention between tokens, and a transformer over pixels.
+
+Tokens are [B, L, C], with B the batch size and L their number; a context is [B, M, D].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn.backbones import blocks
+from diffusers_fn.backbones.embeddings import dense_init
+
+
+class Attention(nn.Module):
+    """Computes out(attention(query(x), key(context), value(context))) [B, L, C] for tokens x [B, L, C].
+
+    Without a context the tokens attend to each other. mask is boolean, broadcastable to [B, heads, L, M], and
+    False where a query must not look. Vaswani et al., "Attention Is All You Need" (2017),
+    https://arxiv.org/abs/1706.03762, section 3.2.
+
+    attention_fn takes query, key and value of shape [B, L or M, heads, C / heads], and mask=mask if there is
+    one. The default takes the softmax in float32, whatever the dtype.
+
+    Raises ValueError if the heads do not divide C.
+
+    >>> attention = Attention(num_heads=2)
+    >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 3, 6])
+    >>> out, variables = jax.eval_shape(attention.init_with_output, *args)
+    >>> out.shape, variables["params"]["key"]["kernel"].shape
+    ((1, 5, 8), (6, 8))
+    """
+
+    num_heads: int
+    bias: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
+        context = x if context is None else context
+        batch, length, channels = x.shape
+        heads, head_dim = blocks.head_split(channels, self.num_heads, None)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        def project(name: str, tokens: jax.Array) -> jax.Array:
+            projection = nn.Dense(channels, self.bias, kernel_init=blocks.qkv_init, name=name, **types)
+            return projection(tokens).reshape(batch, -1, heads, head_dim)
+
+        query, key, value = project("query", x), project("key", context), project("value", context)
+        masked = {} if mask is None else {"mask": mask}
+        h = self.attention_fn(query, key, value, **masked).reshape(batch, length, channels)
+        return nn.Dense(channels, name="out", kernel_init=dense_init, **types)(h)
+
+
+class TransformerBlock(nn.Module):
+    """Computes self-attention, attention to a context and a gated feed-forward layer, each added to x [B, L, C].
+
+        x <- x + self_attention(norm(x))
+        x <- x + cross_attention(norm(x), context, mask)
+        x <- x + out(a * gelu(g)),    (a, g) = in(norm(x))
+
+    Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022),
+    https://arxiv.org/abs/2112.10752, appendix E.2.1; the gate is GEGLU of Shazeer, "GLU Variants Improve
+    Transformer" (2020), https://arxiv.org/abs/2002.05202, equation 6, with the exact GELU. With
+    only_cross_attention the first attention looks at the context too, without the mask, as published.
+
+    >>> block = TransformerBlock(num_heads=2)
+    >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 3, 6])
+    >>> jax.eval_shape(block.init_with_output, *args)[0].shape
+    (1, 5, 8)
+    """
+
+    num_heads: int
+    only_cross_attention: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        heads: dict[str, Any] = {"num_heads": self.num_heads, "attention_fn": self.attention_fn}
+        first = context if self.only_cross_attention else None
+
+        x = x + Attention(name="self_attention", **heads, **types)(layer_norm("norm_0", **types)(x), first)
+        x = x + Attention(name="cross_attention", **heads, **types)(layer_norm("norm_1", **types)(x), context, mask)
+        width = x.shape[-1]
+        h = nn.Dense(8 * width, name="feed_in", kernel_init=dense_init, **types)(layer_norm("norm_2", **types)(x))
+        h, gate = jnp.split(h, 2, axis=-1)
+        h = h * jax.nn.gelu(gate, approximate=False)
+        return x + nn.Dense(width, name="feed_out", kernel_init=dense_init, **types)(h)
+
+
+def layer_norm(name: str, *, eps: float = 1e-5, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Any:
+    """Returns a layer normalisation with scale and bias, whose statistics are taken in float32 or wider.
+
+    >>> norm = layer_norm("norm")
+    >>> jax.eval_shape(norm.init_with_output, jax.random.key(0), jnp.ones([1, 3, 4]))[0].shape
+    (1, 3, 4)
+    """
+    return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name=name)
+
+
+class SpatialTransformer(nn.Module):
+    """Computes x + out(blocks(in(norm(x)))) over the pixels of x [B, H, W, C], looking at a context [B, M, D].
+
+    `depth` transformer blocks see the pixels as H W tokens. Rombach et al. (2022),
+    https://arxiv.org/abs/2112.10752, appendix E.2.1. With remat the backward pass computes each block again
+    instead of keeping what is inside it.
+
+    >>> transformer = SpatialTransformer(depth=2, num_heads=2, norm_groups=4)
+    >>> args = jax.random.key(0), jnp.ones([1, 4, 2, 8]), jnp.ones([1, 3, 6])
+    >>> jax.eval_shape(transformer.init_with_output, *args)[0].shape
+    (1, 4, 2, 8)
+    """
+
+    depth: int
+    num_heads: int
+    only_cross_attention: bool = False
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    zero_init: bool = True
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        batch, height, width, channels = x.shape
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        out_init = nn.initializers.zeros if self.zero_init else dense_init
+        block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
+
+        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x)
+        h = h.reshape(batch, height * width, channels)
+        h = nn.Dense(channels, name="proj_in", kernel_init=dense_init, **types)(h)
+        for i in range(self.depth):
+            h = block(self.num_heads, self.only_cross_attention, self.attention_fn, name=f"block_{i}", **types)(
+                h, context, mask
+            )
+        h = nn.Dense(channels, name="proj_out", kernel_init=out_init, **types)(h)
+        return x + h.reshape(x.shape)

@@ -1,0 +1,397 @@
+"""The text-conditioned U-Net of latent diffusion: Stable Diffusion 1.x, 2.x and XL."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn.backbones import blocks, embeddings
+from diffusers_fn.backbones.attention import SpatialTransformer
+
+Depth = int | Sequence[int]  # of a level's transformers: one for all of them, or one for each
+
+
+class UNet2DCondition(nn.Module):
+    """Computes a denoiser's output [B, H, W, C'] for x [B, H, W, C], labels t [] or [B] and a context of tokens.
+
+    A U-Net of residual blocks, each followed by a transformer over its pixels that also attends to a context
+    (usually a text) where the level has a transformer depth. Rombach et al., "High-Resolution Image Synthesis
+    with Latent Diffusion Models" (2022), https://arxiv.org/abs/2112.10752; Podell et al., "SDXL: Improving
+    Latent Diffusion Models for High-Resolution Image Synthesis" (2023), https://arxiv.org/abs/2307.01952
+    (sizes in text embeddings and time ids); Luo et al., "Latent Consistency Models" (2023),
+    https://arxiv.org/abs/2310.04378 (the guidance scale as timestep_cond). `sd1()`, `sd2()` and `sdxl()` are
+    the published sizes; their weights are for inputs of 4 latent channels.
+
+    `cond` is a dict of arrays:
+      context [B, M, context_width]: required wherever there is a transformer.
+      context_mask [B, M]: optional, boolean; False hides a token.
+      class_labels: integers [] or [B] with num_classes, numbers [] or [B] with class_time, vectors
+        [B, class_vector_width] with that.
+      text_embeds [B, P] and time_ids [B, K]: required with text_time_widths. XL takes a pooled text of 1280
+        and six numbers: the original height and width, the crop's top and left, the target height and width.
+      timestep_cond [B, time_cond_width]: optional with that; leaving it out means zero.
+      down_residuals, mid_residual: optional; added to the activations that the way down saves (conv_in, then
+        every block and downsampling in turn), and to the middle's output: what a ControlNet computes (Zhang
+        et al. 2023, https://arxiv.org/abs/2302.05543).
+
+    train=True turns on dropout, which draws from the rng collection "dropout". H and W may be any: where a
+    level does not halve, the way up trims to the size of the way down. The output is float32, or x's dtype if
+    that is wider.
+
+    Fields:
+      in_channels, out_channels: C and C'.
+      widths: channels of each level.
+      num_res_blocks: residual blocks per level on the way down, one for all levels or one for each.
+      transformer_depths: transformer blocks behind each residual block of each level; 0 is no transformer.
+        Where a level's entry is a sequence, one for each residual block.
+      up_transformer_depths: the same for the way up, by level as well; None repeats transformer_depths.
+      mid_depth: of the transformer in the middle; None leaves out the middle.
+      num_heads: of the attentions, one for all levels or one for each.
+      only_cross_attention: levels whose first attention looks at the context too.
+      context_width: of the tokens that the attentions see.
+      text_width: None, or the width of the given context, which a linear layer takes to context_width.
+      embedding_width: of the time embedding; None is 4 * widths[0].
+      num_classes: class_labels index a table.
+      class_time: class_labels are embedded like times. class_vector_width: like the time's features.
+      text_time_widths: (features of one time id, all features with the text's); (256, 2816) in XL.
+      time_cond_width: of timestep_cond.
+      scale_shift_norm: the embedding scales and shifts after a block's second normalisation.
+      zero_init_output: start as the zero function, and every block as its skip connection.
+      linear_projection: whether published weights keep the layers around a transformer as linear layers, not
+        as 1x1 convolutions. It is the same function.
+      norm_groups, norm_eps: of every group normalisation, the transformers' norm_eps excepted (1e-6).
+      time_cos_first, time_freq_shift: see `embeddings.sinusoidal_features`.
+      downsample_padding: zeros (before, after) each axis of a strided convolution.
+      remat: the backward pass computes every block again instead of keeping what is inside it.
+      attention_fn: as `jax.nn.dot_product_attention`, on [B, H W or M, heads, head_dim], with a mask
+        [B, 1, 1, M] where there is one.
+      dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
+        and the embeddings of labels stay in float32 or wider.
+
+    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+
+    >>> unet = UNet2DCondition(widths=(8, 16), transformer_depths=(1, 0), num_heads=2, context_width=6, norm_groups=4)
+    >>> x, cond = jnp.zeros([2, 8, 8, 4]), {"context": jnp.zeros([2, 3, 6])}
+    >>> jax.eval_shape(unet.init_with_output, jax.random.key(0), x, jnp.array([0, 999]), cond)[0].shape
+    (2, 8, 8, 4)
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    widths: Sequence[int] = (320, 640, 1280, 1280)
+    num_res_blocks: int | Sequence[int] = 2
+    transformer_depths: Sequence[Depth] = (1, 1, 1, 0)
+    up_transformer_depths: Sequence[Depth] | None = None
+    mid_depth: int | None = 1
+    num_heads: int | Sequence[int] = 8
+    only_cross_attention: bool | Sequence[bool] = False
+    context_width: int = 768
+    text_width: int | None = None
+    embedding_width: int | None = None
+    num_classes: int | None = None
+    class_time: bool = False
+    class_vector_width: int | None = None
+    text_time_widths: tuple[int, int] | None = None
+    time_cond_width: int | None = None
+    scale_shift_norm: bool = False
+    dropout: float = 0.0
+    zero_init_output: bool = True
+    linear_projection: bool = False
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    time_cos_first: bool = True
+    time_freq_shift: float = 0.0
+    downsample_padding: tuple[int, int] = (1, 1)
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @classmethod
+    def sd1(cls, **fields: Any) -> "UNet2DCondition":
+        """Returns the U-Net of Stable Diffusion 1.1 to 1.5, 859,520,964 parameters; fields replace its own.
+
+        >>> UNet2DCondition.sd1(in_channels=9).context_width  # with 9 channels: inpainting
+        768
+        """
+        return cls(**fields)
+
+    @classmethod
+    def sd2(cls, **fields: Any) -> "UNet2DCondition":
+        """Returns the U-Net of Stable Diffusion 2.0 and 2.1, 865,910,724 parameters; fields replace its own.
+
+        >>> UNet2DCondition.sd2().context_width
+        1024
+        """
+        own: dict[str, Any] = {"num_heads": (5, 10, 20, 20), "context_width": 1024, "linear_projection": True}
+        return cls(**(own | fields))
+
+    @classmethod
+    def sdxl(cls, **fields: Any) -> "UNet2DCondition":
+        """Returns the base U-Net of Stable Diffusion XL, 2,567,463,684 parameters; fields replace its own.
+
+        >>> UNet2DCondition.sdxl().transformer_depths
+        (0, 2, 10)
+        """
+        own: dict[str, Any] = {"widths": (320, 640, 1280), "transformer_depths": (0, 2, 10), "mid_depth": 10}
+        own |= {"num_heads": (5, 10, 20), "context_width": 2048, "linear_projection": True}
+        return cls(**(own | {"text_time_widths": (256, 2816)} | fields))
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any] | None = None, *, train: bool = False
+    ) -> jax.Array:
+        cond = self._checked(x, cond)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output}
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        res_block: Callable[..., Any] = functools.partial(
+            blocks.ResBlock,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift_norm,
+            norm_eps=self.norm_eps,
+            **norm,
+            **types,
+        )
+        transformer: Callable[..., Any] = functools.partial(
+            SpatialTransformer, attention_fn=self.attention_fn, remat=self.remat, **norm, **types
+        )
+        heads, only_cross = self.per_level("num_heads"), self.per_level("only_cross_attention")
+        last, out_dtype = len(self.widths) - 1, jnp.promote_types(x.dtype, jnp.float32)
+        emb = self._embed(x, t, cond)
+        context, mask = self._context(cond)
+
+        def residual(h: jax.Array, width: int, name: str) -> jax.Array:
+            block = res_block(width, name=name)
+            if not self.remat:
+                return block(h, emb, train=train)
+            return nn.remat(lambda block, h, emb: block(h, emb, train=train))(block, h, emb)
+
+        h = conv(self.widths[0], name="conv_in")(x)
+        saved = [h]
+        for level, width in enumerate(self.widths):
+            for i, depth in enumerate(self.depths(level)):
+                h = residual(h, width, f"down_{level}_block_{i}")
+                if depth:
+                    name = f"down_{level}_transformer_{i}"
+                    h = transformer(depth, heads[level], only_cross[level], name=name)(h, context, mask)
+                saved.append(h)
+            if level < last:
+                h = conv(width, stride=2, padding=self.downsample_padding, name=f"down_{level}_downsample")(h)
+                saved.append(h)
+        saved = _add_residuals(saved, cond.get("down_residuals"))
+
+        if self.mid_depth is not None:
+            h = residual(h, self.widths[-1], "mid_block_0")
+            h = transformer(self.mid_depth, heads[-1], name="mid_transformer")(h, context, mask)
+            h = residual(h, self.widths[-1], "mid_block_1")
+        if cond.get("mid_residual") is not None:
+            h = h + cond["mid_residual"].astype(h.dtype)
+
+        for level, width in reversed(list(enumerate(self.widths))):
+            for i, depth in enumerate(self.depths(level, up=True)):
+                h = jnp.concatenate([h, saved.pop()], axis=-1)
+                h = residual(h, width, f"up_{level}_block_{i}")
+                if depth:
+                    name = f"up_{level}_transformer_{i}"
+                    h = transformer(depth, heads[level], only_cross[level], name=name)(h, context, mask)
+            if level > 0:
+                height, breadth = saved[-1].shape[1:3]
+                h = conv(width, name=f"up_{level}_upsample")(blocks.nearest(h)[:, :height, :breadth])
+
+        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(h))
+        last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
+        return conv(self.out_channels, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)
+
+    def per_level(self, field: str) -> tuple[Any, ...]:
+        """Returns a field's value for each level; ValueError if it is a sequence of another length.
+
+        >>> UNet2DCondition(num_heads=8).per_level("num_heads")
+        (8, 8, 8, 8)
+        """
+        value, levels = getattr(self, field), len(self.widths)
+        values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
+        if len(values) != levels:
+            raise ValueError(f"{field} must be one value or one for each of the {levels} levels; got {value}")
+        return values
+
+    def depths(self, level: int, *, up: bool = False) -> tuple[int, ...]:
+        """Returns the transformer depth behind each residual block of a level, on the way down or up.
+
+        >>> UNet2DCondition.sdxl().depths(2, up=True)
+        (10, 10, 10)
+        """
+        field = "up_transformer_depths" if up and self.up_transformer_depths is not None else "transformer_depths"
+        count = self.per_level("num_res_blocks")[level] + up
+        depth = self.per_level(field)[level]
+        depths = tuple(depth) if isinstance(depth, Sequence) else (depth,) * count
+        if len(depths) != count or min(depths, default=0) < 0:
+            way = "up" if up else "down"
+            raise ValueError(
+                f"{field} must hold, for every level, a depth of 0 or more, or one for each residual block; "
+                f"got {depth} for level {level}, which has {count} blocks on the way {way}"
+            )
+        return depths
+
+    def _context(self, cond: Mapping[str, Any]) -> tuple[jax.Array | None, jax.Array | None]:
+        """Returns the tokens [B, M, context_width] of the attentions, and their mask [B, 1, 1, M] if any."""
+        context, mask = cond.get("context"), cond.get("context_mask")
+        if context is not None and self.text_width is not None:
+            types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": embeddings.dense_init}
+            context = nn.Dense(self.context_width, name="text_projection", **types)(context)
+        return context, None if mask is None else mask.astype(bool)[:, None, None, :]
+
+    def _embed(self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
+        """Returns the embedding [B, embedding_width] of time, classes and sizes that every block receives."""
+        batch, dtype = x.shape[0], jnp.promote_types(self.dtype, jnp.float32)
+        width = 4 * self.widths[0] if self.embedding_width is None else self.embedding_width
+        types = {"dtype": dtype, "param_dtype": self.param_dtype}
+        mlp: Callable[..., Any] = functools.partial(EmbeddingMLP, width, **types)
+        sinusoids = functools.partial(
+            embeddings.sinusoidal_features, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
+        )
+
+        features = sinusoids(embeddings.time_labels(t, batch, dtype), self.widths[0])
+        if self.time_cond_width is not None:
+            time_cond = cond.get("timestep_cond", jnp.zeros([batch, self.time_cond_width], dtype))
+            projection = nn.Dense(self.widths[0], False, name="time_cond", kernel_init=embeddings.dense_init, **types)
+            features = features + projection(time_cond)
+        emb = mlp(name="time_embedding")(features)
+
+        labels = cond.get("class_labels")
+        if self.num_classes is not None:
+            init = nn.initializers.normal(1.0)
+            table = nn.Embed(self.num_classes, width, embedding_init=init, name="class_table", **types)
+            emb = emb + table(_table_rows(labels, self.num_classes, batch))
+        elif self.class_time:
+            labels = sinusoids(embeddings.time_labels(labels, batch, dtype), self.widths[0])
+            emb = emb + mlp(name="class_embedding")(labels)
+        elif self.class_vector_width is not None:
+            emb = emb + mlp(name="class_embedding")(labels)
+
+        if self.text_time_widths is not None:
+            sizes = sinusoids(cond["time_ids"].astype(dtype).reshape(-1), self.text_time_widths[0])
+            added = [cond["text_embeds"].astype(dtype), sizes.reshape(batch, -1)]
+            emb = emb + mlp(name="text_time_embedding")(jnp.concatenate(added, axis=-1))
+        return emb
+
+    def _checked(self, x: jax.Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Returns cond as a mapping; raises ValueError for fields or inputs that no network can be built from."""
+        levels = len(self.widths)
+        if levels < 1 or min(self.per_level("num_res_blocks")) < 1:
+            raise ValueError(
+                "widths must not be empty and num_res_blocks must be at least 1; got "
+                f"{tuple(self.widths)} and {self.num_res_blocks}"
+            )
+        depths = [depth for level in range(levels) for up in (False, True) for depth in self.depths(level, up=up)]
+        if self.mid_depth is not None and self.mid_depth < 1:
+            raise ValueError(f"mid_depth must be at least 1, or None for no middle; got {self.mid_depth}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+        if sum(self.downsample_padding) not in (1, 2):
+            raise ValueError(
+                f"downsample_padding must add 1 or 2 zeros to halve an axis; got {self.downsample_padding}"
+            )
+        classes = [self.num_classes is not None, self.class_time, self.class_vector_width is not None]
+        if sum(classes) > 1:
+            raise ValueError(
+                "at most one of num_classes, class_time and class_vector_width; got "
+                f"{self.num_classes}, {self.class_time} and {self.class_vector_width}"
+            )
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            raise ValueError(f"x must have shape [B, H, W, {self.in_channels}]; got {list(x.shape)}")
+        factor = 2 ** (levels - 1)
+        if sum(self.downsample_padding) == 1 and (x.shape[1] % factor or x.shape[2] % factor):
+            raise ValueError(
+                f"H and W must be multiples of {factor} with downsample_padding={self.downsample_padding}; "
+                f"got {x.shape[1:3]}"
+            )
+
+        cond = {} if cond is None else cond
+        if not isinstance(cond, Mapping):
+            raise ValueError(f"cond must be a dict of arrays; got {type(cond).__name__}")
+        takes: dict[str, bool] = {}  # name of an input: whether it must be there
+        if any(depths) or self.mid_depth is not None:
+            takes |= {"context": True, "context_mask": False}
+        if any(classes):
+            takes["class_labels"] = True
+        if self.text_time_widths is not None:
+            takes |= {"text_embeds": True, "time_ids": True}
+        if self.time_cond_width is not None:
+            takes["timestep_cond"] = False
+        takes |= {"down_residuals": False, "mid_residual": False}
+        missing = [name for name, needed in takes.items() if needed and cond.get(name) is None]
+        unknown = sorted(set(cond) - set(takes))
+        if missing or unknown:
+            raise ValueError(
+                f"cond must hold {[name for name, needed in takes.items() if needed]} and may hold "
+                f"{[name for name, needed in takes.items() if not needed]}; missing {missing}, unknown {unknown}"
+            )
+        cond = {name: value for name, value in cond.items() if value is not None}
+        self._check_shapes(x.shape[0], cond)
+        return cond
+
+    def _check_shapes(self, batch: int, cond: Mapping[str, Any]) -> None:
+        """Raises ValueError for conditioning of a wrong shape."""
+        tokens = cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
+        expected: dict[str, tuple[Any, ...]] = {
+            "context": (batch, tokens, self.text_width or self.context_width),
+            "context_mask": (batch, tokens),
+            "timestep_cond": (batch, self.time_cond_width),
+        }
+        if self.class_vector_width is not None:
+            expected["class_labels"] = (batch, self.class_vector_width)
+        if self.text_time_widths is not None:
+            each, total = self.text_time_widths
+            ids = cond["time_ids"].shape[-1] if cond["time_ids"].ndim == 2 else "K"
+            expected["time_ids"] = (batch, ids)
+            expected["text_embeds"] = (batch, total - each * ids if isinstance(ids, int) else "P")
+        for name, shape in expected.items():
+            if name in cond and cond[name].shape != shape:
+                listed = ", ".join(str(size) for size in shape)
+                raise ValueError(f"cond[{name!r}] must have shape [{listed}]; got {list(cond[name].shape)}")
+
+
+class EmbeddingMLP(nn.Module):
+    """Computes Dense(silu(Dense(features))): [B, F] -> [B, width].
+
+    >>> mlp = EmbeddingMLP(16)
+    >>> jax.eval_shape(mlp.init_with_output, jax.random.key(0), jnp.ones([2, 8]))[0].shape
+    (2, 16)
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": embeddings.dense_init}
+        h = nn.Dense(self.width, name="dense_0", **types)(features)
+        return nn.Dense(self.width, name="dense_1", **types)(nn.silu(h))
+
+
+def _table_rows(labels: Any, num_classes: int, batch: int) -> jax.Array:
+    """Returns int rows [B] of a table; a label outside it gives NaN under a trace, an error where it is visible."""
+    rows = jnp.asarray(labels)
+    if not jnp.issubdtype(rows.dtype, jnp.integer) or rows.shape not in ((), (batch,)):
+        raise ValueError(
+            f"cond['class_labels'] must be integers of shape [] or [{batch}]; got {rows.dtype} {list(rows.shape)}"
+        )
+    if isinstance(labels, int | np.integer | np.ndarray) and np.any((labels < 0) | (labels >= num_classes)):
+        raise ValueError(f"cond['class_labels'] must lie in 0 .. {num_classes - 1}; got {labels}")
+    return jnp.broadcast_to(jnp.where(rows < 0, num_classes, rows), (batch,))
+
+
+def _add_residuals(saved: list[jax.Array], residuals: Sequence[jax.Array] | None) -> list[jax.Array]:
+    """Returns the saved activations with a residual added to each."""
+    if residuals is None:
+        return saved
+    shapes, given = [h.shape for h in saved], [r.shape for r in residuals]
+    if shapes != given:
+        raise ValueError(f"cond['down_residuals'] must be {len(shapes)} arrays of shapes {shapes}; got {given}")
+    return [h + r.astype(h.dtype) for h, r in zip(saved, residuals)]

@@ -1,0 +1,188 @@
+"""The text encoder of CLIP (CLIPTextModel, with or without projection): its config, the names of its tensors.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021),
+https://arxiv.org/abs/2103.00020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn.backbones import ClipTextEncoder
+from diffusers_fn.backbones.clip_text import exact_gelu, quick_gelu
+from diffusers_fn.pretrained.entries import Entry, linear, norm, same
+from diffusers_fn.pretrained.family import Constant, Family, read_config
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+HIGHEST = 2  # configs that call this the end of text mean the highest id
+# How the reference was trained, exported and run.
+UNUSED = [
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dropout",
+    "dtype",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "is_encoder_decoder",
+    "label2id",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+]
+
+
+def from_config(config: Mapping[str, Any]) -> ClipTextEncoder:
+    """Returns the ClipTextEncoder without projection that a CLIPTextModel of this config is.
+
+    Raises ValueError for a config that it cannot be, saying why.
+
+    >>> sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    >>> from_config(sizes | {"eos_token_id": 2}) == ClipTextEncoder()
+    True
+    """
+    fields = _read(config)
+    return ClipTextEncoder(
+        vocab_size=fields["vocab_size"],
+        max_length=fields["max_position_embeddings"],
+        width=fields["hidden_size"],
+        num_layers=fields["num_hidden_layers"],
+        num_heads=fields["num_attention_heads"],
+        mlp_width=fields["intermediate_size"],
+        activation=ACTIVATIONS[fields["hidden_act"]],
+        eos_id=None if fields["eos_token_id"] == HIGHEST else fields["eos_token_id"],
+        norm_eps=fields["layer_norm_eps"],
+    )
+
+
+def from_projected_config(config: Mapping[str, Any]) -> ClipTextEncoder:
+    """Returns the ClipTextEncoder with projection that a CLIPTextModelWithProjection of this config is.
+
+    Raises ValueError as `from_config` does.
+
+    >>> from_projected_config({"projection_dim": 768}).projection_width
+    768
+    """
+    return from_config(config).clone(projection_width=_read(config)["projection_dim"])
+
+
+def to_config(module: ClipTextEncoder) -> dict[str, Any]:
+    """Returns the config of the CLIPTextModel, with projection if the module has one, that this network is.
+
+    Raises ValueError for an activation that has no name there.
+
+    >>> to_config(ClipTextEncoder.open_clip_g())["architectures"]
+    ['CLIPTextModelWithProjection']
+    """
+    activations = [name for name, function in ACTIVATIONS.items() if function is module.activation]
+    if not activations:
+        raise ValueError(f"activation must be quick_gelu or exact_gelu; got {module.activation}")
+    config: dict[str, Any] = {
+        "architectures": [_PLAIN[0] if module.projection_width is None else _PROJECTED[0]],
+        "model_type": "clip_text_model",
+        "vocab_size": module.vocab_size,
+        "max_position_embeddings": module.max_length,
+        "hidden_size": module.width,
+        "num_hidden_layers": module.num_layers,
+        "num_attention_heads": module.num_heads,
+        "intermediate_size": module.mlp_width,
+        "hidden_act": activations[0],
+        "eos_token_id": HIGHEST if module.eos_id is None else module.eos_id,
+        "layer_norm_eps": module.norm_eps,
+    }
+    return config if module.projection_width is None else config | {"projection_dim": module.projection_width}
+
+
+def inputs(module: ClipTextEncoder) -> tuple[Any, ...]:
+    """Returns the shape of ids for which the module makes its parameters.
+
+    >>> inputs(ClipTextEncoder())[0].shape
+    (1, 1)
+    """
+    return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
+
+
+def entries(module: ClipTextEncoder) -> list[Entry]:
+    """Returns the entries of all parameters. Only with a projection do the names begin with "text_model.".
+
+    >>> [entry.names[0] for entry in entries(ClipTextEncoder(num_layers=0))][:2]
+    ['embeddings.token_embedding.weight', 'embeddings.position_embedding.weight']
+    """
+    prefix = _prefix(module)
+    found = [*same("tokens/embedding", f"{prefix}embeddings.token_embedding.weight")]
+    found += same("positions", f"{prefix}embeddings.position_embedding.weight")
+    for i in range(module.num_layers):
+        path, name = f"layer_{i}", f"{prefix}encoder.layers.{i}"
+        for part in ("query", "key", "value"):
+            found += linear(f"{path}/attention/{part}", f"{name}.self_attn.{part[0]}_proj")
+        found += linear(f"{path}/attention/out", f"{name}.self_attn.out_proj")
+        for j in range(2):
+            found += norm(f"{path}/norm_{j}", f"{name}.layer_norm{j + 1}")
+            found += linear(f"{path}/mlp_{j}", f"{name}.mlp.fc{j + 1}")
+    found += norm("norm_out", f"{prefix}final_layer_norm")
+    return found + ([] if module.projection_width is None else linear("projection", "text_projection", bias=False))
+
+
+def constants(module: ClipTextEncoder) -> list[Constant]:
+    """Returns the position ids that older checkpoints hold.
+
+    >>> constants(ClipTextEncoder())[0].value.shape
+    (1, 77)
+    """
+    ids = np.arange(module.max_length)[None]
+    return [Constant(f"{_prefix(module)}embeddings.position_ids", ids, saved=False)]
+
+
+def _prefix(module: ClipTextEncoder) -> str:
+    return "" if module.projection_width is None else "text_model."
+
+
+def _read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that matter, with the reference's defaults."""
+    defaults = {
+        "vocab_size": 49_408,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "projection_dim": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "eos_token_id": 49_407,
+    }
+    fields = read_config(config, optional=defaults, unused=UNUSED)
+    if fields["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of {sorted(ACTIVATIONS)}; got {fields['hidden_act']!r}")
+    return fields
+
+
+# Configs that name no architecture say only that it is a text model: then the family must be given.
+_PLAIN = ("CLIPTextModel", "clip_text_model")
+_PROJECTED = ("CLIPTextModelWithProjection", "clip_text_model")
+
+family = Family(
+    "clip_text",
+    _PLAIN,
+    from_config,
+    to_config,
+    entries,
+    inputs,
+    constants,
+    rename=lambda name: name.removeprefix("text_model."),  # as the reference wrote it before its version 5
+)
+projected_family = Family(
+    "clip_text_projected", _PROJECTED, from_projected_config, to_config, entries, inputs, constants
+)
