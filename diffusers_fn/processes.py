@@ -257,13 +257,46 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
     )
 
 
-def tabulated(schedule: NoiseSchedule) -> Process:
+class Interpolation(NamedTuple):
+    """What is linear in t between the timesteps of a table: y, a monotone function of log SNR.
+
+    Attributes:
+      of: log SNR -> y.
+      log_snr: y -> log SNR.
+      slope: y -> d(log SNR) / dy.
+
+    >>> round(float(linear_sigma.of(linear_sigma.log_snr(3.0))), 12)
+    3.0
+    """
+
+    of: TimeFunction
+    log_snr: TimeFunction
+    slope: TimeFunction
+
+
+linear_log_snr = Interpolation(lambda log_snr: log_snr, lambda y: y, lambda y: 1.0)
+linear_sigma = Interpolation(  # y = sigma / alpha
+    lambda log_snr: namespace(log_snr).exp(-log_snr / 2), lambda y: -2 * namespace(y).log(y), lambda y: -2 / y
+)
+linear_log_alpha = Interpolation(  # y = log(alpha)
+    lambda log_snr: -namespace(log_snr).logaddexp(0.0, -log_snr) / 2,
+    lambda y: 2 * y - namespace(y).log(-namespace(y).expm1(2 * y)),
+    lambda y: -2 / namespace(y).expm1(2 * y),
+)
+
+
+def tabulated(schedule: NoiseSchedule, interpolation: Interpolation = linear_log_snr) -> Process:
     """Returns the continuous process through a discrete table, t in [0, T-1], labelled by t.
 
-    log SNR is linear in t between neighbouring timesteps, alpha^2 + sigma^2 = 1; at an integer t the level is that of
-    the table. With slope = d(log SNR) / dt of the interval that t lies in,
+    At an integer t the level is that of the table; in between log SNR is linear in t, alpha^2 + sigma^2 = 1. Other
+    people's samplers also interpolate sigma / alpha (`linear_sigma`) or log(alpha) (`linear_log_alpha`). With slope =
+    d(log SNR) / dt,
 
         f = slope sigma^2 / 2,   g^2 = -slope sigma^2
+
+    Args:
+      schedule: the table.
+      interpolation: what is linear in t.
 
     Raises:
       ValueError: if the schedule has a single timestep, ends on pure noise (log SNR -inf) or is traced.
@@ -281,28 +314,29 @@ def tabulated(schedule: NoiseSchedule) -> Process:
         raise ValueError("the schedule ends on pure noise, where log SNR is -inf: use linspace or trailing instead")
     if alphas_cumprod.size < 2:
         raise ValueError("a process through a table needs at least 2 timesteps; got 1")
-    table = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)
-    steps = np.arange(table.size, dtype=np.float64)
+    log_snrs = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)
+    steps, table = np.arange(log_snrs.size, dtype=np.float64), interpolation.of(log_snrs)
+    rising = np.argsort(table)
 
     def interpolate(x: Any, knots: np.ndarray, values: np.ndarray) -> Array:
         xp = namespace(x)
         return xp.interp(x, xp.asarray(knots), xp.asarray(values))
 
     def coefficients(t: Any) -> tuple[Array, Array]:
-        return _on_circle(interpolate(t, steps, table))
+        return _on_circle(interpolation.log_snr(interpolate(t, steps, table)))
 
     def time(log_snr: Any) -> Array:
-        _check_within_table(log_snr, table)
-        return interpolate(log_snr, table[::-1], steps[::-1])
+        _check_within_table(log_snr, log_snrs)
+        return interpolate(interpolation.of(log_snr), table[rising], steps[rising])
 
     def rates(t: Any) -> tuple[Array, Array]:
         xp = namespace(t)
         interval = xp.clip(xp.floor(t).astype(int), 0, table.size - 2)
-        slope = xp.asarray(np.diff(table))[interval]
+        slope = xp.asarray(np.diff(table))[interval] * interpolation.slope(interpolate(t, steps, table))
         _, sigma = coefficients(t)
         return slope * sigma**2 / 2, -slope * sigma**2
 
-    last = float(table.size - 1)
+    last = steps[-1].item()
     return _process(coefficients, time, rates, ends=(0.0, last), domain=(0.0, last))
 
 

@@ -105,7 +105,7 @@ def _check_labels(levels):
         (lambda: grids.karras(0), "integer of at least 1; got 0"),
         (lambda: grids.karras(5, 2.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: grids.karras(5, rho=0.0), "rho > 0"),
-        (lambda: grids.karras(5, schedule=SCHEDULE), "within the schedule's own range, 0.0100005 to 157.407"),
+        (lambda: grids.karras(5, 0.002, 80.0, schedule=SCHEDULE), "within the schedule's own range, 0.0100005 to 157.407"),
         (
             lambda: grids.uniform_log_snr(dfn.make_noise_schedule(dfn.zero_terminal_snr(dfn.linear_betas(100))), 5),
             "ends on pure noise",

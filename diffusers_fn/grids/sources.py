@@ -1,0 +1,46 @@
+"""What the grids share: a table counts as the process through it, and how a number of steps is checked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusers_fn.noise_schedules import NoiseSchedule
+from diffusers_fn.processes import Process, tabulated
+
+Source = NoiseSchedule | Process
+
+
+def as_process(source: Source) -> Process:
+    """Returns a process as it is, and a table as the process through it.
+
+    >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
+    >>> as_process(make_noise_schedule(linear_betas(1000))).t_max
+    999.0
+    """
+    return tabulated(source) if isinstance(source, NoiseSchedule) else source
+
+
+def ratio_at(process: Process, t: float) -> float:
+    """Returns sigma / alpha at a time of the process, inf at pure noise.
+
+    >>> from diffusers_fn.processes import edm
+    >>> float(ratio_at(edm(), 80.0))
+    80.0
+    """
+    level = process(t)
+    with np.errstate(divide="ignore"):
+        return level.sigma / level.alpha
+
+
+def check_num_steps(num_steps: int, num_timesteps: int | None = None) -> None:
+    """Raises ValueError unless num_steps is an integer from 1 up, to num_timesteps if that is given.
+
+    >>> check_num_steps(2.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: num_steps must be an integer of at least 1; got 2.5
+    """
+    if num_steps != int(num_steps) or num_steps < 1:
+        raise ValueError(f"num_steps must be an integer of at least 1; got {num_steps}")
+    if num_timesteps is not None and num_steps > num_timesteps:
+        raise ValueError(f"num_steps must not exceed the {num_timesteps} timesteps of the schedule; got {num_steps}")
