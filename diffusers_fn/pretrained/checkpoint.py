@@ -76,12 +76,14 @@ def _open_index(path: Path) -> dict[str, Stored]:
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{path} must have a weight_map of tensor names to file names")
-    tensors: dict[str, Stored] = {}
-    for name in sorted(set(places.values())):
+    files = sorted(set(places.values()))
+    for name in files:  # all names before the first file is opened
         if name != os.path.basename(name) or "\\" in name or "\0" in name or name in ("", ".", ".."):
             raise ValueError(f"{path} names the file {name!r}; allowed are files in its own folder")
         if not (path.parent / name).is_file():
             raise ValueError(f"{path} names {name!r}, which is not there")
+    tensors: dict[str, Stored] = {}
+    for name in files:
         shard = _open_file(path.parent / name, None)
         listed = {tensor for tensor, place in places.items() if place == name}
         if set(shard) != listed:

@@ -68,7 +68,8 @@ def from_torch(
         sources = [stored[name] for name in entry.names]
         wanted = np.dtype(dtype or sources[0].dtype)
         whole = entry.to_linen(*[source.read() for source in sources])
-        params[entry.path] = _placed(whole, entry, wanted, place(entry.path), allow_nonfinite)
+        leaf = _placed(whole, entry, wanted, place(entry.path), allow_nonfinite)
+        params[entry.path] = jax.block_until_ready(leaf)  # so that copies on their way to a device do not pile up
         for source in sources:
             source.release()
     return traverse_util.unflatten_dict(params, sep="/")

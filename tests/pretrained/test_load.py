@@ -1,0 +1,392 @@
+"""Checkpoints to parameters: right where all is right, and a ValueError with nothing loaded everywhere else."""
+
+import importlib.util
+import json
+import pickle
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from diffusers_fn import pretrained
+from diffusers_fn.pretrained.load import class_names, find_family
+
+CONFIG = {"_class_name": "NetModel", "_version": "1", "width": 8}
+
+
+def flat(params):
+    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def same_bits(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
+
+
+def check_loaded(params, tensors):
+    found = flat(params)
+    assert same_bits(found["conv/kernel"], tensors["conv.weight"].transpose(2, 3, 1, 0))
+    assert same_bits(found["pair/kernel"][:, 1], tensors["second.weight"].T)
+    assert same_bits(found["pair/bias"][0], tensors["first.bias"])
+    assert same_bits(found["norm/scale"], tensors["norm.weight"])
+    assert same_bits(found["out/kernel"], tensors["out.weight"].T)
+
+
+def test_every_tensor_becomes_its_parameter_and_the_module_applies_them(net):
+    module, params = pretrained.load(net.write(net.tensors, CONFIG), net.family)
+    assert module == net.module
+    check_loaded(params, net.tensors)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros([1, 2, 3, 5]), 0.0)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    # The network written out with the torch tensors: a correlation along the width, as torch.nn.Conv2d with padding.
+    x, w = np.random.default_rng(1).standard_normal([1, 2, 3, 5]).astype(np.float32), net.tensors
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    h = sum(padded[:, :, i : i + 3] @ w["conv.weight"][:, :, 0, i].T for i in range(3)) + w["conv.bias"] + 0.5
+    h = h @ w["first.weight"].T + w["first.bias"]
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6) * w["norm.weight"] + w["norm.bias"]
+    expected = h @ w["out.weight"].T
+    np.testing.assert_allclose(module.apply({"params": params}, x, 0.5), expected, atol=1e-5)
+
+
+def test_the_file_the_folder_and_the_tensors_in_memory_are_the_same(net):
+    folder = net.write(net.tensors, CONFIG)
+    _, params = pretrained.load(folder, net.family)
+    for other in (
+        pretrained.load(folder / "model.safetensors", net.family)[1],
+        pretrained.load(str(folder), net.family, config={"width": 8})[1],
+        pretrained.from_torch(net.tensors, net.module, net.family),
+    ):
+        assert jax.tree.all(jax.tree.map(same_bits, params, other))
+
+
+def test_loaded_parameters_do_not_change_with_the_file(net):
+    folder = net.write(net.tensors, CONFIG)
+    _, params = pretrained.load(folder, net.family)
+    file = folder / "model.safetensors"
+    size = file.stat().st_size
+    with open(file, "r+b") as target:  # in place: a mapping of the file would see it
+        target.write(b"\0" * size)
+    check_loaded(params, net.tensors)
+
+
+@pytest.mark.parametrize("stored", [np.float16, jnp.bfloat16, np.float32])
+def test_parameters_keep_the_dtype_of_the_file_or_take_the_one_that_is_asked_for(net, stored):
+    tensors = {name: value.astype(stored) for name, value in net.tensors.items()}
+    folder = net.write(tensors, CONFIG)
+    check_loaded(pretrained.load(folder, net.family)[1], tensors)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        cast = {name: value.astype(dtype) for name, value in tensors.items()}
+        check_loaded(pretrained.load(folder, net.family, dtype=dtype)[1], cast)
+
+
+def test_float64_is_never_silently_narrowed(net):
+    tensors = {name: value.astype(np.float64) for name, value in net.tensors.items()}
+    with pytest.raises(ValueError, match="wider than JAX is set to"):
+        pretrained.from_torch(tensors, net.module, net.family)
+    check_loaded(pretrained.from_torch(tensors, net.module, net.family, dtype=np.float32), net.tensors)
+    with jax.enable_x64(True):
+        check_loaded(pretrained.from_torch(tensors, net.module, net.family), tensors)
+
+
+# Where parameters go.
+
+
+def test_parameters_go_where_the_sharding_says(net):
+    folder, mesh = net.write(net.tensors, CONFIG), Mesh(np.array(jax.devices()[:4]), ("model",))
+    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("model"))
+
+    def last_axis(path, shape):
+        assert shapes[path] == shape
+        spec = [None] * (len(shape) - 1) + ["model"] if shape[-1] % 4 == 0 else []
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    _, plain = pretrained.load(folder, net.family)
+    shapes = {path: leaf.shape for path, leaf in flat(plain).items()}
+    tree = jax.tree.map(lambda leaf: split if leaf.shape[0] % 4 == 0 else replicated, plain)
+    for sharding, expected in (
+        (SingleDeviceSharding(jax.devices()[3]), lambda path, leaf: SingleDeviceSharding(jax.devices()[3])),
+        (replicated, lambda path, leaf: replicated),
+        (tree, lambda path, leaf: flat(tree)[path]),
+        (last_axis, lambda path, leaf: last_axis(path, leaf.shape)),
+    ):
+        _, params = pretrained.load(folder, net.family, sharding=sharding)
+        assert jax.tree.all(jax.tree.map(same_bits, plain, params))
+        for path, leaf in flat(params).items():
+            assert leaf.sharding.is_equivalent_to(expected(path, leaf), leaf.ndim)
+
+
+def test_a_tree_of_shardings_must_be_like_the_parameters(net):
+    place = SingleDeviceSharding(jax.devices()[0])
+    with pytest.raises(ValueError, match=r"sharding must be a tree like the parameters\n  missing \(6\): conv/bias"):
+        pretrained.from_torch(net.tensors, net.module, net.family, sharding={"conv": {"kernel": place}})
+
+
+# Tensors that are not those of the network.
+
+
+def without(tensors, *names):
+    return {name: value for name, value in tensors.items() if name not in names}
+
+
+def test_the_message_lists_all_that_is_wrong(net):
+    tensors = without(net.tensors, "conv.bias", "table") | {
+        "convolution.bias": net.tensors["conv.bias"],
+        "out.weight": net.tensors["out.weight"].T,
+        "norm.weight": net.tensors["norm.weight"].astype(np.int32),
+        "norm.bias": np.zeros([4, 1], np.float32),
+    }
+    with pytest.raises(ValueError, match="not those of the network") as error:
+        pretrained.load(net.write(tensors, CONFIG), net.family)
+    assert str(error.value).splitlines()[1:] == [
+        "  missing (2): conv.bias, table",
+        "  unexpected (1): convolution.bias",
+        "  of the wrong shape (2): norm.bias [4, 1] instead of [4], out.weight [4, 2] instead of [2, 4]",
+        "  not of floating type (1): norm.weight: int32",
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
+def test_numbers_that_are_not_finite_are_refused_unless_asked_for(net, value, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in net.tensors.items()}
+    tensors["second.bias"][2] = value
+    folder = net.write(tensors, CONFIG)
+    with pytest.raises(ValueError, match=r"first\.bias and second\.bias .* 'pair/bias' NaN or infinite"):
+        pretrained.load(folder, net.family)
+    check_loaded(pretrained.load(folder, net.family, allow_nonfinite=True)[1], tensors)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_cast_that_overflows_is_refused(net):
+    net.tensors["conv.bias"][0] = 1e6
+    with pytest.raises(ValueError, match=r"conv\.bias .* NaN or infinite numbers in float16"):
+        pretrained.from_torch(net.tensors, net.module, net.family, dtype=np.float16)
+
+
+def test_tensors_of_one_parameter_have_one_dtype(net):
+    tensors = net.tensors | {"first.bias": net.tensors["first.bias"].astype(np.float16)}
+    with pytest.raises(ValueError, match=r"several dtypes.*: first\.bias, second\.bias: float16, float32"):
+        pretrained.from_torch(tensors, net.module, net.family)
+    assert pretrained.from_torch(tensors, net.module, net.family, dtype=np.float32)["pair"]["bias"].shape == (2, 4)
+
+
+def test_old_names_are_known_but_not_beside_the_new(net):
+    tensors = {f"old_{name}": value for name, value in net.tensors.items()}
+    check_loaded(pretrained.load(net.write(tensors, CONFIG), net.family)[1], net.tensors)
+    tensors["out.weight"] = net.tensors["out.weight"]
+    with pytest.raises(ValueError, match=r"'out\.weight' is there twice"):
+        pretrained.load(net.write(tensors, CONFIG), net.family)
+
+
+def test_constants_are_checked_and_only_those_that_the_reference_writes_are_missed(net):
+    more = {"ids": np.arange(3), "counter": np.array(7)}
+    check_loaded(pretrained.from_torch(net.tensors | more, net.module, net.family), net.tensors)
+    half = {"table": net.tensors["table"].astype(np.float16)}
+    check_loaded(pretrained.from_torch(net.tensors | half, net.module, net.family), net.tensors)
+    for wrong, message in (
+        ({"ids": np.array([0, 1, 3])}, "'ids' is a constant of this network, but differs from its value by 1"),
+        (
+            {"table": net.tensors["table"] + np.float32(1e-3)},
+            "'table' is a constant .* differs from its value by 0.001",
+        ),
+        ({"table": net.tensors["table"] * np.nan}, "'table' is a constant .* by nan"),
+        ({"table": net.tensors["table"][0]}, r"table \[6\] instead of \[1, 6\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrained.from_torch(net.tensors | wrong, net.module, net.family)
+
+
+def test_any_change_of_the_header_loads_the_same_numbers_or_nothing(net):
+    folder = net.write(net.tensors, CONFIG)
+    sound = (folder / "model.safetensors").read_bytes()
+    header, rng, loaded = 8 + int.from_bytes(sound[:8], "little"), np.random.default_rng(0), 0
+    for _ in range(300):
+        content = bytearray(sound)
+        content[rng.integers(8, header)] = rng.choice(np.frombuffer(b'{}[]",:0123456789-F_ n', np.uint8))
+        (folder / "model.safetensors").write_bytes(content)
+        try:
+            _, params = pretrained.load(folder, net.family)
+        except ValueError:
+            continue
+        check_loaded(params, net.tensors)
+        loaded += 1
+    assert loaded < 60
+
+
+def test_a_family_that_forgets_a_parameter_is_told_so(net):
+    family = net.family._replace(entries=lambda module: net.family.entries(module)[1:])
+    with pytest.raises(ValueError, match=r"does not describe this module\n  parameters without an entry.*conv/kernel"):
+        pretrained.from_torch(net.tensors, net.module, family)
+    family = net.family._replace(entries=lambda module: 2 * net.family.entries(module))
+    with pytest.raises(ValueError, match=r"used twice"):
+        pretrained.from_torch(net.tensors, net.module, family)
+
+
+# Configs.
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_class_name": "OtherModel"}, "config of a OtherModel; the family 'net' has NetModel"),
+        ({"architectures": ["Other"], "model_type": "net"}, "config of a Other"),
+        ({"width": 8, "depth": 3}, r"depth is unknown \(it is 3\)"),
+        ({"act": "gelu"}, "act must be 'relu', the one implemented; it is 'gelu'"),
+        ({"width": "wide"}, "no network of the family 'net'"),
+        ({"width": -1}, "no network of the family 'net'"),
+        ({"width": 16}, r"conv\.weight \[8, 5, 1, 3\] instead of \[16, 5, 1, 3\]"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(net, config, message):
+    with pytest.raises(ValueError, match=message):
+        pretrained.load(net.write(net.tensors, config), net.family)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"width": 8, "width": 8}', '{"width": NaN}', "{'width': 8}", "\xff"])
+def test_a_damaged_config_is_refused(net, text):
+    folder = net.write(net.tensors)
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        pretrained.load(folder, net.family)
+
+
+def test_without_a_config_one_must_be_given(net):
+    folder = net.write(net.tensors)
+    with pytest.raises(ValueError, match=r"no config\.json beside the weights"):
+        pretrained.load(folder, net.family)
+    check_loaded(pretrained.load(folder, net.family, config=CONFIG)[1], net.tensors)
+
+
+def test_the_family_is_the_one_that_is_named_or_that_the_config_names():
+    for name, family in pretrained.FAMILIES.items():
+        assert name == family.name == find_family(name, {}).name
+    named = pretrained.FAMILIES["guided_unet"].class_names[0]
+    assert find_family(None, {"_class_name": named}).name == "guided_unet"
+    for family, config in ((None, {}), (None, {"_class_name": "Nobody"}), ("nobody", {}), ("UNet", {})):
+        with pytest.raises(ValueError, match=r"one of \[.*'guided_unet'"):
+            find_family(family, config)
+    assert class_names({"architectures": None, "model_type": "net"}) == ["net"]
+    assert class_names({"_class_name": 3}) == []
+
+
+# Where the weights lie.
+
+
+def test_a_folder_is_searched_for_one_file_of_weights(net, tmp_path):
+    folder = net.write(net.tensors, CONFIG, "any.safetensors")
+    check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
+    net.write({}, CONFIG, "other.safetensors")
+    with pytest.raises(ValueError, match=r"several files of weights.*'any\.safetensors', 'other\.safetensors'"):
+        pretrained.load(folder, net.family)
+    net.write(net.tensors, CONFIG, "diffusion_pytorch_model.safetensors")  # the name that the hubs use goes first
+    check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no file of weights"):
+        pretrained.load(tmp_path / "empty", net.family)
+    with pytest.raises(FileNotFoundError):
+        pretrained.load(tmp_path / "nowhere.safetensors", net.family)
+    (tmp_path / "weights.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"must end with \.safetensors"):
+        pretrained.load(tmp_path / "weights.npz", net.family)
+
+
+@pytest.fixture
+def shards(net, tmp_path):
+    """A checkpoint in two files, and a function that writes its index."""
+    names = sorted(net.tensors)
+    parts = {"model-1-of-2.safetensors": names[:4], "model-2-of-2.safetensors": names[4:]}
+    for file, part in parts.items():
+        net.write_file(tmp_path / file, {name: net.tensors[name] for name in part})
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+
+    def write_index(changes=None, removed=()):
+        places = {name: file for file, part in parts.items() for name in part} | (changes or {})
+        places = without(places, *removed)
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        return tmp_path
+
+    return write_index
+
+
+def test_a_checkpoint_in_several_files_is_one(net, shards):
+    folder = shards()
+    check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
+    check_loaded(pretrained.load(folder / "model.safetensors.index.json", net.family)[1], net.tensors)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["../model-1-of-2.safetensors", "/etc/passwd", "sub/model.safetensors", "..", ".", "", "a\\b.safetensors", "a\0b"],
+)
+def test_an_index_never_leads_out_of_its_folder(net, shards, place):
+    with pytest.raises(ValueError, match="allowed are files in its own folder"):
+        pretrained.load(shards({"conv.bias": place}), net.family)
+
+
+@pytest.mark.parametrize(
+    ("changes", "removed", "message"),
+    [
+        ({"conv.bias": "model-3-of-2.safetensors"}, (), "'model-3-of-2.safetensors', which is not there"),
+        ({"conv.bias": "model-2-of-2.safetensors"}, (), "do not agree: nothing only in the index, 'conv.bias' only in"),
+        ({"more": "model-1-of-2.safetensors"}, (), "do not agree: 'more' only in the index, nothing only in the file"),
+        ({}, ("table",), "do not agree: nothing only in the index, 'table' only in the file"),
+        ({"conv.bias": 3}, (), "weight_map"),
+        ({"conv.bias": "config.json"}, (), r"must end with \.safetensors"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(net, shards, changes, removed, message):
+    with pytest.raises(ValueError, match=message):
+        pretrained.load(shards(changes, removed), net.family)
+
+
+# Torch's own files.
+
+
+class Malicious:
+    def __reduce__(self):
+        return exec, ("import sys; sys.code_was_run = True",)
+
+
+def test_a_torch_file_without_torch_is_refused_and_no_pickle_is_opened(net, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for suffix in (".bin", ".pt", ".pth"):
+        (tmp_path / f"net{suffix}").write_bytes(pickle.dumps(Malicious()))
+        with pytest.raises(ValueError, match=r"torch's weights-only loader .* not installed"):
+            pretrained.load(tmp_path / f"net{suffix}", net.family, config=CONFIG)
+    assert not hasattr(sys, "code_was_run")
+
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is optional")
+
+
+@needs_torch
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_file_is_read_by_the_weights_only_loader(net, tmp_path, zipped):
+    import torch
+
+    state = {name: torch.from_numpy(value) for name, value in net.tensors.items()}
+    torch.save(state, tmp_path / "net.pt", _use_new_zipfile_serialization=zipped)
+    check_loaded(pretrained.load(tmp_path / "net.pt", net.family, config=CONFIG)[1], net.tensors)
+    half = {name: value.to(torch.bfloat16) for name, value in state.items()}
+    torch.save({"ema": half, "step": 3}, tmp_path / "both.pt", _use_new_zipfile_serialization=zipped)
+    cast = {name: value.astype(jnp.bfloat16) for name, value in net.tensors.items()}
+    check_loaded(pretrained.load(tmp_path / "both.pt", net.family, config=CONFIG, key="ema")[1], cast)
+    for key, message in ((None, "no state dict; give the key of one of 'ema', 'step'"), ("x", "has no 'x'")):
+        with pytest.raises(ValueError, match=message):
+            pretrained.load(tmp_path / "both.pt", net.family, config=CONFIG, key=key)
+
+
+@needs_torch
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(net, tmp_path):
+    import torch
+
+    torch.save({"conv.bias": Malicious()}, tmp_path / "zip.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malicious()))
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    for name in ("zip.pt", "raw.pt", "junk.pt"):
+        with pytest.raises(ValueError, match="cannot be read as weights alone"):
+            pretrained.load(tmp_path / name, net.family, config=CONFIG)
+    assert not hasattr(sys, "code_was_run")

@@ -1,0 +1,88 @@
+"""Parameters to checkpoints: what was read comes back bit by bit, whole or not at all."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusers_fn import pretrained
+from diffusers_fn.pretrained.safetensors_file import open_safetensors
+
+
+def contents(path):
+    found = {name: tensor.read() for name, tensor in open_safetensors(path).items()}
+    return {name: (array.shape, array.dtype, array.tobytes()) for name, array in found.items()}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
+def test_what_was_loaded_is_saved_byte_for_byte(net, tmp_path, dtype):
+    tensors = {name: value.astype(dtype) for name, value in net.tensors.items()}
+    folder = net.write(tensors, {"_class_name": "NetModel", "width": 8})
+    module, params = pretrained.load(folder, net.family)
+    pretrained.save(tmp_path / "new" / "saved", module, params, net.family)
+    saved = tmp_path / "new" / "saved"
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert contents(saved / "model.safetensors") == contents(folder / "model.safetensors")
+    assert json.loads((saved / "config.json").read_text()) == {"_class_name": "NetModel", "width": 8}
+    again, params_again = pretrained.load(saved, net.family)
+    assert again == module
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, params_again))
+
+
+def test_the_file_says_that_it_is_torchs_and_has_the_name_that_the_reference_looks_for(net, tmp_path):
+    params = pretrained.from_torch(net.tensors, net.module, net.family)
+    pretrained.save(tmp_path / "net", net.module, params, net.family._replace(weights_name="unet.safetensors"))
+    assert b'{"__metadata__":{"format":"pt"}' in (tmp_path / "net" / "unet.safetensors").read_bytes()[:50]
+
+
+def test_sharded_parameters_and_those_in_memory_are_the_same_tensors(net):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    params = pretrained.from_torch(net.tensors, net.module, net.family, sharding=sharding)
+    tensors = pretrained.to_torch(params, net.module, net.family)
+    assert set(tensors) == set(net.tensors)
+    for name, array in tensors.items():
+        assert array.flags.c_contiguous
+        assert (array.shape, array.tobytes()) == (net.tensors[name].shape, net.tensors[name].tobytes())
+
+
+def test_parameters_of_another_network_are_refused_and_nothing_is_written(net, tmp_path):
+    params = pretrained.from_torch(net.tensors, net.module, net.family)
+    params["conv"]["kernel"] = params["conv"]["kernel"][..., :4]
+    params["norm"] = {"gain": params["norm"]["scale"]}
+    with pytest.raises(ValueError, match="not the parameters of this module") as error:
+        pretrained.save(tmp_path / "net", net.module, params, net.family)
+    assert str(error.value).splitlines()[1:] == [
+        "  missing (2): norm/bias, norm/scale",
+        "  unexpected (1): norm/gain",
+        "  of the wrong shape (1): conv/kernel [1, 3, 5, 4] instead of [1, 3, 5, 8]",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_a_new_folder(net, tmp_path):
+    params = pretrained.from_torch(net.tensors, net.module, net.family)
+    (tmp_path / "empty").mkdir()
+    pretrained.save(tmp_path / "empty", net.module, params, net.family)
+    before = contents(tmp_path / "empty" / "model.safetensors")
+    (tmp_path / "file").write_text("")
+    for name in ("empty", "file"):
+        with pytest.raises(ValueError, match="a checkpoint is a new folder"):
+            pretrained.save(tmp_path / name, net.module, params, net.family)
+    assert contents(tmp_path / "empty" / "model.safetensors") == before
+
+
+@pytest.mark.parametrize("at", ["os.fsync", "json.dump", "os.replace"])
+def test_a_save_that_fails_leaves_nothing(net, tmp_path, monkeypatch, at):
+    params = pretrained.from_torch(net.tensors, net.module, net.family)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(at, fail)
+    with pytest.raises(OSError, match="No space left"):
+        pretrained.save(tmp_path / "net", net.module, params, net.family)
+    assert list(tmp_path.iterdir()) == []
