@@ -54,27 +54,28 @@ class GroupNorm(nn.Module):
 
     Statistics are taken in float32 or wider. Wu and He, "Group Normalization" (2018),
     https://arxiv.org/abs/1803.08494. Raises ValueError unless the groups divide C: a smaller number of groups
-    would silently be another network.
+    would silently be another network. `groups` may be a function of C.
 
     >>> norm = GroupNorm(groups=2)
     >>> jax.eval_shape(norm.init_with_output, jax.random.key(0), jnp.ones([1, 2, 2, 4]))[0].shape
     (1, 2, 2, 4)
     """
 
-    groups: int = 32
+    groups: int | Callable[[int], int] = 32
     eps: float = 1e-6
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.groups < 1 or x.shape[-1] % self.groups:
+        groups = self.groups(x.shape[-1]) if callable(self.groups) else self.groups
+        if groups < 1 or x.shape[-1] % groups:
             raise ValueError(
-                f"norm_groups must divide the channels of every layer; got norm_groups={self.groups} "
+                f"norm_groups must divide the channels of every layer; got norm_groups={groups} "
                 f"and a layer of {x.shape[-1]} channels"
             )
         norm = nn.GroupNorm(
-            num_groups=self.groups,
+            num_groups=groups,
             epsilon=self.eps,
             use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where the mean is large
             dtype=self.dtype,
@@ -85,14 +86,15 @@ class GroupNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Computes skip(x) + residual(x, emb) from x [B, H, W, C] and an embedding emb [B, E].
+    """Computes skip_scale (skip(x) + residual(x, emb)) from x [B, H, W, C] and an embedding emb [B, E].
 
-    residual is norm, silu, conv, norm, silu, dropout, conv; the result has `features` channels. The embedding
+    residual is norm, silu, conv, norm, silu, dropout, conv; the result has `features` channels. skip is the
+    identity where x has as many, unless project_skip, else a 1x1 convolution. The embedding
     is added before the second norm as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239, appendix B),
     or with scale_shift enters after it as norm(h) (1 + scale) + shift (Nichol and Dhariwal, "Improved
     Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672). `resample`
     (average_pool, nearest or None) acts on both branches before their convolutions, as in ADM (Dhariwal and
-    Nichol 2021, https://arxiv.org/abs/2105.05233).
+    Nichol 2021, https://arxiv.org/abs/2105.05233). `conv` makes the convolutions, `activation` stands for silu.
 
     >>> block = ResBlock(features=8, norm_groups=4, resample=average_pool)
     >>> args = jax.random.key(0), jnp.ones([1, 4, 4, 4]), jnp.ones([1, 16])
@@ -104,45 +106,51 @@ class ResBlock(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     resample: Callable[[jax.Array], jax.Array] | None = None
-    norm_groups: int = 32
+    norm_groups: int | Callable[[int], int] = 32
     norm_eps: float = 1e-6
     zero_init: bool = True
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    project_skip: bool = False
+    skip_scale: float = 1.0
+    activation: Callable[[jax.Array], jax.Array] = nn.silu
+    conv: Callable[..., Any] = Conv3x3
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, *, train: bool = False) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"groups": self.norm_groups, "eps": self.norm_eps, **types}
+        norm: dict[str, Any] = {"groups": self.norm_groups, "eps": self.norm_eps, **types}
         last_init = nn.initializers.zeros if self.zero_init else dense_init
+        activation = self.activation
 
-        h = nn.silu(GroupNorm(name="norm_0", **norm)(x))
+        h = activation(GroupNorm(name="norm_0", **norm)(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = Conv3x3(self.features, name="conv_0", **types)(h)
+        h = self.conv(self.features, name="conv_0", **types)(h)
 
         width = 2 * self.features if self.scale_shift else self.features
-        film = nn.Dense(width, name="emb", kernel_init=dense_init, **types)(nn.silu(emb))[:, None, None, :]
+        film = nn.Dense(width, name="emb", kernel_init=dense_init, **types)(activation(emb))
+        film = film[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(film, 2, axis=-1)
             h = GroupNorm(name="norm_1", **norm)(h) * (1 + scale) + shift
         else:
             h = GroupNorm(name="norm_1", **norm)(h + film)
-        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
-        h = Conv3x3(self.features, name="conv_1", kernel_init=last_init, **types)(h)
+        h = nn.Dropout(self.dropout, deterministic=not train)(activation(h))
+        h = self.conv(self.features, name="conv_1", kernel_init=last_init, **types)(h)
 
-        if x.shape[-1] != self.features:
+        if x.shape[-1] != self.features or self.project_skip:
             x = nn.Dense(self.features, name="skip", kernel_init=dense_init, **types)(x)
-        return x + h
+        return _scaled(x + h, self.skip_scale)
 
 
 class SelfAttention(nn.Module):
-    """Computes x + out(attention(query, key, value of norm(x))) over the pixels of x [B, H, W, C].
+    """Computes skip_scale (x + out(attention(query, key, value of norm(x)))) over the pixels of x [B, H, W, C].
 
-    head_dim fixes the number of heads as C / head_dim; without it there are num_heads heads, or one. The
-    projection `qkv` has a kernel [C, 3, heads, head_dim]. attention_fn takes query, key and value of shape
-    [B, H W, heads, head_dim] and returns that shape. The default scales by head_dim ** -0.5 and takes the
-    softmax in float32, whatever the dtype.
+    Without `normalise` there is no norm. head_dim fixes the number of heads as C / head_dim; without it there are
+    num_heads heads, or one. The projection `qkv` has a kernel [C, 3, heads, head_dim]. attention_fn takes query, key
+    and value of shape [B, H W, heads, head_dim] and returns that shape. The default scales by head_dim ** -0.5 and
+    takes the softmax in float32, whatever the dtype.
 
     Raises ValueError if the heads do not divide C.
 
@@ -154,12 +162,14 @@ class SelfAttention(nn.Module):
 
     num_heads: int | None = None
     head_dim: int | None = None
-    norm_groups: int = 32
+    norm_groups: int | Callable[[int], int] = 32
     norm_eps: float = 1e-6
     zero_init: bool = True
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    normalise: bool = True
+    skip_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -167,13 +177,31 @@ class SelfAttention(nn.Module):
         heads, head_dim = head_split(channels, self.num_heads, self.head_dim)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        h = GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x)
+        h = GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x) if self.normalise else x
         h = h.reshape(batch, height * width, channels)
         qkv = nn.DenseGeneral((3, heads, head_dim), name="qkv", kernel_init=qkv_init, **types)(h)
         h = self.attention_fn(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         out_init = nn.initializers.zeros if self.zero_init else dense_init
         h = nn.DenseGeneral(channels, axis=(-2, -1), name="out", kernel_init=out_init, **types)(h)
-        return x + h.reshape(x.shape)
+        return _scaled(x + h.reshape(x.shape), self.skip_scale)
+
+
+def rematerialised(block: nn.Module, remat: bool) -> Callable[..., jax.Array]:
+    """Returns a block to call as before; with remat the backward pass computes it again instead of keeping its inside.
+
+    Arguments by name (train) are not traced. Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016),
+    https://arxiv.org/abs/1604.06174.
+
+    >>> rematerialised(SelfAttention(), False)  # doctest: +ELLIPSIS
+    SelfAttention(...
+    """
+    if not remat:
+        return block
+
+    def call(*args: jax.Array, **static: Any) -> jax.Array:
+        return nn.remat(lambda block, *args: block(*args, **static))(block, *args)
+
+    return call
 
 
 qkv_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # as three separate C -> C projections
@@ -215,3 +243,7 @@ def nearest(x: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape
     shape = (batch, height, 2, width, 2, channels)
     return jnp.broadcast_to(x[:, :, None, :, None, :], shape).reshape(batch, 2 * height, 2 * width, channels)
+
+
+def _scaled(x: jax.Array, scale: float) -> jax.Array:
+    return x if scale == 1 else x * jnp.asarray(scale, x.dtype)

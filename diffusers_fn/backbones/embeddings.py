@@ -47,6 +47,37 @@ def sinusoidal_features(
     return jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1)
 
 
+class FourierFeatures(nn.Module):
+    """Computes [B, width] sines and cosines of labels t [B] at fixed random frequencies w.
+
+        w ~ scale N(0, 1),      features = [sin(2 pi w t), cos(2 pi w t)]
+
+    Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions" (2020),
+    https://arxiv.org/abs/2006.10739; with scale 16 and the logarithm of sigma for t in Song et al., "Score-Based
+    Generative Modeling through Stochastic Differential Equations" (2021), https://arxiv.org/abs/2011.13456. The
+    frequencies lie among the parameters, because a network is useless without its own, but no gradient reaches them:
+    leave them out of weight decay. Raises ValueError if width is odd.
+
+    >>> features = FourierFeatures(width=8)
+    >>> jax.eval_shape(features.init, jax.random.key(0), jnp.ones([3]))["params"]["frequencies"].shape
+    (4,)
+    """
+
+    width: int
+    scale: float = 16.0
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        if self.width < 2 or self.width % 2:
+            raise ValueError(f"width must be even; got width={self.width}")
+        init = nn.initializers.normal(self.scale)
+        frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.width // 2,), self.param_dtype))
+        angles = 2 * np.pi * t.astype(self.dtype)[:, None] * frequencies.astype(self.dtype)[None, :]
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
     """Returns asinh(t / unit): about t / unit below the unit, about sign(t) log(2 |t| / unit) above it.
 

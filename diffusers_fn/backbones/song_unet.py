@@ -1,0 +1,224 @@
+"""The U-Nets of score-based models, DDPM++ and NCSN++, in the form in which EDM trained them."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn.backbones import blocks, embeddings, fir, vector_labels
+
+
+class SongUNet(nn.Module):
+    """Computes a denoiser's output [B, H, W, C] for images x [B, H, W, C] at time labels t [] or [B].
+
+    A U-Net of residual blocks whose skip connections are scaled by sqrt(1/2), with attention of one head after the
+    blocks of the way down and after the last block of the way up at the chosen resolutions, and whose blocks also
+    change the resolution. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+    (2021), https://arxiv.org/abs/2011.13456, appendix H, as Karras et al., "Elucidating the Design Space of
+    Diffusion-Based Generative Models" (2022), https://arxiv.org/abs/2206.00364, appendix F.2, reimplement it. The
+    defaults are DDPM++; `ncsnpp()` is NCSN++. EDM's CIFAR-10 networks have channel_multipliers=(2, 2, 2),
+    augment_width=9 and dropout=0.13.
+
+    This is the network F alone. t is EDM's c_noise and x is c_in x: what surrounds it, such as
+    D = c_skip x + c_out F, is a parameterization.
+
+    Call with x [B, H, W, C]; t integers or floats; cond as `vector_labels.vector_conditions` says: integer class
+    labels [] or [B], vectors [B, num_classes], or {"label": either of them, "augment": [B, augment_width]}, where no
+    label and the label num_classes are the same zero vector. train=True turns on dropout and label_dropout, which draw
+    from the rng collection "dropout". The output is float32, or x's dtype if that is wider. It has out_channels
+    channels (C if None), or twice as many with learned_variance.
+
+    Fields:
+      image_size: the resolution of level 0 that attention_resolutions speaks of. The same parameters serve any H and W
+        that the levels can halve.
+      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide.
+      num_res_blocks: residual blocks per level on the way down.
+      embedding_multiplier, feature_multiplier: times channels, the widths of the embedding and of the time features.
+      fourier_features: random frequencies instead of geometric ones.
+      input_pyramid: None; "residual", halved inputs pass through convolutions and are added from level to level
+        (NCSN++); or "skip", they are added to each level as they are, through a 1x1 convolution.
+      output_pyramid: every level makes an image, and the doubled images are summed.
+      resample_taps: the filter of `fir`.
+      num_classes, augment_width: None, or the widths of the conditions.
+      label_dropout: how often a label is left out in training.
+      zero_init_output: start as the zero function, and every block as its skip connection. The published code starts
+        1e-5 away.
+      norm_eps: of every group normalisation, which has min(32, channels / 4) groups.
+      remat: the backward pass computes every block again instead of keeping what is inside it.
+      attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, 1, channels].
+      dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the
+        embeddings stay in float32 or wider.
+
+    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+
+    >>> unet = SongUNet.ncsnpp(image_size=8, channels=8, channel_multipliers=(1, 2), num_res_blocks=1)
+    >>> x, t = jnp.zeros([2, 8, 8, 3]), jnp.array([-0.3, 0.4])
+    >>> jax.eval_shape(unet.init_with_output, jax.random.key(0), x, t)[0].shape
+    (2, 8, 8, 3)
+    """
+
+    out_channels: int | None = None
+    image_size: int = 32
+    channels: int = 128
+    channel_multipliers: Sequence[int] = (1, 2, 2, 2)
+    num_res_blocks: int = 4
+    attention_resolutions: Sequence[int] = (16,)
+    embedding_multiplier: int = 4
+    feature_multiplier: int = 1
+    fourier_features: bool = False
+    input_pyramid: str | None = None
+    output_pyramid: bool = False
+    resample_taps: Sequence[float] = (1, 1)
+    num_classes: int | None = None
+    augment_width: int | None = None
+    dropout: float = 0.0
+    label_dropout: float = 0.0
+    learned_variance: bool = False
+    zero_init_output: bool = True
+    norm_eps: float = 1e-6
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @classmethod
+    def ncsnpp(cls, **fields: Any) -> "SongUNet":
+        """Returns NCSN++: Fourier features, a residual pyramid of inputs, a wider filter; fields replace its own.
+
+        >>> SongUNet.ncsnpp().resample_taps
+        (1, 3, 3, 1)
+        """
+        own: dict[str, Any] = {"fourier_features": True, "feature_multiplier": 2, "input_pyramid": "residual"}
+        return cls(**(own | {"resample_taps": (1, 3, 3, 1)} | fields))
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any] | jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        self._check(x)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        common: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **types}
+        common |= {"zero_init": self.zero_init_output, "skip_scale": math.sqrt(0.5)}
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        down = functools.partial(fir.fir_down, taps=tuple(self.resample_taps))
+        up = functools.partial(fir.fir_up, taps=tuple(self.resample_taps))
+        last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
+        widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
+        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
+        out_channels = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
+        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        emb = self._embed(x, t, cond, train)
+
+        def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
+            fields: dict[str, Any] = {"dropout": self.dropout, "resample": resample, **common}
+            block = blocks.ResBlock(width, project_skip=resample is not None, name=name, **fields)
+            return blocks.rematerialised(block, self.remat)(h, emb, train=train)
+
+        def attention(h: jax.Array, name: str) -> jax.Array:
+            block = blocks.SelfAttention(attention_fn=self.attention_fn, name=name, **common)
+            return blocks.rematerialised(block, self.remat)(h)
+
+        h = conv(self.channels, name="conv_in")(x)
+        saved, pyramid = [h], x.astype(self.dtype)
+        for level, width in enumerate(widths):
+            for i in range(self.num_res_blocks):
+                h = res_block(h, width, f"down_{level}_block_{i}")
+                if attends[level]:
+                    h = attention(h, f"down_{level}_attention_{i}")
+                saved.append(h)
+            if level < len(widths) - 1:
+                h = res_block(h, width, f"down_{level}_downsample", down)
+                name = f"down_{level}_pyramid"
+                if self.input_pyramid == "residual":
+                    pad = 1 + (len(self.resample_taps) - 1) // 2
+                    pyramid = fir.fir_down(
+                        conv(width, padding=(pad, pad), name=name)(pyramid), self.resample_taps, padding=0
+                    )
+                    pyramid = h = (h + pyramid) * math.sqrt(0.5)
+                elif self.input_pyramid == "skip":
+                    pyramid = down(pyramid)
+                    h = h + nn.Dense(width, kernel_init=embeddings.dense_init, name=name, **types)(pyramid)
+                saved.append(h)
+
+        h = attention(res_block(h, widths[-1], "mid_block_0"), "mid_attention")
+        h = res_block(h, widths[-1], "mid_block_1")
+
+        out = jnp.zeros([], self.dtype)
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(self.num_res_blocks + 1):
+                h = res_block(jnp.concatenate([h, saved.pop()], axis=-1), width, f"up_{level}_block_{i}")
+            if attends[level]:
+                h = attention(h, f"up_{level}_attention")
+            if level == 0 or self.output_pyramid:
+                image = nn.silu(
+                    blocks.GroupNorm(quarter_groups, self.norm_eps, name=f"up_{level}_norm_out", **types)(h)
+                )
+                image = conv(out_channels, kernel_init=last_init, name=f"up_{level}_conv_out")(image)
+                out = image if level == len(widths) - 1 or not self.output_pyramid else up(out) + image
+            if level > 0:
+                h = res_block(h, width, f"up_{level}_upsample", up)
+        return out.astype(out_dtype)
+
+    def _embed(self, x: jax.Array, t: jax.Array, cond: Any, train: bool) -> jax.Array:
+        """Returns the embedding [B, embedding_multiplier * channels] that every residual block receives."""
+        batch, dtype = x.shape[0], jnp.promote_types(self.dtype, jnp.float32)
+        types = {"dtype": dtype, "param_dtype": self.param_dtype}
+        dense: Callable[..., Any] = functools.partial(nn.Dense, kernel_init=embeddings.dense_init, **types)
+        labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_width, batch, dtype)
+        times, width = embeddings.time_labels(t, batch, dtype), self.feature_multiplier * self.channels
+        if self.fourier_features:
+            features = embeddings.FourierFeatures(width, name="fourier", **types)(times)
+        else:
+            features = embeddings.sinusoidal_features(times, width, freq_shift=1)
+        if labels is not None and self.num_classes is not None:
+            if train and self.label_dropout:
+                labels = vector_labels.kept_labels(labels, self.label_dropout, self.make_rng("dropout"))
+            features = features + dense(width, name="embedding_label")(labels * math.sqrt(self.num_classes))
+        if augment is not None:
+            features = features + dense(width, use_bias=False, name="embedding_augment")(augment)
+        emb = self.embedding_multiplier * self.channels
+        return dense(emb, name="embedding_1")(nn.silu(dense(emb, name="embedding_0")(features)))
+
+    def _check(self, x: jax.Array) -> None:
+        """Raises ValueError for fields or inputs that no network can be built from."""
+        check_unet(self, x)
+        if self.input_pyramid not in (None, "residual", "skip"):
+            raise ValueError(f'input_pyramid must be None, "residual" or "skip"; got {self.input_pyramid!r}')
+
+
+def quarter_groups(channels: int) -> int:
+    """Returns the groups of a normalisation, min(32, channels / 4).
+
+    >>> quarter_groups(64), quarter_groups(256)
+    (16, 32)
+    """
+    return min(32, channels // 4)
+
+
+def check_unet(net: Any, x: jax.Array) -> None:
+    """Raises ValueError for fields of SongUNet or DhariwalUNet, or images x, that do not fit, saying which.
+
+    >>> check_unet(SongUNet(), jnp.zeros([1, 32, 32, 3]))
+    """
+    levels = len(net.channel_multipliers)
+    if levels < 1 or net.num_res_blocks < 1:
+        raise ValueError(
+            "channel_multipliers must not be empty and num_res_blocks must be at least 1; got "
+            f"{tuple(net.channel_multipliers)} and {net.num_res_blocks}"
+        )
+    for name in ("dropout", "label_dropout"):
+        if not 0 <= getattr(net, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1); got {getattr(net, name)}")
+    if net.channels % 4:
+        raise ValueError(f"channels must be a multiple of 4; got {net.channels}")
+    factor = 2 ** (levels - 1)
+    if net.image_size % factor:
+        raise ValueError(f"image_size must be a multiple of {factor} for {levels} levels; got {net.image_size}")
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape [B, H, W, C]; got {list(x.shape)}")
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"H and W must be multiples of {factor} for {levels} levels; got {x.shape[1:3]}")
