@@ -42,8 +42,8 @@ def from_torch(
       allow_nonfinite: accept NaN and infinite numbers, as a training run that diverged leaves them.
 
     Raises:
-      ValueError: if a tensor is missing, unexpected, of the wrong shape or not of floating type (the message lists
-        them all), a constant is not what it must be, or a number is not finite.
+      ValueError: if dtype is no floating type, a tensor is missing, unexpected, of the wrong shape or not of floating
+        type (the message lists them all), a constant is not what it must be, or a number is not finite.
 
     >>> from diffusers_fn.pretrained.entries import linear
     >>> net = nn.Sequential([nn.Dense(2)])
@@ -53,6 +53,8 @@ def from_torch(
     >>> jax.tree.map(jnp.shape, from_torch(tensors, net, family))
     {'layers_0': {'bias': (2,), 'kernel': (3, 2)}}
     """
+    if dtype is not None and not _is_floating(np.dtype(dtype)):
+        raise ValueError(f"dtype must be None or a floating type; got {np.dtype(dtype)}")
     stored = _renamed({name: _stored(value) for name, value in tensors.items()}, family)
     shapes = parameter_shapes(module, family)
     entries = _check_entries(module, family, shapes)

@@ -159,6 +159,12 @@ def test_numbers_that_are_not_finite_are_refused_unless_asked_for(net, value, dt
     check_loaded(pretrained.load(folder, net.family, allow_nonfinite=True)[1], tensors)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, "complex64"])
+def test_parameters_are_not_cast_to_what_cannot_hold_them(net, dtype):
+    with pytest.raises(ValueError, match="dtype must be None or a floating type; got"):
+        pretrained.from_torch(net.tensors, net.module, net.family, dtype=dtype)
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_cast_that_overflows_is_refused(net):
     net.tensors["conv.bias"][0] = 1e6

@@ -148,7 +148,7 @@ def test_any_few_bytes_changed_in_the_header_are_refused_or_change_nothing_that_
     rng, sound = np.random.default_rng(0), file_bytes(GOOD, DATA)
     path, opened = tmp_path / "net.safetensors", 0
     alphabet = np.frombuffer(b'{}[]",:0123456789-eEF_ \\u\x00\xff', np.uint8)
-    for trial in range(3000):
+    for trial in range(1500):
         content = bytearray(sound)
         for _ in range(rng.integers(1, 4)):
             at = rng.integers(0, len(sound) - len(DATA))
@@ -162,7 +162,7 @@ def test_any_few_bytes_changed_in_the_header_are_refused_or_change_nothing_that_
         # A changed name is still a file. What can be read fills the data exactly.
         assert b"".join(tensor.read().tobytes() for tensor in tensors.values()) == DATA
         assert [tensor.shape for tensor in tensors.values()] in ([(2, 3), (4,)], [(3, 2), (4,)])
-    assert 0 < opened < 1500  # the test sees both
+    assert 0 < opened < 750  # the test sees both
 
 
 def test_a_file_that_is_not_there_or_cannot_be_read_is_the_systems_error(tmp_path):
