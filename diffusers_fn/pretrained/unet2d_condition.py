@@ -172,9 +172,10 @@ def to_config(module: UNet2DCondition) -> dict[str, Any]:
         "time_cond_proj_dim": module.time_cond_width,
         "projection_class_embeddings_input_dim": module.class_vector_width,
     }
-    if module.mid_depth not in (None, down[-1] or 1):  # the middle takes the last level's depth, used there or not
-        if down[-1]:
-            raise ValueError(f"mid_depth must be the last level's transformer depth {down[-1]}; got {module.mid_depth}")
+    last = module.depths(len(module.widths) - 1)[0]
+    if module.mid_depth not in (None, last or 1):  # the middle takes the last level's depth, used there or not
+        if last:
+            raise ValueError(f"mid_depth must be the last level's transformer depth {last}; got {module.mid_depth}")
         config["transformer_layers_per_block"][-1] = module.mid_depth
     if module.up_transformer_depths is not None or any(isinstance(depth, list) for depth in down):
         config["reverse_transformer_layers_per_block"] = [depth or 1 for depth in up]
@@ -292,7 +293,7 @@ def _depths(fields: Mapping[str, Any], levels: int) -> tuple[tuple[Any, ...], tu
                 f"{way}_block_types must be {levels} of {known}, which are implemented, with as many "
                 f"transformer_layers_per_block; got {kinds} and {values}"
             )
-        found.append(tuple(depth if kind == cross else 0 for kind, depth in zip(kinds, values)))
+        found.append(tuple(_one_or_each(depth) if kind == cross else 0 for kind, depth in zip(kinds, values)))
     return found[0], found[1][::-1]
 
 
@@ -302,12 +303,15 @@ def _mid_depth(fields: Mapping[str, Any], levels: int) -> int:
 
 
 def _config_depth(depths: tuple[int, ...]) -> int | list[int]:
-    """Returns one level's depths as one number where they agree; ValueError where only some are zero."""
-    if len(set(depths)) == 1:
-        return depths[0]
-    if 0 in depths:
+    """Returns one level's depths as the config has them; ValueError where only some are zero."""
+    if 0 in depths and any(depths):
         raise ValueError(f"a level has a transformer behind all of its residual blocks or none; got depths {depths}")
-    return list(depths)
+    return _plain(_one_or_each(depths))
+
+
+def _one_or_each(depths: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Returns one number where all depths of a level agree."""
+    return depths[0] if isinstance(depths, tuple) and len(set(depths)) == 1 else depths
 
 
 def _plain(value: Any) -> Any:
