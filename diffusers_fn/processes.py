@@ -320,7 +320,7 @@ def tabulated(schedule: NoiseSchedule, interpolation: Interpolation = linear_log
 
     def interpolate(x: Any, knots: np.ndarray, values: np.ndarray) -> Array:
         xp = namespace(x)
-        return xp.interp(x, xp.asarray(knots), xp.asarray(values))
+        return xp.interp(x, xp.asarray(knots, x.dtype), xp.asarray(values, x.dtype))
 
     def coefficients(t: Any) -> tuple[Array, Array]:
         return _on_circle(interpolation.log_snr(interpolate(t, steps, table)))
@@ -332,7 +332,7 @@ def tabulated(schedule: NoiseSchedule, interpolation: Interpolation = linear_log
     def rates(t: Any) -> tuple[Array, Array]:
         xp = namespace(t)
         interval = xp.clip(xp.floor(t).astype(int), 0, table.size - 2)
-        slope = xp.asarray(np.diff(table))[interval] * interpolation.slope(interpolate(t, steps, table))
+        slope = xp.asarray(np.diff(table), t.dtype)[interval] * interpolation.slope(interpolate(t, steps, table))
         _, sigma = coefficients(t)
         return slope * sigma**2 / 2, -slope * sigma**2
 
@@ -363,17 +363,17 @@ def shifted(process: Process, shift: float) -> Process:
         raise ValueError(f"shift must be positive; got {shift}")
     offset = 2 * namespace(shift).log(shift)
 
-    def moved(t: Any, by: Any) -> Array:
-        return process.time(log_snr(process.level(t)) + by)
+    def moved(t: Any) -> Array:
+        return process.time(log_snr(process.level(t)) - offset)
 
     def level(t: Any) -> Level:
-        return process.level(moved(t, -offset))
+        return process.level(moved(t))
 
     def time(log_snr: Any) -> Array:
         return process.time(log_snr + offset)
 
     def rates(t: Any) -> tuple[Array, Array]:  # dt' / dt is the ratio of the speeds of log SNR, -g^2 / sigma^2
-        t_moved = moved(t, -offset)
+        t_moved = moved(t)
         f, g2 = process.rates(t_moved)
         speed = g2 / process.level(t_moved).sigma ** 2
         with np.errstate(invalid="ignore"):  # not a number where both are infinite, at alpha = 0
@@ -381,8 +381,9 @@ def shifted(process: Process, shift: float) -> Process:
         return f * speedup, g2 * speedup
 
     xp = namespace(offset)
-    t_min = xp.maximum(process.t_min, moved(process.t_min, offset))
-    t_max = xp.minimum(process.t_max, moved(process.t_max, offset))
+    highest, lowest = (log_snr(process.level(t)) for t in (process.t_min, process.t_max))
+    t_min = xp.where(offset < 0, process.time(highest + xp.minimum(offset, 0.0)), process.t_min)[()]
+    t_max = xp.where(offset > 0, process.time(lowest + xp.maximum(offset, 0.0)), process.t_max)[()]
     return Process(level, time, rates, t_min, t_max)
 
 
