@@ -5,9 +5,11 @@ import pytest
 from golden_files import load
 
 import diffusers_fn as dfn
-from diffusers_fn import grids, solvers
+from diffusers_fn import grids, processes, solvers
+from diffusers_fn.grids.times import beta_quantile
 
 SCHEDULE = dfn.make_noise_schedule(dfn.linear_betas(1000))
+LATENT = dfn.make_noise_schedule(dfn.scaled_linear_betas(1000))
 
 EVERY = {
     "linspace": lambda n: grids.linspace(SCHEDULE, n),
@@ -17,7 +19,24 @@ EVERY = {
     "karras": lambda n: grids.karras(n),
     "karras_on_schedule": lambda n: grids.karras(n, 0.02, 100.0, schedule=SCHEDULE),
     "uniform_log_snr": lambda n: grids.uniform_log_snr(SCHEDULE, n),
+    "uniform_log_snr_vp": lambda n: grids.uniform_log_snr(processes.vp(), n),
+    "exponential": lambda n: grids.exponential(n),
+    "exponential_flow": lambda n: grids.exponential(n, 0.01, 100.0, schedule=processes.flow()),
+    "polyexponential": lambda n: grids.polyexponential(n, rho=2.0),
+    "cosine": lambda n: grids.cosine(n),
+    "cosine_on_schedule": lambda n: grids.cosine(n, schedule=SCHEDULE),
+    "uniform_t": lambda n: grids.uniform_t(SCHEDULE, n),
+    "uniform_t_ve": lambda n: grids.uniform_t(processes.ve(), n),
+    "uniform_t_flow": lambda n: grids.uniform_t(processes.shifted(processes.flow(), 3.0), n, t_min=1 / (n + 1)),
+    "power_t": lambda n: grids.power_t(processes.cosine(), n),
+    "beta": lambda n: grids.beta(processes.sub_vp(), n),
+    "align_your_steps": lambda n: grids.align_your_steps(n),
+    "align_your_steps_on_schedule": lambda n: grids.align_your_steps(n, grids.STABLE_DIFFUSION_XL, schedule=LATENT),
+    "drop_last": lambda n: grids.drop_last(grids.linspace(SCHEDULE, n + 1)),
+    "snap": lambda n: grids.snap(grids.uniform_t(processes.tabulated(SCHEDULE), n), SCHEDULE),
 }
+OFF_THE_CIRCLE = {"karras", "exponential", "exponential_flow", "polyexponential", "cosine", "uniform_t_ve"}
+OFF_THE_CIRCLE |= {"uniform_t_flow", "beta", "align_your_steps"}
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
@@ -28,7 +47,7 @@ def test_every_grid_is_a_plan(name, num_steps):
     assert levels.alpha.dtype == levels.sigma.dtype == levels.t.dtype == np.float64
     solvers.check_plan(levels)
     assert np.all(np.diff(levels.t) < 0)
-    if not name.startswith("karras") or name.endswith("schedule"):
+    if name not in OFF_THE_CIRCLE:
         np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1.0, rtol=1e-14)
 
 
@@ -84,6 +103,90 @@ def test_uniform_log_snr_is_even_and_spans_the_schedule():
     _check_labels(levels)
 
 
+def _steps(values):
+    """The steps of a grid, in units of their mean: all ones if it is even."""
+    return np.diff(values) / np.mean(np.diff(values))
+
+
+@pytest.mark.parametrize(
+    ("levels", "even"),
+    [
+        (grids.exponential(9, 0.1, 10.0), lambda level: np.log(level.sigma)),
+        (grids.exponential(9, schedule=processes.sub_vp()), dfn.log_snr),
+        (grids.polyexponential(9, 0.1, 10.0, 3.0), lambda level: np.cbrt(np.log(level.sigma / 0.1))[:-1]),
+        (grids.cosine(9, 0.01, 100.0), lambda level: np.arctan(level.sigma)),
+        (grids.cosine(9, schedule=SCHEDULE), lambda level: np.arctan2(level.sigma, level.alpha)),
+        (grids.karras(9, rho=3.0, schedule=processes.vp()), lambda level: np.cbrt(level.sigma / level.alpha)),
+        (grids.uniform_log_snr(processes.cosine(), 9), dfn.log_snr),
+        (grids.uniform_t(processes.vp(), 9), lambda level: level.t),
+        (grids.uniform_t(SCHEDULE, 9), lambda level: level.t),
+        (grids.power_t(processes.vp(), 9, 3.0), lambda level: np.cbrt(level.t)),
+        (grids.beta(processes.vp(), 9, 1.0, 1.0), lambda level: level.t),
+        (grids.beta(processes.vp(), 9, 2.0, 1.0, t_min=0.0), lambda level: level.t**2),  # I_t(2, 1) = t^2
+        # I_t(1/2, 1/2) = 2 / pi arcsin(sqrt(t))
+        (grids.beta(processes.vp(), 9, 0.5, 0.5, t_min=0.0), lambda level: np.arcsin(np.sqrt(level.t))),
+    ],
+)
+def test_a_grid_is_even_in_its_own_variable(levels, even):
+    np.testing.assert_allclose(_steps(even(levels)), 1.0, rtol=1e-7)
+
+
+def test_grids_agree_where_they_are_one():
+    for one, other in [
+        (grids.karras(7), grids.power_t(processes.edm(), 7, 7.0)),
+        (grids.exponential(7), grids.uniform_log_snr(processes.edm(), 7)),
+        (grids.exponential(7, schedule=SCHEDULE), grids.uniform_log_snr(SCHEDULE, 7)),
+        (grids.uniform_t(processes.ve(), 7), grids.uniform_log_snr(processes.ve(), 7)),
+        (grids.linspace(SCHEDULE, 4), grids.uniform_t(SCHEDULE, 4)),
+    ]:
+        np.testing.assert_allclose(one.sigma / one.alpha, other.sigma / other.alpha, rtol=1e-10)
+
+
+def test_own_ends_are_the_default():
+    ends = dfn.level_at(SCHEDULE, np.array([999, 0]))
+    for grid in (grids.karras, grids.exponential, grids.polyexponential, grids.cosine):
+        levels = grid(5, schedule=SCHEDULE)
+        np.testing.assert_allclose(levels.sigma[[0, -1]], ends.sigma, rtol=1e-12)
+        np.testing.assert_allclose(grid(5).sigma[[0, -1]], [80.0, 0.002], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.6, 0.6), (0.3, 2.0), (5.0, 1.5), (40.0, 60.0), (0.05, 0.05)])
+def test_beta_quantile_is_the_inverse_of_the_distribution(a, b):
+    stats = pytest.importorskip("scipy.stats")
+    u = np.linspace(0.0, 1.0, 23)
+    np.testing.assert_allclose(beta_quantile(u, a, b), stats.beta.ppf(u, a, b), rtol=1e-11, atol=1e-14)
+
+
+def test_align_your_steps():
+    # The authors list timesteps as well; on latent diffusion's table they are the nearest ones, give or take one.
+    on_table = grids.align_your_steps(10, schedule=LATENT)
+    published = np.array([999, 850, 736, 645, 545, 455, 343, 233, 124, 24])
+    np.testing.assert_allclose(on_table.t, published, atol=1.0)
+    published = np.array([999, 845, 730, 587, 443, 310, 193, 116, 53, 13])
+    np.testing.assert_allclose(
+        grids.align_your_steps(10, grids.STABLE_DIFFUSION_XL, schedule=LATENT).t, published, atol=1.0
+    )
+    # Twenty steps pass through the ten, and halve each in log(sigma).
+    twenty = grids.align_your_steps(20, grids.VIDEO).sigma
+    np.testing.assert_allclose(twenty[::2], grids.VIDEO[:-1], rtol=1e-12)
+    np.testing.assert_allclose(twenty[1] ** 2, twenty[0] * twenty[2], rtol=1e-12)
+
+
+def test_snap_moves_a_plan_onto_the_table():
+    levels = grids.karras(6, schedule=SCHEDULE)
+    snapped = grids.snap(levels, SCHEDULE)
+    np.testing.assert_array_equal(snapped.t, np.round(levels.t))
+    np.testing.assert_array_equal(snapped.sigma, dfn.level_at(SCHEDULE, snapped.t.astype(int)).sigma)
+    rounded = grids.round_labels(levels)
+    np.testing.assert_array_equal(rounded.t, snapped.t)
+    np.testing.assert_array_equal(rounded.sigma, levels.sigma)
+    # Levels of another family are found by log SNR.
+    other = grids.exponential(5, 0.1, 10.0)
+    table = dfn.log_snr(dfn.level_at(SCHEDULE, np.arange(1000)))
+    nearest = [np.argmin(np.abs(table - log_snr)) for log_snr in dfn.log_snr(other)]
+    np.testing.assert_array_equal(grids.snap(other, SCHEDULE).t, nearest)
+
+
 def _check_labels(levels):
     """A fractional label lies between the timesteps whose levels enclose it, and is exact on them."""
     t = np.clip(levels.t, 0, 999)
@@ -105,7 +208,22 @@ def _check_labels(levels):
         (lambda: grids.karras(0), "integer of at least 1; got 0"),
         (lambda: grids.karras(5, 2.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: grids.karras(5, rho=0.0), "rho > 0"),
-        (lambda: grids.karras(5, 0.002, 80.0, schedule=SCHEDULE), "within the schedule's own range, 0.0100005 to 157.407"),
+        (lambda: grids.polyexponential(5, rho=-1.0), "rho > 0; got -1.0"),
+        (lambda: grids.exponential(5, schedule=processes.flow()), "0 < sigma_min < sigma_max < inf; got .* and inf"),
+        (lambda: grids.uniform_log_snr(processes.flow(), 5), "log SNR is infinite at t = 1.0: give t_max"),
+        (lambda: grids.uniform_t(processes.vp(), 5, t_max=2.0), r"t must lie in \[0, 1\]"),
+        (lambda: grids.uniform_t(processes.vp(), 5, t_max=0.1, t_min=0.1), "t_min must lie below t_max"),
+        (lambda: grids.power_t(processes.vp(), 5, 0.0), "power must be positive; got 0.0"),
+        (lambda: grids.beta(processes.vp(), 5, 0.0), "a > 0 and b > 0; got 0.0"),
+        (lambda: grids.at_ratios([1.0, 2.0]), "falling list of positive numbers"),
+        (lambda: grids.at_ratios([2.0, 1.0, 0.0]), "the final 0 left out"),
+        (lambda: grids.align_your_steps(5, grids.VIDEO, schedule=LATENT), "within the schedule's own range"),
+        (lambda: grids.snap(grids.karras(300, schedule=SCHEDULE), SCHEDULE), "would share the timestep"),
+        (lambda: grids.drop_last(grids.karras(1)), "at least 2 levels; got 1"),
+        (
+            lambda: grids.karras(5, 0.002, 80.0, schedule=SCHEDULE),
+            "within the schedule's own range, 0.0100005 to 157.407",
+        ),
         (
             lambda: grids.uniform_log_snr(dfn.make_noise_schedule(dfn.zero_terminal_snr(dfn.linear_betas(100))), 5),
             "ends on pure noise",
