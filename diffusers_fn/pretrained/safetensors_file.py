@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_HEADER = 100_000_000  # bytes, as in the reference: the header of a 100-billion-parameter network has a few million
+MAX_AXES = 64  # as in NumPy
 DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -190,8 +191,11 @@ def _check_tensor(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], np.
     if not isinstance(code, str) or code not in DTYPES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {code!r}; known are {sorted(DTYPES)}")
     for field, value in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-            raise ValueError(f"tensor {name!r} has {field} {value!r}; allowed are lists of whole numbers from 0")
+        whole = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+        if not whole or len(value) > MAX_AXES:
+            raise ValueError(
+                f"tensor {name!r} has {field} {str(value)[:200]}; allowed are at most {MAX_AXES} integers >= 0"
+            )
     if len(offsets) != 2:
         raise ValueError(f"tensor {name!r} must have two data_offsets; got {offsets}")
     needed = math.prod(shape) * DTYPES[code].itemsize

@@ -50,6 +50,7 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
     described, tensors = describe_tensors(params, module, family)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that had this number before and was killed
     temporary.mkdir()
     try:
         with open(temporary / family.weights_name, "wb") as file:

@@ -1,6 +1,7 @@
 """Parameters to checkpoints: what was read comes back bit by bit, whole or not at all."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,15 @@ def test_a_checkpoint_is_a_new_folder(net, tmp_path):
         with pytest.raises(ValueError, match="a checkpoint is a new folder"):
             pretrained.save(tmp_path / name, net.module, params, net.family)
     assert contents(tmp_path / "empty" / "model.safetensors") == before
+
+
+def test_what_a_killed_save_left_is_in_nobodys_way(net, tmp_path):
+    params = pretrained.from_torch(net.tensors, net.module, net.family)
+    left = tmp_path / f".net.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    pretrained.save(tmp_path / "net", net.module, params, net.family)
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
 @pytest.mark.parametrize("at", ["os.fsync", "json.dump", "os.replace"])
