@@ -1,0 +1,80 @@
+"""Processes made from another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.processes.base import Process, TimeFunction, floating
+
+
+def shifted(process: Process, shift: float) -> Process:
+    """Returns the process with log SNR lowered by 2 log(shift): shift > 1 stays longer in the noise.
+
+    Its level at t is the old level at t', log SNR(t') = log SNR(t) - 2 log(shift), with the label of t'. On `flow` that
+    is, with the label,
+
+        t' = shift t / (1 + (shift - 1) t)
+
+    Esser et al., "Scaling Rectified Flow Transformers", 2024, https://arxiv.org/abs/2403.03206, eq. 23. The shift of
+    simple diffusion for images of size d, log SNR + 2 log(64 / d), is the same one: `shifted(process, d / 64)`
+    (Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093). t_min and t_max move inwards where t' would
+    leave the old ends.
+
+    Raises:
+      ValueError: unless shift > 0.
+
+    >>> from diffusers_fn.processes import flow
+    >>> shifted(flow(), 3.0)(0.5)
+    Level(alpha=np.float64(0.25), sigma=np.float64(0.75), t=np.float64(0.75))
+    """
+    if (value := concrete(shift)) is not None and not value > 0:
+        raise ValueError(f"shift must be positive; got {shift}")
+    offset = 2 * namespace(shift).log(shift)
+
+    def moved(t: Any) -> Array:
+        return process.time(log_snr(process.level(t)) - offset)
+
+    def level(t: Any) -> Level:
+        return process.level(moved(t))
+
+    def time(log_snr: Any) -> Array:
+        return process.time(log_snr + offset)
+
+    def rates(t: Any) -> tuple[Array, Array]:  # dt' / dt is the ratio of the speeds of log SNR, -g^2 / sigma^2
+        t_moved = moved(t)
+        f, g2 = process.rates(t_moved)
+        speed = g2 / process.level(t_moved).sigma ** 2
+        with np.errstate(invalid="ignore"):  # not a number where both are infinite, at alpha = 0
+            speedup = process.rates(t)[1] / process.level(t).sigma ** 2 / speed
+        return f * speedup, g2 * speedup
+
+    xp = namespace(offset)
+    highest, lowest = (log_snr(process.level(t)) for t in (process.t_min, process.t_max))
+    t_min = xp.where(offset < 0, process.time(highest + xp.minimum(offset, 0.0)), process.t_min)[()]
+    t_max = xp.where(offset > 0, process.time(lowest + xp.maximum(offset, 0.0)), process.t_max)[()]
+    return Process(level, time, rates, t_min, t_max)
+
+
+def labelled(process: Process, label: TimeFunction) -> Process:
+    """Returns the process with label(t) as the label of its levels, for networks that want another one than t.
+
+    On a shifted process t is the time before the shift: label first, then shift.
+
+    Args:
+      process: any.
+      label: t -> label, each S; written with operators or `jax.numpy`, it also traces.
+
+    >>> from diffusers_fn.processes import flow
+    >>> labelled(flow(), lambda t: 1000 * t)(0.25).t
+    np.float64(250.0)
+    """
+
+    def level(t: Any) -> Level:
+        old = process.level(t)
+        return Level(old.alpha, old.sigma, label(floating(t)))
+
+    return process._replace(level=level)
