@@ -1,4 +1,4 @@
-"""Laws of the networks that are not called as (x, t, class labels). A new one joins by a line in CALLS."""
+"""Laws of the networks that are not called as (x, t, class labels). A new one joins by a line in CALLS (calls.py)."""
 
 import functools
 
@@ -7,85 +7,11 @@ import jax.numpy as jnp
 import nets
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from calls import CALLS, Case
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusers_fn.backbones import ClipTextEncoder, UNet2DCondition
-
-RNG = np.random.default_rng(0)
-
-
-def normal(*shape):
-    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
-
-
-CALLS = {
-    "unet2d_condition": (
-        UNet2DCondition(
-            widths=(8, 8),
-            num_res_blocks=1,
-            transformer_depths=(1, 0),
-            num_heads=2,
-            context_width=6,
-            norm_groups=4,
-            num_classes=5,
-            text_time_widths=(4, 13),
-            time_cond_width=3,
-        ),
-        (
-            normal(8, 4, 4, 4),
-            jnp.arange(8) * 100,
-            {
-                "context": normal(8, 3, 6),
-                "class_labels": jnp.arange(8) % 5,
-                "text_embeds": normal(8, 5),
-                "time_ids": 100 * normal(8, 2),
-                "timestep_cond": normal(8, 3),
-            },
-        ),
-    ),
-    "clip_text": (
-        ClipTextEncoder(
-            vocab_size=20, max_length=6, width=8, num_layers=2, num_heads=2, mlp_width=16, projection_width=5
-        ),
-        (jnp.asarray(RNG.integers(0, 20, [8, 6])),),
-    ),
-}
-
-
-class Case:
-    """A network, its inputs, random parameters, and its output as one array [B, ...]."""
-
-    def __init__(self, net, args):
-        self.net, self.args = net, args
-        self.shapes = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
-        rng = np.random.default_rng(1)
-
-        def draw(path, leaf):
-            noise = rng.standard_normal(leaf.shape)
-            if path[-1].key == "kernel":
-                noise = noise / np.sqrt(leaf.size / leaf.shape[-1])
-            elif path[-1].key in ("bias", "scale"):
-                noise = 0.1 * noise + (path[-1].key == "scale")
-            return jnp.asarray(noise, jnp.float32)
-
-        self.params = jax.tree_util.tree_map_with_path(draw, self.shapes)
-
-    def run(self, params, args=None, **fields):
-        """Returns everything that comes out, side by side."""
-        out = self.net.clone(**fields).apply({"params": params}, *(self.args if args is None else args))
-        leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(out)]
-        return jnp.concatenate(leaves, axis=1).astype(jnp.float32)
-
-    def gradients(self, params, **fields):
-        """Returns the gradients of a random projection of the output, and the output."""
-
-        def projected(params):
-            out = self.run(params, **fields)
-            weights = np.random.default_rng(2).standard_normal(out.shape).astype(np.float32)
-            return jnp.sum(jnp.asarray(weights) * out), out
-
-        return jax.grad(projected, has_aux=True)(params)
+from diffusers_fn.backbones import UNet2DCondition
 
 
 @pytest.fixture(scope="module", params=CALLS)
@@ -169,7 +95,7 @@ def test_examples_do_not_see_each_other(case, gradients):
 
 
 def test_sharded_over_batch_and_parameters(case, gradients):
-    mesh = jax.sharding.Mesh(jax.devices(), ("d",))
+    mesh = Mesh(np.array(jax.devices()), ("d",))
 
     def place(leaf):
         axes = [i for i, size in enumerate(leaf.shape) if size % 8 == 0]
