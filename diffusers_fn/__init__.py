@@ -17,6 +17,7 @@ from diffusers_fn import (
     training,
 )
 from diffusers_fn.build import Diffusion, build
+from diffusers_fn.coupling import Coupled, couple, invert_coupled, sample_coupled
 from diffusers_fn.denoisers import (
     Denoiser,
     Transform,
@@ -42,7 +43,9 @@ from diffusers_fn.discrete import (
     q_posterior_mean_variance,
     q_sample,
 )
+from diffusers_fn.editing import img2img, inpaint, replace_x0, slerp
 from diffusers_fn.guidance import apply_guidance, cosine_guidance_schedule, linear_guidance_schedule
+from diffusers_fn.inversion import invert, invert_implicit
 from diffusers_fn.levels import Level, add_noise, log_snr, posterior, transition
 from diffusers_fn.noise_schedules import (
     NoiseSchedule,
@@ -58,11 +61,12 @@ from diffusers_fn.noise_schedules import (
     zero_terminal_snr,
 )
 from diffusers_fn.parameterizations import Parameterization, Prediction, target, to_prediction
-from diffusers_fn.sampling import Samples, invert, python_scan, sample
+from diffusers_fn.sampling import Samples, python_scan, sample, while_scan
 from diffusers_fn.solvers import Solver
 from diffusers_fn.variances import Variance, fixed_large, fixed_small, learned, learned_range
 
 __all__ = [
+    "Coupled",
     "Denoiser",
     "Diffusion",
     "Level",
@@ -83,6 +87,7 @@ __all__ = [
     "clip_x0",
     "cosine_betas",
     "cosine_guidance_schedule",
+    "couple",
     "ddim_reverse_step",
     "ddim_step",
     "ddim_timesteps",
@@ -93,7 +98,11 @@ __all__ = [
     "forward_diffusion",
     "grids",
     "guidance",
+    "img2img",
+    "inpaint",
     "invert",
+    "invert_coupled",
+    "invert_implicit",
     "learned",
     "learned_range",
     "level_at",
@@ -117,15 +126,19 @@ __all__ = [
     "q_posterior_mean_variance",
     "q_sample",
     "quadratic_betas",
+    "replace_x0",
     "respace",
     "sample",
+    "sample_coupled",
     "scaled_linear_betas",
     "sigmoid_betas",
+    "slerp",
     "solvers",
     "sqrt_betas",
     "target",
     "to_prediction",
     "training",
     "transition",
+    "while_scan",
     "zero_terminal_snr",
 ]

@@ -1,4 +1,4 @@
-"""Running a solver: `sample` down the noise levels, `invert` up them, `python_scan` to look inside."""
+"""Running a solver: `sample`; `while_scan` for a traced number of steps, `python_scan` to look inside."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, concrete, expand, namespace, working_dtype
+from diffusers_fn._arrays import check_data, concrete, working_dtype
 from diffusers_fn.denoisers import Denoiser
-from diffusers_fn.levels import Level
-from diffusers_fn.solvers.base import Solver, Step, check_plan, linear_solver
+from diffusers_fn.solvers.base import Solver, Step
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +53,7 @@ def sample(
       x: [B, ...] the state at the first level, e.g. levels.sigma[0] times standard normal noise.
       emit: Step -> pytree, collected over the rows; e.g. `lambda step: step.prediction.x0`.
       final_denoise: whether to end with x0_hat at the last level; False leaves the state there, noise and all.
-      scan: jax.lax.scan, or `python_scan` to step through with a debugger.
+      scan: jax.lax.scan; `while_scan(length)` for a traced number of rows; `python_scan` to step through.
 
     Raises:
       ValueError: if x is not of floating type, the solver draws noise and key is None, or a readable plan has a level
@@ -73,53 +72,56 @@ def sample(
     rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), solver.rows)
     if not final_denoise:
         rows = jax.tree.map(lambda a: a[:-1], rows)
-    keys = None
-    if solver.stochastic:
-        if key is None:
-            raise ValueError("this solver draws noise: pass a key (jax.random.key(seed)), or use eta = 0")
-        keys = _random.split(key, jax.tree.leaves(rows)[0].shape[0])
+    if solver.stochastic and key is None:
+        raise ValueError("this solver draws noise: pass a key (jax.random.key(seed)), or use eta = 0")
+    # A row's key is known by how many rows are left, so that rows in front (see `solvers.pad`) change no noise.
+    left = np.arange(jax.tree.leaves(rows)[0].shape[0], dtype=np.int32)[::-1]
 
     def body(state: Any, inputs: Any) -> tuple[Any, Any]:
-        row_key, row = inputs
+        left, row = inputs
+        row_key = _random.fold_in(key, left) if solver.stochastic else None
         state, step = solver.step(row_key, denoise, state, row)
         return state, None if emit is None else emit(step)
 
-    state, trace = scan(body, solver.init(x, rows), (keys, rows))
+    state, trace = scan(body, solver.init(x, rows), (left if solver.stochastic else None, rows))
     return Samples(state.x, trace)
 
 
-def invert(denoise: Denoiser, levels: Level, x0: jax.Array, *, scan: Callable[..., Any] = jax.lax.scan) -> jax.Array:
-    """Returns x at levels[0], the noise that `sample` with `solvers.ddim(levels)` turns back into x0.
+def while_scan(length: Any) -> Callable[..., Any]:
+    """Returns a scan that runs the last `length` entries alone, by a `while_loop`: `length` may be traced.
 
-    The deterministic DDIM step taken upwards (Song et al. 2021, https://arxiv.org/abs/2010.02502, eq. 14), with
-    one evaluation a level: x at the last level is alpha x0 + sigma eps_hat(alpha x0), and every hop keeps
-    (x0_hat, eps_hat). The round trip's error falls with the first power of the step. Nothing is clipped.
+    With `solvers.pad`, one compiled sampler serves every number of steps and evaluates the network for real rows only.
+    A while loop has no reverse-mode derivative; where that is wanted, leave `sample` its own scan, which evaluates
+    the padding too. Entries that did not run are zero in the trace.
 
     Args:
-      denoise: the denoiser, its conditioning bound, without clipping or thresholding.
-      levels: Level[N], the plan of the sampler, noisiest first.
-      x0: [B, ...] clean data.
-      scan: as for `sample`.
+      length: [] integer, how many entries at the end to run; a solver of R rows has R of them.
 
     Raises:
-      ValueError: if levels are no plan or x0 is not of floating type.
+      ValueError: if a readable length is not in 1 ... the number of entries.
 
-    >>> from diffusers_fn import grids, oracles, solvers
-    >>> denoise, levels = oracles.gaussian(0.0, 1.0), grids.karras(200)
-    >>> x = invert(denoise, levels, jnp.full((1, 2), 0.5))
-    >>> sample(None, denoise, solvers.ddim(levels), x).x0.round(1)
-    Array([[0.5, 0.5]], dtype=float32)
+    >>> doubled = lambda carry, x: (carry + x, 2 * x)
+    >>> while_scan(2)(doubled, jnp.array(0), jnp.arange(4))
+    (Array(5, dtype=int32), Array([0, 0, 4, 6], dtype=int32))
     """
-    check_plan(levels)
-    check_data(x0=x0)
-    xp = namespace(levels)
-    to = jax.tree.map(lambda a: a[::-1], levels)
-    frm = jax.tree.map(lambda a: xp.concatenate([a[:1], a]), to)  # row 0 evaluates where it arrives
-    # Row 0 adds the noise of the last level to alpha x0; the others are DDIM hops x0_hat, eps_hat -> x.
-    first = xp.concatenate([xp.ones_like(to.alpha[:1]), xp.zeros_like(to.alpha[1:])])
-    solver = linear_solver(frm, x=[first], x0=(1.0 - first) * to.alpha, eps=to.sigma)
-    x = expand(to.alpha[0], x0) * x0
-    return sample(None, denoise, solver, x, final_denoise=False, scan=scan).x0
+
+    def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
+        total = jax.tree.leaves(xs)[0].shape[0]
+        known = concrete(length)
+        if known is not None and not 1 <= known <= total:
+            raise ValueError(f"length must lie in 1 ... {total}, the number of rows; got {known}")
+        entry = lambda i: jax.tree.map(lambda a: jnp.asarray(a)[i], xs)  # noqa: E731
+        _, shapes = jax.eval_shape(body, init, entry(0))
+        outputs = jax.tree.map(lambda s: jnp.zeros((total, *s.shape), s.dtype), shapes)
+
+        def step(i: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
+            carry, outputs = state
+            carry, output = body(carry, entry(i))
+            return carry, jax.tree.map(lambda kept, new: kept.at[i].set(new), outputs, output)
+
+        return jax.lax.fori_loop(total - length, total, step, (init, outputs))
+
+    return scan
 
 
 def python_scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:

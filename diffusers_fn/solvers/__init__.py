@@ -1,6 +1,7 @@
 """Solvers: each returns a `Solver`, a table of numbers for `sample`. See `base` for how to read one."""
 
 from diffusers_fn.solvers.adams import deis, ipndm, lms
+from diffusers_fn.solvers.adaptive import AdaptiveStep, adaptive
 from diffusers_fn.solvers.base import (
     History,
     Row,
@@ -13,17 +14,24 @@ from diffusers_fn.solvers.base import (
 )
 from diffusers_fn.solvers.ddim import ancestral, ddim
 from diffusers_fn.solvers.forms import Form, data_prediction, noise_prediction
+from diffusers_fn.solvers.langevin import Corrector, annealed_langevin, langevin, predictor_corrector
 from diffusers_fn.solvers.multistep import dpmpp_1, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
+from diffusers_fn.solvers.padding import pad
 from diffusers_fn.solvers.runge_kutta import euler, euler_ancestral, heun
+from diffusers_fn.solvers.sde import euler_maruyama, heun_sde, reverse_diffusion
 from diffusers_fn.solvers.unipc import unipc
 
 __all__ = [
+    "AdaptiveStep",
+    "Corrector",
     "Form",
     "History",
     "Row",
     "Solver",
     "Step",
+    "adaptive",
     "ancestral",
+    "annealed_langevin",
     "check_num_levels",
     "check_plan",
     "data_prediction",
@@ -35,11 +43,17 @@ __all__ = [
     "dpmpp_3m",
     "euler",
     "euler_ancestral",
+    "euler_maruyama",
     "heun",
+    "heun_sde",
     "ipndm",
+    "langevin",
     "linear_solver",
     "lms",
     "neighbours",
     "noise_prediction",
+    "pad",
+    "predictor_corrector",
+    "reverse_diffusion",
     "unipc",
 ]

@@ -1,0 +1,164 @@
+"""Editing images with a sampler: from a noised image on, around a kept region, between two noises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn import _random
+from diffusers_fn._arrays import check_data, expand, working_dtype
+from diffusers_fn.denoisers import Denoiser, Transform, map_x0
+from diffusers_fn.levels import Level, add_noise
+from diffusers_fn.sampling import Samples, sample
+from diffusers_fn.solvers.base import Solver, check_plan
+
+
+def img2img(
+    key: jax.Array,
+    denoise: Denoiser,
+    make: Callable[[Level], Solver],
+    levels: Level,
+    x0: jax.Array,
+    *,
+    strength: float = 0.8,
+    **options: Any,
+) -> Samples:
+    """Returns variations of x0: noise added up to a level of the plan, and sampled from there (SDEdit).
+
+    Meng et al., "SDEdit", 2022, https://arxiv.org/abs/2108.01073, algorithm 1. The last floor(strength N) levels are
+    visited.
+
+    Args:
+      key: one key, or [B] keys.
+      denoise: the denoiser, its conditioning bound.
+      make: levels -> solver, e.g. `solvers.dpmpp_2m`.
+      levels: Level[N], the whole plan, noisiest first.
+      x0: [B, ...] images.
+      strength: in (0, 1], the share of the plan that is run; 1 keeps next to nothing of x0.
+      **options: passed to `sample`.
+
+    Raises:
+      ValueError: if levels are no plan, x0 is not of floating type, or strength is not in (0, 1] or leaves no level.
+
+    >>> from diffusers_fn import grids, oracles, solvers
+    >>> x0, denoise = jnp.full((1, 2), 0.5), oracles.gaussian(0.5, 0.01)
+    >>> img2img(jax.random.key(0), denoise, solvers.ddim, grids.karras(10), x0, strength=0.3).x0.round(1)
+    Array([[0.5, 0.5]], dtype=float32)
+    """
+    check_plan(levels)
+    check_data(x0=x0)
+    total = levels.sigma.shape[0]
+    visited = int(np.floor(strength * total + 1e-9)) if 0 < strength <= 1 else 0
+    if visited < 1:
+        raise ValueError(
+            f"strength must lie in (0, 1] and leave at least one of the {total} levels; got {strength}: "
+            f"use {1 / total:.3g} or more"
+        )
+    levels = jax.tree.map(lambda a: a[total - visited :], levels)
+    noise_key, sample_key = _random.split(key)
+    return sample(sample_key, denoise, make(levels), _noised(noise_key, x0, levels), **options)
+
+
+def inpaint(
+    key: jax.Array,
+    denoise: Denoiser,
+    solver: Solver,
+    x: jax.Array,
+    known: jax.Array,
+    keep: jax.Array,
+    **options: Any,
+) -> Samples:
+    """Returns samples that agree with `known` where `keep` is 1.
+
+    There the state starts at alpha known + sigma z and the denoiser is told that x0 is `known` (`replace_x0`), so the
+    state follows the noised known image and ends on it: mask replacement, for any solver. With a plan that goes back
+    up again (`solvers.with_restarts`) it is RePaint, which harmonises the new region with the old (Lugmayr et al.
+    2022, https://arxiv.org/abs/2201.09865, algorithm 1).
+
+    Args:
+      key: one key, or [B] keys.
+      denoise: the denoiser, its conditioning bound.
+      solver: the plan, with rows of type `Row`.
+      x: [B, ...] the state at the first level, as for `sample`.
+      known: [B, ...] clean images; what they hold where keep is 0 is ignored.
+      keep: [B, ...], or 1 in place of some axes; 1 where known is kept, 0 where it is painted.
+      **options: passed to `sample`.
+
+    Raises:
+      ValueError: if shapes or dtypes do not agree.
+
+    >>> from diffusers_fn import grids, oracles, solvers
+    >>> known, keep = jnp.array([[0.3, 9.0]]), jnp.array([[1.0, 0.0]])
+    >>> solver, x = solvers.ddim(grids.karras(20)), 80 * jax.random.normal(jax.random.key(0), (1, 2))
+    >>> inpaint(jax.random.key(1), oracles.gaussian(-0.8, 0.01), solver, x, known, keep).x0.round(1)
+    Array([[ 0.3, -0.8]], dtype=float32)
+    """
+    check_data(x=x, known=known)
+    first = jax.tree.map(lambda a: a[0], solver.rows.level)
+    noise_key, sample_key = _random.split(key)
+    replace = replace_x0(known, keep)
+    x = jnp.where(_mask(keep, x), _noised(noise_key, known, jax.tree.map(lambda a: a[None], first)), x)
+    return sample(sample_key, replace(denoise), solver, x, **options)
+
+
+def replace_x0(known: jax.Array, keep: jax.Array) -> Transform:
+    """Returns the transform that replaces the predicted x0 by `known` where `keep` is 1, and eps with it.
+
+    Args: as for `inpaint`.
+
+    >>> from diffusers_fn import oracles
+    >>> denoise = replace_x0(jnp.array([[0.3, 9.0]]), jnp.array([[1.0, 0.0]]))(oracles.gaussian(0.0, 1.0))
+    >>> denoise(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
+    Array([[0.3, 0.8]], dtype=float32)
+    """
+    return map_x0(lambda x0: jnp.where(_mask(keep, x0), known.astype(x0.dtype), x0))
+
+
+def slerp(start: jax.Array, end: jax.Array, fraction: Any) -> jax.Array:
+    """Returns the point on the great circle from start to end: interpolation that keeps the norm of noise.
+
+        sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end,   w the angle between the two, an example
+
+    Shoemake, "Animating rotation with quaternion curves", 1985, section 3.3. Where start and end are parallel it is
+    the straight line.
+
+    Args:
+      start: [B, ...].
+      end: [B, ...].
+      fraction: [] or [B]; 0 at start, 1 at end.
+
+    Raises:
+      ValueError: if shapes or dtypes do not agree.
+
+    >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5).round(4)
+    Array([[0.7071, 0.7071]], dtype=float32)
+    """
+    check_data(start=start, end=end)
+    flat = lambda a: a.reshape(a.shape[0], -1).astype(working_dtype(a))  # noqa: E731
+    a, b = flat(start), flat(end)
+    cosine = jnp.sum(a * b, axis=1) / jnp.sqrt(jnp.sum(a**2, axis=1) * jnp.sum(b**2, axis=1))
+    cosine = jnp.clip(cosine, -1.0, 1.0)
+    parallel = jnp.abs(cosine) > 1.0 - 1e-6
+    angle = jnp.arccos(jnp.where(parallel, 0.0, cosine))
+    fraction = jnp.broadcast_to(jnp.asarray(fraction, angle.dtype), angle.shape)
+    of_start = jnp.where(parallel, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / jnp.sin(angle))
+    of_end = jnp.where(parallel, fraction, jnp.sin(fraction * angle) / jnp.sin(angle))
+    return (expand(of_start, start) * start + expand(of_end, end) * end).astype(start.dtype)
+
+
+def _noised(key: jax.Array, x0: jax.Array, levels: Level) -> jax.Array:
+    """x0 at the first of the levels."""
+    x0 = jnp.asarray(x0, working_dtype(x0))
+    return add_noise(x0, _random.normal(key, x0), jax.tree.map(lambda a: jnp.asarray(a[0], x0.dtype), levels))
+
+
+def _mask(keep: jax.Array, x: jax.Array) -> jax.Array:
+    """keep as booleans of x's shape."""
+    keep = jnp.asarray(keep)
+    if keep.ndim != x.ndim or any(k not in (1, n) for k, n in zip(keep.shape, x.shape)):
+        raise ValueError(f"keep must have shape {x.shape}, or 1 in place of some axes; got {keep.shape}")
+    return jnp.broadcast_to(keep > 0.5, x.shape)

@@ -1,0 +1,189 @@
+"""Adaptive-step solution of the probability-flow ODE, through diffrax (the extra `adaptive`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn._arrays import concrete, expand, namespace
+from diffusers_fn.denoisers import Denoiser
+from diffusers_fn.levels import Array, Level
+from diffusers_fn.processes import Process, between
+from diffusers_fn.solvers.base import Solver, Step, check_num_levels, check_plan, neighbours
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AdaptiveRow:
+    """A hop from one level to the next, or R of them stacked; the last is the final denoise.
+
+    Attributes:
+      frm: [R, *S] where the path begins.
+      to: [R, *S] where it ends.
+      start: [R] how much of the path is done already: 0, at the final denoise, which repeats the last path, 1.
+      rtol, atol: [R].
+    """
+
+    frm: Level
+    to: Level
+    start: Array
+    rtol: Array
+    atol: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AdaptiveState:
+    x: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AdaptiveStep(Step):
+    """A `Step` at the end of a hop, which also tells how many steps that took, the rejected ones included."""
+
+    num_steps: jax.Array
+
+
+def adaptive(
+    levels: Level,
+    rtol: Any = 1e-5,
+    atol: Any = 1e-5,
+    *,
+    process: Process | None = None,
+    method: Any = None,
+    max_steps: int = 1000,
+) -> Solver:
+    """Returns the adaptive-step solver of the probability-flow ODE, which stops at every level of the plan.
+
+        dx/du = x0_hat d(alpha)/du + eps_hat d(sigma)/du
+
+    from level to level, where u runs from 0 to 1 as log SNR does from one to the other (see `between`). Two levels, the
+    ends, are enough; `emit` sees the state at each but the first. A step is accepted where the root mean square
+    of (error / (atol + rtol |x|)) is at most 1 for every example, so that no example's accuracy depends on the others;
+    the batch shares the steps. As in Song et al. 2021 (https://arxiv.org/abs/2011.13456, appendix D.4), which uses
+    Dormand and Prince's pair and both tolerances at 1e-5. In float32 tolerances below 1e-6 are out of reach.
+
+    Needs diffrax: `pip install diffusers_fn[adaptive]`. The number of evaluations is that of the longest path, and no
+    table tells it: emit `step.num_steps`. A hop that has not arrived after max_steps gives NaN.
+
+    Args:
+      levels: Level[N], N >= 2, with alpha > 0, any process.
+      rtol: [], relative tolerance; changing it compiles nothing.
+      atol: [], absolute tolerance.
+      process: where the path between two levels lies, and its labels; without one `between` draws it from the two ends,
+        which is exact for the levels of a variance-preserving, variance-exploding, EDM or flow process but not
+        for labels that the network reads.
+      method: a diffrax solver with an error estimate; diffrax.Dopri5() by default.
+      max_steps: of one hop.
+
+    Raises:
+      ImportError: without diffrax.
+      ValueError: if levels are no plan of at least two levels, alpha is 0 at one of them, a readable tolerance is not
+        positive, or max_steps < 1.
+
+    >>> from diffusers_fn import oracles
+    >>> from diffusers_fn.processes import edm
+    >>> from diffusers_fn.sampling import sample
+    >>> solver = adaptive(edm()(np.array([80.0, 0.002])), process=edm())
+    >>> x = jnp.array([[80.0, -40.0]])
+    >>> sample(None, oracles.gaussian(0.0, 0.5), solver, x).x0.round(3)
+    Array([[ 0.5 , -0.25]], dtype=float32)
+    """
+    diffrax = _diffrax()
+    check_plan(levels)
+    check_num_levels(levels, 2)
+    _check(levels, max_steps, rtol=rtol, atol=atol)
+    num_levels = np.shape(levels.sigma)[0]
+    frm, to = neighbours(levels)
+    xp = namespace(levels)
+    again = lambda hops, last: xp.concatenate([hops, last[-1:]])  # noqa: E731
+    rows = AdaptiveRow(
+        frm=jax.tree.map(again, frm, frm),
+        to=jax.tree.map(again, to, to),
+        start=np.append(np.zeros(num_levels - 1), 1.0),
+        rtol=namespace(rtol).broadcast_to(rtol, (num_levels,)),
+        atol=namespace(atol).broadcast_to(atol, (num_levels,)),
+    )
+    step = _Adaptive(process, diffrax.Dopri5() if method is None else method, max_steps)
+    return Solver(_init, step, rows, stochastic=False)
+
+
+def _init(x: jax.Array, rows: AdaptiveRow) -> AdaptiveState:
+    return AdaptiveState(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adaptive:
+    """The step, equal to another one when its static options are: so equal samplers share one compilation."""
+
+    process: Process | None
+    method: Any
+    max_steps: int
+
+    def __call__(
+        self, key: None, denoise: Denoiser, state: AdaptiveState, row: AdaptiveRow
+    ) -> tuple[AdaptiveState, AdaptiveStep]:
+        diffrax, x = _diffrax(), state.x
+
+        def path(u: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Level]:
+            level = between(row.frm, row.to, u, self.process)
+            return (level.alpha, level.sigma), level
+
+        def slope(u: jax.Array, x: jax.Array, args: Any) -> jax.Array:
+            _, (d_alpha, d_sigma), level = jax.jvp(path, (u,), (jnp.ones_like(u),), has_aux=True)
+            prediction = denoise(x, level)
+            return expand(d_alpha, x) * prediction.x0.astype(x.dtype) + expand(d_sigma, x) * prediction.eps.astype(
+                x.dtype
+            )
+
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(slope),
+            self.method,
+            t0=row.start,
+            t1=jnp.ones_like(row.start),
+            dt0=None,
+            y0=x,
+            stepsize_controller=diffrax.PIDController(row.rtol, row.atol, norm=_largest_rms),
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        arrived = solution.result == diffrax.RESULTS.successful
+        reached = jnp.where(arrived, solution.ys[0], jnp.nan)
+        prediction = denoise(reached, row.to)
+        x_next = jnp.where(row.start < 1, reached, prediction.x0.astype(x.dtype))
+        return AdaptiveState(x_next), AdaptiveStep(reached, row.to, prediction, x_next, solution.stats["num_steps"])
+
+
+def _largest_rms(error: jax.Array) -> jax.Array:
+    """The largest of the examples' root mean squares; with a slope of zero where it is zero, as diffrax's own norm."""
+    mean_squares = jnp.mean(jnp.square(error.reshape(error.shape[0], -1)), axis=1)
+    largest = jnp.max(mean_squares)
+    return jnp.where(largest > 0, jnp.sqrt(jnp.where(largest > 0, largest, 1.0)), 0.0)
+
+
+def _diffrax() -> Any:
+    try:
+        import diffrax
+    except ImportError as error:
+        raise ImportError(
+            "adaptive step sizes need diffrax, which the extra brings: pip install 'diffusers_fn[adaptive]'"
+        ) from error
+    return diffrax
+
+
+def _check(levels: Level, max_steps: int, **tolerances: Any) -> None:
+    alpha = concrete(levels.alpha)
+    if alpha is not None and np.any(alpha == 0):
+        raise ValueError("adaptive steps need a finite log SNR: start from a level with alpha > 0, near pure noise")
+    for name, value in tolerances.items():
+        readable = concrete(value)
+        if np.shape(value) != () or (readable is not None and not readable > 0):
+            raise ValueError(f"{name} must be one positive number; got {value}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1; got {max_steps}")

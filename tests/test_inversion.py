@@ -1,0 +1,168 @@
+"""Inversion: round trips that fall with the solver's order, fixed points, and coupled paths that return exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffusers_fn as dfn
+from diffusers_fn import grids, oracles, solvers
+
+LINEAR = dfn.make_noise_schedule(dfn.linear_betas(1000))
+DENOISE = oracles.mixture([0.3, 0.7], [-0.8, 0.6], [0.4, 0.5])
+GRIDS = {"karras": lambda n: grids.karras(n, 0.02, 20.0), "vp": lambda n: grids.uniform_log_snr(LINEAR, n)}
+SIZES = np.array([50, 100])
+
+
+@pytest.fixture(scope="module")
+def x0():
+    return np.array([[0.4], [-1.1], [1.3]])
+
+
+def error(x, x0):
+    return float(jnp.sqrt(jnp.mean((x - x0) ** 2)))
+
+
+def slope(errors):
+    return (-np.diff(np.log(errors)) / np.diff(np.log(SIZES)))[0]
+
+
+# Round trip's order. Heun's is one above its own: the leading error of a hop cancels against that of its inverse.
+ROUND_TRIPS = {
+    "ddim": (solvers.ddim, 1),
+    "dpmpp_2m": (solvers.dpmpp_2m, 2),
+    "heun": (solvers.heun, 3),
+    "unipc": (lambda levels: solvers.unipc(levels, 2), 3),
+}
+
+
+@pytest.mark.parametrize("levels_of", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+@pytest.mark.usefixtures("x64")
+def test_the_round_trip_falls_with_the_order_of_the_solver(name, levels_of, x0):
+    make, order = ROUND_TRIPS[name]
+    errors = []
+    for n in SIZES:
+        x = dfn.invert(DENOISE, levels_of(n), jnp.asarray(x0), make=make, refine=8)
+        errors.append(error(dfn.sample(None, DENOISE, make(levels_of(n)), x).x0, x0))
+    assert slope(errors) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("levels_of", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("evaluations", [1, 2, 3])
+@pytest.mark.usefixtures("x64")
+def test_each_evaluation_of_a_hop_adds_an_order(evaluations, levels_of, x0):
+    errors = []
+    for n in SIZES:
+        x = dfn.invert_implicit(DENOISE, levels_of(n), jnp.asarray(x0), evaluations=evaluations)
+        errors.append(error(dfn.sample(None, DENOISE, solvers.ddim(levels_of(n)), x).x0, x0))
+    assert slope(errors) == pytest.approx(evaluations + 1, abs=0.15)
+
+
+@pytest.mark.usefixtures("x64")
+def test_inversion_by_heun_finds_the_exact_noise():
+    """The probability flow of N(.3, .5^2) from sigma 0.002 to 80: the standard score is kept."""
+    levels, x0 = grids.karras(200), jnp.array([[0.2, 1.3], [-0.4, 0.5]])
+    last = levels.sigma[-1]
+    # x0 is x0_hat at the last level: (x0 - mean) / std^2 = (x - mean) / var.
+    x_last = 0.3 + (x0 - 0.3) * (0.25 + last**2) / 0.25
+    wanted = 0.3 + (x_last - 0.3) * np.sqrt(0.25 + 80.0**2) / np.sqrt(0.25 + last**2)
+    x = dfn.invert(oracles.gaussian(0.3, 0.5), levels, x0, make=solvers.heun, refine=4)
+    np.testing.assert_allclose(x, wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize("levels_of", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("size", [10, 50, 100])
+def test_the_coupled_paths_return_to_rounding(size, levels_of):
+    """In float32, whatever the network: here also one that is no denoiser of anything."""
+    network = dfn.make_denoiser(lambda params, x, t, cond: 0.5 * jnp.tanh(x), None, dfn.parameterizations.epsilon)
+    x0 = jax.random.uniform(jax.random.key(0), (16, 4), minval=-1.0, maxval=1.0)
+    for denoise in (DENOISE, network):
+        state = dfn.invert_coupled(denoise, levels_of(size), x0)
+        back = dfn.sample_coupled(denoise, levels_of(size), state)
+        # Units in the last place of numbers up to 1 are 1.2e-7.
+        np.testing.assert_allclose(back, x0, atol=4e-6)
+        once = dfn.invert(denoise, levels_of(size), x0)
+        assert error(dfn.sample(None, denoise, solvers.ddim(levels_of(size)), once).x0, x0) > 1e-2
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_coupled_paths_follow_the_flow():
+    """Both are DDIM's to first order: from noise to where the exact flow of a Gaussian leads."""
+    x = jnp.array([[1.0, -0.7]]) * np.hypot(20.0, 0.5) + 0.3
+    errors = []
+    for n in (100, 200):
+        x0 = dfn.sample_coupled(oracles.gaussian(0.3, 0.5), GRIDS["karras"](n), dfn.couple(x))
+        errors.append(error(x0, 0.3 + 0.5 * np.array([[1.0, -0.7]])))
+    assert errors[1] < 0.6 * errors[0] < 0.06
+
+
+@pytest.mark.usefixtures("x64")
+def test_coupled_steps_are_the_papers():
+    """Equations 14 of the paper in x and y, written out, at alpha = 1."""
+    levels = dfn.Level(np.ones(2), np.array([3.0, 0.8]), np.zeros(2))
+    x = y = start = jnp.array([[1.0, -2.7]])
+    for sigma, to in ((3.0, 0.8), (0.8, 0.0)):
+        x = x + (to - sigma) * DENOISE(y, dfn.Level(1.0, sigma, 0.0)).eps
+        y = y + (to - sigma) * DENOISE(x, dfn.Level(1.0, sigma, 0.0)).eps
+        x = 0.9 * x + 0.1 * y
+        y = 0.9 * y + 0.1 * x
+    np.testing.assert_allclose(dfn.sample_coupled(DENOISE, levels, dfn.couple(start), mixing=0.9), x, rtol=1e-12)
+    both = dfn.Level(np.array([0.3, 0.7]), np.array([0.9, 0.56]), np.zeros(2))  # the same, scaled
+    scaled = dfn.sample_coupled(DENOISE, both, dfn.couple(0.3 * start, 0.3), mixing=0.9)
+    np.testing.assert_allclose(scaled, x, rtol=1e-12)
+
+
+def test_inversion_may_end_at_pure_noise():
+    """alpha = 0 at the first level: the last hop upwards is to eps_hat."""
+    schedule = dfn.make_noise_schedule(dfn.zero_terminal_snr(dfn.linear_betas(1000)))
+    x0 = jnp.array([[0.2, 1.3]])
+    for make, size, tolerance in ((solvers.ddim, 500, 2e-2), (solvers.dpmpp_2m, 100, 1e-2)):
+        levels = grids.trailing(schedule, size)
+        assert levels.alpha[0] == 0.0
+        x = dfn.invert(oracles.gaussian(0.3, 0.5), levels, x0, make=make, refine=2)
+        np.testing.assert_allclose(x, (x0 - 0.3) / 0.5, atol=2 * tolerance)
+        back = dfn.sample(None, oracles.gaussian(0.3, 0.5), make(levels), x).x0
+        np.testing.assert_allclose(back, x0, atol=tolerance)
+
+
+def test_the_mixing_and_the_levels_may_be_traced(x0):
+    x0, traces = jnp.asarray(x0, jnp.float32), []
+
+    @jax.jit
+    def round_trip(levels, mixing, x0):
+        traces.append(None)
+        state = dfn.invert_coupled(DENOISE, levels, x0, mixing=mixing)
+        implicit = dfn.invert_implicit(DENOISE, levels, x0, evaluations=2)
+        return dfn.sample_coupled(DENOISE, levels, state, mixing=mixing), implicit
+
+    for levels in (GRIDS["karras"](10), GRIDS["vp"](10)):
+        for mixing in (0.9, 0.95):
+            back, implicit = round_trip(jax.tree.map(jnp.asarray, levels), mixing, x0)
+            np.testing.assert_allclose(back, x0, atol=4e-6)
+            host = dfn.invert_implicit(DENOISE, levels, x0, evaluations=2)
+            np.testing.assert_allclose(implicit, host, rtol=1e-4, atol=1e-4)
+    assert len(traces) == 1
+
+
+ONE = jnp.ones((2, 3))
+PLAN = GRIDS["karras"](5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: dfn.invert(DENOISE, PLAN, ONE, refine=-1), "refine must be an integer of at least 0; got -1"),
+        (lambda: dfn.invert(DENOISE, PLAN, ONE, make=solvers.ancestral), "draws noise: use eta = 0"),
+        (
+            lambda: dfn.invert_implicit(DENOISE, PLAN, ONE, evaluations=0),
+            "evaluations must be an integer of at least 1",
+        ),
+        (lambda: dfn.invert_coupled(DENOISE, PLAN, ONE, mixing=0.0), r"mixing must be one number in \(0, 1\]; got 0.0"),
+        (lambda: dfn.sample_coupled(DENOISE, PLAN, dfn.Coupled(ONE, ONE[:1], ONE, ONE)), "v must have the shape of u"),
+        (lambda: dfn.invert_coupled(DENOISE, PLAN, jnp.ones((2, 3), jnp.int32)), "floating type"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
