@@ -97,8 +97,8 @@ class LabelEmbedding(nn.Module):
     B, for the time part. The class part is added as in Dhariwal and Nichol, "Diffusion Models Beat GANs on
     Image Synthesis" (2021), https://arxiv.org/abs/2105.05233. The table has num_classes + 1 rows; the last
     one, with index num_classes, is the null class of classifier-free guidance, and `cond=None` means that row
-    for every example. Labels under a trace cannot be checked: one outside 0 .. num_classes gives NaN, not a
-    wrong class.
+    for every example. Without null_class there is no such row, and cond must be given. Labels under a trace
+    cannot be checked: one outside the table gives NaN, not a wrong class.
 
     Raises ValueError for labels that are not integers, of a shape other than [] or [B], visibly out of range,
     or given to a network without classes.
@@ -113,17 +113,18 @@ class LabelEmbedding(nn.Module):
     num_classes: int | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    null_class: bool = True
 
     @nn.compact
     def __call__(self, features: jax.Array, cond: jax.Array | int | None) -> jax.Array:
-        labels = class_labels(cond, self.num_classes, features.shape[0])
+        labels = class_labels(cond, self.num_classes, features.shape[0], null_class=self.null_class)
         dense = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": dense_init}
         emb = nn.Dense(self.width, name="time_0", **dense)(features)
         emb = nn.Dense(self.width, name="time_1", **dense)(nn.silu(emb))
         if labels is None or self.num_classes is None:
             return emb
         table = nn.Embed(
-            self.num_classes + 1,
+            self.num_classes + self.null_class,
             self.width,
             embedding_init=nn.initializers.normal(1.0),
             dtype=self.dtype,
@@ -136,10 +137,11 @@ class LabelEmbedding(nn.Module):
 dense_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, for every layer but the last
 
 
-def class_labels(cond: Any, num_classes: int | None, batch: int) -> jax.Array | None:
+def class_labels(cond: Any, num_classes: int | None, batch: int, *, null_class: bool = True) -> jax.Array | None:
     """Returns int labels [B] for cond None, [] or [B]; None for a network without classes.
 
-    Raises ValueError as `LabelEmbedding` says.
+    cond=None is the label num_classes, which there is not without null_class. Raises ValueError as `LabelEmbedding`
+    says.
 
     >>> class_labels(None, 10, 3).tolist(), class_labels(4, 10, 3).tolist()
     ([10, 10, 10], [4, 4, 4])
@@ -150,17 +152,18 @@ def class_labels(cond: Any, num_classes: int | None, batch: int) -> jax.Array | 
         return None
     if num_classes < 1:
         raise ValueError(f"num_classes must be None or at least 1; got {num_classes}")
-    if cond is None:
-        cond = num_classes
+    if cond is None and not null_class:
+        raise ValueError(f"this network has no null class: cond must hold class labels in 0 .. {num_classes - 1}")
+    cond = num_classes if cond is None else cond
+    last = num_classes if null_class else num_classes - 1
     labels = jnp.asarray(cond)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"cond must hold integer class labels; got dtype {labels.dtype}")
     if labels.shape not in ((), (batch,)):
         raise ValueError(f"cond must have shape [] or [{batch}]; got {list(labels.shape)}")
-    if isinstance(cond, int | np.integer | np.ndarray) and np.any(
-        (np.asarray(cond) < 0) | (np.asarray(cond) > num_classes)
-    ):
-        raise ValueError(f"class labels must lie in 0 .. {num_classes} ({num_classes} is the null class); got {cond}")
+    if isinstance(cond, int | np.integer | np.ndarray) and np.any((np.asarray(cond) < 0) | (np.asarray(cond) > last)):
+        note = f" ({num_classes} is the null class)" if null_class else ""
+        raise ValueError(f"class labels must lie in 0 .. {last}{note}; got {cond}")
     # A traced label cannot be checked. One past the end gives NaN; a negative one must not count from the end.
     labels = jnp.where(labels < 0, num_classes + 1, labels)
     return jnp.broadcast_to(labels, (batch,))

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, fir, vector_labels
 
+HALF = math.sqrt(0.5)  # of the variance: what keeps a sum of two at the variance of one
+
 
 class SongUNet(nn.Module):
     """Computes a denoiser's output [B, H, W, C] for images x [B, H, W, C] at time labels t [] or [B].
@@ -41,6 +43,9 @@ class SongUNet(nn.Module):
       fourier_features: random frequencies instead of geometric ones.
       input_pyramid: None; "residual", halved inputs pass through convolutions and are added from level to level
         (NCSN++); or "skip", they are added to each level as they are, through a 1x1 convolution.
+      sigma_labels: t is sigma itself, of which the network takes the logarithm, and by which its output is divided, as
+        a score is: the NCSN++ of Song et al., where EDM's network has c_noise and a parameterization around it.
+      mid_divisor: the sums of the middle's blocks are divided by it.
       output_pyramid: every level makes an image, and the doubled images are summed.
       resample_taps: the filter of `fir`.
       num_classes, augment_width: None, or the widths of the conditions.
@@ -80,6 +85,8 @@ class SongUNet(nn.Module):
     learned_variance: bool = False
     zero_init_output: bool = True
     norm_eps: float = 1e-6
+    sigma_labels: bool = False
+    mid_divisor: float = math.sqrt(2)
     remat: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
@@ -102,7 +109,7 @@ class SongUNet(nn.Module):
         self._check(x)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         common: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **types}
-        common |= {"zero_init": self.zero_init_output, "skip_scale": math.sqrt(0.5)}
+        common["zero_init"] = self.zero_init_output
         conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
         down = functools.partial(fir.fir_down, taps=tuple(self.resample_taps))
         up = functools.partial(fir.fir_up, taps=tuple(self.resample_taps))
@@ -113,13 +120,15 @@ class SongUNet(nn.Module):
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
         emb = self._embed(x, t, cond, train)
 
-        def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
-            fields: dict[str, Any] = {"dropout": self.dropout, "resample": resample, **common}
+        def res_block(
+            h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None, scale: float = HALF
+        ) -> jax.Array:
+            fields: dict[str, Any] = {"dropout": self.dropout, "resample": resample, "skip_scale": scale, **common}
             block = blocks.ResBlock(width, project_skip=resample is not None, name=name, **fields)
             return blocks.rematerialised(block, self.remat)(h, emb, train=train)
 
-        def attention(h: jax.Array, name: str) -> jax.Array:
-            block = blocks.SelfAttention(attention_fn=self.attention_fn, name=name, **common)
+        def attention(h: jax.Array, name: str, scale: float = HALF) -> jax.Array:
+            block = blocks.SelfAttention(attention_fn=self.attention_fn, skip_scale=scale, name=name, **common)
             return blocks.rematerialised(block, self.remat)(h)
 
         h = conv(self.channels, name="conv_in")(x)
@@ -138,14 +147,15 @@ class SongUNet(nn.Module):
                     pyramid = fir.fir_down(
                         conv(width, padding=(pad, pad), name=name)(pyramid), self.resample_taps, padding=0
                     )
-                    pyramid = h = (h + pyramid) * math.sqrt(0.5)
+                    pyramid = h = (h + pyramid) * HALF
                 elif self.input_pyramid == "skip":
                     pyramid = down(pyramid)
                     h = h + nn.Dense(width, kernel_init=embeddings.dense_init, name=name, **types)(pyramid)
                 saved.append(h)
 
-        h = attention(res_block(h, widths[-1], "mid_block_0"), "mid_attention")
-        h = res_block(h, widths[-1], "mid_block_1")
+        h = res_block(h, widths[-1], "mid_block_0", scale=1 / self.mid_divisor)
+        h = attention(h, "mid_attention", 1 / self.mid_divisor)
+        h = res_block(h, widths[-1], "mid_block_1", scale=1 / self.mid_divisor)
 
         out = jnp.zeros([], self.dtype)
         for level, width in reversed(list(enumerate(widths))):
@@ -161,7 +171,10 @@ class SongUNet(nn.Module):
                 out = image if level == len(widths) - 1 or not self.output_pyramid else up(out) + image
             if level > 0:
                 h = res_block(h, width, f"up_{level}_upsample", up)
-        return out.astype(out_dtype)
+        out = out.astype(out_dtype)
+        if self.sigma_labels:
+            return out / embeddings.time_labels(t, len(x), out_dtype)[:, None, None, None]
+        return out
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Any, train: bool) -> jax.Array:
         """Returns the embedding [B, embedding_multiplier * channels] that every residual block receives."""
@@ -170,6 +183,7 @@ class SongUNet(nn.Module):
         dense: Callable[..., Any] = functools.partial(nn.Dense, kernel_init=embeddings.dense_init, **types)
         labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_width, batch, dtype)
         times, width = embeddings.time_labels(t, batch, dtype), self.feature_multiplier * self.channels
+        times = jnp.log(times) if self.sigma_labels else times
         if self.fourier_features:
             features = embeddings.FourierFeatures(width, name="fourier", **types)(times)
         else:

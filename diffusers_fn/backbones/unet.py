@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings
+from diffusers_fn.backbones import blocks, embeddings, walks
 
 
 class UNet(nn.Module):
@@ -30,24 +30,30 @@ class UNet(nn.Module):
     `time_cos_first=True, time_freq_shift=0, downsample_padding=(1, 1), norm_eps=1e-5`.
 
     Call with x [B, H, W, C]; t integers or floats; cond integer class labels [] or [B], or None for the null
-    class, num_classes; train=True turns on dropout, which draws from the rng collection "dropout". The output
-    is float32, or x's dtype if that is wider. It has out_channels channels (C if None), or twice as many with
-    learned_variance: the mean's first, the variance's last.
+    class, num_classes, if there is one; train=True turns on dropout, which draws from the rng collection
+    "dropout". The output is float32, or x's dtype if that is wider. It has out_channels channels (C if None), or
+    twice as many with learned_variance: the mean's first, the variance's last.
 
     Fields:
       image_size: the resolution of level 0 that attention_resolutions speaks of. The same parameters serve
         any H and W that the levels can halve.
-      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide.
+      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide, rounded down.
       num_res_blocks: residual blocks per level on the way down.
       num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
+      num_heads_up: instead of num_heads on the way up.
       scale_shift_norm: the embedding scales and shifts after a block's second normalisation, instead of
         being added before it.
       resblock_updown: change resolution in a residual block, instead of by a strided convolution and by
         nearest-neighbour doubling with a convolution.
+      resample_conv: False leaves these convolutions out: means of 2x2 squares, and doubling.
+      null_class: class labels have a row more, for no class. Published class-conditional networks have none.
       zero_init_output: start as the zero function, and every block as its skip connection.
       norm_groups, norm_eps: of every group normalisation; the groups must divide every layer's channels.
       time_cos_first, time_freq_shift: see `embeddings.sinusoidal_features`.
       downsample_padding: zeros (before, after) each axis of a strided convolution.
+      new_attention_order: how published weights order the outputs of a query, key and value projection; it is the
+        same function.
+      remat: the backward pass computes every block again instead of keeping what is inside it.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
         and the label embedding stay in float32 or wider.
@@ -65,7 +71,7 @@ class UNet(nn.Module):
     out_channels: int | None = None
     image_size: int = 32
     channels: int = 128
-    channel_multipliers: Sequence[int] = (1, 2, 2, 2)
+    channel_multipliers: Sequence[float] = (1, 2, 2, 2)
     num_res_blocks: int = 2
     attention_resolutions: Sequence[int] = (16,)
     num_heads: int | None = None
@@ -84,6 +90,11 @@ class UNet(nn.Module):
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    num_heads_up: int | None = None
+    resample_conv: bool = True
+    null_class: bool = True
+    new_attention_order: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
@@ -92,55 +103,54 @@ class UNet(nn.Module):
         norm: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps}
         norm["zero_init"] = self.zero_init_output
         conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
-        heads: dict[str, Any] = {"num_heads": self.num_heads, "head_dim": self.head_dim}
-        heads["attention_fn"] = self.attention_fn
-        attention: Callable[..., Any] = functools.partial(blocks.SelfAttention, **heads, **norm, **types)
-        res_block: Callable[..., Any] = functools.partial(
-            blocks.ResBlock, dropout=self.dropout, scale_shift=self.scale_shift_norm, **norm, **types
-        )
-        widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
-        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
+        heads_up = self.num_heads if self.num_heads_up is None else self.num_heads_up
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
         emb = self._embed(x, t, cond)
 
-        h = conv(self.channels, name="conv_in")(x)
-        saved = [h]
-        for level, width in enumerate(widths):
-            for i in range(self.num_res_blocks):
-                h = res_block(width, name=f"down_{level}_block_{i}")(h, emb, train=train)
-                if attends[level]:
-                    h = attention(name=f"down_{level}_attention_{i}")(h)
-                saved.append(h)
-            if level < len(widths) - 1:
-                name = f"down_{level}_downsample"
-                if self.resblock_updown:
-                    h = res_block(width, resample=blocks.average_pool, name=name)(h, emb, train=train)
-                else:
-                    h = conv(width, stride=2, padding=self.downsample_padding, name=name)(h)
-                saved.append(h)
+        def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
+            block = blocks.ResBlock(width, self.dropout, self.scale_shift_norm, resample, name=name, **norm, **types)
+            return blocks.rematerialised(block, self.remat)(h, emb, train=train)
 
-        h = res_block(widths[-1], name="mid_block_0")(h, emb, train=train)
-        h = attention(name="mid_attention")(h)
-        h = res_block(widths[-1], name="mid_block_1")(h, emb, train=train)
+        def attention(h: jax.Array, name: str, num_heads: int | None = self.num_heads) -> jax.Array:
+            heads: dict[str, Any] = {"num_heads": num_heads, "head_dim": self.head_dim}
+            block = blocks.SelfAttention(attention_fn=self.attention_fn, name=name, **heads, **norm, **types)
+            return blocks.rematerialised(block, self.remat)(h)
 
-        for level, width in reversed(list(enumerate(widths))):
-            for i in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, saved.pop()], axis=-1)
-                h = res_block(width, name=f"up_{level}_block_{i}")(h, emb, train=train)
-                if attends[level]:
-                    h = attention(name=f"up_{level}_attention_{i}")(h)
-            if level > 0:
-                name = f"up_{level}_upsample"
-                if self.resblock_updown:
-                    h = res_block(width, resample=blocks.nearest, name=name)(h, emb, train=train)
-                else:
-                    h = conv(width, name=name)(blocks.nearest(h))
+        def halve(h: jax.Array, level: int, name: str) -> jax.Array:
+            if self.resblock_updown:
+                return res_block(h, widths[level], name, blocks.average_pool)
+            if not self.resample_conv:
+                return blocks.average_pool(h)
+            return conv(widths[level], stride=2, padding=self.downsample_padding, name=name)(h)
+
+        def double(h: jax.Array, level: int, name: str) -> jax.Array:
+            if self.resblock_updown:
+                return res_block(h, widths[level], name, blocks.nearest)
+            h = blocks.nearest(h)
+            return conv(widths[level], name=name)(h) if self.resample_conv else h
+
+        widths = self.widths()
+        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
+        h = conv(widths[0], name="conv_in")(x)
+        saved = walks.walk_down(h, widths, attends, self.num_res_blocks, res_block, attention, halve)
+        h = res_block(saved[-1], widths[-1], "mid_block_0")
+        h = res_block(attention(h, "mid_attention"), widths[-1], "mid_block_1")
+        attention_up = functools.partial(attention, num_heads=heads_up)
+        h = walks.walk_up(h, saved, widths, attends, self.num_res_blocks, res_block, attention_up, double)
 
         h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(h))
         last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         features = x.shape[-1] if self.out_channels is None else self.out_channels
         features = 2 * features if self.learned_variance else features
         return conv(features, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)
+
+    def widths(self) -> list[int]:
+        """Returns the channels of each level.
+
+        >>> UNet(channels=256, channel_multipliers=(0.5, 1, 2)).widths()
+        [128, 256, 512]
+        """
+        return [int(self.channels * multiplier) for multiplier in self.channel_multipliers]
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> jax.Array:
         """Returns the label embedding [B, 4 * channels] that every residual block receives."""
@@ -152,7 +162,12 @@ class UNet(nn.Module):
             cos_first=self.time_cos_first,
         )
         embed = embeddings.LabelEmbedding(
-            4 * self.channels, self.num_classes, dtype=dtype, param_dtype=self.param_dtype, name="embedding"
+            4 * self.channels,
+            self.num_classes,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            null_class=self.null_class,
+            name="embedding",
         )
         return embed(features, cond)
 

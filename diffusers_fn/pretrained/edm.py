@@ -89,6 +89,8 @@ def to_config(module: SongUNet | DhariwalUNet) -> dict[str, Any]:
     >>> to_config(SongUNet.ncsnpp(out_channels=3))["encoder_type"]
     'residual'
     """
+    if isinstance(module, SongUNet) and module.sigma_labels:
+        raise ValueError("EDM's networks hear c_noise: this family's modules must have sigma_labels=False")
     config: dict[str, Any] = {
         "precond": "iDDPMPrecond" if module.learned_variance else "EDMPrecond",
         "model_type": type(module).__name__,
@@ -177,7 +179,7 @@ def constants(module: SongUNet | DhariwalUNet) -> list[Constant]:
     return found + ([Constant("u", _iddpm_sigmas())] if module.learned_variance else [])
 
 
-family = Family("edm", EDM_PRECONDS, from_config, to_config, entries, inputs, constants)
+family = Family("edm", (*EDM_PRECONDS, "SongUNet", "DhariwalUNet"), from_config, to_config, entries, inputs, constants)
 
 
 def _layers(module: SongUNet | DhariwalUNet) -> list[tuple[str, str, int, str]]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from diffusers_fn.backbones import UNet
+from diffusers_fn.backbones import Classifier, UNet
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
+from diffusers_fn.pretrained.unet_layouts import joint_attention, pointwise
 
 
 def from_config(config: Mapping[str, Any]) -> UNet:
@@ -35,11 +35,16 @@ def from_config(config: Mapping[str, Any]) -> UNet:
             "channel_mult": (1, 2, 4, 8),
             "num_heads": 1,
             "num_head_channels": -1,
+            "num_heads_upsample": -1,
+            "num_classes": None,
+            "dropout": 0,
+            "conv_resample": True,
+            "use_new_attention_order": False,
             "use_scale_shift_norm": False,
             "resblock_updown": False,
         },
-        only={"num_classes": None, "use_new_attention_order": False, "conv_resample": True, "dims": 2},
-        unused=["dropout", "use_checkpoint", "use_fp16", "num_heads_upsample"],
+        only={"dims": 2},
+        unused=["use_checkpoint", "use_fp16"],
     )
     image_size = fields["image_size"] or 2 ** (len(fields["channel_mult"]) - 1)
     if fields["out_channels"] not in (fields["in_channels"], 2 * fields["in_channels"]):
@@ -54,7 +59,13 @@ def from_config(config: Mapping[str, Any]) -> UNet:
         num_res_blocks=fields["num_res_blocks"],
         attention_resolutions=tuple(image_size // factor for factor in fields["attention_resolutions"]),
         num_heads=fields["num_heads"] if fields["num_head_channels"] == -1 else None,
+        num_heads_up=None if fields["num_heads_upsample"] == -1 else fields["num_heads_upsample"],
         head_dim=None if fields["num_head_channels"] == -1 else fields["num_head_channels"],
+        num_classes=fields["num_classes"],
+        null_class=False,
+        dropout=fields["dropout"],
+        resample_conv=fields["conv_resample"],
+        new_attention_order=fields["use_new_attention_order"],
         scale_shift_norm=fields["use_scale_shift_norm"],
         resblock_updown=fields["resblock_updown"],
         learned_variance=fields["out_channels"] == 2 * fields["in_channels"],
@@ -81,109 +92,102 @@ def to_config(module: UNet) -> dict[str, Any]:
         "channel_mult": list(module.channel_multipliers),
         "num_heads": module.num_heads or 1,
         "num_head_channels": module.head_dim or -1,
+        "num_heads_upsample": module.num_heads_up or -1,
+        "num_classes": module.num_classes,
+        "dropout": module.dropout,
+        "conv_resample": module.resample_conv,
+        "use_new_attention_order": module.new_attention_order,
         "use_scale_shift_norm": module.scale_shift_norm,
         "resblock_updown": module.resblock_updown,
     }
 
 
 def inputs(module: UNet) -> tuple[Any, ...]:
-    """Returns shapes of x and t for which the module makes its parameters.
+    """Returns shapes of x and t, and of labels if there are any, for which the module makes its parameters.
 
     >>> inputs(UNet(out_channels=3))[0].shape
     (1, 32, 32, 3)
     """
-    shape = (1, module.image_size, module.image_size, module.out_channels)
-    return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, module.image_size, module.image_size, module.out_channels), jnp.float32)
+    labels = [] if module.num_classes is None else [jax.ShapeDtypeStruct((1,), jnp.int32)]
+    return x, jax.ShapeDtypeStruct((1,), jnp.float32), *labels
 
 
 def entries(module: UNet) -> list[Entry]:
-    """Returns the entries of all parameters.
+    """Returns the entries of all parameters. ValueError for a module with a null class, which the reference has not.
 
     >>> net = UNet(out_channels=3, channels=32, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=())
     >>> sorted(entry.path for entry in entries(net) if "out" in entry.path)
     ['conv_out/bias', 'conv_out/kernel', 'mid_attention/out/bias', 'mid_attention/out/kernel', 'norm_out/bias', \
 'norm_out/scale']
     """
-    widths = [module.channels * multiplier for multiplier in module.channel_multipliers]
-    attends = [module.image_size // 2**level in module.attention_resolutions for level in range(len(widths))]
-    found = [*conv("conv_in", "input_blocks.0.0"), *norm("norm_out", "out.0"), *conv("conv_out", "out.2")]
-    found += [*linear("embedding/time_0", "time_embed.0"), *linear("embedding/time_1", "time_embed.2")]
+    found, saved = encoder_entries(module)
+    found += [*norm("norm_out", "out.0"), *conv("conv_out", "out.2")]
+    if module.num_classes is not None:
+        if module.null_class:
+            raise ValueError("the reference has no null class: this family's modules must have null_class=False")
+        found += same("embedding/class_table/embedding", "label_emb.weight")
 
-    saved = [width := module.channels]  # the widths of the activations that the way up concatenates
+    heads = module.num_heads if module.num_heads_up is None else module.num_heads_up
+    widths, index, width = module.widths(), 0, module.widths()[-1]
+    for level in reversed(range(len(widths))):
+        attends = module.image_size // 2**level in module.attention_resolutions
+        for i in range(module.num_res_blocks + 1):
+            name = f"output_blocks.{index}"
+            found += _res_block(f"up_{level}_block_{i}", f"{name}.0", skip=width + saved.pop() != widths[level])
+            if attends:
+                found += _attention(f"up_{level}_attention_{i}", f"{name}.1", module, widths[level], heads)
+            width, index = widths[level], index + 1
+        if level > 0:
+            name, path = f"output_blocks.{index - 1}.{1 + attends}", f"up_{level}_upsample"
+            found += _resample(path, name, f"{name}.conv", module)
+    return found
+
+
+def encoder_entries(module: UNet | Classifier) -> tuple[list[Entry], list[int]]:
+    """Returns the entries of the embedding, the way down and the middle, and the widths of the saved activations.
+
+    >>> len(encoder_entries(Classifier())[1])
+    12
+    """
+    widths = module.widths()
+    found = [*linear("embedding/time_0", "time_embed.0"), *linear("embedding/time_1", "time_embed.2")]
+    found += conv("conv_in", "input_blocks.0.0")
+    saved = [width := widths[0]]
     for level in range(len(widths)):
         for i in range(module.num_res_blocks):
             name = f"input_blocks.{len(saved)}"
             found += _res_block(f"down_{level}_block_{i}", f"{name}.0", skip=width != widths[level])
-            if attends[level]:
-                found += _attention(f"down_{level}_attention_{i}", f"{name}.1", module, widths[level])
+            if module.image_size // 2**level in module.attention_resolutions:
+                found += _attention(f"down_{level}_attention_{i}", f"{name}.1", module, widths[level], module.num_heads)
             saved.append(width := widths[level])
         if level < len(widths) - 1:
             name = f"input_blocks.{len(saved)}.0"
-            path = f"down_{level}_downsample"
-            found += _res_block(path, name, skip=False) if module.resblock_updown else conv(path, f"{name}.op")
+            found += _resample(f"down_{level}_downsample", name, f"{name}.op", module)
             saved.append(width)
-
     found += _res_block("mid_block_0", "middle_block.0", skip=False)
-    found += _attention("mid_attention", "middle_block.1", module, width)
+    found += _attention("mid_attention", "middle_block.1", module, width, module.num_heads)
     found += _res_block("mid_block_1", "middle_block.2", skip=False)
-
-    index = 0
-    for level in reversed(range(len(widths))):
-        for i in range(module.num_res_blocks + 1):
-            name = f"output_blocks.{index}"
-            found += _res_block(f"up_{level}_block_{i}", f"{name}.0", skip=width + saved.pop() != widths[level])
-            if attends[level]:
-                found += _attention(f"up_{level}_attention_{i}", f"{name}.1", module, widths[level])
-            width, index = widths[level], index + 1
-        if level > 0:
-            name, path = f"output_blocks.{index - 1}.{1 + attends[level]}", f"up_{level}_upsample"
-            found += _res_block(path, name, skip=False) if module.resblock_updown else conv(path, f"{name}.conv")
-    return found
+    return found, saved
 
 
 family = Family("guided_unet", ("UNetModel",), from_config, to_config, entries, inputs)
+
+
+def _resample(path: str, block: str, convolution: str, module: UNet | Classifier) -> list[Entry]:
+    if module.resblock_updown:
+        return _res_block(path, block, skip=False)
+    return conv(path, convolution) if module.resample_conv else []
 
 
 def _res_block(path: str, name: str, *, skip: bool) -> list[Entry]:
     found = [*norm(f"{path}/norm_0", f"{name}.in_layers.0"), *conv(f"{path}/conv_0", f"{name}.in_layers.2")]
     found += [*norm(f"{path}/norm_1", f"{name}.out_layers.0"), *conv(f"{path}/conv_1", f"{name}.out_layers.3")]
     found += linear(f"{path}/emb", f"{name}.emb_layers.1")
-    return found + (_pointwise(f"{path}/skip", f"{name}.skip_connection") if skip else [])
+    return found + (pointwise(f"{path}/skip", f"{name}.skip_connection") if skip else [])
 
 
-def _pointwise(path: str, name: str) -> list[Entry]:
-    """nn.Dense from a convolution of one pixel, [out, in, 1, 1]."""
-    kernel = Entry(f"{path}/kernel", (f"{name}.weight",), lambda a: a[:, :, 0, 0].T, lambda a: (a.T[:, :, None, None],))
-    return [kernel, *same(f"{path}/bias", f"{name}.bias")]
-
-
-def _attention(path: str, name: str, module: UNet, channels: int) -> list[Entry]:
-    """One projection to (heads, 3, head_dim) in this order, as a kernel [C, 3, heads, head_dim], and the one back."""
-    heads = module.num_heads or 1 if module.head_dim is None else channels // module.head_dim
-    head_dim = channels // heads
-
-    def qkv_kernel(a: np.ndarray) -> np.ndarray:
-        return a.reshape(heads, 3, head_dim, channels).transpose(3, 1, 0, 2)
-
-    def qkv_weight(a: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (a.transpose(2, 1, 3, 0).reshape(3 * channels, channels, 1),)
-
-    def qkv_bias(a: np.ndarray) -> np.ndarray:
-        return a.reshape(heads, 3, head_dim).transpose(1, 0, 2)
-
-    def qkv_bias_back(a: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (a.transpose(1, 0, 2).reshape(3 * channels),)
-
-    def out_kernel(a: np.ndarray) -> np.ndarray:
-        return a.reshape(channels, channels).T.reshape(heads, head_dim, channels)
-
-    def out_weight(a: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (a.reshape(channels, channels).T[:, :, None],)
-
-    return [
-        *norm(f"{path}/norm", f"{name}.norm"),
-        Entry(f"{path}/qkv/kernel", (f"{name}.qkv.weight",), qkv_kernel, qkv_weight),
-        Entry(f"{path}/qkv/bias", (f"{name}.qkv.bias",), qkv_bias, qkv_bias_back),
-        Entry(f"{path}/out/kernel", (f"{name}.proj_out.weight",), out_kernel, out_weight),
-        *same(f"{path}/out/bias", f"{name}.proj_out.bias"),
-    ]
+def _attention(path: str, name: str, module: UNet | Classifier, channels: int, num_heads: int | None) -> list[Entry]:
+    heads = channels // module.head_dim if module.head_dim else num_heads or 1
+    names = f"{name}.norm", f"{name}.qkv", f"{name}.proj_out"
+    return joint_attention(path, names, channels, heads, order="3hc" if module.new_attention_order else "h3c")

@@ -1,0 +1,210 @@
+"""A classifier of noisy images, for classifier guidance: half a U-Net."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn.backbones import blocks, embeddings, walks
+
+POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+
+
+class Classifier(nn.Module):
+    """Computes logits [B, num_classes] of noisy images x [B, H, W, C] at time labels t [] or [B].
+
+    The way down and the middle of ADM's U-Net, then a pool over the pixels. Dhariwal and Nichol, "Diffusion Models Beat
+    GANs on Image Synthesis" (2021), https://arxiv.org/abs/2105.05233, section 4 and appendix H; the defaults are their
+    classifier for ImageNet at 64 pixels. For guidance, with t the label that the classifier was trained on,
+
+        def log_prob(x, y, level): return jax.nn.log_softmax(classifier.apply(variables, x, level.t))[jnp.arange(B), y]
+
+    Call with x [B, H, W, C]; t integers or floats; train=True turns on dropout, which draws from the rng collection
+    "dropout". The logits are float32, or x's dtype if that is wider.
+
+    Fields:
+      num_classes: the number of logits.
+      image_size: the resolution of level 0 that attention_resolutions speaks of. With pool="attention" the only one,
+        because each pixel of the last level has a learned position; else the same parameters serve any size.
+      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide, rounded down.
+      num_res_blocks: residual blocks per level.
+      num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
+      pool: "attention", what one more query, the mean of the last activations, attends to; "adaptive", their mean;
+        "spatial" and "spatial_v2", a perceptron with one hidden layer on the means of all activations, the second
+        normalised.
+      pool_width: of that hidden layer.
+      zero_init_output: start with every block as its skip connection, and with zero logits if pool="adaptive".
+      scale_shift_norm, resblock_updown, resample_conv, norm_groups, norm_eps, time_cos_first, time_freq_shift,
+        downsample_padding, new_attention_order, remat, attention_fn, dtype, param_dtype: as in `UNet`.
+
+    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+
+    >>> classifier = Classifier(num_classes=10, image_size=8, channels=8, channel_multipliers=(1, 2), head_dim=4,
+    ...                         attention_resolutions=(4,), norm_groups=4)
+    >>> x, t = jnp.zeros([2, 8, 8, 3]), jnp.array([0, 999])
+    >>> jax.eval_shape(classifier.init_with_output, jax.random.key(0), x, t)[0].shape
+    (2, 10)
+    """
+
+    num_classes: int = 1000
+    image_size: int = 64
+    channels: int = 128
+    channel_multipliers: Sequence[float] = (1, 2, 3, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: Sequence[int] = (32, 16, 8)
+    num_heads: int | None = None
+    head_dim: int | None = 64
+    scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    resample_conv: bool = True
+    pool: str = "attention"
+    pool_width: int = 2048
+    dropout: float = 0.0
+    zero_init_output: bool = True
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    time_cos_first: bool = True
+    time_freq_shift: float = 0.0
+    downsample_padding: tuple[int, int] = (1, 1)
+    new_attention_order: bool = False
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
+        self._check(x)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps}
+        norm["zero_init"] = self.zero_init_output
+        heads: dict[str, Any] = {"num_heads": self.num_heads, "head_dim": self.head_dim}
+        heads["attention_fn"] = self.attention_fn
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        widths = self.widths()
+        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
+        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        emb = self._embed(x, t)
+
+        def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
+            block = blocks.ResBlock(width, self.dropout, self.scale_shift_norm, resample, name=name, **norm, **types)
+            return blocks.rematerialised(block, self.remat)(h, emb, train=train)
+
+        def attention(h: jax.Array, name: str) -> jax.Array:
+            return blocks.rematerialised(blocks.SelfAttention(name=name, **heads, **norm, **types), self.remat)(h)
+
+        def halve(h: jax.Array, level: int, name: str) -> jax.Array:
+            if self.resblock_updown:
+                return res_block(h, widths[level], name, blocks.average_pool)
+            if not self.resample_conv:
+                return blocks.average_pool(h)
+            return conv(widths[level], stride=2, padding=self.downsample_padding, name=name)(h)
+
+        h = conv(widths[0], name="conv_in")(x)
+        saved = walks.walk_down(h, widths, attends, self.num_res_blocks, res_block, attention, halve)
+        h = res_block(saved[-1], widths[-1], "mid_block_0")
+        h = res_block(attention(h, "mid_attention"), widths[-1], "mid_block_1")
+        return self._pool([*saved, h], types).astype(out_dtype)
+
+    def widths(self) -> list[int]:
+        """Returns the channels of each level.
+
+        >>> Classifier().widths()
+        [128, 256, 384, 512]
+        """
+        return [int(self.channels * multiplier) for multiplier in self.channel_multipliers]
+
+    def _pool(self, activations: Sequence[jax.Array], types: dict[str, Any]) -> jax.Array:
+        """Returns the logits [B, num_classes] from all activations, the middle's last."""
+        dense: Callable[..., Any] = functools.partial(nn.Dense, kernel_init=embeddings.dense_init, **types)
+        if self.pool.startswith("spatial"):
+            wide = jnp.promote_types(self.dtype, jnp.float32)
+            h = jnp.concatenate([each.astype(wide).mean((1, 2)) for each in activations], axis=-1)
+            h = dense(self.pool_width, name="pool_hidden")(h)
+            if self.pool == "spatial":
+                return dense(self.num_classes, name="pool_out")(nn.relu(h))
+            pixel = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="pool_norm", **types)(h[:, None, None, :])
+            return dense(self.num_classes, name="pool_out")(nn.silu(pixel[:, 0, 0]))
+        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(activations[-1]))
+        if self.pool == "adaptive":
+            init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
+            return nn.Dense(self.num_classes, kernel_init=init, name="pool_out", **types)(h.mean((1, 2)))
+        pool = AttentionPool(self.num_classes, self.num_heads, self.head_dim, self.attention_fn, name="pool", **types)
+        return pool(h)
+
+    def _embed(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        """Returns the embedding [B, 4 * channels] that every residual block receives."""
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        times = embeddings.time_labels(t, x.shape[0], dtype)
+        features = embeddings.sinusoidal_features(
+            times, self.channels, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
+        )
+        embed = embeddings.LabelEmbedding(
+            4 * self.channels, dtype=dtype, param_dtype=self.param_dtype, name="embedding"
+        )
+        return embed(features, None)
+
+    def _check(self, x: jax.Array) -> None:
+        """Raises ValueError for fields or inputs that no network can be built from."""
+        levels = len(self.channel_multipliers)
+        if self.pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}; got {self.pool!r}")
+        if levels < 1 or self.num_res_blocks < 1 or self.num_classes < 1:
+            raise ValueError(
+                "channel_multipliers must not be empty, and num_res_blocks and num_classes must be at least 1; got "
+                f"{tuple(self.channel_multipliers)}, {self.num_res_blocks} and {self.num_classes}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+        factor = 2 ** (levels - 1)
+        resolutions = [self.image_size // 2**level for level in range(levels)]
+        if self.image_size % factor or not set(self.attention_resolutions) <= set(resolutions):
+            raise ValueError(
+                f"image_size must be a multiple of {factor} for {levels} levels, and attention_resolutions among "
+                f"{resolutions}; got {self.image_size} and {tuple(self.attention_resolutions)}"
+            )
+        if x.ndim != 4:
+            raise ValueError(f"x must have shape [B, H, W, C]; got {list(x.shape)}")
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(f"H and W must be multiples of {factor} for {levels} levels; got {x.shape[1:3]}")
+        if self.pool == "attention" and x.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(f'with pool="attention" H and W must be image_size={self.image_size}; got {x.shape[1:3]}')
+
+
+class AttentionPool(nn.Module):
+    """Computes [B, features] from x [B, H, W, C]: out(attention of the mean pixel to the mean and all pixels).
+
+        z = [mean(x), x_1, .., x_HW] + positions,      result = out(attention(query(z_0), key(z), value(z)))
+
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021),
+    https://arxiv.org/abs/2103.00020, section 2.4.
+
+    >>> pool = AttentionPool(features=5, head_dim=4)
+    >>> jax.eval_shape(pool.init_with_output, jax.random.key(0), jnp.ones([2, 3, 3, 8]))[0].shape
+    (2, 5)
+    """
+
+    features: int
+    num_heads: int | None = None
+    head_dim: int | None = None
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        heads, head_dim = blocks.head_split(channels, self.num_heads, self.head_dim)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = nn.initializers.normal(channels**-0.5)
+        positions = self.param("positions", init, (height * width + 1, channels), self.param_dtype)
+
+        tokens = x.reshape(batch, height * width, channels)
+        tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
+        tokens = tokens + positions.astype(self.dtype)[None]
+        qkv = nn.DenseGeneral((3, heads, head_dim), name="qkv", kernel_init=blocks.qkv_init, **types)(tokens)
+        h = self.attention_fn(qkv[:, :1, 0], qkv[:, :, 1], qkv[:, :, 2])[:, 0]
+        return nn.DenseGeneral(self.features, axis=(-2, -1), name="out", kernel_init=embeddings.dense_init, **types)(h)
