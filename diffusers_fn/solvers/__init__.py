@@ -12,12 +12,15 @@ from diffusers_fn.solvers.base import (
     linear_solver,
     neighbours,
 )
+from diffusers_fn.solvers.consistency import lcm, tcd
 from diffusers_fn.solvers.ddim import ancestral, ddim
 from diffusers_fn.solvers.forms import Form, data_prediction, noise_prediction
 from diffusers_fn.solvers.langevin import Corrector, annealed_langevin, langevin, predictor_corrector
-from diffusers_fn.solvers.multistep import dpmpp_1, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
+from diffusers_fn.solvers.multistep import dpmpp_1, dpmpp_1_sde, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from diffusers_fn.solvers.padding import pad
+from diffusers_fn.solvers.pndm import plms, pndm
 from diffusers_fn.solvers.runge_kutta import euler, euler_ancestral, heun
+from diffusers_fn.solvers.sa_solver import sa_solver
 from diffusers_fn.solvers.sde import euler_maruyama, heun_sde, reverse_diffusion
 from diffusers_fn.solvers.unipc import unipc
 
@@ -38,9 +41,11 @@ __all__ = [
     "ddim",
     "deis",
     "dpmpp_1",
+    "dpmpp_1_sde",
     "dpmpp_2m",
     "dpmpp_2m_sde",
     "dpmpp_3m",
+    "dpmpp_3m_sde",
     "euler",
     "euler_ancestral",
     "euler_maruyama",
@@ -48,12 +53,17 @@ __all__ = [
     "heun_sde",
     "ipndm",
     "langevin",
+    "lcm",
     "linear_solver",
     "lms",
     "neighbours",
     "noise_prediction",
     "pad",
+    "plms",
+    "pndm",
     "predictor_corrector",
     "reverse_diffusion",
+    "sa_solver",
+    "tcd",
     "unipc",
 ]

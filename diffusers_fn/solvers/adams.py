@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +14,24 @@ from diffusers_fn.solvers.forms import (
     Form,
     check_alpha,
     check_order,
+    exact_hop,
     hops,
     lagged,
     noise_prediction,
     one_state,
+    orders,
     whole_hop,
 )
 
 
-def deis(levels: Level, order: int = 3, form: Form = noise_prediction) -> Solver:
+def deis(
+    levels: Level,
+    order: int = 3,
+    form: Form = noise_prediction,
+    *,
+    lower_order_final: bool = False,
+    euler_at_final: bool = False,
+) -> Solver:
     """Returns the exponential Adams-Bashforth method: the last predictions' polynomial in lambda, integrated exactly.
 
         x' = (s' / s) x + s' sum_k m_k int L_k(lambda) d(r / s)
@@ -33,6 +43,7 @@ def deis(levels: Level, order: int = 3, form: Form = noise_prediction) -> Solver
       levels: Level[N], N >= order + 1, any process whose first alpha is positive.
       order: 1 to 4, how many predictions are used.
       form: noise_prediction or data_prediction.
+      lower_order_final, euler_at_final: as `dpmpp_3m`.
 
     Raises:
       ValueError: if levels are no plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
@@ -46,12 +57,8 @@ def deis(levels: Level, order: int = 3, form: Form = noise_prediction) -> Solver
     """
     check_order(levels, order)
     check_alpha(levels)
-    xp = namespace(levels)
-    _, to = neighbours(levels)
-    half_log_snr = 0.5 * log_snr(levels)
-    # s' d(r / s) = r' e^(sign (u - lambda')) sign du
-    measure = lambda u: form.sign * form.rate(to)[None] * xp.exp(form.sign * (u - half_log_snr[None, 1:]))  # noqa: E731
-    return one_state(levels, form, _adams(half_log_snr, order, measure))
+    used = orders(levels.sigma.shape[0] - 1, order, lower_order_final, euler_at_final)
+    return one_state(levels, form, adams(levels, used, order, form))
 
 
 def lms(levels: Level, order: int = 4) -> Solver:
@@ -71,9 +78,9 @@ def lms(levels: Level, order: int = 4) -> Solver:
     check_order(levels, order)
     check_alpha(levels)
     _, to = neighbours(levels)
-    return one_state(
-        levels, noise_prediction, _adams(levels.sigma / levels.alpha, order, lambda u: to.alpha[None] + 0 * u)
-    )
+    used = orders(levels.sigma.shape[0] - 1, order)
+    columns = lagrange_integrals(levels.sigma / levels.alpha, used, order, lambda u: to.alpha[None] + 0.0 * u)
+    return one_state(levels, noise_prediction, columns)
 
 
 def ipndm(levels: Level, order: int = 4) -> Solver:
@@ -96,10 +103,10 @@ def ipndm(levels: Level, order: int = 4) -> Solver:
     check_alpha(levels)
     whole = whole_hop(levels, noise_prediction)
     rows = np.minimum(hops(whole), order - 1)
-    return one_state(levels, noise_prediction, [_ADAMS_BASHFORTH[rows, k] * whole for k in range(order)])
+    return one_state(levels, noise_prediction, [ADAMS_BASHFORTH[rows, k] * whole for k in range(order)])
 
 
-_ADAMS_BASHFORTH = np.array(
+ADAMS_BASHFORTH = np.array(
     [
         [1.0, 0.0, 0.0, 0.0],
         [3 / 2, -1 / 2, 0.0, 0.0],
@@ -109,8 +116,26 @@ _ADAMS_BASHFORTH = np.array(
 )
 
 
-def _adams(u: Array, order: int, measure: Callable[[Array], Array]) -> list[Array]:
-    """Columns int L_k(u) measure(u) du over each hop, with L_k the Lagrange polynomials of the last nodes.
+def adams(
+    levels: Level, used: np.ndarray, num_columns: int, form: Form, eta: Any = 0.0, *, implicit: bool = False
+) -> list[Array]:
+    """The columns sign kappa r int L_k(u) e^(sign kappa (u - lambda')) du of `Hop`, m continued as a polynomial.
+
+    used: [N - 1], how many predictions each hop uses.
+    implicit: whether the first of them is the one at the hop's end (Adams-Moulton) instead of its start.
+    """
+    hop = exact_hop(levels, form, eta)
+    half_log_snr = 0.5 * log_snr(levels)
+    xp = namespace(hop, half_log_snr)
+    power = form.sign * hop.kappa
+    measure = lambda u: (power * hop.rate)[None] * xp.exp(power[None] * (u - half_log_snr[None, 1:]))  # noqa: E731
+    return lagrange_integrals(half_log_snr, used, num_columns, measure, implicit=implicit)
+
+
+def lagrange_integrals(
+    u: Array, used: np.ndarray, num_columns: int, measure: Callable[[Array], Array], *, implicit: bool = False
+) -> list[Array]:
+    """Columns int L_k(u) measure(u) du over each hop, with L_k the Lagrange polynomials of the last `used` nodes.
 
     measure: [Q, N - 1, *S] -> the same, for quadrature points of each hop.
     """
@@ -120,16 +145,18 @@ def _adams(u: Array, order: int, measure: Callable[[Array], Array]) -> list[Arra
     points, weights = along(0.5 + 0.5 * points), along(0.5 * weights)
     step = u[1:] - u[:-1]
     q = u[None, :-1] + points * step[None]
-    columns = [0.0 * step] * order
-    hop = hops(step)
-    for n in range(1, order + 1):  # n nodes: the whole order from hop `order - 1` on, fewer before
-        mine = hop >= n - 1 if n == order else hop == n - 1
-        nodes = [lagged(u, k) for k in range(n)]
-        for k in range(n):
-            polynomial = 1.0 + 0.0 * q
-            for node in nodes[:k] + nodes[k + 1 :]:
-                gap = xp.where(mine, nodes[k] - node, 1.0)
-                polynomial = polynomial * (q - node[None]) / gap[None]
-            column = xp.sum(weights * polynomial * measure(q), axis=0) * step
-            columns[k] = xp.where(mine, column, columns[k])
+    weighted = weights * measure(q)
+    nodes = [lagged(u, k) for k in range(num_columns)]
+    if implicit:
+        nodes = [u[1:], *nodes[:-1]]
+    used = used.reshape(-1, *(1,) * (np.ndim(u) - 1))
+    columns = []
+    for k in range(num_columns):
+        polynomial = 1.0 + 0.0 * q
+        for j in range(num_columns):
+            if j != k:
+                both = used > max(j, k)
+                gap = xp.where(both, nodes[k] - nodes[j], 1.0)
+                polynomial = polynomial * xp.where(both[None], (q - nodes[j][None]) / gap[None], 1.0)
+        columns.append(xp.where(used > k, xp.sum(polynomial * weighted, axis=0) * step, 0.0))
     return columns

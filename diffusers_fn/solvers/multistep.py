@@ -8,9 +8,18 @@ import numpy as np
 
 from diffusers_fn._arrays import namespace
 from diffusers_fn.discrete import check_eta
-from diffusers_fn.levels import Array, Level, log_snr, snr_ratio
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
-from diffusers_fn.solvers.forms import Form, check_alpha, data_prediction, hops, noise_prediction, one_state, whole_hop
+from diffusers_fn.levels import Array, Level
+from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan
+from diffusers_fn.solvers.forms import (
+    Form,
+    check_alpha,
+    data_prediction,
+    exact_hop,
+    half_steps,
+    noise_prediction,
+    one_state,
+    orders,
+)
 
 
 def dpmpp_1(levels: Level, form: Form = data_prediction) -> Solver:
@@ -29,11 +38,12 @@ def dpmpp_1(levels: Level, form: Form = data_prediction) -> Solver:
     >>> dpmpp_1(grids.karras(3)).rows.m.round(4)[:, 0]
     array([0.9686, 0.9992, 1.    ])
     """
-    _check(levels, 2, form)
-    return one_state(levels, form, [whole_hop(levels, form)])
+    return _multistep(levels, 1, form, 0)
 
 
-def dpmpp_2m(levels: Level, form: Form = data_prediction) -> Solver:
+def dpmpp_2m(
+    levels: Level, form: Form = data_prediction, *, taylor: bool = False, euler_at_final: bool = False
+) -> Solver:
     """Returns DPM-Solver++(2M), of second order (Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2).
 
         x' = (sigma' / sigma) x + alpha' (1 - e^-h) D,   D = (1 + 1 / 2r) m_1 - 1 / 2r m_2,   r = h_before / h
@@ -43,6 +53,9 @@ def dpmpp_2m(levels: Level, form: Form = data_prediction) -> Solver:
     Args:
       levels: Level[N], N >= 2, any process.
       form: data_prediction, or noise_prediction for its DPM-Solver counterpart.
+      taylor: whether the difference (m_1 - m_2) / r has its exact weight, alpha' (1 - (1 - e^-h) / h), instead of half
+        of m_1's: solver_type "taylor" of the authors' code, "heun" elsewhere, where False is "midpoint".
+      euler_at_final: whether the hop into the last level is of first order. The denoise after it is, in any case.
 
     Raises:
       ValueError: as `dpmpp_1`.
@@ -53,13 +66,17 @@ def dpmpp_2m(levels: Level, form: Form = data_prediction) -> Solver:
            [ 2.0298, -1.0306],
            [ 1.    ,  0.    ]])
     """
-    _check(levels, 2, form)
-    whole = whole_hop(levels, form)
-    back = 0.5 * whole / _ratio(levels, 1)
-    return one_state(levels, form, [whole + back, -back])
+    return _multistep(levels, 2, form, 0, taylor, euler_at_final=euler_at_final)
 
 
-def dpmpp_3m(levels: Level, form: Form = data_prediction) -> Solver:
+def dpmpp_3m(
+    levels: Level,
+    form: Form = data_prediction,
+    *,
+    taylor: bool = False,
+    lower_order_final: bool = False,
+    euler_at_final: bool = False,
+) -> Solver:
     """Returns DPM-Solver++(3M) with the coefficients of its authors' code, as every library runs it.
 
         x' = (sigma' / sigma) x + alpha' (1 - e^-h) m_1 + alpha' phi_2 D_1 - alpha' phi_3 D_2
@@ -71,6 +88,10 @@ def dpmpp_3m(levels: Level, form: Form = data_prediction) -> Solver:
     Args:
       levels: Level[N], N >= 3, any process.
       form: data_prediction, or noise_prediction.
+      taylor: as `dpmpp_2m`, for the hops of second order.
+      lower_order_final: whether the order falls to one at the end: two in the hop into the last level, one in the
+        denoise after it. Libraries do so for fewer than 15 steps, the authors for fewer than 10.
+      euler_at_final: whether the hop into the last level is of first order already, for runs that end there.
 
     Raises:
       ValueError: as `dpmpp_1`, with at least three levels.
@@ -79,69 +100,119 @@ def dpmpp_3m(levels: Level, form: Form = data_prediction) -> Solver:
     >>> dpmpp_3m(grids.karras(4)).rows.m.sum(axis=1).round(4)  # what a constant prediction gets: 1 - e^-h
     array([0.8785, 0.9517, 0.9957, 1.    ])
     """
-    _check(levels, 3, form)
-    xp = namespace(levels)
-    _, to = neighbours(levels)
-    whole, r0, r1 = whole_hop(levels, form), _ratio(levels, 1), _ratio(levels, 2)
-    h = 0.5 * xp.diff(log_snr(levels), axis=0)
-    # Weights of D_1 = a + share (a - b), D_2 = (a - b) / (r0 + r1), where a = (m_1 - m_2) / r0, b = (m_2 - m_3) / r1.
-    of_d1 = form.rate(to) - form.sign * whole / h
-    of_d2 = 0.5 * form.rate(to) - form.sign * of_d1 / h
-    start = hops(whole) < 2  # hops of lower order, with infinite r
-    over = 1.0 / xp.where(start, 1.0, r0 + r1)
-    share = xp.where(start, 0.0, r0) * over
-    of_a = xp.where(start, 0.5 * whole, of_d1 * (1.0 + share) + of_d2 * over) / r0
-    of_b = xp.where(start, 0.0, -of_d1 * share - of_d2 * over) / r1
-    return one_state(levels, form, [whole + of_a, of_b - of_a, -of_b])
+    return _multistep(levels, 3, form, 0, taylor, lower_order_final, euler_at_final)
 
 
-def dpmpp_2m_sde(levels: Level, eta: Any = 1.0) -> Solver:
+def dpmpp_1_sde(levels: Level, eta: Any = 1.0, form: Form = data_prediction) -> Solver:
+    """Returns the stochastic DPM-Solver++ of first order; see `dpmpp_2m_sde`, whose D is m_1 here.
+
+    In data prediction eta = 1 is `ancestral`, in other words. In noise prediction ("SDE-DPM-Solver-1") it is
+
+        x' = (alpha' / alpha) x - (1 + eta) sigma' (e^h - 1) eps_hat + sigma' sqrt(eta (e^(2h) - 1)) z
+
+    Args: as `dpmpp_2m_sde`.
+    Raises: as `dpmpp_2m_sde`.
+
+    >>> from diffusers_fn import grids
+    >>> dpmpp_1_sde(grids.karras(3)).rows.noise.round(4)
+    array([2.514e+00, 2.000e-03, 0.000e+00])
+    """
+    return _multistep(levels, 1, form, eta)
+
+
+def dpmpp_2m_sde(
+    levels: Level,
+    eta: Any = 1.0,
+    form: Form = data_prediction,
+    *,
+    taylor: bool = False,
+    euler_at_final: bool = False,
+) -> Solver:
     """Returns the stochastic DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095, section 5).
 
         x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h)) D + sigma' sqrt(1 - e^(-2 eta h)) z
 
-    with the D of `dpmpp_2m` (the midpoint form). eta = 1 is the reverse SDE, eta = 0 is `dpmpp_2m` (without a noise
-    column, if it is a Python 0).
+    with the D of `dpmpp_2m`. eta multiplies the squared noise of the reverse SDE: 1 is that SDE, 0 is `dpmpp_2m`
+    (without a noise column, if it is a Python 0).
 
     Args:
       levels: Level[N], N >= 2, any process.
       eta: [] in [0, 1].
+      form: data_prediction; noise_prediction for "SDE-DPM-Solver", see `dpmpp_1_sde`.
+      taylor, euler_at_final: as `dpmpp_2m`; in `taylor` the weight has (1 + eta) h where that of the ODE has h.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels, or a readable eta is outside [0, 1].
+      ValueError: if levels are no plan (see `check_plan`) of at least two levels, a readable eta is outside [0, 1], or
+        alpha = 0 in noise prediction.
 
     >>> from diffusers_fn import grids
     >>> dpmpp_2m_sde(grids.karras(3)).rows.noise.round(4)
     array([2.514e+00, 2.000e-03, 0.000e+00])
     """
-    check_eta(eta)
-    if isinstance(eta, (int, float)) and eta == 0:
-        return dpmpp_2m(levels)
-    _check(levels, 2, data_prediction)
-    xp = namespace(levels, eta)
-    frm, to = neighbours(levels)
-    squared = snr_ratio(frm, to)  # e^(-2h)
-    whole = to.alpha * (1.0 - squared ** (0.5 * (1.0 + eta)))
-    back = 0.5 * whole / _ratio(levels, 1)
-    return linear_solver(
-        levels,
-        x=[to.sigma / frm.sigma * squared ** (0.5 * eta)],
-        x0=1.0,
-        eps=0.0,
-        m=[whole + back, -back],
-        noise=to.sigma * xp.sqrt(1.0 - squared**eta),
-    )
+    return _multistep(levels, 2, form, eta, taylor, euler_at_final=euler_at_final)
 
 
-def _ratio(levels: Level, k: int) -> Array:
-    """How many times longer in lambda than a hop the k-th hop before it was; infinite where there was none."""
-    xp = namespace(levels)
-    h = xp.diff(log_snr(levels), axis=0)
-    return xp.concatenate([np.full((min(k, h.shape[0]), *h.shape[1:]), np.inf), h[: h.shape[0] - k] / h[k:]])
+def dpmpp_3m_sde(
+    levels: Level,
+    eta: Any = 1.0,
+    form: Form = data_prediction,
+    *,
+    taylor: bool = True,
+    lower_order_final: bool = False,
+    euler_at_final: bool = False,
+) -> Solver:
+    """Returns the stochastic DPM-Solver++(3M): `dpmpp_3m` with (1 + eta) h in its weights, and noise.
+
+        x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^(-(1 + eta) h)) m_1 + phi_2 D_1 - phi_3 D_2)
+             + sigma' sqrt(1 - e^(-2 eta h)) z
+
+    Katherine Crowson's sampler (https://github.com/crowsonkb/k-diffusion), whose second hop is of the kind `taylor`.
+    Another library has the sign of the 1/2 in phi_3 the other way round, which is not offered: it leaves order one.
+
+    Args: as `dpmpp_2m_sde` and `dpmpp_3m`.
+    Raises: as `dpmpp_2m_sde`, with at least three levels.
+
+    >>> from diffusers_fn import grids
+    >>> dpmpp_3m_sde(grids.karras(4)).rows.m.sum(axis=1).round(4)  # 1 - e^(-2h)
+    array([0.9852, 0.9977, 1.    , 1.    ])
+    """
+    return _multistep(levels, 3, form, eta, taylor, lower_order_final, euler_at_final)
 
 
-def _check(levels: Level, num_levels: int, form: Form) -> None:
+def _multistep(
+    levels: Level,
+    order: int,
+    form: Form,
+    eta: Any,
+    taylor: bool = False,
+    lower_order_final: bool = False,
+    euler_at_final: bool = False,
+) -> Solver:
+    """whole m_1 + slope D_1 + curve D_2 on the exact hop, with the differences
+
+        a = (m_1 - m_2) / r_0,  b = (m_2 - m_3) / r_1,  D_2 = (a - b) / (r_0 + r_1),  D_1 = a + r_0 D_2,
+
+    r_k how many times longer the hop k + 1 before was; D_1 = a at order two.
+    """
     check_plan(levels)
-    check_num_levels(levels, num_levels)
+    check_num_levels(levels, max(order, 2))
+    check_eta(eta)
     if form is noise_prediction:
         check_alpha(levels)
+    hop, h = exact_hop(levels, form, eta), half_steps(levels)
+    xp = namespace(h, hop)
+    used = orders(h.shape[0], order, lower_order_final, euler_at_final).reshape(-1, *(1,) * (h.ndim - 1))
+    r0, r1 = _ratio(h, 1), _ratio(h, 2)
+    second = hop.slope if taylor else 0.5 * hop.whole
+    curve = 0.5 * hop.rate - form.sign * hop.slope / (hop.kappa * h)
+
+    over = 1.0 / xp.where(used < 3, 1.0, r0 + r1)
+    of_d2 = xp.where(used < 3, 0.0, xp.where(used < 3, 0.0, r0) * hop.slope + curve) * over
+    of_a = (xp.where(used == 1, 0.0, xp.where(used == 2, second, hop.slope)) + of_d2) / r0
+    of_b = -of_d2 / r1
+    return one_state(levels, form, [hop.whole + of_a, of_b - of_a, -of_b][:order], hop)
+
+
+def _ratio(h: Array, k: int) -> Array:
+    """How many times longer in lambda than a hop the k-th hop before it was; infinite where there was none."""
+    return namespace(h).concatenate([np.full((min(k, h.shape[0]), *h.shape[1:]), np.inf), h[: h.shape[0] - k] / h[k:]])

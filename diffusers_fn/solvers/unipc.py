@@ -6,21 +6,23 @@ Zhao et al., "UniPC: A Unified Predictor-Corrector Framework", 2023, https://arx
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from diffusers_fn._arrays import namespace
 from diffusers_fn.levels import Array, Level, log_snr
-from diffusers_fn.solvers.base import Solver, neighbours
+from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.forms import (
     Form,
     check_alpha,
     check_order,
     data_prediction,
+    exact_hop,
     hops,
     lagged,
-    one_state,
-    whole_hop,
+    orders,
+    predict_correct,
 )
 
 
@@ -30,7 +32,9 @@ def unipc(
     form: Form = data_prediction,
     *,
     bh1: bool = False,
+    corrector: Any = True,
     lower_order_final: bool = True,
+    euler_at_final: bool = False,
 ) -> Solver:
     """Returns UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867, algorithms 1 and 2), one evaluation a level.
 
@@ -39,16 +43,19 @@ def unipc(
         predictor   x' = (s' / s) x + c m_1 + B sum_k rho_k (m_{1+k} - m_1) / r_k
         corrector   adds, when m' is known at x', the term with r = 1, and x moves to the corrected point
 
-    The corrector changes the state before the next hop starts. As the corrected point is x' plus a sum of predictions,
-    both fit one row, which is what this table holds. The corrector raises the order to `order` + 1 on a smooth grid.
-    The last level's state is the predicted one, as in the authors' code.
+    The corrector changes the state before the next hop starts and raises the order to `order` + 1 on a smooth grid.
+    The last level's state is the predicted one, as in the authors' code. Their third choice of weights, exact for each
+    order, is `sa_solver` with tau = 0.
 
     Args:
       levels: Level[N], N >= order + 1, any process whose first alpha is positive.
       order: 1 to 4, of the predictor; the first hops have fewer predictions and a lower one.
       form: data_prediction or noise_prediction.
       bh1: whether B(h) = h (the paper's B_1) instead of e^h - 1 (B_2).
-      lower_order_final: whether the hop into the last level has at most order 2, as in the authors' code.
+      corrector: whether to correct; or numbers [N - 1] that each hop's correction is multiplied by, 0 for none.
+      lower_order_final: whether the order falls to one at the end, as in the authors' code: two in the hop into the
+        last level, one in the denoise after it.
+      euler_at_final: whether the hop into the last level is of first order already, for runs that end there.
 
     Raises:
       ValueError: if levels are no plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
@@ -59,44 +66,38 @@ def unipc(
     """
     check_order(levels, order)
     check_alpha(levels)
+    corrector = _corrector(corrector, levels)
     xp = namespace(levels)
-    frm, to = neighbours(levels)
     half_log_snr = 0.5 * log_snr(levels)
-    h = half_log_snr[1:] - half_log_snr[:-1]
-    hop = hops(h)
+    hop, h = exact_hop(levels, form), half_log_snr[1:] - half_log_snr[:-1]
     # m_{1+k} lies at r_k h, which is negative; -k stands in where there is none.
-    r = [xp.where(hop >= k, (lagged(half_log_snr, k) - half_log_snr[:-1]) / h, -float(k)) for k in range(1, order)]
+    r = [xp.where(hops(h) >= k, (lagged(half_log_snr, k) - half_log_snr[:-1]) / h, -float(k)) for k in range(1, order)]
     signed_h = -form.sign * h
     b_h = signed_h if bh1 else xp.expm1(signed_h)
-    whole = whole_hop(levels, form)
-    b = -form.rate(to) * b_h
+    b = -hop.rate * b_h
 
-    predictor, corrector = [0.0 * h] * (order + 1), [0.0 * h] * (order + 1)
-    used = np.minimum(hop + 1, order)
-    if lower_order_final:
-        used = np.minimum(used, np.maximum(h.shape[0] + 1 - hop, 1))
+    predicted, corrected = [0.0 * h] * order, [0.0 * h] * (order + 1)
+    used = orders(h.shape[0], order, lower_order_final, euler_at_final).reshape(-1, *(1,) * (h.ndim - 1))
     for p in range(1, order + 1):
         mine = used == p
         rho = [0.5 + 0.0 * h] if p == 2 else _solve(r[: p - 1], signed_h, b_h)
-        weights = _weights(whole, b, rho, r[: p - 1])
-        predictor = [xp.where(mine, new, old) for new, old in zip(_pad(weights, order + 1, h), predictor)]
+        weights = _weights(hop.whole, b, rho, r[: p - 1])
+        predicted = [xp.where(mine, new, old) for new, old in zip(_pad(weights, order, h), predicted)]
         rho = [0.5 + 0.0 * h] if p == 1 else _solve([*r[: p - 1], 1.0 + 0.0 * h], signed_h, b_h)
-        weights = _weights(whole, b, rho[:-1], r[: p - 1])
+        weights = _weights(hop.whole, b, rho[:-1], r[: p - 1])
         # m' first; its difference from m_1 takes from m_1.
         weights = [b * rho[-1], weights[0] - b * rho[-1], *weights[1:]]
-        corrector = [xp.where(mine, new, old) for new, old in zip(_pad(weights, order + 1, h), corrector)]
+        corrected = [xp.where(mine, new, old) for new, old in zip(_pad(weights, order + 1, h), corrected)]
+    return predict_correct(levels, form, predicted, corrected, hop, corrector)
 
-    # Row i: correct the hop that led here, in units of this level's x, then scale to the next level and predict.
-    onward = form.scale(to) / form.scale(frm)
 
-    def arrived(columns: list[Array], k: int) -> Array:
-        return xp.concatenate([xp.zeros_like(h[:1]), columns[k][:-1]])
-
-    m = []
-    for k in range(order + 1):
-        correction = arrived(corrector, k) - (arrived(predictor, k - 1) if k else 0.0)
-        m.append(predictor[k] + onward * correction)
-    return one_state(levels, form, m)
+def _corrector(corrector: Any, levels: Level) -> Array:
+    """[] or [N - 1, 1, ...]: what each hop's correction is multiplied by."""
+    num_hops, *batch = (levels.sigma.shape[0] - 1, *levels.sigma.shape[1:])
+    if np.shape(corrector) not in ((), (num_hops,)):
+        raise ValueError(f"corrector must be one number or one a hop, [{num_hops}]; got shape {np.shape(corrector)}")
+    corrector = namespace(corrector).asarray(corrector) * 1.0
+    return corrector if corrector.ndim == 0 else corrector.reshape(num_hops, *(1,) * len(batch))
 
 
 def _solve(r: list[Array], signed_h: Array, b_h: Array) -> list[Array]:
