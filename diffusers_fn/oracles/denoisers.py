@@ -60,16 +60,11 @@ def mixture(weights: Any, means: Any, stds: Any, *, independent: bool = False) -
     >>> denoise(jnp.full((1, 2), 0.8), Level(0.8, 0.6, 0.0)).x0.round(2)
     Array([[1., 1.]], dtype=float32)
     """
-    log_weights = jnp.log(jnp.asarray(weights))
-    means, stds = jnp.asarray(means), jnp.asarray(stds)
-    if log_weights.ndim != 1 or means.shape[:1] != log_weights.shape or stds.shape[:1] != log_weights.shape:
-        raise ValueError(
-            f"weights must be [K], means and stds [K] or [K, ...]; got {log_weights.shape}, {means.shape}, {stds.shape}"
-        )
+    log_weights, means, stds = check_components(weights, means, stds)
 
     def denoise(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
         alpha, sigma = expand(level.alpha, x[..., None]), expand(level.sigma, x[..., None])
-        mu, sd = _components(means, x), _components(stds, x)  # [1, ..., K]
+        mu, sd = components(means, x), components(stds, x)  # [1, ..., K]
         var = (alpha * sd) ** 2 + sigma**2
         residual = (x[..., None] - alpha * mu) / var
         log_density = -0.5 * residual**2 * var - 0.5 * jnp.log(var)
@@ -123,8 +118,28 @@ def _example(value: Any, x: jax.Array) -> jax.Array:
     return value if value.ndim == 0 else value[None]
 
 
-def _components(values: jax.Array, x: jax.Array) -> jax.Array:
-    """[K] or [K, ...] -> [1, ..., K], to combine with x[..., None]."""
+def check_components(weights: Any, means: Any, stds: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (log of the normalised weights, means, stds) of a mixture, or raises ValueError where shapes disagree.
+
+    >>> check_components([1.0, 1.0], [0.0], [1.0])
+    Traceback (most recent call last):
+    ...
+    ValueError: weights must be [K], means and stds [K] or [K, ...]; got (2,), (1,), (1,)
+    """
+    log_weights, means, stds = jnp.log(jnp.asarray(weights)), jnp.asarray(means), jnp.asarray(stds)
+    if log_weights.ndim != 1 or means.shape[:1] != log_weights.shape or stds.shape[:1] != log_weights.shape:
+        raise ValueError(
+            f"weights must be [K], means and stds [K] or [K, ...]; got {log_weights.shape}, {means.shape}, {stds.shape}"
+        )
+    return jax.nn.log_softmax(log_weights), means, stds
+
+
+def components(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns [K] or [K, ...] as [1, ..., K], to combine with x[..., None].
+
+    >>> components(jnp.array([1.0, 2.0]), jnp.zeros((5, 3))).shape
+    (1, 1, 2)
+    """
     values = jnp.moveaxis(values.astype(x.dtype), 0, -1)
     if values.ndim == 1:
         return values.reshape((1,) * x.ndim + (-1,))

@@ -1,0 +1,138 @@
+"""Exact marginals and exact probability flows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn._arrays import expand, namespace
+from diffusers_fn.levels import Level
+from diffusers_fn.oracles.denoisers import check_components, components
+
+
+def gaussian_flow(mean: Any, std: Any, x: Any, frm: Level, to: Level) -> Any:
+    """Returns where the probability flow of N(mean, std^2) data takes x from one level to another, either way.
+
+    The flow is affine and keeps the standard score:
+
+        (x' - alpha' mean) / sqrt(alpha'^2 std^2 + sigma'^2) = (x - alpha mean) / sqrt(alpha^2 std^2 + sigma^2)
+
+    Args:
+      mean: a number, or an array that combines with x.
+      std: as mean.
+      x: any shape, NumPy or JAX; the kind that comes back.
+      frm: one level, S = [].
+      to: one level; the clean one too.
+
+    >>> float(gaussian_flow(0.5, 0.3, 10.0, Level(0.0, 10.0, 0.0), Level(1.0, 0.0, 0.0)))
+    0.8
+    """
+    xp = namespace(mean, std, x, frm, to)
+    spread = lambda level: xp.sqrt((level.alpha * std) ** 2 + level.sigma**2)  # noqa: E731
+    return to.alpha * mean + spread(to) / spread(frm) * (x - frm.alpha * mean)
+
+
+def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, frm: Level, to: Level) -> np.ndarray:
+    """Returns where the probability flow of a mixture takes x, entry by entry: on a line it keeps the quantile.
+
+        F'(x') = F(x),   F the distribution function of sum_k w_k N(alpha mean_k, alpha^2 std_k^2 + sigma^2)
+
+    For data whose entries follow a mixture of their own each, `mixture(..., independent=True)`. On the host, float64.
+
+    Args:
+      weights: [K], positive; normalised here.
+      means: [K].
+      stds: [K], positive.
+      x: any shape, numbers on the host, not much further than 8 standard deviations from every component.
+      frm: one level, S = [].
+      to: one level.
+
+    Raises:
+      ValueError: unless weights, means and stds are [K].
+
+    >>> noisy, clean = Level(0.0, 10.0, 0.0), Level(1.0, 0.0, 0.0)
+    >>> mixture_flow([0.5, 0.5], [-1.0, 1.0], [0.1, 0.1], np.array([6.7448975]), noisy, clean).round(4)
+    array([1.])
+    """
+    weights, means, stds = (np.asarray(a, np.float64) for a in (weights, means, stds))
+    if weights.ndim != 1 or means.shape != weights.shape or stds.shape != weights.shape:
+        raise ValueError(f"weights, means and stds must be [K]; got {weights.shape}, {means.shape}, {stds.shape}")
+    weights = weights / weights.sum()
+    x = np.asarray(x, np.float64)
+    erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+    def tail(x: np.ndarray, level: Level, upper: np.ndarray) -> np.ndarray:
+        """The probability above x where `upper`, else below it: the smaller of the two has all its digits."""
+        spread = np.sqrt((level.alpha * stds) ** 2 + level.sigma**2)
+        score = (x[..., None] - level.alpha * means) / spread
+        return np.sum(weights * 0.5 * erfc(np.where(upper[..., None], score, -score) / np.sqrt(2.0)), axis=-1)
+
+    upper = tail(x, frm, np.zeros(x.shape, bool)) > 0.5
+    wanted = tail(x, frm, upper)
+    reach = 40.0 * np.sqrt((to.alpha * stds) ** 2 + to.sigma**2).max()
+    low = np.full(x.shape, (to.alpha * means).min() - reach)
+    high = np.full(x.shape, (to.alpha * means).max() + reach)
+    for _ in range(90):  # bisection to rounding
+        middle = 0.5 * (low + high)
+        left = np.where(upper, tail(middle, to, upper) > wanted, tail(middle, to, upper) < wanted)
+        low, high = np.where(left, middle, low), np.where(left, high, middle)
+    return 0.5 * (low + high)
+
+
+def mixture_log_prob(
+    weights: Any, means: Any, stds: Any, *, independent: bool = False
+) -> Callable[[jax.Array, Level], jax.Array]:
+    """Returns (x, level) -> [B], the log density in nats of noised data of a mixture, the marginal of x at a level.
+
+        log p(x) = log sum_k w_k N(x; alpha mean_k, alpha^2 std_k^2 + sigma^2)
+
+    Its gradient in x is -eps_hat / sigma of `mixture`. A Gaussian is one component; a finite data set has stds of zero.
+
+    Args: as for `mixture`.
+    Raises: as `mixture`.
+
+    >>> log_prob = mixture_log_prob([1.0], [0.0], [1.0])
+    >>> f"{log_prob(jnp.zeros((1, 2)), Level(0.8, 0.6, 0.0))[0]:.4f}"  # -log(2 pi)
+    '-1.8379'
+    """
+    log_weights, means, stds = check_components(weights, means, stds)
+
+    def log_prob(x: jax.Array, level: Level) -> jax.Array:
+        alpha, sigma = expand(level.alpha, x[..., None]), expand(level.sigma, x[..., None])
+        var = (alpha * components(stds, x)) ** 2 + sigma**2
+        log_density = -0.5 * ((x[..., None] - alpha * components(means, x)) ** 2 / var + jnp.log(2.0 * jnp.pi * var))
+        axes = tuple(range(1, x.ndim))
+        log_w = log_weights.astype(x.dtype)
+        if not independent:
+            log_density = jnp.sum(log_density, axis=axes)
+        total = jax.nn.logsumexp(log_density + log_w.reshape((1,) * (log_density.ndim - 1) + (-1,)), axis=-1)
+        return jnp.sum(total, axis=axes) if independent else total
+
+    return log_prob
+
+
+def draw_mixture(key: jax.Array, weights: Any, means: Any, stds: Any, num: int) -> jax.Array:
+    """Returns num examples of a mixture's clean data, [num, ...] with the shape of a component's mean.
+
+    Args:
+      key: one key.
+      weights: [K], positive; normalised here.
+      means: [K, ...].
+      stds: as means.
+      num: how many.
+
+    Raises:
+      ValueError: as `mixture`.
+
+    >>> draw_mixture(jax.random.key(0), [0.5, 0.5], jnp.array([[-1.0, 1.0], [1.0, 1.0]]), jnp.zeros((2, 2)), 3).shape
+    (3, 2)
+    """
+    log_weights, means, stds = check_components(weights, means, stds)
+    which_key, noise_key = jax.random.split(key)
+    which = jax.random.categorical(which_key, log_weights, shape=(num,))
+    return means[which] + stds[which] * jax.random.normal(noise_key, (num, *means.shape[1:]), means.dtype)
