@@ -134,14 +134,13 @@ class SpatialTransformer(nn.Module):
         batch, height, width, channels = x.shape
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         out_init = nn.initializers.zeros if self.zero_init else dense_init
-        block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
 
         h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x)
         h = h.reshape(batch, height * width, channels)
         h = nn.Dense(channels, name="proj_in", kernel_init=dense_init, **types)(h)
+        settings = (self.num_heads, self.only_cross_attention, self.attention_fn)
         for i in range(self.depth):
-            h = block(self.num_heads, self.only_cross_attention, self.attention_fn, name=f"block_{i}", **types)(
-                h, context, mask
-            )
+            block = TransformerBlock(*settings, name=f"block_{i}", **types)
+            h = blocks.rematerialised(block, self.remat)(h, context, mask)
         h = nn.Dense(channels, name="proj_out", kernel_init=out_init, **types)(h)
         return x + h.reshape(x.shape)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusers_fn.backbones import blocks
 from diffusers_fn.backbones.attention import Attention, layer_norm
 from diffusers_fn.backbones.embeddings import dense_init
 
@@ -125,7 +126,6 @@ class ClipTextEncoder(nn.Module):
         if attention_mask is not None and attention_mask.shape != ids.shape:
             raise ValueError(f"attention_mask must have shape {list(ids.shape)}; got {list(attention_mask.shape)}")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        layer = nn.remat(ClipLayer) if self.remat else ClipLayer
         length = ids.shape[1]
 
         init = nn.initializers.normal(0.02)
@@ -137,9 +137,10 @@ class ClipTextEncoder(nn.Module):
         if attention_mask is not None:
             mask = mask & attention_mask.astype(bool)[:, None, None, :]
         hidden = [x]
+        settings = (self.num_heads, self.mlp_width, self.activation, self.norm_eps, self.attention_fn)
         for i in range(self.num_layers):
-            settings = (self.num_heads, self.mlp_width, self.activation, self.norm_eps, self.attention_fn)
-            x = layer(*settings, name=f"layer_{i}", **types)(x, mask)
+            layer = ClipLayer(*settings, name=f"layer_{i}", **types)
+            x = blocks.rematerialised(layer, self.remat)(x, mask)
             hidden.append(x)
 
         last = layer_norm("norm_out", eps=self.norm_eps, **types)(x)

@@ -166,10 +166,7 @@ class UNet2DCondition(nn.Module):
         context, mask = self._context(cond)
 
         def residual(h: jax.Array, width: int, name: str) -> jax.Array:
-            block = res_block(width, name=name)
-            if not self.remat:
-                return block(h, emb, train=train)
-            return nn.remat(lambda block, h, emb: block(h, emb, train=train))(block, h, emb)
+            return blocks.rematerialised(res_block(width, name=name), self.remat)(h, emb, train=train)
 
         h = conv(self.widths[0], name="conv_in")(x)
         saved = [h]
