@@ -35,7 +35,8 @@ def test_flows_are_transitive_and_keep_the_distribution(frm, to):
         values = np.exp(density(jnp.asarray(points.reshape(-1, 1)), level)).reshape(points.shape)
         return np.trapezoid(values, points, axis=0)
 
-    np.testing.assert_allclose(below(there, to), below(x, frm), rtol=1e-5)
+    # The rule errs by h^2 / 12 times the slope at the end.
+    np.testing.assert_allclose(below(there, to), below(x, frm), atol=2e-7)
     one = oracles.gaussian_flow(0.6, 0.5, x, frm, to)
     np.testing.assert_allclose(oracles.mixture_flow([1.0], [0.6], [0.5], x, frm, to), one, rtol=1e-9, atol=1e-9)
 
