@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 
 from diffusers_fn._arrays import concrete, expand, namespace
 from diffusers_fn.denoisers import Denoiser
-from diffusers_fn.levels import Array, Level
+from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.processes import Process, between
 from diffusers_fn.solvers.base import Solver, Step, check_num_levels, check_plan, neighbours
 
@@ -26,12 +25,14 @@ class AdaptiveRow:
       frm: [R, *S] where the path begins.
       to: [R, *S] where it ends.
       start: [R] how much of the path is done already: 0, at the final denoise, which repeats the last path, 1.
+      longest: [R] the longest step, as a part of the path.
       rtol, atol: [R].
     """
 
     frm: Level
     to: Level
     start: Array
+    longest: Array
     rtol: Array
     atol: Array
 
@@ -56,6 +57,7 @@ def adaptive(
     atol: Any = 1e-5,
     *,
     process: Process | None = None,
+    longest: Any = 2.0,
     method: Any = None,
     max_steps: int = 1000,
 ) -> Solver:
@@ -67,7 +69,8 @@ def adaptive(
     ends, are enough; `emit` sees the state at each but the first. A step is accepted where the root mean square
     of (error / (atol + rtol |x|)) is at most 1 for every example, so that no example's accuracy depends on the others;
     the batch shares the steps. As in Song et al. 2021 (https://arxiv.org/abs/2011.13456, appendix D.4), which uses
-    Dormand and Prince's pair and both tolerances at 1e-5. In float32 tolerances below 1e-6 are out of reach.
+    Dormand and Prince's pair and both tolerances at 1e-5. They bound the estimated error of
+    a step, not that of the sample. In float32 less than 1e-6 is out of reach.
 
     Needs diffrax: `pip install diffusers_fn[adaptive]`. The number of evaluations is that of the longest path, and no
     table tells it: emit `step.num_steps`. A hop that has not arrived after max_steps gives NaN.
@@ -79,13 +82,15 @@ def adaptive(
       process: where the path between two levels lies, and its labels; without one `between` draws it from the two ends,
         which is exact for the levels of a variance-preserving, variance-exploding, EDM or flow process but not
         for labels that the network reads.
+      longest: [], the longest step in log SNR. Without it a step that begins where x hardly moves, at high noise,
+        may pass over the part where it does, and the error estimate is deceived.
       method: a diffrax solver with an error estimate; diffrax.Dopri5() by default.
       max_steps: of one hop.
 
     Raises:
       ImportError: without diffrax.
-      ValueError: if levels are no plan of at least two levels, alpha is 0 at one of them, a readable tolerance is not
-        positive, or max_steps < 1.
+      ValueError: if levels are no plan of at least two levels, alpha is 0 at one of them, a readable tolerance or
+        longest is not positive, or max_steps < 1.
 
     >>> from diffusers_fn import oracles
     >>> from diffusers_fn.processes import edm
@@ -98,15 +103,17 @@ def adaptive(
     diffrax = _diffrax()
     check_plan(levels)
     check_num_levels(levels, 2)
-    _check(levels, max_steps, rtol=rtol, atol=atol)
+    _check(levels, max_steps, rtol=rtol, atol=atol, longest=longest)
     num_levels = np.shape(levels.sigma)[0]
     frm, to = neighbours(levels)
-    xp = namespace(levels)
+    xp = namespace(levels, longest)
+    length = (log_snr(to) - log_snr(frm)).reshape(num_levels - 1, -1).max(axis=1)
     again = lambda hops, last: xp.concatenate([hops, last[-1:]])  # noqa: E731
     rows = AdaptiveRow(
         frm=jax.tree.map(again, frm, frm),
         to=jax.tree.map(again, to, to),
         start=np.append(np.zeros(num_levels - 1), 1.0),
+        longest=again(longest / length, longest / length),
         rtol=namespace(rtol).broadcast_to(rtol, (num_levels,)),
         atol=namespace(atol).broadcast_to(atol, (num_levels,)),
     )
@@ -149,7 +156,7 @@ class _Adaptive:
             t1=jnp.ones_like(row.start),
             dt0=None,
             y0=x,
-            stepsize_controller=diffrax.PIDController(row.rtol, row.atol, norm=_largest_rms),
+            stepsize_controller=diffrax.PIDController(row.rtol, row.atol, norm=_largest_rms, dtmax=row.longest),
             max_steps=self.max_steps,
             throw=False,
         )

@@ -54,9 +54,9 @@ def euler_maruyama(process: Process, t: Array, diffusion: Diffusion = None, *, d
     (array([-46.05,  -4.61,   0.  ]), array([21.46,  2.15,  0.  ]))
     """
     levels, t = _levels(process, t)
-    xp, dt = namespace(levels, t, dt), _step_sizes(t, dt)
+    dt = _step_sizes(t, dt)
     d_alpha, d_sigma, w = _drift(process, t, levels, diffusion)
-    noise = None if _is_zero(diffusion) else xp.sqrt(w[:-1] * dt)
+    noise = None if _is_zero(diffusion) else namespace(w, dt).sqrt(w[:-1] * dt)
     return linear_solver(levels, x=[1.0], x0=-dt * d_alpha[:-1], eps=-dt * d_sigma[:-1], noise=noise)
 
 
@@ -78,8 +78,9 @@ def heun_sde(process: Process, t: Array, diffusion: Diffusion = None) -> Solver:
     """
     levels, t = _levels(process, t)
     frm, to = neighbours(levels)
-    xp, dt = namespace(levels, t), _step_sizes(t, None)
+    dt = _step_sizes(t, None)
     d_alpha, d_sigma, w = _drift(process, t, levels, diffusion)
+    xp = namespace(levels, t, w)
 
     def interleave(a: Array, b: Array) -> Array:
         return xp.stack([a, b], axis=1).reshape(-1)
