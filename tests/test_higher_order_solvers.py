@@ -1,10 +1,9 @@
-"""Runge-Kutta and multistep solvers: order of convergence, published error figures, other people's trajectories."""
+"""Runge-Kutta and multistep solvers: order of convergence, published error figures."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_files import exact_denoiser, load, meta
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, oracles, solvers
@@ -134,59 +133,6 @@ def test_errors_on_the_edm_oracle(name):
         x0, _ = gaussian(x, 1.0, levels.sigma[-1], mean=0.0)
         # Known to three digits.
         assert x0[0] / 0.5 - 1.0 == pytest.approx(wanted, rel=5e-3, abs=0)
-
-
-# Runs of diffusers in float64 (tests/golden/traj): solver, and whether the last hop goes to a level instead of to x0.
-TRAJECTORIES = {
-    "dpmpp_2m_midpoint_lin": (solvers.dpmpp_2m, False),
-    "dpmpp_3m_midpoint_lin": (solvers.dpmpp_3m, False),
-    "deis_2": (of_order(solvers.deis, 2), True),
-    "euler": (solvers.euler, False),
-    "heun_karras": (solvers.heun, False),
-    "lms_order3": (of_order(solvers.lms, 3), False),
-    "edm_dpmpp_2m_midpoint_exponential": (solvers.dpmpp_2m, False),
-    "flow_heun_shift3": (solvers.heun, False),
-    "unipc_1_bh2_karras": (of_order(solvers.unipc, 1), False),
-    "unipc_3_bh2_nolof_sigmin": (lambda levels: solvers.unipc(levels, 3, lower_order_final=False), True),
-    "edm_sde_dpmpp_2m": (solvers.dpmpp_2m_sde, False),
-    "euler_a": (solvers.euler_ancestral, False),
-}
-
-
-@pytest.mark.parametrize("dist", ["gauss", "gmm"])
-@pytest.mark.parametrize("name", TRAJECTORIES)
-@pytest.mark.usefixtures("x64")
-def test_trajectories_of_another_library(name, dist, replayed_noise):
-    make, to_a_level = TRAJECTORIES[name]
-    golden = load("traj/traj")
-    run = next(row for row in meta("traj")["rows"] if row["key"] == f"{name}/20/{dist}")
-    states = golden[f"{name}/20/{dist}/traj_f64"]
-    alpha, sigma = golden[f"{name}/20/a_s_f64"].T
-    if run["family"] == "ve":  # its state is x / alpha
-        alpha, sigma = np.ones_like(alpha), sigma / alpha
-    if make is solvers.heun:  # evaluations at 0, 1, 1, 2, 2, ...
-        alpha, sigma = (np.concatenate([a[:1], a[1::2]]) for a in (alpha, sigma))
-    if to_a_level:
-        ratio = golden[f"{name}/20/sigmas_f64"][-1]
-        alpha, sigma = np.append(alpha, 1 / np.hypot(1.0, ratio)), np.append(sigma, ratio / np.hypot(1.0, ratio))
-    solver = make(dfn.Level(alpha, sigma, np.zeros_like(sigma)))
-    key, scan = None, jax.lax.scan
-    if solver.stochastic:
-        key, draws = jax.random.key(0), golden[f"{run['noise_key']}"]
-        scan = replayed_noise.scan(np.concatenate([draws, 0 * draws])[: solver.rows.noise.shape[0]])
-    samples = dfn.sample(
-        key,
-        exact_denoiser(dist),
-        solver,
-        jnp.asarray(states[0]),
-        emit=lambda step: step.x_next,
-        final_denoise=not to_a_level,
-        scan=scan,
-    )
-    # LMS of that library extrapolates into sigma = 0 too, where every table of ours ends with x0.
-    compared = -1 if name == "lms_order3" else None
-    # Float64 arithmetic in another order over twenty steps.
-    np.testing.assert_allclose(samples.trace[:compared], states[1:][:compared], rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("make", [solvers.dpmpp_2m, solvers.dpmpp_3m, solvers.heun])

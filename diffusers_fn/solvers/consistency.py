@@ -57,7 +57,7 @@ def tcd(levels: Level, process: Callable[[Any], Level], gamma: Any = 0.3) -> Sol
     >>> from diffusers_fn import grids, processes
     >>> process = processes.trigonometric()
     >>> tcd(grids.uniform_t(process, 3), process, 0.5).rows.noise.round(2)
-    array([0.59, 0.04, 0.  ])
+    array([0.64, 0.  , 0.  ])
     """
     check_plan(levels)
     known = concrete(gamma)
