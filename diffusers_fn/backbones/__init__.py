@@ -1,23 +1,35 @@
 """Networks: flax modules that see arrays only, called as net.apply(variables, x, t, cond, train=...)."""
 
+from diffusers_fn.backbones import diagonal_gaussian, tiling
+from diffusers_fn.backbones.autoencoder_kl import AutoencoderKL
 from diffusers_fn.backbones.classifier import Classifier
 from diffusers_fn.backbones.clip_text import ClipTextEncoder
 from diffusers_fn.backbones.dhariwal_unet import DhariwalUNet
+from diffusers_fn.backbones.dit import DiT
 from diffusers_fn.backbones.mlp import MLP
+from diffusers_fn.backbones.simple_autoencoder import SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
 from diffusers_fn.backbones.unet import UNet
 from diffusers_fn.backbones.unet2d import UNet2D
 from diffusers_fn.backbones.unet2d_condition import UNet2DCondition
+from diffusers_fn.backbones.uvit import UViT
 
 __all__ = [
     "MLP",
+    "AutoencoderKL",
     "Classifier",
     "ClipTextEncoder",
     "DhariwalUNet",
+    "DiT",
+    "SimpleDecoder",
+    "SimpleEncoder",
     "SongUNet",
     "SuperResolution",
     "UNet",
     "UNet2D",
     "UNet2DCondition",
+    "UViT",
+    "diagonal_gaussian",
+    "tiling",
 ]

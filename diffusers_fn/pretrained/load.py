@@ -9,27 +9,35 @@ from typing import Any
 import flax.linen as nn
 
 from diffusers_fn.pretrained import (
+    autoencoder_kl,
     clip_text,
+    dit,
+    dit_diffusers,
     edm,
     guided_classifier,
     guided_superres,
     guided_unet,
     unet2d,
     unet2d_condition,
+    uvit,
 )
 from diffusers_fn.pretrained.checkpoint import open_checkpoint
 from diffusers_fn.pretrained.convert import from_torch
 from diffusers_fn.pretrained.family import Family
 
 FAMILIES = {
+    "autoencoder_kl": autoencoder_kl.family,
     "clip_text": clip_text.family,
     "clip_text_projected": clip_text.projected_family,
+    "dit": dit.family,
+    "dit_diffusers": dit_diffusers.family,
     "edm": edm.family,
     "guided_classifier": guided_classifier.family,
     "guided_superres": guided_superres.family,
     "guided_unet": guided_unet.family,
     "unet2d": unet2d.family,
     "unet2d_condition": unet2d_condition.family,
+    "uvit": uvit.family,
 }
 
 

@@ -1,4 +1,4 @@
-"""The layouts of the convolutional families: 1x1 convolutions that are linear here, and self-attention."""
+"""Layouts that several families share: 1x1 convolutions that are linear here, and self-attention."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def pointwise(path: str, name: str, *, axes: int = 2, bias: bool = True) -> list
     return [kernel, *(same(f"{path}/bias", f"{name}.bias") if bias else [])]
 
 
-def joint_qkv(path: str, name: str, channels: int, heads: int, *, order: str, axes: int = 1) -> list[Entry]:
-    """`blocks.SelfAttention`'s projection [C, 3, heads, head_dim] from a convolution of one pixel, [3 C, C, 1, ...].
+def joint_qkv(
+    path: str, name: str, channels: int, heads: int, *, order: str, axes: int = 1, bias: bool = True
+) -> list[Entry]:
+    """A projection [C, 3, heads, head_dim] from a convolution of one pixel, [3 C, C, 1, ...] with `axes` ones.
 
     `order` says what its outputs count, slowest first, by the letters of (query key value: 3, head: h, channel: c):
-    "h3c" in the first attention of guided-diffusion, "3hc" in its second, "hc3" in EDM.
+    "h3c" in the first attention of guided-diffusion, "3hc" in its second and in DiT, "hc3" in EDM.
 
     >>> kernel, bias = joint_qkv("qkv", "qkv", 4, 2, order="hc3")
     >>> bias.to_linen(np.arange(12))[:, 0].tolist()  # the first head's queries, keys and values
@@ -53,14 +55,12 @@ def joint_qkv(path: str, name: str, channels: int, heads: int, *, order: str, ax
     def bias_to_torch(a: np.ndarray) -> tuple[np.ndarray, ...]:
         return (a.transpose(to_theirs).reshape(3 * channels),)
 
-    return [
-        Entry(f"{path}/kernel", (f"{name}.weight",), kernel_to_linen, kernel_to_torch),
-        Entry(f"{path}/bias", (f"{name}.bias",), bias_to_linen, bias_to_torch),
-    ]
+    kernel = Entry(f"{path}/kernel", (f"{name}.weight",), kernel_to_linen, kernel_to_torch)
+    return [kernel, *([Entry(f"{path}/bias", (f"{name}.bias",), bias_to_linen, bias_to_torch)] if bias else [])]
 
 
-def separate_qkv(path: str, names: Sequence[str], heads: int) -> list[Entry]:
-    """`blocks.SelfAttention`'s projection [C, 3, heads, head_dim] from three linear layers [C, C].
+def separate_qkv(path: str, names: Sequence[str], heads: int, *, bias: bool = True) -> list[Entry]:
+    """A projection [C, 3, heads, head_dim] from three linear layers [C, C].
 
     >>> kernel, bias = separate_qkv("qkv", ["to_q", "to_k", "to_v"], 2)
     >>> bias.names, kernel.to_linen(*[np.zeros([4, 4])] * 3).shape
@@ -79,10 +79,9 @@ def separate_qkv(path: str, names: Sequence[str], heads: int) -> list[Entry]:
     def bias_to_torch(a: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(each.reshape(-1) for each in a)
 
-    return [
-        Entry(f"{path}/kernel", tuple(f"{name}.weight" for name in names), kernel_to_linen, kernel_to_torch),
-        Entry(f"{path}/bias", tuple(f"{name}.bias" for name in names), bias_to_linen, bias_to_torch),
-    ]
+    weights, biases = ([f"{name}.{kind}" for name in names] for kind in ("weight", "bias"))
+    kernel = Entry(f"{path}/kernel", tuple(weights), kernel_to_linen, kernel_to_torch)
+    return [kernel, *([Entry(f"{path}/bias", tuple(biases), bias_to_linen, bias_to_torch)] if bias else [])]
 
 
 def heads_out(path: str, name: str, heads: int, *, axes: int = 1) -> list[Entry]:

@@ -5,22 +5,31 @@ import json
 import pathlib
 
 import pytest
+import unet_cases
 
 from diffusers_fn import pretrained
 from diffusers_fn.pretrained.load import find_family
-from diffusers_fn.pretrained.safetensors_file import open_safetensors
+from diffusers_fn.pretrained.safetensors_file import open_safetensors, write_safetensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden_nets"
-NETS = sorted(path.parent.name for path in GOLDEN.glob("*/weights.safetensors") if path.parent.name != "unet2d_ddpm")
 # Which family a stored network belongs to, by the longest of these that its name begins with.
 PREFIXES = {
     "clip_text": "clip_text",
     "clip_text_projected": "clip_text_projected",
+    "dit_diffusers": "dit_diffusers",
+    "dit_fb": "dit",
     "edm": "edm",
+    "guided_classifier": "guided_classifier",
+    "guided_superres": "guided_superres",
     "guided_unet": "guided_unet",
     "improved_unet": "guided_unet",
+    "unet2d": "unet2d",
     "unet2dcond": "unet2d_condition",
+    "uvit": "uvit",
+    "vae_kl": "autoencoder_kl",
 }
+# Stored as files, and one that is stored by the names and shapes of its tensors alone.
+NETS = sorted([path.parent.name for path in GOLDEN.glob("*/weights.safetensors")] + ["guided_superres"])
 
 
 def family_of(net):
@@ -32,19 +41,31 @@ def family_of(net):
 ONE_EACH = {family_of(net).name: net for net in reversed(NETS)}
 
 
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """The folder of each stored network."""
+    folder = tmp_path_factory.mktemp("guided_superres")
+    tensors = unet_cases.state_dict("guided_superres")
+    with open(folder / "weights.safetensors", "wb") as file:
+        described = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        write_safetensors(file, described, tensors.items())
+    (folder / "config.json").write_text(json.dumps(unet_cases.CASES["guided_superres"]["config"]))
+    return {net: GOLDEN / net for net in NETS} | {"guided_superres": folder}
+
+
 def test_every_family_has_a_network_here():
     assert set(ONE_EACH) == set(pretrained.FAMILIES)
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_a_published_network_comes_back_bit_by_bit(net, tmp_path):
+def test_a_published_network_comes_back_bit_by_bit(net, folder_of, tmp_path):
     family = family_of(net)
-    module, params = pretrained.load(GOLDEN / net, family.name)
+    module, params = pretrained.load(folder_of[net], family.name)
     assert family.from_config(json.loads(json.dumps(family.to_config(module)))) == module
     assert isinstance(hash(module), int)
 
     pretrained.save(tmp_path / "saved", module, params, family)
-    before = open_safetensors(GOLDEN / net / "weights.safetensors")
+    before = open_safetensors(folder_of[net] / "weights.safetensors")
     after = open_safetensors(tmp_path / "saved" / family.weights_name)
     assert list(after) == list(before)
     for name, tensor in before.items():
@@ -56,8 +77,8 @@ def test_a_published_network_comes_back_bit_by_bit(net, tmp_path):
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
-def test_one_renamed_tensor_is_named(name):
-    family, folder = pretrained.FAMILIES[name], GOLDEN / ONE_EACH[name]
+def test_one_renamed_tensor_is_named(name, folder_of):
+    family, folder = pretrained.FAMILIES[name], folder_of[ONE_EACH[name]]
     module = family.from_config(json.loads((folder / "config.json").read_text()))
     tensors = open_safetensors(folder / "weights.safetensors")
     old = sorted(tensors)[len(tensors) // 2]
@@ -67,7 +88,7 @@ def test_one_renamed_tensor_is_named(name):
     assert old in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "other"), itertools.permutations(ONE_EACH, 2))
-def test_the_config_of_another_family_is_refused(name, other):
+@pytest.mark.parametrize(("name", "other"), list(itertools.permutations(ONE_EACH, 2)))
+def test_the_config_of_another_family_is_refused(name, other, folder_of):
     with pytest.raises(ValueError, match=f"'{other}'|not those of the network"):
-        pretrained.load(GOLDEN / ONE_EACH[name], other)
+        pretrained.load(folder_of[ONE_EACH[name]], other)

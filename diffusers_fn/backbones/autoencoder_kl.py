@@ -1,0 +1,277 @@
+"""The convolutional autoencoder of latent diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn.backbones import blocks
+from diffusers_fn.backbones.diagonal_gaussian import LOGVAR_RANGE
+from diffusers_fn.backbones.embeddings import dense_init
+
+
+class AutoencoderKL(nn.Module):
+    """Computes a Gaussian over latents [B, H / f, W / f, Z] from images [B, H, W, C], and images from latents.
+
+    The first stage of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2021),
+    https://arxiv.org/abs/2112.10752, section 3.1. The encoder runs residual blocks and halves the resolution after all
+    levels but the last, f = 2 ** (levels - 1); at the bottom come block, attention, block. The decoder mirrors it with
+    one block more per level. The defaults are Stable Diffusion's: 83,653,863 parameters.
+
+    Call `net.apply(variables, x, method="encode")` for (mean, logvar), with `method="decode"` for an image. Images are
+    in [-1, 1] by convention. A diffusion model sees `scale(z)`, and `decode(unscale(z))` is its image; encode and
+    decode themselves do not scale. `diagonal_gaussian` has the draw, the divergence and the likelihood.
+
+    Fields:
+      in_channels, out_channels, latent_channels: C before, C after, and Z.
+      channels: the width of every level.
+      num_res_blocks: residual blocks per level of the encoder.
+      attention_levels: levels whose blocks are followed by attention.
+      mid_attention: whether attention is at the bottom.
+      quant_conv, post_quant_conv: whether a linear layer follows the encoder and precedes the decoder.
+      norm_groups, norm_eps: of every group normalisation; the groups must divide every level's width.
+      scaling_factor, shift_factor, latents_mean, latents_std: see `scale`; the last two have Z numbers each.
+      image_size: of training. No output depends on it.
+      remat: the backward pass computes every block again instead of keeping what is inside it.
+      attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, 1, channels].
+      dtype, param_dtype: of the computation and of the parameters. Normalisation statistics and the softmax stay in
+        float32 or wider.
+
+    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+
+    >>> net = AutoencoderKL(channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros([1, 8, 12, 3]))
+    >>> mean, logvar = jax.eval_shape(lambda v, x: net.apply(v, x, method="encode"), shapes, jnp.zeros([1, 8, 12, 3]))
+    >>> mean.shape, jax.eval_shape(lambda v, z: net.apply(v, z, method="decode"), shapes, mean).shape
+    ((1, 4, 6, 4), (1, 8, 12, 3))
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    channels: Sequence[int] = (128, 256, 512, 512)
+    num_res_blocks: int = 2
+    attention_levels: Sequence[int] = ()
+    mid_attention: bool = True
+    quant_conv: bool = True
+    post_quant_conv: bool = True
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    latents_mean: Sequence[float] | None = None
+    latents_std: Sequence[float] | None = None
+    image_size: int = 512
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        if not self.channels or self.num_res_blocks < 1:
+            raise ValueError(
+                "channels must not be empty and num_res_blocks must be at least 1; got "
+                f"{tuple(self.channels)} and {self.num_res_blocks}"
+            )
+        if not set(self.attention_levels) <= set(range(len(self.channels))):
+            raise ValueError(
+                f"attention_levels must lie in 0 .. {len(self.channels) - 1}; got {tuple(self.attention_levels)}"
+            )
+        fields: dict[str, Any] = {
+            "channels": self.channels,
+            "num_res_blocks": self.num_res_blocks,
+            "attention_levels": self.attention_levels,
+            "mid_attention": self.mid_attention,
+            "norm_groups": self.norm_groups,
+            "norm_eps": self.norm_eps,
+            "remat": self.remat,
+            "attention_fn": self.attention_fn,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.encoder = Encoder(2 * self.latent_channels, **fields)
+        self.decoder = Decoder(self.out_channels, **fields)
+        if self.quant_conv:
+            self.quant = nn.Dense(2 * self.latent_channels, kernel_init=dense_init, **types)
+        if self.post_quant_conv:
+            self.post_quant = nn.Dense(self.latent_channels, kernel_init=dense_init, **types)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the image [B, H, W, C] that the mean latent of x decodes to."""
+        return self.decode(self.encode(x)[0])
+
+    def moments(self, x: jax.Array) -> jax.Array:
+        """Returns [mean, log-variance] as they leave the network, [B, H / f, W / f, 2 Z]: nothing is clipped."""
+        factor = 2 ** (len(self.channels) - 1)
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            raise ValueError(f"x must have shape [B, H, W, {self.in_channels}]; got {list(x.shape)}")
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(f"H and W must be multiples of {factor}; got {x.shape[1:3]}")
+        h = self.encoder(x)
+        h = self.quant(h) if self.quant_conv else h
+        return h.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns mean and log-variance [B, H / f, W / f, Z] of the latents of images x, the latter in [-30, 20]."""
+        mean, logvar = jnp.split(self.moments(x), 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Returns the images [B, H, W, C] of unscaled latents z [B, H / f, W / f, Z]."""
+        if z.ndim != 4 or z.shape[-1] != self.latent_channels:
+            raise ValueError(f"z must have shape [B, h, w, {self.latent_channels}]; got {list(z.shape)}")
+        h = self.post_quant(z) if self.post_quant_conv else z
+        return self.decoder(h).astype(jnp.promote_types(z.dtype, jnp.float32))
+
+    def scale(self, z: jax.Array) -> jax.Array:
+        """Returns (z - latents_mean - shift_factor) scaling_factor / latents_std: what a diffusion model sees.
+
+        >>> AutoencoderKL(scaling_factor=0.5).scale(jnp.array([4.0])).item()
+        2.0
+        """
+        mean, std = self._location_and_scale(z)
+        return (z - mean) / std
+
+    def unscale(self, z: jax.Array) -> jax.Array:
+        """Returns z latents_std / scaling_factor + shift_factor + latents_mean: the inverse of `scale`."""
+        mean, std = self._location_and_scale(z)
+        return z * std + mean
+
+    def _location_and_scale(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns two arrays of z's rank, computed in float64 and rounded once to z's dtype."""
+        mean = np.asarray(0.0 if self.latents_mean is None else self.latents_mean, np.float64) + self.shift_factor
+        std = np.asarray(1.0 if self.latents_std is None else self.latents_std, np.float64) / self.scaling_factor
+        mean, std = (value.reshape((1,) * (z.ndim - value.ndim) + value.shape) for value in (mean, std))
+        return jnp.asarray(mean, z.dtype), jnp.asarray(std, z.dtype)
+
+
+class Encoder(nn.Module):
+    """Computes features [B, H / f, W / f, features] of images [B, H, W, C]. Fields as those of `AutoencoderKL`.
+
+    >>> net = Encoder(8, channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones([1, 8, 8, 3]))[0].shape
+    (1, 4, 4, 8)
+    """
+
+    features: int
+    channels: Sequence[int]
+    num_res_blocks: int
+    attention_levels: Sequence[int] = ()
+    mid_attention: bool = True
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, norm, block, attention = _parts(self)
+        h = conv(self.channels[0], name="conv_in")(x)
+        for level, width in enumerate(self.channels):
+            for i in range(self.num_res_blocks):
+                h = block(width, name=f"down_{level}_block_{i}")(h)
+                if level in self.attention_levels:
+                    h = attention(name=f"down_{level}_attention_{i}")(h)
+            if level < len(self.channels) - 1:
+                h = conv(width, stride=2, padding=(0, 1), name=f"down_{level}_downsample")(h)
+        h = _middle(self, h)
+        return conv(self.features, name="conv_out")(nn.silu(norm(name="norm_out")(h)))
+
+
+class Decoder(nn.Module):
+    """Computes images [B, H, W, features] from latents [B, H / f, W / f, Z]. Fields as those of `AutoencoderKL`.
+
+    >>> net = Decoder(3, channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones([1, 4, 4, 4]))[0].shape
+    (1, 8, 8, 3)
+    """
+
+    features: int
+    channels: Sequence[int]
+    num_res_blocks: int
+    attention_levels: Sequence[int] = ()
+    mid_attention: bool = True
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        conv, norm, block, attention = _parts(self)
+        h = conv(self.channels[-1], name="conv_in")(z)
+        h = _middle(self, h)
+        for level, width in reversed(list(enumerate(self.channels))):
+            for i in range(self.num_res_blocks + 1):
+                h = block(width, name=f"up_{level}_block_{i}")(h)
+                if level in self.attention_levels:
+                    h = attention(name=f"up_{level}_attention_{i}")(h)
+            if level > 0:
+                h = conv(width, name=f"up_{level}_upsample")(blocks.nearest(h))
+        return conv(self.features, name="conv_out")(nn.silu(norm(name="norm_out")(h)))
+
+
+class PlainResBlock(nn.Module):
+    """Computes skip(x) + conv(silu(norm(conv(silu(norm(x)))))) for x [B, H, W, C], with `features` channels.
+
+    >>> block = PlainResBlock(features=8, norm_groups=4)
+    >>> jax.eval_shape(block.init_with_output, jax.random.key(0), jnp.ones([1, 4, 4, 4]))[0].shape
+    (1, 4, 4, 8)
+    """
+
+    features: int
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_0", **types)(x))
+        h = blocks.Conv3x3(self.features, name="conv_0", **types)(h)
+        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_1", **types)(h))
+        h = blocks.Conv3x3(self.features, name="conv_1", **types)(h)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, name="skip", kernel_init=dense_init, **types)(x)
+        return x + h
+
+
+def _parts(net: Encoder | Decoder) -> tuple[Callable[..., Any], ...]:
+    """Returns constructors of convolution, norm, residual block and attention with the net's fields."""
+    types = {"dtype": net.dtype, "param_dtype": net.param_dtype}
+    norm: dict[str, Any] = {"norm_groups": net.norm_groups, "norm_eps": net.norm_eps}
+
+    def conv(features: int, **fields: Any) -> nn.Module:
+        return blocks.Conv3x3(features, **fields, **types)
+
+    def group_norm(name: str) -> nn.Module:
+        return blocks.GroupNorm(net.norm_groups, net.norm_eps, name=name, **types)
+
+    def block(features: int, name: str) -> Callable[..., jax.Array]:
+        return blocks.rematerialised(PlainResBlock(features, name=name, **norm, **types), net.remat)
+
+    def attention(name: str) -> Callable[..., jax.Array]:
+        fields = {"zero_init": False, "attention_fn": net.attention_fn, **norm, **types}
+        return blocks.rematerialised(blocks.SelfAttention(name=name, **fields), net.remat)
+
+    return conv, group_norm, block, attention
+
+
+def _middle(net: Encoder | Decoder, h: jax.Array) -> jax.Array:
+    """Returns block(attention(block(h))), or without the attention, as parts of net."""
+    _, _, block, attention = _parts(net)
+    h = block(net.channels[-1], name="mid_block_0")(h)
+    if net.mid_attention:
+        h = attention(name="mid_attention")(h)
+    return block(net.channels[-1], name="mid_block_1")(h)

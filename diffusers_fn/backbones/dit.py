@@ -1,0 +1,245 @@
+"""DiT: a transformer on patches, steered through its normalisations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn.backbones import blocks, embeddings, transformer
+
+
+class DiT(nn.Module):
+    """Computes a denoiser's output [B, H, W, C] for noisy images x [B, H, W, C] at time labels t [] or [B].
+
+    Patches become tokens with fixed sine and cosine positions. With c an embedding of t and the class, a block is
+
+        h <- h + gate_1(c) attention(norm(h) (1 + scale_1(c)) + shift_1(c))
+        h <- h + gate_2(c) mlp(norm(h) (1 + scale_2(c)) + shift_2(c))
+
+    where scale, shift and gate are linear in silu(c) and start at zero (adaLN-Zero), and a last modulated norm and a
+    linear layer turn tokens into patches. Peebles and Xie, "Scalable Diffusion Models with Transformers" (2022),
+    https://arxiv.org/abs/2212.09748, section 3.2. `DiT.S`, `.B`, `.L` and `.XL` are the published sizes.
+
+    Call with x [B, H, W, C]; t integers or floats; cond integer class labels [] or [B], or None for the null class,
+    num_classes; train=True turns on dropout, which draws from the rng collection "dropout". The output is float32, or
+    x's dtype if that is wider. It has out_channels channels (C if None), or twice as many with learned_variance: the
+    mean's first, the variance's last. The same parameters serve any H and W that the patches divide.
+
+    Fields:
+      image_size: the H and W of training. No output depends on it, unless stretch_positions.
+      patch_size: pixels along each side of a patch.
+      hidden_size, depth, num_heads, mlp_ratio: width of the tokens, number of blocks, heads of every attention, and
+        the hidden units of every mlp as a multiple of the width.
+      in_channels: C, or None for any.
+      num_classes: None, or the number of classes besides the null class.
+      null_class: whether the class table has a last row for the null class.
+      zero_init_output: start as the zero function, and every block as the identity.
+      stretch_positions: spread the positions of every H and W over those of image_size, instead of counting patches.
+      time_freq_shift: see `embeddings.sinusoidal_features`.
+      shared_embedding: one embedding of t and class for all blocks; otherwise one for each block, and the last layer
+        listens to the first block's.
+      qkv_bias, gelu_approximate, mlp_norm_eps, mlp_norm_affine: small print in which implementations differ; the
+        last two are of the norms before each mlp.
+      remat: the backward pass computes every block again instead of keeping what is inside it.
+      attention_fn: as `jax.nn.dot_product_attention`, on [B, L, heads, head_dim].
+      dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the label
+        embedding stay in float32 or wider.
+
+    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+
+    >>> dit = DiT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=10)
+    >>> x, t = jnp.zeros([2, 8, 12, 4]), jnp.array([0, 999])
+    >>> out, variables = jax.eval_shape(dit.init_with_output, jax.random.key(0), x, t)
+    >>> out.shape, sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    ((2, 8, 12, 4), 15344)
+    """
+
+    image_size: int = 32
+    patch_size: int = 2
+    hidden_size: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    in_channels: int | None = None
+    out_channels: int | None = None
+    num_classes: int | None = None
+    null_class: bool = True
+    dropout: float = 0.0
+    learned_variance: bool = False
+    zero_init_output: bool = True
+    stretch_positions: bool = False
+    time_freq_shift: float = 0.0
+    shared_embedding: bool = True
+    qkv_bias: bool = True
+    gelu_approximate: bool = True
+    mlp_norm_eps: float = 1e-6
+    mlp_norm_affine: bool = False
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @classmethod
+    def S(cls, **fields: Any) -> DiT:
+        """Returns DiT-S: 12 blocks of width 384. As published: 1000 classes, learned variance; fields change that."""
+        return cls(**{**PUBLISHED, "hidden_size": 384, "depth": 12, "num_heads": 6, **fields})
+
+    @classmethod
+    def B(cls, **fields: Any) -> DiT:
+        """Returns DiT-B: 12 blocks of width 768."""
+        return cls(**{**PUBLISHED, "hidden_size": 768, "depth": 12, "num_heads": 12, **fields})
+
+    @classmethod
+    def L(cls, **fields: Any) -> DiT:
+        """Returns DiT-L: 24 blocks of width 1024."""
+        return cls(**{**PUBLISHED, "hidden_size": 1024, "depth": 24, "num_heads": 16, **fields})
+
+    @classmethod
+    def XL(cls, **fields: Any) -> DiT:
+        """Returns DiT-XL: 28 blocks of width 1152; with patches of 2 it has 674,834,720 parameters."""
+        return cls(**{**PUBLISHED, "hidden_size": 1152, "depth": 28, "num_heads": 16, **fields})
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        self._check(x)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        zero_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
+        conditions = self._embed(x, t, cond)
+
+        h = transformer.PatchEmbed(self.patch_size, self.hidden_size, name="patch", **types)(x)
+        h = h + self._positions(x)[None]
+        block: Callable[..., Any] = functools.partial(
+            Block,
+            num_heads=self.num_heads,
+            mlp_hidden=int(self.hidden_size * self.mlp_ratio),
+            dropout=self.dropout,
+            qkv_bias=self.qkv_bias,
+            gelu_approximate=self.gelu_approximate,
+            mlp_norm_eps=self.mlp_norm_eps,
+            mlp_norm_affine=self.mlp_norm_affine,
+            modulation_init=zero_init,
+            attention_fn=self.attention_fn,
+            **types,
+        )
+        for i in range(self.depth):
+            c = conditions[i % len(conditions)]
+            h = blocks.rematerialised(block(name=f"block_{i}"), self.remat)(h, c, train=train)
+
+        modulation = nn.Dense(2 * self.hidden_size, kernel_init=zero_init, name="modulation_out", **types)
+        shift, scale = jnp.split(modulation(nn.silu(conditions[0]))[:, None], 2, axis=-1)
+        h = plain_norm(types)(h) * (1 + scale) + shift
+        features = x.shape[-1] if self.out_channels is None else self.out_channels
+        features = 2 * features if self.learned_variance else features
+        h = nn.Dense(self.patch_size**2 * features, kernel_init=zero_init, name="dense_out", **types)(h)
+        return transformer.unpatchify(h, self.patch_size, x.shape[1], x.shape[2]).astype(out_dtype)
+
+    def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> list[jax.Array]:
+        """Returns the embedding [B, hidden_size] that all blocks receive, or one for each block."""
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        labels = transformer.table_labels(cond, self.num_classes, self.null_class, x.shape[0])
+        rows = None if self.num_classes is None else self.num_classes + self.null_class
+        times = embeddings.time_labels(t, x.shape[0], dtype)
+        features = embeddings.sinusoidal_features(times, 256, freq_shift=self.time_freq_shift, cos_first=True)
+        names = ["embedding"] if self.shared_embedding else [f"embedding_{i}" for i in range(self.depth)]
+        types = {"dtype": dtype, "param_dtype": self.param_dtype}
+        return [Embedding(self.hidden_size, rows, name=name, **types)(features, labels) for name in names]
+
+    def _positions(self, x: jax.Array) -> jax.Array:
+        """Returns the position features [L, hidden_size] of x's patches."""
+        rows, columns = (size // self.patch_size for size in x.shape[1:3])
+        base = self.image_size // self.patch_size
+        stretch_to = (base, base) if self.stretch_positions else None
+        return jnp.asarray(transformer.sincos_positions(rows, columns, self.hidden_size, stretch_to), self.dtype)
+
+    def _check(self, x: jax.Array) -> None:
+        """Raises ValueError for fields or inputs that no network can be built from."""
+        if self.depth < 1 or self.image_size < self.patch_size:
+            raise ValueError(
+                "depth must be at least 1 and image_size at least patch_size; got "
+                f"depth={self.depth}, image_size={self.image_size}, patch_size={self.patch_size}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+        if x.ndim != 4:
+            raise ValueError(f"x must have shape [B, H, W, C]; got {list(x.shape)}")
+        if self.in_channels not in (None, x.shape[-1]):
+            raise ValueError(f"x must have in_channels={self.in_channels} channels; got {x.shape[-1]}")
+
+
+PUBLISHED = {"num_classes": 1000, "learned_variance": True}
+
+
+class Block(nn.Module):
+    """Computes one block of `DiT` from tokens h [B, L, D] and an embedding c [B, E]. Fields as there.
+
+    >>> block = Block(num_heads=2, mlp_hidden=16)
+    >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 6])
+    >>> jax.eval_shape(block.init, *args)["params"]["modulation"]["kernel"].shape
+    (6, 48)
+    """
+
+    num_heads: int
+    mlp_hidden: int
+    dropout: float = 0.0
+    qkv_bias: bool = True
+    gelu_approximate: bool = True
+    mlp_norm_eps: float = 1e-6
+    mlp_norm_affine: bool = False
+    modulation_init: Callable[..., Any] = nn.initializers.zeros
+    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array, c: jax.Array, *, train: bool = False) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        modulation = nn.Dense(6 * h.shape[-1], kernel_init=self.modulation_init, name="modulation", **types)
+        parts = jnp.split(modulation(nn.silu(c))[:, None], 6, axis=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        attention = transformer.Attention(
+            self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **types
+        )
+        mlp = transformer.FeedForward(self.mlp_hidden, self.gelu_approximate, name="mlp", **types)
+        mlp_norm = plain_norm(types, self.mlp_norm_eps, affine=self.mlp_norm_affine, name="mlp_norm")
+
+        h = h + gate_1 * drop(attention(plain_norm(types)(h) * (1 + scale_1) + shift_1))
+        return h + gate_2 * drop(mlp(mlp_norm(h) * (1 + scale_2) + shift_2))
+
+
+class Embedding(nn.Module):
+    """Computes Dense(silu(Dense(features))) + table[labels], [B, width], from time features [B, F].
+
+    rows is the number of rows of the table, None for no table. Everything is drawn with a standard deviation of 0.02.
+
+    >>> embed = Embedding(width=16, rows=11)
+    >>> params = jax.eval_shape(embed.init, jax.random.key(0), jnp.zeros([3, 8]), jnp.zeros([3], int))["params"]
+    >>> params["class_table"]["embedding"].shape
+    (11, 16)
+    """
+
+    width: int
+    rows: int | None = None
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, labels: jax.Array | None) -> jax.Array:
+        init = nn.initializers.normal(0.02)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        emb = nn.Dense(self.width, kernel_init=init, name="time_0", **types)(features)
+        emb = nn.Dense(self.width, kernel_init=init, name="time_1", **types)(nn.silu(emb))
+        if labels is None or self.rows is None:
+            return emb
+        return emb + nn.Embed(self.rows, self.width, embedding_init=init, name="class_table", **types)(labels)
+
+
+def plain_norm(types: dict[str, Any], eps: float = 1e-6, *, affine: bool = False, name: str | None = None) -> nn.Module:
+    """Returns a layer normalisation without scale and bias, or with them if affine."""
+    return nn.LayerNorm(eps, use_scale=affine, use_bias=affine, use_fast_variance=False, name=name, **types)
