@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,11 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from diffusers_fn.pretrained.checks import (
+    Shapes,
+    check_constant,
+    check_entries,
+    check_tensors,
+    different,
+    is_floating,
+    raise_if_any,
+    tensor_shapes,
+)
 from diffusers_fn.pretrained.entries import Entry
-from diffusers_fn.pretrained.family import Constant, Family
+from diffusers_fn.pretrained.family import Family
 from diffusers_fn.pretrained.safetensors_file import Stored
 
-Shapes = dict[str, tuple[int, ...]]
 Described = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -53,16 +62,16 @@ def from_torch(
     >>> jax.tree.map(jnp.shape, from_torch(tensors, net, family))
     {'layers_0': {'bias': (2,), 'kernel': (3, 2)}}
     """
-    if dtype is not None and not _is_floating(np.dtype(dtype)):
+    if dtype is not None and not is_floating(np.dtype(dtype)):
         raise ValueError(f"dtype must be None or a floating type; got {np.dtype(dtype)}")
     stored = _renamed({name: _stored(value) for name, value in tensors.items()}, family)
     shapes = parameter_shapes(module, family)
-    entries = _check_entries(module, family, shapes)
+    entries = check_entries(module, family, shapes)
     constants = family.constants(module)
-    _check_tensors(stored, entries, constants, shapes, dtype)
+    check_tensors(stored, entries, constants, shapes, dtype)
     for constant in constants:
         if constant.name in stored and constant.value is not None:
-            _check_constant(constant, stored[constant.name])
+            check_constant(constant, stored[constant.name])
     place = _placement(sharding, shapes)
 
     params = {}
@@ -105,13 +114,13 @@ def describe_tensors(
     """
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     shapes = parameter_shapes(module, family)
-    entries = _check_entries(module, family, shapes)
-    _raise_if_any(
+    entries = check_entries(module, family, shapes)
+    raise_if_any(
         f"these are not the parameters of this module of the family {family.name!r}",
         {
             "missing": sorted(set(shapes) - set(flat)),
             "unexpected": sorted(set(flat) - set(shapes)),
-            "of the wrong shape": _different({path: np.shape(leaf) for path, leaf in flat.items()}, shapes),
+            "of the wrong shape": different({path: np.shape(leaf) for path, leaf in flat.items()}, shapes),
         },
     )
     dtypes = {np.dtype(leaf.dtype) for leaf in flat.values()}
@@ -120,12 +129,12 @@ def describe_tensors(
     for constant in constants:
         array = np.asarray(constant.value)
         # A reference casts its tables together with its parameters.
-        one_dtype = len(dtypes) == 1 and jnp.issubdtype(array.dtype, jnp.floating)
+        one_dtype = len(dtypes) == 1 and is_floating(array.dtype)
         arrays[constant.name] = array.astype(next(iter(dtypes))) if one_dtype else array
 
     described: Described = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     for entry in entries:
-        for name, shape in _tensor_shapes(entry, shapes[entry.path]).items():
+        for name, shape in tensor_shapes(entry, shapes[entry.path]).items():
             described[name] = shape, np.dtype(flat[entry.path].dtype)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
@@ -173,71 +182,6 @@ def _renamed(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
     return found
 
 
-def _check_entries(module: nn.Module, family: Family, shapes: Shapes) -> Sequence[Entry]:
-    """Returns the family's entries, or says how they differ from the parameters that the module has."""
-    entries = family.entries(module)
-    paths = [entry.path for entry in entries]
-    names = [name for entry in entries for name in entry.names]
-    names += [constant.name for constant in family.constants(module)]
-    _raise_if_any(
-        f"the family {family.name!r} does not describe this module",
-        {
-            "parameters without an entry": sorted(set(shapes) - set(paths)),
-            "entries without a parameter": sorted(set(paths) - set(shapes)),
-            "used twice": sorted({key for keys in (paths, names) for key in keys if keys.count(key) > 1})
-            if len(set(paths)) < len(paths) or len(set(names)) < len(names)
-            else [],
-        },
-    )
-    return entries
-
-
-def _check_tensors(
-    stored: Mapping[str, Stored], entries: Sequence[Entry], constants: Sequence[Constant], shapes: Shapes, dtype: Any
-) -> None:
-    """Raises ValueError unless the tensors are those of the entries and constants, and can become parameters."""
-    expected = {name: shape for entry in entries for name, shape in _tensor_shapes(entry, shapes[entry.path]).items()}
-    fixed = {constant.name: np.shape(constant.value) for constant in constants if constant.value is not None}
-    missing = {*expected, *(constant.name for constant in constants if constant.saved)} - set(stored)
-    given = {name: value.shape for name, value in stored.items()}
-    not_floating = [name for name in expected if name in stored and not _is_floating(stored[name].dtype)]
-    mixed, too_wide = [], []
-    for entry in entries:
-        dtypes = {np.dtype(dtype or stored[name].dtype) for name in entry.names if name in stored}
-        if len(dtypes) > 1:
-            mixed.append(f"{', '.join(entry.names)}: {', '.join(sorted(map(str, dtypes)))}")
-        too_wide += [entry.path for kind in dtypes if jax.dtypes.canonicalize_dtype(kind) != kind]
-    _raise_if_any(
-        "these tensors are not those of the network that the config describes",
-        {
-            "missing": sorted(missing),
-            "unexpected": sorted(set(stored) - set(expected) - {constant.name for constant in constants}),
-            "of the wrong shape": _different(given, {**expected, **fixed}),
-            "not of floating type": [f"{name}: {stored[name].dtype}" for name in not_floating],
-            "of several dtypes, which one parameter cannot have (give a dtype)": mixed,
-            "wider than JAX is set to (give a dtype, or enable jax_enable_x64)": too_wide if not not_floating else [],
-        },
-    )
-
-
-def _check_constant(constant: Constant, stored: Stored) -> None:
-    expected, found = np.asarray(constant.value, np.float64), np.asarray(stored.read(), np.float64)
-    stored.release()
-    precision = float(jnp.finfo(stored.dtype).eps) if _is_floating(stored.dtype) else 0.0
-    allowed = max(1e-5, precision) * np.abs(expected).max(initial=0.0)
-    error = np.abs(found - expected).max(initial=0.0)
-    if not error <= allowed:  # NaN is neither
-        raise ValueError(
-            f"tensor {constant.name!r} is a constant of this network, but differs from its value by {error:.2g}"
-        )
-
-
-def _tensor_shapes(entry: Entry, shape: tuple[int, ...]) -> Shapes:
-    """Returns the shapes of an entry's tensors; a broadcast zero has any shape and takes no memory."""
-    views = entry.to_torch(np.broadcast_to(np.zeros((), np.int8), shape))
-    return {name: view.shape for name, view in zip(entry.names, views, strict=True)}
-
-
 def _placement(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sharding | None]:
     """Returns path -> sharding from all the forms that `from_torch` takes."""
     if sharding is None or isinstance(sharding, jax.sharding.Sharding):
@@ -245,7 +189,7 @@ def _placement(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sh
     if callable(sharding):
         return lambda path: sharding(path, shapes[path])
     flat = traverse_util.flatten_dict(dict(sharding), sep="/")
-    _raise_if_any(
+    raise_if_any(
         "sharding must be a tree like the parameters",
         {"missing": sorted(set(shapes) - set(flat)), "unexpected": sorted(set(flat) - set(shapes))},
     )
@@ -269,24 +213,3 @@ def _placed(
     if sharding is None:
         return jnp.asarray(shard(...))
     return jax.make_array_from_callback(whole.shape, sharding, shard)
-
-
-def _is_floating(dtype: np.dtype) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.floating))
-
-
-def _different(given: Shapes, expected: Shapes) -> list[str]:
-    """Returns what to say of the shapes that are not as expected."""
-    pairs = ((name, given[name], expected[name]) for name in sorted(expected) if name in given)
-    return [f"{name} {list(shape)} instead of {list(wanted)}" for name, shape, wanted in pairs if shape != wanted]
-
-
-def _raise_if_any(what: str, problems: Mapping[str, Sequence[str]], limit: int = 50) -> None:
-    """Raises ValueError with all the problems that are not empty, at most `limit` of a kind."""
-    lines = []
-    for kind, names in problems.items():
-        if names:
-            more = f", and {len(names) - limit} more" if len(names) > limit else ""
-            lines.append(f"{kind} ({len(names)}): {', '.join(map(str, names[:limit]))}{more}")
-    if lines:
-        raise ValueError(f"{what}\n  " + "\n  ".join(lines))

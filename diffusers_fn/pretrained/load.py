@@ -54,7 +54,8 @@ def load(
     """Returns (module, params) of a published network; module.apply({"params": params}, x, t, cond) runs it.
 
     Files are memory-mapped and go to their devices parameter by parameter, straight into shards, so that the host
-    never holds the network twice. Nothing that a file says is run, and either everything fits or nothing is returned.
+    never holds the network twice; they must not be cut short meanwhile. Nothing that a file says is run, and either
+    everything fits or nothing is returned.
 
     Args:
       path: of a .safetensors file, of an index of several (.index.json), or of a folder that holds one of them with

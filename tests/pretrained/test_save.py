@@ -41,8 +41,11 @@ def test_the_file_says_that_it_is_torchs_and_has_the_name_that_the_reference_loo
 
 def test_sharded_parameters_and_those_in_memory_are_the_same_tensors(net):
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
-    sharding = NamedSharding(mesh, PartitionSpec())
-    params = pretrained.from_torch(net.tensors, net.module, net.family, sharding=sharding)
+
+    def last_axis(path, shape):
+        return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 1), "model"))
+
+    params = pretrained.from_torch(net.tensors, net.module, net.family, sharding=last_axis)
     tensors = pretrained.to_torch(params, net.module, net.family)
     assert set(tensors) == set(net.tensors)
     for name, array in tensors.items():

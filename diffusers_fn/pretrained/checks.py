@@ -1,0 +1,108 @@
+"""Whether tensors, entries and parameters are those of one network: all that does not fit, in one message."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn.pretrained.entries import Entry
+from diffusers_fn.pretrained.family import Constant, Family
+from diffusers_fn.pretrained.safetensors_file import Stored
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def check_entries(module: nn.Module, family: Family, shapes: Shapes) -> Sequence[Entry]:
+    """Returns the family's entries, or says how they differ from the parameters that the module has."""
+    entries = family.entries(module)
+    paths = [entry.path for entry in entries]
+    names = [name for entry in entries for name in entry.names]
+    names += [constant.name for constant in family.constants(module)]
+    raise_if_any(
+        f"the family {family.name!r} does not describe this module",
+        {
+            "parameters without an entry": sorted(set(shapes) - set(paths)),
+            "entries without a parameter": sorted(set(paths) - set(shapes)),
+            "used twice": sorted(_repeated(paths) | _repeated(names)),
+        },
+    )
+    return entries
+
+
+def check_tensors(
+    stored: Mapping[str, Stored], entries: Sequence[Entry], constants: Sequence[Constant], shapes: Shapes, dtype: Any
+) -> None:
+    """Raises ValueError unless the tensors are those of the entries and constants, and can become parameters."""
+    expected = {name: shape for entry in entries for name, shape in tensor_shapes(entry, shapes[entry.path]).items()}
+    fixed = {constant.name: np.shape(constant.value) for constant in constants if constant.value is not None}
+    missing = {*expected, *(constant.name for constant in constants if constant.saved)} - set(stored)
+    given = {name: value.shape for name, value in stored.items()}
+    not_floating = [name for name in expected if name in stored and not is_floating(stored[name].dtype)]
+    mixed, too_wide = [], []
+    for entry in entries:
+        dtypes = {np.dtype(dtype or stored[name].dtype) for name in entry.names if name in stored}
+        if len(dtypes) > 1:
+            mixed.append(f"{', '.join(entry.names)}: {', '.join(sorted(map(str, dtypes)))}")
+        too_wide += [entry.path for kind in dtypes if jax.dtypes.canonicalize_dtype(kind) != kind]
+    raise_if_any(
+        "these tensors are not those of the network that the config describes",
+        {
+            "missing": sorted(missing),
+            "unexpected": sorted(set(stored) - set(expected) - {constant.name for constant in constants}),
+            "of the wrong shape": different(given, {**expected, **fixed}),
+            "not of floating type": [f"{name}: {stored[name].dtype}" for name in not_floating],
+            "of several dtypes, which one parameter cannot have (give a dtype)": mixed,
+            "wider than JAX is set to (give a dtype, or enable jax_enable_x64)": too_wide if not not_floating else [],
+        },
+    )
+
+
+def check_constant(constant: Constant, stored: Stored) -> None:
+    """Raises ValueError if a stored constant has not its value, to the precision that it is stored in."""
+    expected, found = np.asarray(constant.value, np.float64), np.asarray(stored.read(), np.float64)
+    stored.release()
+    precision = float(jnp.finfo(stored.dtype).eps) if is_floating(stored.dtype) else 0.0
+    allowed = max(1e-5, precision) * np.abs(expected).max(initial=0.0)
+    error = np.abs(found - expected).max(initial=0.0)
+    if not error <= allowed:  # NaN is neither
+        raise ValueError(
+            f"tensor {constant.name!r} is a constant of this network, but differs from its value by {error:.2g}"
+        )
+
+
+def tensor_shapes(entry: Entry, shape: tuple[int, ...]) -> Shapes:
+    """Returns the shapes of an entry's tensors; a broadcast zero has any shape and takes no memory."""
+    views = entry.to_torch(np.broadcast_to(np.zeros((), np.int8), shape))
+    return {name: view.shape for name, view in zip(entry.names, views, strict=True)}
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Returns whether numbers of this dtype are floating, NumPy's own or not."""
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def different(given: Shapes, expected: Shapes) -> list[str]:
+    """Returns what to say of the shapes that are not as expected."""
+    pairs = ((name, given[name], expected[name]) for name in sorted(expected) if name in given)
+    return [f"{name} {list(shape)} instead of {list(wanted)}" for name, shape, wanted in pairs if shape != wanted]
+
+
+def raise_if_any(what: str, problems: Mapping[str, Sequence[str]], limit: int = 50) -> None:
+    """Raises ValueError with all the problems that are not empty, at most `limit` of a kind."""
+    lines = []
+    for kind, names in problems.items():
+        if names:
+            more = f", and {len(names) - limit} more" if len(names) > limit else ""
+            lines.append(f"{kind} ({len(names)}): {', '.join(map(str, names[:limit]))}{more}")
+    if lines:
+        raise ValueError(f"{what}\n  " + "\n  ".join(lines))
+
+
+def _repeated(names: Sequence[str]) -> set[str]:
+    return {name for name, count in collections.Counter(names).items() if count > 1}
