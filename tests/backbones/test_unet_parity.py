@@ -1,102 +1,176 @@
-"""UNet against the published networks: same weights, same outputs."""
+"""The U-Net families against the published networks: same weights, same outputs."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
-import torch_weights
+import unet_cases
+from unet_cases import CASES
 
-from diffusers_fn.backbones import UNet
+from diffusers_fn import Level, make_denoiser, parameterizations, pretrained
+from diffusers_fn.backbones import Classifier
 
-
-def _attention(query, key, value):
-    """Attention in the dtype of its inputs: jax.nn.dot_product_attention takes every softmax in float32."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
-
-
-def _ddpm(config, weights, dtype):
-    levels = len(config["block_out_channels"])
-    sizes = [config["sample_size"] // 2**level for level in range(levels)]
-    unet = UNet(
-        out_channels=config["out_channels"],
-        image_size=config["sample_size"],
-        channels=config["block_out_channels"][0],
-        channel_multipliers=[width // config["block_out_channels"][0] for width in config["block_out_channels"]],
-        num_res_blocks=config["layers_per_block"],
-        attention_resolutions=[size for size, kind in zip(sizes, config["down_block_types"]) if "Attn" in kind],
-        norm_groups=config["norm_num_groups"],
-        norm_eps=config["norm_eps"],
-        time_freq_shift=config["freq_shift"],
-        dtype=dtype,
-        param_dtype=dtype,
-    )
-    return unet, torch_weights.diffusers_unet(weights, levels, config["layers_per_block"], heads=1)
+FAMILIES = {
+    "unet2d_ddpm": "unet2d",
+    "guided_unet_plain": "guided_unet",
+    "improved_unet": "guided_unet",
+    "edm_vp_ddpmpp": "edm",
+}
 
 
-def _openai(config, weights, dtype):
-    unet = UNet(
-        image_size=16,
-        channels=config["model_channels"],
-        channel_multipliers=config["channel_mult"],
-        num_res_blocks=config["num_res_blocks"],
-        attention_resolutions=[16 // factor for factor in config["attention_resolutions"]],
-        num_heads=config["num_heads"],
-        scale_shift_norm=config.get("use_scale_shift_norm", False),
-        learned_variance=config["out_channels"] == 2 * config["in_channels"],
-        norm_eps=1e-5,
-        time_cos_first=True,
-        time_freq_shift=0,
-        downsample_padding=(1, 1),
-        dtype=dtype,
-        param_dtype=dtype,
-    )
-    levels = len(config["channel_mult"])
-    return unet, torch_weights.openai_unet(weights, levels, config["num_res_blocks"], config["num_heads"])
+def images(array):
+    """Returns NCHW as NHWC."""
+    return np.moveaxis(array, 1, -1)
 
 
-NETWORKS = {"unet2d_ddpm": _ddpm, "guided_unet_plain": _openai, "improved_unet": _openai}
-
-
-def _relative_errors(name, dtype, reference, calls):
-    """Returns the largest |out - reference| / max |reference| of each call."""
-    config, weights, io = torch_weights.load(name)
-    unet, params = NETWORKS[name](config, weights, dtype)
-    if dtype == jnp.float64:
-        unet = unet.clone(attention_fn=_attention)
-    shapes = jax.eval_shape(unet.init, jax.random.key(0), jnp.zeros([1, 16, 16, 3]), 0)["params"]
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    apply, errors = jax.jit(unet.apply), []
+def errors(name, dtype, calls):
+    """Returns the largest |out - reference| / max |reference| of each call of a whole published network."""
+    module, params = published.network(name, pretrained.FAMILIES[FAMILIES[name]], dtype)
+    apply, found = jax.jit(module.apply), []
     for call in calls:
-        x = torch_weights.images(io[f"{call}/in/x"]).astype(dtype)
+        arrays = published.recorded(name, call)
+        x = jnp.asarray(images(arrays["in/x"]), dtype)
+        label = arrays["in/c_noise" if "in/c_noise" in arrays else "in/t"]
         # Labels [] and [B], int and float, are one compilation here; test_laws.py compares them.
-        t = np.broadcast_to(io[f"{call}/in/t"], len(x)).astype(dtype)
-        out = np.asarray(apply({"params": params}, x, t))
-        expected = torch_weights.images(io[f"{call}/{reference}"])
+        out = apply({"params": params}, x, np.broadcast_to(label, len(x)).astype(dtype))
         assert out.dtype == dtype
-        assert out.shape == expected.shape
-        errors.append(np.abs(out - expected).max() / np.abs(expected).max())
-    return errors
-
-
-@pytest.fixture
-def x64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
-@pytest.mark.parametrize(
-    ("name", "calls"), [("unet2d_ddpm", ["rect"]), ("guided_unet_plain", ["main"]), ("improved_unet", ["main"])]
-)
-def test_same_outputs_in_float32(name, calls):
-    # Two correct float32 evaluations of these networks differ by 2e-6 of the largest output.
-    assert max(_relative_errors(name, jnp.float32, "out_f32", calls)) < 2e-5
+        bits = 64 if dtype == jnp.float64 else 32
+        reference = arrays[f"out.F_f{bits}" if "in/c_noise" in arrays else f"out_f{bits}"]
+        found.append(published.error(out, images(reference)))
+    return found
 
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    [("unet2d_ddpm", ["main", "scalar_t", "float_t"]), ("guided_unet_plain", ["main"]), ("improved_unet", ["main"])],
+    [
+        ("unet2d_ddpm", ["rect"]),
+        ("guided_unet_plain", ["main"]),
+        ("improved_unet", ["main"]),
+        ("edm_vp_ddpmpp", ["main"]),
+    ],
+)
+def test_same_outputs_in_float32(name, calls):
+    # Two correct float32 evaluations of these networks differ by 2e-6 of the largest output; measured below 1e-6.
+    assert max(errors(name, jnp.float32, calls)) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("unet2d_ddpm", ["main", "scalar_t", "float_t"]),
+        ("guided_unet_plain", ["main"]),
+        ("improved_unet", ["main"]),
+        ("edm_vp_ddpmpp", ["main"]),
+    ],
 )
 def test_same_outputs_in_float64(x64, name, calls):
-    assert max(_relative_errors(name, jnp.float64, "out_f64", calls)) < 1e-10
+    assert max(errors(name, jnp.float64, calls)) < 1e-10
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["family"] != "guided_classifier"])
+def test_options_give_the_same_outputs(x64, name):
+    apply = unet_cases.applied(name)
+    for call in [call for call in CASES[name]["calls"] if call != "precond"]:
+        arrays = unet_cases.recorded(name, call)
+        cond = unet_cases.cond_of(name, arrays)
+        args = [arrays["in/x"].astype(float), arrays["in/t"], *([] if cond is None else [cond])]
+        out = apply(*args)
+        assert published.error(out, arrays["out"]) < 2e-7, call  # the reference is rounded to float32
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_names_and_configs_come_back(name):
+    family = pretrained.FAMILIES[CASES[name]["family"]]
+    module = family.from_config(CASES[name]["config"])
+    assert family.from_config(json.loads(json.dumps(family.to_config(module)))) == module
+    tensors = unet_cases.state_dict(name)
+    again = pretrained.to_torch(pretrained.from_torch(tensors, module, family), module, family)
+    assert set(again) == set(tensors)
+    for key in CASES[name]["tensors"]:
+        np.testing.assert_array_equal(again[key], tensors[key])
+
+
+def classified(module, params, x, t, y):
+    """Returns logits, and the gradient of the log probability of the labels, each example's own."""
+
+    def log_prob(x):
+        logits = module.apply({"params": params}, x, t)
+        return jnp.sum(jax.nn.log_softmax(logits)[jnp.arange(len(y)), y]), logits
+
+    grad, logits = jax.jit(jax.grad(log_prob, has_aux=True))(x)
+    return logits, grad
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["family"] == "guided_classifier"])
+def test_classifiers_give_the_same_logits_and_gradients(x64, name):
+    module, params = unet_cases.network(name)
+    assert isinstance(module, Classifier)
+    arrays = unet_cases.recorded(name, "main")
+    logits, grad = classified(module, params, arrays["in/x"].astype(float), arrays["in/t"], arrays["in/y"])
+    assert published.error(logits, arrays["logits"]) < 2e-7
+    assert published.error(grad, arrays["grad"]) < 2e-7
+
+
+def test_the_published_classifier_in_float32():
+    name = "guided_classifier_attention"
+    module, params = published.network(name, pretrained.FAMILIES["guided_classifier"])
+    arrays = published.recorded(name, "main")
+    logits, grad = classified(module, params, images(arrays["in/x"]), arrays["in/t"], arrays["in/y"])
+    assert published.error(logits, arrays["out.logits_f32"]) < 2e-5
+    assert published.error(grad, images(arrays["out.cond_grad_f32"])) < 2e-5
+
+
+# EDM's preconditionings are parameterizations, at levels x = x0 + sigma eps or, for the older networks, at the levels
+# of a variance-preserving process.
+
+
+def vp_label(sigma, beta_d=19.9, beta_min=0.1):
+    return 999 * (np.sqrt(beta_min**2 + 2 * beta_d * np.log1p(sigma**2)) - beta_min) / beta_d
+
+
+def preserving(sigma, label):
+    return Level(1 / np.sqrt(1 + sigma**2), sigma / np.sqrt(1 + sigma**2), label)
+
+
+def denoised(apply, level, parameterization, x):
+    denoise = make_denoiser(lambda params, x, t, cond=None: apply(x, t), None, parameterization)
+    return denoise(x * level.alpha[:, None, None, None], level).x0
+
+
+def test_vp_preconditioning_is_epsilon_at_preserving_levels(x64):
+    module, params = published.network("edm_vp_ddpmpp", pretrained.FAMILIES["edm"], jnp.float64)
+    arrays = published.recorded("edm_vp_ddpmpp", "main")
+    sigma = arrays["in/sigma"].astype(float)
+    level = preserving(sigma, vp_label(sigma))
+    apply = jax.jit(lambda x, t: module.apply({"params": params}, x, t))
+    out = denoised(apply, level, parameterizations.epsilon, images(arrays["in/x"]).astype(float))
+    assert published.error(out, images(arrays["out.D_f64"])) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["edm_ncsnpp", "edm_ddpmpp_cond", "edm_adm_cond", "edm_iddpm_adm"])
+def test_other_preconditionings(x64, name):
+    arrays = unet_cases.recorded(name, "precond")
+    x, sigma, cond = arrays["in/x"].astype(float), arrays["in/sigma"].astype(float), unet_cases.cond_of(name, arrays)
+
+    def apply(x, t):
+        return unet_cases.applied(name)(x, t.astype(np.float32), *([] if cond is None else [cond]))
+
+    kind = CASES[name]["config"]["precond"]
+    if kind == "VEPrecond":  # the network's output is -eps
+        expected = x + sigma[:, None, None, None] * np.asarray(apply(x, np.log(sigma / 2)))
+    elif kind == "EDMPrecond":
+        level = Level(np.ones_like(sigma), sigma, np.log(sigma) / 4)
+        expected = denoised(apply, level, parameterizations.edm(0.5), x)
+    else:
+        u = arrays_u(name)
+        level = preserving(sigma, 999 - np.argmin(np.abs(u[None] - sigma[:, None]), axis=1))
+        expected = denoised(apply, level, parameterizations.epsilon, x)
+    assert published.error(expected, arrays["D"]) < 2e-7
+
+
+def arrays_u(name):
+    """Returns iDDPM's noise levels, largest first."""
+    return unet_cases.state_dict(name)["u"].astype(float)
