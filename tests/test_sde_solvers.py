@@ -14,23 +14,17 @@ from diffusers_fn import grids, oracles, parameterizations, processes, solvers
 from diffusers_fn.levels import posterior, transition
 
 STD = 0.5
-PROCESSES = {"vp": processes.vp(), "sub_vp": processes.sub_vp(), "ve": processes.ve(sigma_max=10.0)}
+PROCESSES = {"vp": processes.vp(), "sub_vp": processes.sub_vp(), "ve": processes.ve()}
 
 
 def uniform(process, n):
     return np.linspace(process.t_max, process.t_min, n)
 
 
-def final_std(solver, start_var=None):
-    """The exact std of the samples for data N(0, .5^2): the recursion of the variance along the rows, no sampling."""
-    rows = solver.rows
-    alpha, sigma = rows.level.alpha, rows.level.sigma
-    var = start_var if start_var is not None else sigma[0] ** 2
-    for i in range(sigma.shape[0]):
-        total = (alpha[i] * STD) ** 2 + sigma[i] ** 2
-        factor = rows.x[i, 0] + rows.m[i, 0] * (rows.x0[i] * alpha[i] * STD**2 + rows.eps[i] * sigma[i]) / total
-        var = factor**2 * var + (0.0 if rows.noise is None else rows.noise[i] ** 2)
-    return np.sqrt(var)
+def final_std(solver, start=None):
+    """The exact std of the samples for data N(0, .5^2), by recursion over the rows, from prior noise or from start."""
+    start = solver.rows.level.sigma[0] if start is None else start
+    return oracles.marginal_moments(solver, 0.0, STD, start=(0.0, start))[1]
 
 
 def exact_std(level):
@@ -49,6 +43,7 @@ def test_the_std_of_the_data_at_1000_steps(name):
     assert final_std(solvers.euler_maruyama(process, t, lambda t: 2 * process.rates(t)[1])) == pytest.approx(
         STD, rel=0.01
     )
+    assert final_std(solvers.heun_sde(process, t)) == pytest.approx(STD, rel=0.01)
     assert final_std(solvers.reverse_diffusion(process(t))) == pytest.approx(STD, rel=0.01)
 
 
@@ -63,23 +58,33 @@ def test_predictor_corrector_reaches_the_std_of_the_data_at_1000_steps(name):
     assert float(jnp.std(samples.x0)) == pytest.approx(STD, rel=0.01)
 
 
-DIFFUSIONS = {"own": None, "none": 0.0, "half": lambda t: 0.5 * processes.vp().rates(t)[1], "constant": 0.7}
+VP = processes.vp(0.5, 5.0)
+CONVERGENT = {
+    "euler": (lambda t: solvers.euler_maruyama(VP, t), 1),
+    "euler, half": (lambda t: solvers.euler_maruyama(VP, t, lambda t: 0.5 * VP.rates(t)[1]), 1),
+    "euler, constant": (lambda t: solvers.euler_maruyama(VP, t, 0.7), 1),
+    "euler, none": (lambda t: solvers.euler_maruyama(VP, t, 0), 1),
+    "heun": (lambda t: solvers.heun_sde(VP, t), 1),
+    "heun, constant": (lambda t: solvers.heun_sde(VP, t, 0.7), 1),
+    "heun, none": (lambda t: solvers.heun_sde(VP, t, 0), 2),
+    "reverse": (lambda t: solvers.reverse_diffusion(VP(t)), 1),
+    "reverse, none": (lambda t: solvers.reverse_diffusion(VP(t), probability_flow=True), 1),
+}
 
 
-@pytest.mark.parametrize("diffusion", DIFFUSIONS.values(), ids=DIFFUSIONS)
-@pytest.mark.parametrize("name", ["euler_maruyama", "reverse_diffusion", "reverse_diffusion_ode"])
-def test_the_variance_is_exact_to_first_order(name, diffusion):
-    process = processes.vp(0.5, 5.0)
+@pytest.mark.parametrize(("make", "order"), CONVERGENT.values(), ids=CONVERGENT)
+def test_the_variance_tends_to_the_exact_one(make, order):
     errors = []
     for n in (400, 800):
         t = np.linspace(1.0, 0.05, n)
-        if name == "euler_maruyama":
-            solver = solvers.euler_maruyama(process, t, diffusion)
-        else:
-            solver = solvers.reverse_diffusion(process(t), probability_flow=name.endswith("ode"))
-        start, end = process(t[0]), process(t[-1])
-        errors.append(abs(final_std(solver, (start.alpha * STD) ** 2 + start.sigma**2) - exact_std(end)))
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(1.0, abs=0.15)
+        start, end = VP(t[0]), VP(t[-1])
+        errors.append(abs(final_std(make(t), np.hypot(start.alpha * STD, start.sigma)) - exact_std(end)))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+
+
+def test_reverse_diffusion_passes_the_checks_of_every_solver():
+    oracles.check_solver(solvers.reverse_diffusion)
+    oracles.check_solver(lambda levels: solvers.reverse_diffusion(levels, probability_flow=True), order=1)
 
 
 @pytest.mark.parametrize("make", [processes.flow, processes.trigonometric], ids=["flow", "trigonometric"])
@@ -95,23 +100,6 @@ def test_the_slopes_at_pure_noise_are_the_analytic_ones():
     rows = solvers.euler_maruyama(processes.trigonometric(), np.array([1.0, 0.5]), 0.0).rows
     np.testing.assert_allclose(rows.x0[0], 0.5 * np.pi / 2, rtol=1e-7)
     np.testing.assert_allclose(rows.eps[0], 0.0, atol=1e-7)
-
-
-def test_without_noise_heun_is_of_second_order():
-    process, errors = processes.vp(0.5, 5.0), []
-    for n in (100, 200):
-        rows = solvers.heun_sde(process, np.linspace(1.0, 0.1, n), diffusion=0.0).rows
-        assert rows.churn is None
-        x = np.array([1.0, 0.0])  # x and the slope before
-        for i in range(rows.x0.shape[0] - 1):
-            alpha, sigma = rows.level.alpha[i], rows.level.sigma[i]
-            total = (alpha * STD) ** 2 + sigma**2
-            kept = (rows.x0[i] * alpha * STD**2 + rows.eps[i] * sigma) / total * x[0]
-            x = np.array([rows.x[i, 0] * x[0] + rows.m[i, 0] * kept + rows.m[i, 1] * x[1], kept])
-        start, end = process(1.0), process(0.1)
-        exact = np.hypot(end.alpha * STD, end.sigma) / np.hypot(start.alpha * STD, start.sigma)
-        errors.append(abs(x[0] - exact))
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(2.0, abs=0.15)
 
 
 @functools.cache
@@ -370,14 +358,37 @@ def test_where_the_score_is_zero_langevin_stays():
     np.testing.assert_array_equal(x, np.zeros((1, 3)))
 
 
+@jax.jit
+def sampled(key, solver, x):
+    return dfn.sample(key, oracles.gaussian(0.0, STD), solver, x).x0
+
+
 def test_an_example_depends_on_its_own_key_alone():
     levels = processes.ve()(uniform(processes.ve(), 10))
     solver = solvers.predictor_corrector(solvers.reverse_diffusion(levels), solvers.langevin(levels, num_steps=2))
     keys = jax.random.split(jax.random.key(0), 4)
     x = 50.0 * jax.random.normal(jax.random.key(1), (4, 8))
-    together = dfn.sample(keys, oracles.gaussian(0.0, STD), solver, x)
-    apart = dfn.sample(keys[1:3], oracles.gaussian(0.0, STD), solver, x[1:3])
-    np.testing.assert_allclose(together.x0[1:3], apart.x0, rtol=1e-5, atol=1e-6)
+    together, apart = sampled(keys, solver, x), sampled(keys[1:3], solver, x[1:3])
+    np.testing.assert_allclose(together[1:3], apart, rtol=1e-5, atol=1e-6)
+
+
+def test_each_example_may_have_levels_of_its_own():
+    processes_ = [processes.ve(0.01, 20.0), processes.ve(0.02, 50.0)]
+    plans = [process(uniform(process, 8)) for process in processes_]
+    stacked = jax.tree.map(lambda *a: np.stack(a, axis=1), *plans)
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = 20.0 * jax.random.normal(jax.random.key(1), (2, 8))
+
+    def run(levels, keys, x):
+        solver = solvers.predictor_corrector(solvers.reverse_diffusion(levels), solvers.langevin(levels))
+        ode = solvers.adaptive(jax.tree.map(lambda a: a[[0, -1]], levels), 1e-6, 1e-6)
+        return sampled(keys, solver, x), sampled(None, ode, x)
+
+    together, together_ode = run(stacked, keys, x)
+    for i, plan in enumerate(plans):
+        alone, alone_ode = run(plan, keys[i : i + 1], x[i : i + 1])
+        np.testing.assert_allclose(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(together_ode[i : i + 1], alone_ode, rtol=1e-4, atol=1e-5)
 
 
 def test_predictor_corrector_shows_its_steps_and_keeps_a_deterministic_predictor():
@@ -417,20 +428,21 @@ def test_one_compilation_serves_every_number():
 
 def test_times_and_knobs_may_be_traced():
     process, t = processes.vp(), uniform(processes.vp(), 12)
-    x, key, denoise = jnp.ones((2, 3)), jax.random.key(0), oracles.gaussian(0.0, STD)
+    key, x = jax.random.key(0), jnp.ones((2, 3))
 
-    def run(t, w, snr):
-        predictor = solvers.euler_maruyama(process, t, w)
-        return dfn.sample(key, denoise, solvers.predictor_corrector(predictor, solvers.langevin(process(t), snr)), x).x0
+    def make(t, w, snr):
+        return solvers.predictor_corrector(solvers.euler_maruyama(process, t, w), solvers.langevin(process(t), snr))
 
-    expected = run(t, 0.5, 0.16)
-    actual = jax.jit(run)(jnp.asarray(t, jnp.float32), jnp.float32(0.5), jnp.float32(0.16))
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
-    swept = jax.vmap(lambda w: run(t, w, 0.16))(jnp.array([0.5, 0.1]))
-    np.testing.assert_allclose(swept[0], expected, rtol=1e-4, atol=1e-5)
-    gradient = jax.grad(lambda snr: jnp.sum(run(t, 0.5, snr) ** 2))(0.16)
-    by_difference = sum(s * jnp.sum(run(t, 0.5, 0.16 + s * 2e-3) ** 2) / 4e-3 for s in (1, -1))
-    np.testing.assert_allclose(gradient, by_difference, rtol=0.02)
+    def power(snr, w):
+        return jnp.sum(sampled(key, make(t, w, snr), x) ** 2)
+
+    expected = sampled(key, make(t, 0.5, 0.16), x)
+    traced = jax.jit(make)(jnp.asarray(t, jnp.float32), jnp.float32(0.5), jnp.float32(0.16))
+    np.testing.assert_allclose(sampled(key, traced, x), expected, rtol=1e-4, atol=1e-5)
+    powers, slopes = jax.vmap(jax.value_and_grad(power), (None, 0))(0.16, jnp.array([0.5, 0.1]))
+    for w, value, slope in zip((0.5, 0.1), powers, slopes):
+        np.testing.assert_allclose(value, power(0.16, w), rtol=1e-4)
+        np.testing.assert_allclose(slope, (power(0.162, w) - power(0.158, w)) / 0.004, rtol=0.02)
 
 
 def test_the_linear_ones_have_no_cond_and_no_needless_random_bits():
@@ -535,9 +547,9 @@ def test_adaptive_has_gradients_and_says_when_it_did_not_arrive():
         return dfn.sample(None, oracles.gaussian(0.0, STD), solver, x, final_denoise=False).x0
 
     x = jnp.array([[0.5, -1.0]])
-    gradient = jax.grad(lambda x: jnp.sum(run(x, 40)))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x, 40))))(x)
     np.testing.assert_allclose(gradient, np.full((1, 2), std[-1] / std[0]), rtol=1e-3)
-    assert np.all(np.isnan(run(x, 2)))
+    assert np.all(np.isnan(jax.jit(run, static_argnums=1)(x, 2)))
 
 
 def test_no_step_passes_over_the_part_where_x_moves():
