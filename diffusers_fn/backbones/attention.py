@@ -91,7 +91,7 @@ class TransformerBlock(nn.Module):
         width = x.shape[-1]
         h = nn.Dense(8 * width, name="feed_in", kernel_init=dense_init, **types)(layer_norm("norm_2", **types)(x))
         h, gate = jnp.split(h, 2, axis=-1)
-        h = h * jax.nn.gelu(gate, approximate=False)
+        h = h * jax.nn.gelu(gate.astype(jnp.promote_types(gate.dtype, jnp.float32)), approximate=False)
         return x + nn.Dense(width, name="feed_out", kernel_init=dense_init, **types)(h)
 
 
@@ -138,6 +138,7 @@ class SpatialTransformer(nn.Module):
         h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x)
         h = h.reshape(batch, height * width, channels)
         h = nn.Dense(channels, name="proj_in", kernel_init=dense_init, **types)(h)
+        h = h.astype(jnp.promote_types(self.dtype, jnp.float32))  # sums of many terms: not rounded at each
         settings = (self.num_heads, self.only_cross_attention, self.attention_fn)
         for i in range(self.depth):
             block = TransformerBlock(*settings, name=f"block_{i}", **types)

@@ -28,12 +28,13 @@ class UNet2DCondition(nn.Module):
 
     `cond` is a dict of arrays:
       context [B, M, context_width]: required wherever there is a transformer.
-      context_mask [B, M]: optional, boolean; False hides a token.
+      context_mask [B, M]: optional, boolean; False hides a token. One token at least must be visible.
       class_labels: integers [] or [B] with num_classes, numbers [] or [B] with class_time, vectors
         [B, class_vector_width] with that.
       text_embeds [B, P] and time_ids [B, K]: required with text_time_widths. XL takes a pooled text of 1280
         and six numbers: the original height and width, the crop's top and left, the target height and width.
-      timestep_cond [B, time_cond_width]: optional with that; leaving it out means zero.
+      timestep_cond [B, time_cond_width]: optional with that; leaving it out means zero. Published consistency
+        models take a guidance scale w here as sinusoidal_features(1000 * (w - 1), 256, freq_shift=1).
       down_residuals, mid_residual: optional; added to the activations that the way down saves (conv_in, then
         every block and downsampling in turn), and to the middle's output: what a ControlNet computes (Zhang
         et al. 2023, https://arxiv.org/abs/2302.05543).
