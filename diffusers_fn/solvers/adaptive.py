@@ -69,8 +69,8 @@ def adaptive(
     ends, are enough; `emit` sees the state at each but the first. A step is accepted where the root mean square
     of (error / (atol + rtol |x|)) is at most 1 for every example, so that no example's accuracy depends on the others;
     the batch shares the steps. As in Song et al. 2021 (https://arxiv.org/abs/2011.13456, appendix D.4), which uses
-    Dormand and Prince's pair and both tolerances at 1e-5. They bound the estimated error of
-    a step, not that of the sample. In float32 less than 1e-6 is out of reach.
+    Dormand and Prince's pair and both tolerances at 1e-5. They bound the estimated error of a
+    step, not that of the sample. In float32 less than 1e-6 is out of reach.
 
     Needs diffrax: `pip install diffusers_fn[adaptive]`. The number of evaluations is that of the longest path, and no
     table tells it: emit `step.num_steps`. A hop that has not arrived after max_steps gives NaN.

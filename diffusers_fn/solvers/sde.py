@@ -7,8 +7,8 @@ have the process' own marginals, run from noise to data (t falls, so dt < 0):
 
 w = g^2 is the reverse-time equation of Song et al. 2021 (https://arxiv.org/abs/2011.13456, eq. 6), w = 0 the
 probability-flow ODE (eq. 13), anything else lies between or beyond (Ma et al., "SiT: Exploring Flow and Diffusion-based
-Generative Models with Scalable Interpolant Transformers", 2024, https://arxiv.org/abs/2401.08740). The
-drift is linear in what the network says,
+Generative Models with Scalable Interpolant Transformers", 2024, https://arxiv.org/abs/2401.08740). The drift is
+linear in what the network says,
 
     x0_hat d(alpha)/dt + eps_hat (d(sigma)/dt + w / (2 sigma)),
 
@@ -66,8 +66,8 @@ def heun_sde(process: Process, t: Array, diffusion: Diffusion = None) -> Solver:
         x^ = x + sqrt(w dt) z,   d = drift(x^, t),   d' = drift(x^ - dt d, t'),   x' = x^ - dt (d + d') / 2
 
     with the drift of this module and dt = t - t' > 0. Of second order where there is no noise (diffusion = 0), of weak
-    order one otherwise, with a smaller error than `euler_maruyama`. It is the Heun sampler of SiT (Ma et al. 2024,
-    https://arxiv.org/abs/2401.08740), whose diffusion is w / 2.
+    order one otherwise, with an error often smaller than that of `euler_maruyama`. It is the Heun sampler of SiT (Ma et
+    al. 2024, https://arxiv.org/abs/2401.08740), whose diffusion is w / 2.
 
     Args and Raises: as for `euler_maruyama`.
 
