@@ -139,8 +139,8 @@ def build(config: ConfigDict) -> Diffusion:
     shape = tuple(config.data.shape)
     module = _make_backbone(config.backbone)
     num_classes = int(config.backbone.get("num_classes", 0))
-    schedule = _make_schedule(config.noise_schedule)
-    parameterization = _choose("parameterization", config.parameterization, PARAMETERIZATIONS)(config)
+    schedule = make_schedule(config.noise_schedule)
+    parameterization = make_parameterization(config)
     noisiest = level_at(schedule, config.noise_schedule.noise_steps - 1)
     p, q = parameterization.line(noisiest)
     if not abs(noisiest.alpha * q - noisiest.sigma * p) > 0:
@@ -237,6 +237,35 @@ def build(config: ConfigDict) -> Diffusion:
     return Diffusion(init, apply, loss, sample_fn)
 
 
+def make_schedule(config: ConfigDict) -> NoiseSchedule:
+    """Returns the table that config.noise_schedule describes.
+
+    Raises:
+      ValueError: if its name or numbers are not allowed.
+
+    >>> section = ConfigDict({"beta_schedule": "linear", "noise_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02})
+    >>> float(make_schedule(ConfigDict({**section, "zero_terminal_snr": False})).betas[-1])
+    0.02
+    """
+    make_betas = _choose("noise_schedule.beta_schedule", config.beta_schedule, NOISE_SCHEDULES)
+    betas = make_betas(config.noise_steps, config.beta_start, config.beta_end)
+    return noise_schedules.make_noise_schedule(
+        noise_schedules.zero_terminal_snr(betas) if config.zero_terminal_snr else betas
+    )
+
+
+def make_parameterization(config: ConfigDict) -> parameterizations.Parameterization:
+    """Returns the parameterization that config.parameterization names.
+
+    Raises:
+      ValueError: if there is none of that name.
+
+    >>> make_parameterization(ConfigDict({"parameterization": "v"})).name
+    'v'
+    """
+    return _choose("parameterization", config.parameterization, PARAMETERIZATIONS)(config)
+
+
 def backbone_fields(name: str) -> list[dataclasses.Field]:
     """Returns the fields of a backbone's module, what config.backbone may hold beside `name`.
 
@@ -291,14 +320,6 @@ def _check_sections(config: ConfigDict) -> None:
     ]  # fmt: skip
     if missing:
         raise ValueError(f"the config lacks {', '.join(missing)}: configs/default.py names every field")
-
-
-def _make_schedule(config: ConfigDict) -> NoiseSchedule:
-    make_betas = _choose("noise_schedule.beta_schedule", config.beta_schedule, NOISE_SCHEDULES)
-    betas = make_betas(config.noise_steps, config.beta_start, config.beta_end)
-    return noise_schedules.make_noise_schedule(
-        noise_schedules.zero_terminal_snr(betas) if config.zero_terminal_snr else betas
-    )
 
 
 def _make_backbone(config: ConfigDict) -> nn.Module:

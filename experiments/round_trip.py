@@ -1,0 +1,112 @@
+"""How well held-out images survive a round trip to noise and back, by solver and number of levels.
+
+    python -m experiments.round_trip --config=configs/ddpm_digits.py --workdir=runs/digits
+
+Inverts images with a trained model, samples from the noise that was found, and writes the root mean square error into
+round_trip.json and round_trip.png in the work directory. Nothing is clipped or guided.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import diffusers_fn as dfn
+from diffusers_fn import Denoiser, Level, grids, solvers
+from diffusers_fn.build import make_parameterization, make_schedule
+from experiments import data, runs
+from experiments.files import write_atomically, write_text
+
+SIZES = (5, 10, 20, 40, 80)
+
+
+def by(make: Callable[[Level], dfn.Solver]) -> Callable[[Denoiser, Level, jax.Array], jax.Array]:
+    """Returns the round trip by one solver, both ways."""
+
+    def round_trip(denoise: Denoiser, levels: Level, x0: jax.Array) -> jax.Array:
+        x = dfn.invert(denoise, levels, x0, make=make, refine=4)
+        return dfn.sample(None, denoise, make(levels), x).x0
+
+    return round_trip
+
+
+def implicit(denoise: Denoiser, levels: Level, x0: jax.Array) -> jax.Array:
+    """The round trip by DDIM with its hops solved backwards, one evaluation a level."""
+    x = dfn.invert_implicit(denoise, levels, x0)
+    return dfn.sample(None, denoise, solvers.ddim(levels), x).x0
+
+
+def coupled(denoise: Denoiser, levels: Level, x0: jax.Array) -> jax.Array:
+    """The round trip by two coupled paths, which is exact."""
+    return dfn.sample_coupled(denoise, levels, dfn.invert_coupled(denoise, levels, x0))
+
+
+ROUND_TRIPS = {
+    "ddim": by(solvers.ddim),
+    "ddim, implicit hops": implicit,
+    "dpmpp_2m": by(solvers.dpmpp_2m),
+    "heun": by(solvers.heun),
+    "deis (3)": by(solvers.deis),
+    "coupled": coupled,
+}
+
+
+def measure(denoise: Denoiser, schedule: dfn.NoiseSchedule, x0: jax.Array) -> dict[str, dict[str, Any]]:
+    """Returns {name: {"levels", "rmse"}} over SIZES."""
+    figures: dict[str, dict[str, Any]] = {name: {"levels": SIZES, "rmse": []} for name in ROUND_TRIPS}
+    with tqdm(total=len(SIZES) * len(ROUND_TRIPS), desc="round trips") as progress:
+        for name, round_trip in ROUND_TRIPS.items():
+            run = jax.jit(lambda levels, x0, round_trip=round_trip: round_trip(denoise, levels, x0))
+            for num_levels in SIZES:
+                levels = grids.uniform_log_snr(schedule, num_levels)
+                back = run(jax.tree.map(jnp.float32, levels), x0)
+                figures[name]["rmse"].append(float(jnp.sqrt(jnp.mean((back - x0) ** 2))))
+                progress.update()
+    return figures
+
+
+def round_trip(config: ConfigDict, workdir: Path, *, num_images: int = 100) -> None:
+    """Writes round_trip.json and round_trip.png, and prints the errors as a table."""
+    heldout = data.load(runs.data_seed(config), "heldout")
+    runs.check_data_fits(config, heldout)
+    diffusion, params, step = runs.load_trained(config, workdir)
+    indices = np.arange(min(num_images, len(heldout)))
+    images = data.float_images(heldout, indices)
+    denoise = dfn.make_denoiser(diffusion.apply, params, make_parameterization(config))
+    cond = jnp.asarray(heldout.labels[indices]) if config.backbone.num_classes else None
+    figures = measure(dfn.bind(denoise, cond), make_schedule(config.noise_schedule), jnp.asarray(images))
+    write_text(workdir / "round_trip.json", json.dumps({"step": step, "figures": figures}, indent=1) + "\n")
+    draw(workdir / "round_trip.png", figures)
+    print(f"{'rmse, by number of levels':26}" + "".join(f"{n:>10}" for n in SIZES))
+    for name, curve in figures.items():
+        print(f"{name:26}" + "".join(f"{error:10.2g}" for error in curve["rmse"]))
+    print(f"written to {workdir / 'round_trip.json'} and {workdir / 'round_trip.png'}")
+
+
+def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
+    """Writes the errors as curves."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in figures.items():
+        axes.plot(curve["levels"], curve["rmse"], marker="o", markersize=4, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="levels", ylabel="error of the round trip (rms)")
+    axes.set_xticks(SIZES, [str(size) for size in SIZES])
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+if __name__ == "__main__":
+    runs.define_flags()
+    flags.DEFINE_integer("num_images", 100, "How many held-out images.", lower_bound=1)
+    runs.run(lambda config, workdir: round_trip(config, workdir, num_images=flags.FLAGS.num_images))
