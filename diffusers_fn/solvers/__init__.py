@@ -12,6 +12,7 @@ from diffusers_fn.solvers.base import (
     linear_solver,
     neighbours,
 )
+from diffusers_fn.solvers.churn import dpm2_churn, edm_stochastic, euler_churn
 from diffusers_fn.solvers.consistency import lcm, tcd
 from diffusers_fn.solvers.ddim import ancestral, ddim
 from diffusers_fn.solvers.forms import Form, data_prediction, noise_prediction
@@ -19,12 +20,44 @@ from diffusers_fn.solvers.langevin import Corrector, annealed_langevin, langevin
 from diffusers_fn.solvers.multistep import dpmpp_1, dpmpp_1_sde, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from diffusers_fn.solvers.padding import pad
 from diffusers_fn.solvers.pndm import plms, pndm
-from diffusers_fn.solvers.runge_kutta import euler, euler_ancestral, heun
+from diffusers_fn.solvers.restarts import with_restarts
+from diffusers_fn.solvers.runge_kutta import (
+    EULER,
+    HEUN,
+    MIDPOINT,
+    RK4,
+    THREE_EIGHTHS,
+    Tableau,
+    euler,
+    euler_ancestral,
+    heun,
+    midpoint,
+    rk4,
+    runge_kutta,
+    runge_kutta_in_time,
+    two_stage,
+)
 from diffusers_fn.solvers.sa_solver import sa_solver
 from diffusers_fn.solvers.sde import euler_maruyama, heun_sde, reverse_diffusion
+from diffusers_fn.solvers.singlestep import (
+    dpm2,
+    dpm2_ancestral,
+    dpm_solver,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_3s,
+    dpmpp_sde,
+    fast_orders,
+    singlestep,
+)
 from diffusers_fn.solvers.unipc import unipc
 
 __all__ = [
+    "EULER",
+    "HEUN",
+    "MIDPOINT",
+    "RK4",
+    "THREE_EIGHTHS",
     "AdaptiveStep",
     "Corrector",
     "Form",
@@ -32,6 +65,7 @@ __all__ = [
     "Row",
     "Solver",
     "Step",
+    "Tableau",
     "adaptive",
     "ancestral",
     "annealed_langevin",
@@ -40,15 +74,26 @@ __all__ = [
     "data_prediction",
     "ddim",
     "deis",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm2_churn",
+    "dpm_solver",
     "dpmpp_1",
     "dpmpp_1_sde",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
     "dpmpp_3m",
     "dpmpp_3m_sde",
+    "dpmpp_3s",
+    "dpmpp_sde",
+    "edm_stochastic",
     "euler",
     "euler_ancestral",
+    "euler_churn",
     "euler_maruyama",
+    "fast_orders",
     "heun",
     "heun_sde",
     "ipndm",
@@ -56,6 +101,7 @@ __all__ = [
     "lcm",
     "linear_solver",
     "lms",
+    "midpoint",
     "neighbours",
     "noise_prediction",
     "pad",
@@ -63,7 +109,13 @@ __all__ = [
     "pndm",
     "predictor_corrector",
     "reverse_diffusion",
+    "rk4",
+    "runge_kutta",
+    "runge_kutta_in_time",
     "sa_solver",
+    "singlestep",
     "tcd",
+    "two_stage",
     "unipc",
+    "with_restarts",
 ]

@@ -1,16 +1,66 @@
-"""Euler's and Heun's methods on dx = x0_hat d(alpha) + eps_hat d(sigma), for the levels of any process."""
+"""Runge-Kutta methods on dx = x0_hat d(alpha) + eps_hat d(sigma): Euler, Heun, midpoint, RK4, any explicit tableau.
+
+Between two levels they take the chord, the straight line in the plane of alpha and sigma, along which both slopes are
+constant. The equation gives the same x along every path between two levels, so the order is the tableau's on every
+process; flow and alpha = 1 move on chords anyway. `runge_kutta_in_time` takes the path of a process' own time.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.levels import Array, Level
+from diffusers_fn.levels import Level
+from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.ddim import ddim
+from diffusers_fn.solvers.stages import from_stages, on_chord
+
+
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta method of S stages (Butcher's tableau).
+
+    Attributes:
+      nodes: S numbers in [0, 1], where the stages lie; the first is 0.
+      stages: S tuples, the i-th of i weights: x_i = x + sum_k stages[i][k] d_k, d_k the slope at x_k times the step.
+      weights: S numbers, x' = x + sum_k weights[k] d_k.
+
+    >>> Tableau(nodes=(0.0, 1.0), stages=((), (1.0,)), weights=(0.5, 0.5)) == HEUN
+    True
+    """
+
+    nodes: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+EULER = Tableau((0.0,), ((),), (1.0,))
+HEUN = Tableau((0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
+MIDPOINT = Tableau((0.0, 0.5), ((), (0.5,)), (0.0, 1.0))
+RK4 = Tableau((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+THREE_EIGHTHS = Tableau(
+    (0.0, 1 / 3, 2 / 3, 1.0), ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+)
+
+
+def two_stage(fraction: float) -> Tableau:
+    """Returns the tableau of second order whose second stage lies at a fraction: 1/2 midpoint, 2/3 Ralston, 1 Heun.
+
+    The family of Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 3, where the fraction is alpha.
+
+    Raises:
+      ValueError: if the fraction is not in (0, 1].
+
+    >>> two_stage(0.5) == MIDPOINT
+    True
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"the second stage must lie at a fraction in (0, 1] of the hop; got {fraction}")
+    return Tableau((0.0, fraction), ((), (fraction,)), (1 - 0.5 / fraction, 0.5 / fraction))
 
 
 def euler(levels: Level) -> Solver:
@@ -35,11 +85,16 @@ def euler(levels: Level) -> Solver:
     return linear_solver(levels, x=[1.0], x0=to.alpha - frm.alpha, eps=to.sigma - frm.sigma)
 
 
-def euler_ancestral(levels: Level, eta: Any = 1.0) -> Solver:
+def euler_ancestral(levels: Level, eta: Any = 1.0, *, s_noise: Any = 1.0) -> Solver:
     """Returns Euler's method down to sigma_down, then fresh noise up to the next level ("Euler a").
 
     With s = eta sigma' sqrt(1 - SNR / SNR') it is x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z, so `ddim`
     under its other name; eta = 1 by default.
+
+    Args:
+      levels: Level[N], N >= 2, any process.
+      eta: [] in [0, 1].
+      s_noise: [], what the noise is multiplied by.
 
     Raises:
       ValueError: as `ddim`, and unless there are at least two levels.
@@ -50,7 +105,10 @@ def euler_ancestral(levels: Level, eta: Any = 1.0) -> Solver:
     """
     check_plan(levels)
     check_num_levels(levels, 2)
-    return ddim(levels, eta)
+    solver = ddim(levels, eta)
+    if solver.rows.noise is None:
+        return solver
+    return dataclasses.replace(solver, rows=dataclasses.replace(solver.rows, noise=s_noise * solver.rows.noise))
 
 
 def heun(levels: Level) -> Solver:
@@ -75,21 +133,125 @@ def heun(levels: Level) -> Solver:
            [ 0.5, -0.5],
            [ 1. ,  0. ]])
     """
+    return runge_kutta(levels, HEUN)
+
+
+def midpoint(levels: Level, process: Process | None = None) -> Solver:
+    """Returns the midpoint method, of second order, with two evaluations a hop: 2N - 1 in all.
+
+        d = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma),   x' = x + d at x + d / 2
+
+    The second evaluation is halfway along the chord, on flow levels at the middle sigma; `dpm2` has its middle in
+    log SNR.
+
+    Args: as `runge_kutta`, without the tableau.
+    Raises: as `runge_kutta`.
+
+    >>> from diffusers_fn.processes import flow
+    >>> midpoint(flow()(np.array([1.0, 0.5]))).rows.level.sigma
+    array([1.  , 0.75, 0.5 ])
+    """
+    return runge_kutta(levels, MIDPOINT, process)
+
+
+def rk4(levels: Level, process: Process | None = None) -> Solver:
+    """Returns the classical Runge-Kutta method, of fourth order, with four evaluations a hop: 4N - 3 in all.
+
+    The "rk4" of torchdiffeq is `runge_kutta(levels, THREE_EIGHTHS)`.
+
+    Args: as `runge_kutta`, without the tableau.
+    Raises: as `runge_kutta`.
+
+    >>> from diffusers_fn.processes import flow
+    >>> rk4(flow()(np.array([1.0, 0.5]))).rows.level.sigma
+    array([1.  , 0.75, 0.75, 0.5 , 0.5 ])
+    """
+    return runge_kutta(levels, RK4, process)
+
+
+def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None) -> Solver:
+    """Returns the explicit Runge-Kutta method of a tableau along the chords between the levels.
+
+        x_i = x + sum_k a_ik d_k,   x' = x + sum_k b_k d_k,
+        d_k = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma) at x_k
+
+    A stage inside the hop lies at the point c_i of the chord, and the network is asked at the process' level of the
+    same sigma / alpha, x being scaled to it.
+
+    Args:
+      levels: Level[N], N >= 2, any process; alpha = 0 at the first is allowed.
+      tableau: a, b, c: MIDPOINT, HEUN, RK4, THREE_EIGHTHS, `two_stage(fraction)` or another.
+      process: the process of the levels, where inner stages get their level and label; None interpolates between the
+        neighbours, see `processes.between`.
+
+    Raises:
+      ValueError: if levels are no plan (see `check_plan`) of at least two levels, the tableau is not explicit or its
+        nodes leave [0, 1], or alpha = 0 on a variance-preserving plan without its process.
+
+    >>> from diffusers_fn import grids
+    >>> runge_kutta(grids.karras(3), two_stage(2 / 3)).rows.m[:2].round(4)
+    array([[ 0.6667,  0.    ],
+           [ 0.75  , -0.4167]])
+    """
     check_plan(levels)
     check_num_levels(levels, 2)
+    _check_tableau(tableau)
     frm, to = neighbours(levels)
-    xp = namespace(levels)
-
-    def interleave(a: Array, b: Array) -> Array:
-        return xp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
-
-    visited = jax.tree.map(lambda a, b, all_: xp.concatenate([interleave(a, b), all_[-1:]]), frm, to, levels)
+    visited, scales = zip(*(on_chord(frm, to, node, process) for node in tableau.nodes))
     d_alpha, d_sigma = to.alpha - frm.alpha, to.sigma - frm.sigma
-    whole, half = np.ones(d_sigma.shape), np.full(d_sigma.shape, 0.5)
-    return linear_solver(
-        visited,
-        x=[1.0],
-        x0=interleave(d_alpha, d_alpha),
-        eps=interleave(d_sigma, d_sigma),
-        m=[interleave(whole, half), interleave(0.0 * whole, -half)],
-    )
+    last, num = jax.tree.map(lambda a: a[-1:], levels), len(visited)
+    weights = [*tableau.stages, tableau.weights]
+    return from_stages(visited, last, [*scales, 1.0], weights, [d_alpha] * num, [d_sigma] * num)
+
+
+def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
+    """Returns the explicit Runge-Kutta method of a tableau in a process' own time.
+
+        x_i = x + (t' - t) sum_k a_ik d_k,   x' = x + (t' - t) sum_k b_k d_k,
+        d_k = x0_hat d(alpha)/dt + eps_hat d(sigma)/dt at x_k and t + c_k (t' - t)
+
+    So the network's velocity is integrated as it is, whatever the path: the samplers of SiT (Ma et al. 2024,
+    https://arxiv.org/abs/2401.08740) and, with any sigma(t) and scaling s(t) as process, those of Karras et al. 2022,
+    https://arxiv.org/abs/2206.00364, algorithm 3. The order is the tableau's where t is evenly spaced or smooth.
+
+    Args:
+      process: any.
+      t: [N] times, N >= 2, descending in noise; the levels are process(t).
+      tableau: as `runge_kutta`.
+
+    Raises:
+      ValueError: if t gives no plan (see `check_plan`) of at least two levels, or as `runge_kutta` for the tableau.
+
+    >>> from diffusers_fn.processes import trigonometric
+    >>> runge_kutta_in_time(trigonometric(), np.array([0.9, 0.5, 0.1]), EULER).rows.x0.round(4)
+    array([0.6206, 0.4443, 1.    ])
+    """
+    if np.ndim(t) != 1:
+        raise ValueError(f"t must be the [N] times of a plan; got shape {np.shape(t)}")
+    t = t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
+    levels = process(t)
+    check_plan(levels)
+    check_num_levels(levels, 2)
+    _check_tableau(tableau)
+    visited, x0, eps = [], [], []
+    for node in tableau.nodes:
+        now = t[:-1] + node * (t[1:] - t[:-1])
+        level = process(now)
+        # f and g^2 are infinite at pure noise, though the slopes of alpha and sigma are not: take them next to it.
+        inside = namespace(level).where(level.alpha == 0, now + 1e-8 * (t[1:] - t[:-1]), now)
+        (f, g2), near = process.rates(inside), process.level(inside)
+        visited.append(level)
+        x0.append((t[1:] - t[:-1]) * f * near.alpha)
+        eps.append((t[1:] - t[:-1]) * (f * near.sigma + g2 / (2 * near.sigma)))
+    last = jax.tree.map(lambda a: a[-1:], levels)
+    return from_stages(visited, last, [1.0] * (len(visited) + 1), [*tableau.stages, tableau.weights], x0, eps)
+
+
+def _check_tableau(tableau: Tableau) -> None:
+    num = len(tableau.nodes)
+    explicit = [len(stage) for stage in tableau.stages] == list(range(num)) and len(tableau.weights) == num
+    if not explicit or tableau.nodes[0] != 0 or not all(0 <= node <= 1 for node in tableau.nodes):
+        raise ValueError(
+            "a tableau needs S nodes in [0, 1], the first 0, stages of 0, 1, ..., S - 1 weights and S weights; "
+            f"got {tableau}"
+        )
