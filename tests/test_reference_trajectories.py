@@ -303,7 +303,7 @@ K_SAMPLERS = {
     "dpmpp_2m_sde_heun": lambda levels: solvers.dpmpp_2m_sde(levels, 0.7, taylor=True),
     "dpmpp_2m_sde_eta0": lambda levels: solvers.dpmpp_2m_sde(levels, 0),
     "dpmpp_3m_sde": solvers.dpmpp_3m_sde,
-    "dpmpp_3m_sde_eta0": lambda levels: solvers.dpmpp_3m_sde(levels, np.float64(0)),
+    "dpmpp_3m_sde_eta0": lambda levels: solvers.dpmpp_3m_sde(levels, np.array(0.0)),
 }
 
 

@@ -139,13 +139,13 @@ def lagrange_integrals(
 
     measure: [Q, N - 1, *S] -> the same, for quadrature points of each hop.
     """
-    xp = namespace(u)
     points, weights = np.polynomial.legendre.leggauss(24)
     along = lambda a: a.reshape(-1, *(1,) * np.ndim(u))  # noqa: E731
     points, weights = along(0.5 + 0.5 * points), along(0.5 * weights)
     step = u[1:] - u[:-1]
     q = u[None, :-1] + points * step[None]
     weighted = weights * measure(q)
+    xp = namespace(u, weighted)
     nodes = [lagged(u, k) for k in range(num_columns)]
     if implicit:
         nodes = [u[1:], *nodes[:-1]]

@@ -43,7 +43,8 @@ def unipc(
         predictor   x' = (s' / s) x + c m_1 + B sum_k rho_k (m_{1+k} - m_1) / r_k
         corrector   adds, when m' is known at x', the term with r = 1, and x moves to the corrected point
 
-    The corrector changes the state before the next hop starts and raises the order to `order` + 1 on a smooth grid.
+    The corrector changes the state before the next hop starts and raises the order to `order` + 1 on a smooth grid. For
+    orders 3 and 4 that asks for lower_order_final=False: with the lowered last hop three is reached.
     The last level's state is the predicted one, as in the authors' code. Their third choice of weights, exact for each
     order, is `sa_solver` with tau = 0.
 
@@ -93,11 +94,11 @@ def unipc(
 
 def _corrector(corrector: Any, levels: Level) -> Array:
     """[] or [N - 1, 1, ...]: what each hop's correction is multiplied by."""
-    num_hops, *batch = (levels.sigma.shape[0] - 1, *levels.sigma.shape[1:])
+    num_hops = levels.sigma.shape[0] - 1
     if np.shape(corrector) not in ((), (num_hops,)):
         raise ValueError(f"corrector must be one number or one a hop, [{num_hops}]; got shape {np.shape(corrector)}")
     corrector = namespace(corrector).asarray(corrector) * 1.0
-    return corrector if corrector.ndim == 0 else corrector.reshape(num_hops, *(1,) * len(batch))
+    return corrector if corrector.ndim == 0 else corrector.reshape(num_hops, *(1,) * (levels.sigma.ndim - 1))
 
 
 def _solve(r: list[Array], signed_h: Array, b_h: Array) -> list[Array]:
