@@ -142,7 +142,7 @@ class DiT(nn.Module):
     def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> list[jax.Array]:
         """Returns the embedding [B, hidden_size] that all blocks receive, or one for each block."""
         dtype = jnp.promote_types(self.dtype, jnp.float32)
-        labels = transformer.table_labels(cond, self.num_classes, self.null_class, x.shape[0])
+        labels = embeddings.class_labels(cond, self.num_classes, x.shape[0], null_class=self.null_class)
         rows = None if self.num_classes is None else self.num_classes + self.null_class
         times = embeddings.time_labels(t, x.shape[0], dtype)
         features = embeddings.sinusoidal_features(times, 256, freq_shift=self.time_freq_shift, cos_first=True)

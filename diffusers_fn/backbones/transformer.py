@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn.backbones.embeddings import class_labels, dense_init
+from diffusers_fn.backbones.embeddings import dense_init
 
 
 def patchify(x: jax.Array, patch_size: int) -> jax.Array:
@@ -154,22 +154,3 @@ class FeedForward(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
         h = nn.gelu(nn.Dense(self.hidden, name="dense_0", **types)(x), approximate=self.approximate)
         return nn.Dense(x.shape[-1], name="dense_1", **types)(h)
-
-
-def table_labels(cond: Any, num_classes: int | None, null_class: bool, batch: int) -> jax.Array | None:
-    """Returns int labels [B] as `class_labels`, for a table whose last row is the null class only if null_class.
-
-    Without a null class there are num_classes rows, and labels must be given: ValueError for None.
-
-    >>> table_labels(2, 3, False, 2).tolist(), table_labels(None, 3, True, 2).tolist()
-    ([2, 2], [3, 3])
-    """
-    if num_classes is None or num_classes < 1 or null_class:
-        return class_labels(cond, num_classes, batch)
-    if cond is None:
-        raise ValueError("this network has no null class (null_class=False), so cond must hold class labels; got None")
-    if isinstance(cond, int | np.integer | np.ndarray) and np.any(np.asarray(cond) >= num_classes):
-        raise ValueError(f"class labels must lie in 0 .. {num_classes - 1} (there is no null class); got {cond}")
-    labels = class_labels(cond, num_classes, batch)
-    # The row that is not there must not be clamped to the last class.
-    return jnp.where(labels == num_classes, num_classes + 1, labels)

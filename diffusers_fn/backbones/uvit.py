@@ -153,7 +153,7 @@ class UViT(nn.Module):
             types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
             text = self._check_text(cond, batch)
             return [time, nn.Dense(self.hidden_size, kernel_init=init, name="text", **types)(text)]
-        labels = transformer.table_labels(cond, self.num_classes, self.null_class, batch)
+        labels = embeddings.class_labels(cond, self.num_classes, batch, null_class=self.null_class)
         if labels is None or self.num_classes is None:
             return [time]
         rows = self.num_classes + self.null_class

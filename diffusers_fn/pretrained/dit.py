@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusers_fn.backbones import DiT
 from diffusers_fn.backbones.transformer import sincos_positions
@@ -111,8 +112,17 @@ def constants(module: DiT) -> list[Constant]:
     >>> constants(DiT(image_size=8, hidden_size=16))[0].value.shape
     (1, 16, 16)
     """
+    return [Constant("pos_embed", positions(module))]
+
+
+def positions(module: DiT) -> np.ndarray:
+    """Returns the positions of the image of training, [1, L, hidden_size].
+
+    >>> positions(DiT(image_size=8, hidden_size=16)).shape
+    (1, 16, 16)
+    """
     patches = module.image_size // module.patch_size
-    return [Constant("pos_embed", sincos_positions(patches, patches, module.hidden_size)[None])]
+    return sincos_positions(patches, patches, module.hidden_size)[None]
 
 
 family = Family("dit", ("DiT",), from_config, to_config, entries, inputs, constants)

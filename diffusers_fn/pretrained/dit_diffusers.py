@@ -10,15 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers_fn.backbones import DiT
-from diffusers_fn.pretrained.dit import inputs
+from diffusers_fn.pretrained.dit import inputs, positions
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
-from diffusers_fn.pretrained.family import Family, read_config
+from diffusers_fn.pretrained.family import Constant, Family, read_config
 from diffusers_fn.pretrained.unet_layouts import heads_out, separate_qkv
 
 ACTIVATIONS = {"gelu-approximate": True, "gelu": False}
 # What configs also say that were written when one class served every transformer.
 OLDER = {
+    "attention_type": "default",
+    "caption_channels": None,
     "cross_attention_dim": None,
+    "double_self_attention": False,
+    "interpolation_scale": None,
     "num_vector_embeds": None,
     "only_cross_attention": False,
     "use_linear_projection": False,
@@ -123,6 +127,15 @@ def entries(module: DiT) -> list[Entry]:
     return found + [*linear("modulation_out", "proj_out_1"), *linear("dense_out", "proj_out_2")]
 
 
+def constants(module: DiT) -> list[Constant]:
+    """Returns the table of positions, which a file may hold.
+
+    >>> constants(DiT(image_size=8, hidden_size=16))[0].name
+    'pos_embed.pos_embed'
+    """
+    return [Constant("pos_embed.pos_embed", positions(module), saved=False)]
+
+
 family = Family(
     "dit_diffusers",
     ("DiTTransformer2DModel", "Transformer2DModel"),  # the second is what the published DiT-XL/2 were saved as
@@ -130,5 +143,6 @@ family = Family(
     to_config,
     entries,
     inputs,
+    constants,
     weights_name="diffusion_pytorch_model.safetensors",
 )

@@ -30,7 +30,7 @@ def from_config(config: Mapping[str, Any]) -> UViT:
     >>> from_config({"img_size": 32, "patch_size": 2, "clip_dim": 768, "num_clip_token": 77}).text_shape
     (77, 768)
     """
-    text = bool(TEXT & set(config))
+    text = bool(TEXT & set(config)) or config.get("name") == "uvit_t2i"
     fields = read_config(
         config,
         optional={

@@ -103,6 +103,41 @@ def test_remat_computes_the_same_gradients(name):
 
 
 @pytest.mark.parametrize("name", NETS)
+def test_remat_keeps_less_for_the_way_back(name):
+    net, args = NETS[name]
+    variables = jax.eval_shape(net.init, jax.random.key(0), *args)
+
+    def kept(net):
+        """Returns how many numbers are kept, the parameters included."""
+        backward = jax.eval_shape(lambda variables: jax.vjp(lambda v: net.apply(v, *args), variables)[1], variables)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert kept(net.clone(remat=True)) - parameters < 0.4 * (kept(net) - parameters)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_bfloat16_keeps_statistics_softmax_and_sinusoids_in_float32(name):
+    net, args = NETS[name]
+    net = net.clone(dtype=jnp.bfloat16)
+    variables = jax.eval_shape(net.init, jax.random.key(0), *args)
+
+    def equations(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation
+            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+    traced = jax.make_jaxpr(net.apply)(variables, *args).jaxpr
+    names = {"exp", "rsqrt", "reduce_sum", *({"sin", "cos"} if name != "autoencoder_kl" else ())}
+    delicate = [equation for equation in equations(traced) if equation.primitive.name in names]
+    assert {equation.primitive.name for equation in delicate} == names
+    assert {str(equation.invars[0].aval.dtype) for equation in delicate} == {"float32"}
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_sharded_parameters_and_batch_give_the_same_outputs(name):
     net, args = NETS[name]
     params = nets.random_params(net, *args[:1]) if name != "autoencoder_kl" else _autoencoder_params(net)

@@ -70,17 +70,6 @@ def test_attention_takes_another_implementation():
     np.testing.assert_allclose(out, jnp.broadcast_to(out[:, :1], out.shape), rtol=1e-6)
 
 
-def test_without_a_null_class_labels_must_be_given_and_in_range():
-    with pytest.raises(ValueError, match=r"no null class .*got None"):
-        transformer.table_labels(None, 3, False, 2)
-    with pytest.raises(ValueError, match=r"lie in 0 \.\. 2 \(there is no null class\); got 3"):
-        transformer.table_labels(3, 3, False, 2)
-    # A traced label cannot be refused. It must be outside the table of three rows, where a look-up gives NaN.
-    labels = jax.jit(lambda cond: transformer.table_labels(cond, 3, False, 3))(jnp.array([2, 3, -1]))
-    assert labels[0] == 2
-    assert (np.asarray(labels[1:]) > 3).all()
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
