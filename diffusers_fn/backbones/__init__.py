@@ -11,6 +11,7 @@ from diffusers_fn.backbones.simple_autoencoder import SimpleDecoder, SimpleEncod
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
 from diffusers_fn.backbones.unet import UNet
+from diffusers_fn.backbones.unet1d import UNet1D
 from diffusers_fn.backbones.unet2d import UNet2D
 from diffusers_fn.backbones.unet2d_condition import UNet2DCondition
 from diffusers_fn.backbones.uvit import UViT
@@ -27,6 +28,7 @@ __all__ = [
     "SongUNet",
     "SuperResolution",
     "UNet",
+    "UNet1D",
     "UNet2D",
     "UNet2DCondition",
     "UViT",

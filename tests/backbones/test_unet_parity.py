@@ -76,7 +76,7 @@ def test_options_give_the_same_outputs(x64, name):
     for call in [call for call in CASES[name]["calls"] if call != "precond"]:
         arrays = unet_cases.recorded(name, call)
         cond = unet_cases.cond_of(name, arrays)
-        args = [arrays["in/x"].astype(float), arrays["in/t"], *([] if cond is None else [cond])]
+        args = [arrays["in/x"], arrays["in/t"], *([] if cond is None else [cond])]
         out = apply(*args)
         assert published.error(out, arrays["out"]) < 2e-7, call  # the reference is rounded to float32
 
@@ -156,7 +156,7 @@ def test_other_preconditionings(x64, name):
     x, sigma, cond = arrays["in/x"].astype(float), arrays["in/sigma"].astype(float), unet_cases.cond_of(name, arrays)
 
     def apply(x, t):
-        return unet_cases.applied(name)(x, t.astype(np.float32), *([] if cond is None else [cond]))
+        return unet_cases.applied(name)(x, t, *([] if cond is None else [cond]))
 
     kind = CASES[name]["config"]["precond"]
     if kind == "VEPrecond":  # the network's output is -eps
@@ -166,7 +166,7 @@ def test_other_preconditionings(x64, name):
         expected = denoised(apply, level, parameterizations.edm(0.5), x)
     else:
         u = arrays_u(name)
-        level = preserving(sigma, 999 - np.argmin(np.abs(u[None] - sigma[:, None]), axis=1))
+        level = preserving(sigma, 999.0 - np.argmin(np.abs(u[None] - sigma[:, None]), axis=1))
         expected = denoised(apply, level, parameterizations.epsilon, x)
     assert published.error(expected, arrays["D"]) < 2e-7
 
