@@ -65,8 +65,8 @@ def lms(levels: Level, order: int = 4) -> Solver:
     """Returns the linear multistep method in rho = sigma / alpha: x' / alpha' = x / alpha + sum_k eps_k int L_k d(rho).
 
     Adams-Bashforth on d(x / alpha) / d(rho) = eps_hat, for levels spaced as they like (Katherine Crowson's sampler,
-    https://github.com/crowsonkb/k-diffusion; its integrals are by quadrature, here they are exact; it
-    extrapolates into sigma = 0 too, here that hop is x0_hat as everywhere).
+    https://github.com/crowsonkb/k-diffusion; its integrals are by quadrature, here they are exact). It extrapolates
+    into sigma = 0 too, where tables end with x0_hat: a last level of sigma 1e-13, left without a denoise, is that hop.
 
     Args: as `deis`, without the form.
     Raises: as `deis`.
