@@ -7,9 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from diffusers_fn.backbones import blocks, embeddings
+from diffusers_fn.backbones import blocks, conditions, embeddings
 from diffusers_fn.backbones.attention import SpatialTransformer
 
 Depth = int | Sequence[int]  # of a level's transformers: one for all of them, or one for each
@@ -146,7 +145,8 @@ class UNet2DCondition(nn.Module):
     def __call__(
         self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any] | None = None, *, train: bool = False
     ) -> jax.Array:
-        cond = self._checked(x, cond)
+        self._check(x)
+        cond = conditions.checked(cond, self, x.shape[0])
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output}
         conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
@@ -181,14 +181,14 @@ class UNet2DCondition(nn.Module):
             if level < last:
                 h = conv(width, stride=2, padding=self.downsample_padding, name=f"down_{level}_downsample")(h)
                 saved.append(h)
-        saved = _add_residuals(saved, cond.get("down_residuals"))
+        saved = conditions.add_residuals("down_residuals", saved, cond.get("down_residuals"))
 
         if self.mid_depth is not None:
             h = residual(h, self.widths[-1], "mid_block_0")
             h = transformer(self.mid_depth, heads[-1], name="mid_transformer")(h, context, mask)
             h = residual(h, self.widths[-1], "mid_block_1")
-        if cond.get("mid_residual") is not None:
-            h = h + cond["mid_residual"].astype(h.dtype)
+        if "mid_residual" in cond:
+            (h,) = conditions.add_residuals("mid_residual", [h], [cond["mid_residual"]])
 
         for level, width in reversed(list(enumerate(self.widths))):
             for i, depth in enumerate(self.depths(level, up=True)):
@@ -264,7 +264,7 @@ class UNet2DCondition(nn.Module):
         if self.num_classes is not None:
             init = nn.initializers.normal(1.0)
             table = nn.Embed(self.num_classes, width, embedding_init=init, name="class_table", **types)
-            emb = emb + table(_table_rows(labels, self.num_classes, batch))
+            emb = emb + table(conditions.table_rows(labels, self.num_classes, batch))
         elif self.class_time:
             labels = sinusoids(embeddings.time_labels(labels, batch, dtype), self.widths[0])
             emb = emb + mlp(name="class_embedding")(labels)
@@ -277,15 +277,17 @@ class UNet2DCondition(nn.Module):
             emb = emb + mlp(name="text_time_embedding")(jnp.concatenate(added, axis=-1))
         return emb
 
-    def _checked(self, x: jax.Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """Returns cond as a mapping; raises ValueError for fields or inputs that no network can be built from."""
+    def _check(self, x: jax.Array) -> None:
+        """Raises ValueError for fields or images that no network can be built from."""
         levels = len(self.widths)
         if levels < 1 or min(self.per_level("num_res_blocks")) < 1:
             raise ValueError(
                 "widths must not be empty and num_res_blocks must be at least 1; got "
                 f"{tuple(self.widths)} and {self.num_res_blocks}"
             )
-        depths = [depth for level in range(levels) for up in (False, True) for depth in self.depths(level, up=up)]
+        for level in range(levels):
+            for up in (False, True):
+                self.depths(level, up=up)  # raises
         if self.mid_depth is not None and self.mid_depth < 1:
             raise ValueError(f"mid_depth must be at least 1, or None for no middle; got {self.mid_depth}")
         if not 0 <= self.dropout < 1:
@@ -309,50 +311,6 @@ class UNet2DCondition(nn.Module):
                 f"got {x.shape[1:3]}"
             )
 
-        cond = {} if cond is None else cond
-        if not isinstance(cond, Mapping):
-            raise ValueError(f"cond must be a dict of arrays; got {type(cond).__name__}")
-        takes: dict[str, bool] = {}  # name of an input: whether it must be there
-        if any(depths) or self.mid_depth is not None:
-            takes |= {"context": True, "context_mask": False}
-        if any(classes):
-            takes["class_labels"] = True
-        if self.text_time_widths is not None:
-            takes |= {"text_embeds": True, "time_ids": True}
-        if self.time_cond_width is not None:
-            takes["timestep_cond"] = False
-        takes |= {"down_residuals": False, "mid_residual": False}
-        missing = [name for name, needed in takes.items() if needed and cond.get(name) is None]
-        unknown = sorted(set(cond) - set(takes))
-        if missing or unknown:
-            raise ValueError(
-                f"cond must hold {[name for name, needed in takes.items() if needed]} and may hold "
-                f"{[name for name, needed in takes.items() if not needed]}; missing {missing}, unknown {unknown}"
-            )
-        cond = {name: value for name, value in cond.items() if value is not None}
-        self._check_shapes(x.shape[0], cond)
-        return cond
-
-    def _check_shapes(self, batch: int, cond: Mapping[str, Any]) -> None:
-        """Raises ValueError for conditioning of a wrong shape."""
-        tokens = cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
-        expected: dict[str, tuple[Any, ...]] = {
-            "context": (batch, tokens, self.text_width or self.context_width),
-            "context_mask": (batch, tokens),
-            "timestep_cond": (batch, self.time_cond_width),
-        }
-        if self.class_vector_width is not None:
-            expected["class_labels"] = (batch, self.class_vector_width)
-        if self.text_time_widths is not None:
-            each, total = self.text_time_widths
-            ids = cond["time_ids"].shape[-1] if cond["time_ids"].ndim == 2 else "K"
-            expected["time_ids"] = (batch, ids)
-            expected["text_embeds"] = (batch, total - each * ids if isinstance(ids, int) else "P")
-        for name, shape in expected.items():
-            if name in cond and cond[name].shape != shape:
-                listed = ", ".join(str(size) for size in shape)
-                raise ValueError(f"cond[{name!r}] must have shape [{listed}]; got {list(cond[name].shape)}")
-
 
 class EmbeddingMLP(nn.Module):
     """Computes Dense(silu(Dense(features))): [B, F] -> [B, width].
@@ -371,25 +329,3 @@ class EmbeddingMLP(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": embeddings.dense_init}
         h = nn.Dense(self.width, name="dense_0", **types)(features)
         return nn.Dense(self.width, name="dense_1", **types)(nn.silu(h))
-
-
-def _table_rows(labels: Any, num_classes: int, batch: int) -> jax.Array:
-    """Returns int rows [B] of a table; a label outside it gives NaN under a trace, an error where it is visible."""
-    rows = jnp.asarray(labels)
-    if not jnp.issubdtype(rows.dtype, jnp.integer) or rows.shape not in ((), (batch,)):
-        raise ValueError(
-            f"cond['class_labels'] must be integers of shape [] or [{batch}]; got {rows.dtype} {list(rows.shape)}"
-        )
-    if isinstance(labels, int | np.integer | np.ndarray) and np.any((labels < 0) | (labels >= num_classes)):
-        raise ValueError(f"cond['class_labels'] must lie in 0 .. {num_classes - 1}; got {labels}")
-    return jnp.broadcast_to(jnp.where(rows < 0, num_classes, rows), (batch,))
-
-
-def _add_residuals(saved: list[jax.Array], residuals: Sequence[jax.Array] | None) -> list[jax.Array]:
-    """Returns the saved activations with a residual added to each."""
-    if residuals is None:
-        return saved
-    shapes, given = [h.shape for h in saved], [r.shape for r in residuals]
-    if shapes != given:
-        raise ValueError(f"cond['down_residuals'] must be {len(shapes)} arrays of shapes {shapes}; got {given}")
-    return [h + r.astype(h.dtype) for h, r in zip(saved, residuals)]

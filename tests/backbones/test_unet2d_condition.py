@@ -254,6 +254,7 @@ def test_every_field_changes_the_network(params, field):
         ({}, {"context": jnp.ones([2, 6])}, r"context'\] must have shape \[2, M, 6\]; got \[2, 6\]"),
         ({}, {"context_mask": jnp.ones([2, 4])}, r"context_mask'\] must have shape \[2, 5\]; got \[2, 4\]"),
         ({}, {"down_residuals": [X]}, r"down_residuals'\] must be 4 arrays of shapes .*; got \[\(2, 4, 4, 4\)\]"),
+        ({}, {"mid_residual": X}, r"mid_residual'\] must be 1 arrays of shapes .*; got \[\(2, 4, 4, 4\)\]"),
         (
             {"text_time_widths": (4, 11)},  # the sizes of XL's refiner are five, those of the base six
             {"text_embeds": VECTORS, "time_ids": jnp.ones([2, 1])},

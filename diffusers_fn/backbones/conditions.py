@@ -1,0 +1,110 @@
+"""What a text-conditioned U-Net is told, checked before tracing: which arrays, of which shapes.
+
+B is the batch size.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, Any]:
+    """Returns the conditioning of a `UNet2DCondition` for B = batch as a dict, without entries that are None.
+
+    Raises ValueError for what is missing, unknown or of a wrong shape, saying what the network takes.
+
+    >>> from diffusers_fn.backbones import UNet2DCondition
+    >>> sorted(checked({"context": jnp.zeros([2, 77, 768]), "mid_residual": None}, UNet2DCondition.sd1(), 2))
+    ['context']
+    """
+    cond = {} if cond is None else cond
+    if not isinstance(cond, Mapping):
+        raise ValueError(f"cond must be a dict of arrays; got {type(cond).__name__}")
+    takes = _takes(net)
+    missing = [name for name, needed in takes.items() if needed and cond.get(name) is None]
+    unknown = sorted(set(cond) - set(takes))
+    if missing or unknown:
+        raise ValueError(
+            f"cond must hold {[name for name, needed in takes.items() if needed]} and may hold "
+            f"{[name for name, needed in takes.items() if not needed]}; missing {missing}, unknown {unknown}"
+        )
+    found = {name: value for name, value in cond.items() if value is not None}
+    for name, shape in _shapes(found, net, batch).items():
+        if name in found and found[name].shape != shape:
+            listed = ", ".join(str(size) for size in shape)
+            raise ValueError(f"cond[{name!r}] must have shape [{listed}]; got {list(found[name].shape)}")
+    return found
+
+
+def table_rows(labels: Any, num_classes: int, batch: int) -> jax.Array:
+    """Returns the rows [B] of a table for class labels [] or [B].
+
+    A traced label cannot be checked: one outside the table gives a row past its end, which reads as NaN.
+
+    Raises ValueError for labels that are not integers, of another shape or visibly outside the table.
+
+    >>> table_rows(jnp.array([0, 2, -1]), 3, 3).tolist()
+    [0, 2, 3]
+    """
+    rows = jnp.asarray(labels)
+    if not jnp.issubdtype(rows.dtype, jnp.integer) or rows.shape not in ((), (batch,)):
+        raise ValueError(
+            f"cond['class_labels'] must be integers of shape [] or [{batch}]; got {rows.dtype} {list(rows.shape)}"
+        )
+    if isinstance(labels, int | np.integer | np.ndarray) and np.any(
+        (np.asarray(labels) < 0) | (np.asarray(labels) >= num_classes)
+    ):
+        raise ValueError(f"cond['class_labels'] must lie in 0 .. {num_classes - 1}; got {labels}")
+    return jnp.broadcast_to(jnp.where(rows < 0, num_classes, rows), (batch,))
+
+
+def add_residuals(name: str, saved: list[jax.Array], residuals: Sequence[jax.Array] | None) -> list[jax.Array]:
+    """Returns the saved activations with a residual added to each; as they are without residuals.
+
+    Raises ValueError if the residuals, cond[name], are not as many and of the same shapes.
+
+    >>> [h.tolist() for h in add_residuals("down_residuals", [jnp.zeros(2)], [jnp.ones(2)])]
+    [[1.0, 1.0]]
+    """
+    if residuals is None:
+        return saved
+    shapes, given = [h.shape for h in saved], [r.shape for r in residuals]
+    if shapes != given:
+        raise ValueError(f"cond[{name!r}] must be {len(shapes)} arrays of shapes {shapes}; got {given}")
+    return [h + r.astype(h.dtype) for h, r in zip(saved, residuals)]
+
+
+def _takes(net: Any) -> dict[str, bool]:
+    """Returns {name of an input of the network: whether it must be there}."""
+    takes: dict[str, bool] = {}
+    levels = range(len(net.widths))
+    if net.mid_depth is not None or any(any(net.depths(level, up=up)) for level in levels for up in (False, True)):
+        takes |= {"context": True, "context_mask": False}
+    if net.num_classes is not None or net.class_time or net.class_vector_width is not None:
+        takes["class_labels"] = True
+    if net.text_time_widths is not None:
+        takes |= {"text_embeds": True, "time_ids": True}
+    if net.time_cond_width is not None:
+        takes["timestep_cond"] = False
+    return takes | {"down_residuals": False, "mid_residual": False}
+
+
+def _shapes(cond: Mapping[str, Any], net: Any, batch: int) -> dict[str, tuple[Any, ...]]:
+    """Returns {name: shape} of the inputs whose shape is known; a letter stands for a length that is anything."""
+    tokens = cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
+    shapes: dict[str, tuple[Any, ...]] = {
+        "context": (batch, tokens, net.text_width or net.context_width),
+        "context_mask": (batch, tokens),
+        "timestep_cond": (batch, net.time_cond_width),
+    }
+    if net.class_vector_width is not None:
+        shapes["class_labels"] = (batch, net.class_vector_width)
+    if net.text_time_widths is not None:
+        each, total = net.text_time_widths
+        ids = cond["time_ids"].shape[1] if cond["time_ids"].ndim == 2 else "K"
+        shapes["time_ids"] = (batch, ids)
+        shapes["text_embeds"] = (batch, total - each * ids if isinstance(ids, int) else "P")
+    return shapes
