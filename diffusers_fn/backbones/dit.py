@@ -86,7 +86,12 @@ class DiT(nn.Module):
 
     @classmethod
     def S(cls, **fields: Any) -> DiT:
-        """Returns DiT-S: 12 blocks of width 384. As published: 1000 classes, learned variance; fields change that."""
+        """Returns DiT-S: 12 blocks of width 384. As published: 1000 classes, learned variance; fields change that.
+
+        >>> net = DiT.S(patch_size=4, num_classes=10)
+        >>> net.depth, net.hidden_size, net.num_classes, net.learned_variance
+        (12, 384, 10, True)
+        """
         return cls(**{**PUBLISHED, "hidden_size": 384, "depth": 12, "num_heads": 6, **fields})
 
     @classmethod

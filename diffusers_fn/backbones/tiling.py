@@ -89,7 +89,7 @@ def tiled(
     corners = np.stack([starts[axis][index[:, axis]] for axis in range(2)], -1)
     start = jnp.asarray(corners, jnp.int32)
     canvases = jax.tree.map(canvas, jax.eval_shape(lambda: function(cut(start[0]))))
-    rows = (start, *(jnp.asarray(weights[axis][index[:, axis]], jnp.float32) for axis in range(2)))
+    rows = (start, *(jnp.asarray(weights[axis][index[:, axis]]) for axis in range(2)))
     return jax.lax.scan(add, canvases, rows)[0]
 
 

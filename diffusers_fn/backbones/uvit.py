@@ -79,7 +79,12 @@ class UViT(nn.Module):
 
     @classmethod
     def S(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-S: 12 + 1 blocks of width 512."""
+        """Returns U-ViT-S: 12 + 1 blocks of width 512. Fields change anything.
+
+        >>> net = UViT.S(image_size=64, patch_size=4, num_classes=10)
+        >>> net.depth, net.hidden_size, net.num_classes
+        (12, 512, 10)
+        """
         return cls(**{"hidden_size": 512, "depth": 12, "num_heads": 8, **fields})
 
     @classmethod
