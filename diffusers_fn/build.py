@@ -22,6 +22,7 @@ from diffusers_fn.discrete import check_eta
 from diffusers_fn.guidance import classifier_free
 from diffusers_fn.levels import Level, add_noise
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at
+from diffusers_fn.processes import Process, tabulated
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.solvers import Solver, Step
 
@@ -75,21 +76,60 @@ GRIDS: Mapping[str, Callable[[NoiseSchedule, int], Level]] = {
     "leading": grids.leading,
     "trailing": grids.trailing,
     "log_snr": grids.uniform_log_snr,
+    "karras": lambda schedule, num_steps: grids.karras(num_steps, schedule=schedule),
+    "exponential": lambda schedule, num_steps: grids.exponential(num_steps, schedule=schedule),
+    "cosine": lambda schedule, num_steps: grids.cosine(num_steps, schedule=schedule),
+    "beta": grids.beta,
 }
 
-SOLVERS: Mapping[str, Callable[[Level, Any, variances.Variance], Solver]] = {
-    "ddim": lambda levels, eta, variance: solvers.ddim(levels, eta),
-    "ancestral": lambda levels, eta, variance: solvers.ancestral(levels, variance),
-    "euler": lambda levels, eta, variance: solvers.euler(levels),
-    "euler_ancestral": lambda levels, eta, variance: solvers.euler_ancestral(levels),
-    "heun": lambda levels, eta, variance: solvers.heun(levels),
-    "dpmpp_2m": lambda levels, eta, variance: solvers.dpmpp_2m(levels),
-    "dpmpp_3m": lambda levels, eta, variance: solvers.dpmpp_3m(levels),
-    "dpmpp_2m_sde": lambda levels, eta, variance: solvers.dpmpp_2m_sde(levels),
-    "deis": lambda levels, eta, variance: solvers.deis(levels),
-    "lms": lambda levels, eta, variance: solvers.lms(levels),
-    "ipndm": lambda levels, eta, variance: solvers.ipndm(levels),
-    "unipc": lambda levels, eta, variance: solvers.unipc(levels),
+
+class Plan(NamedTuple):
+    """What a solver is made from: levels, the process that they lie on (None on a table that ends at pure noise), eta
+    and the variance of a reverse step."""
+
+    levels: Level
+    process: Process | None
+    eta: Any
+    variance: variances.Variance
+
+
+def _plain(make: Callable[[Level], Solver]) -> Callable[[Plan], Solver]:
+    return lambda plan: make(plan.levels)
+
+
+def _inner(make: Callable[..., Solver]) -> Callable[[Plan], Solver]:
+    return lambda plan: make(plan.levels, process=plan.process)
+
+
+SOLVERS: Mapping[str, Callable[[Plan], Solver]] = {
+    "ddim": lambda plan: solvers.ddim(plan.levels, plan.eta),
+    "ancestral": lambda plan: solvers.ancestral(plan.levels, plan.variance),
+    "euler": _plain(solvers.euler),
+    "heun": _plain(solvers.heun),
+    "midpoint": _inner(solvers.midpoint),
+    "rk4": _inner(solvers.rk4),
+    "dpm2": _inner(solvers.dpm2),
+    "dpm_solver": _inner(solvers.dpm_solver),
+    "dpmpp_2s": _inner(solvers.dpmpp_2s),
+    "dpmpp_3s": _inner(solvers.dpmpp_3s),
+    "dpmpp_1": _plain(solvers.dpmpp_1),
+    "dpmpp_2m": _plain(solvers.dpmpp_2m),
+    "dpmpp_3m": _plain(solvers.dpmpp_3m),
+    "deis": _plain(solvers.deis),
+    "lms": _plain(solvers.lms),
+    "ipndm": _plain(solvers.ipndm),
+    "plms": _plain(solvers.plms),
+    "pndm": _inner(solvers.pndm),
+    "unipc": _plain(solvers.unipc),
+    "euler_ancestral": _plain(solvers.euler_ancestral),
+    "dpm2_ancestral": _inner(solvers.dpm2_ancestral),
+    "dpmpp_2s_ancestral": _inner(solvers.dpmpp_2s_ancestral),
+    "dpmpp_sde": _inner(solvers.dpmpp_sde),
+    "dpmpp_2m_sde": _plain(solvers.dpmpp_2m_sde),
+    "dpmpp_3m_sde": _plain(solvers.dpmpp_3m_sde),
+    "sa_solver": _plain(solvers.sa_solver),
+    "reverse_diffusion": _plain(solvers.reverse_diffusion),
+    "lcm": _plain(solvers.lcm),
 }
 
 
@@ -161,7 +201,12 @@ def build(config: ConfigDict) -> Diffusion:
             f"config.sampler.cfg_scale is {config.sampler.cfg_scale}, but guidance needs a class-conditional model "
             "that learned to do without its label: set backbone.num_classes and loss.label_dropout, or cfg_scale to 1"
         )
-    make_solver(make_grid(schedule, config.sampler.num_inference_steps), config.sampler.eta, variance)  # fail now
+    process = tabulated(schedule) if schedule.alphas_cumprod[-1] > 0 else None
+
+    def plan_solver(num_steps: int, eta: Any) -> Solver:
+        return make_solver(Plan(make_grid(schedule, num_steps), process, eta, variance))
+
+    plan_solver(config.sampler.num_inference_steps, config.sampler.eta)  # fail now
 
     def init(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)))["params"]
@@ -213,7 +258,7 @@ def build(config: ConfigDict) -> Diffusion:
             raise ValueError(f"sampler {config.sampler.name!r} has no eta: set config.sampler.name to 'ddim'")
         steps = config.sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.sampler.cfg_scale if guidance_scale is None else guidance_scale
-        solver = make_solver(make_grid(schedule, steps), config.sampler.eta if eta is None else eta, variance)
+        solver = plan_solver(steps, config.sampler.eta if eta is None else eta)
 
         transforms = []
         denoise = make_denoiser(apply, params, parameterization)

@@ -79,7 +79,7 @@ def sample(
 
     def body(state: Any, inputs: Any) -> tuple[Any, Any]:
         left, row = inputs
-        row_key = _random.fold_in(key, left) if solver.stochastic else None
+        row_key = None if key is None or not solver.stochastic else _random.fold_in(key, left)
         state, step = solver.step(row_key, denoise, state, row)
         return state, None if emit is None else emit(step)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
@@ -133,7 +134,7 @@ def marginal_moments(solver: Solver, mean: Any = MEAN, std: Any = STD, *, start:
 
 def check_solver(
     make: MakeSolver,
-    order: float | None = None,
+    order: float | Mapping[str, float] | None = None,
     *,
     processes: Mapping[str, Process] = PROCESSES,
     sizes: Sequence[int] = (200, 400),
@@ -148,7 +149,8 @@ def check_solver(
 
     Args:
       make: levels -> solver, a table.
-      order: of a deterministic solver.
+      order: of a deterministic solver; {"gaussian": ..., "mixture": ...} for one whose leading error vanishes on a
+        Gaussian, as that of `solvers.midpoint` does.
       processes: name -> process.
       sizes: two numbers of levels.
       tolerance: of the order.
@@ -169,9 +171,10 @@ def check_solver(
             if order is None:
                 raise ValueError("a deterministic solver needs its order: check_solver(make, order=2)")
             for data in ("gaussian", "mixture"):
+                declared = order[data] if isinstance(order, Mapping) else order
                 measured = figures[f"{name}/{data}"] = measure_order(make, process, data, sizes=sizes)
-                if not abs(measured - order) <= tolerance:
-                    raise AssertionError(f"order {measured:.3f} on {name} levels, {data} data; declared {order}")
+                if not abs(measured - declared) <= tolerance:
+                    raise AssertionError(f"order {measured:.3f} on {name} levels, {data} data; declared {declared}")
             continue
         solvers = [make(graded_levels(process, num_levels)) for num_levels in sizes]
         errors = [np.abs(np.array(marginal_moments(solver)) - _denoised_moments(solver)).max() for solver in solvers]
@@ -212,6 +215,4 @@ def _double_precision() -> contextlib.AbstractContextManager[Any]:
     """Double precision inside the block, whatever JAX is set to outside."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # where JAX had it before
-
-    return enable_x64()
+    return getattr(jax.experimental, "enable_x64")()  # noqa: B009, where JAX had it before

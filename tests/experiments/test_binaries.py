@@ -69,6 +69,17 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_round_trip_writes_its_figures(trained, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained[0], workdir)
+    output = run("round_trip", "ddpm_digits.py", workdir, "--num_images=4", "--sizes=3,6")
+    assert "coupled" in output
+    figures = json.loads((workdir / "round_trip.json").read_text())["figures"]
+    assert figures["coupled"]["rmse"][1] < 1e-3 < figures["ddim"]["rmse"][1]
+    assert (workdir / "round_trip.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_train_leaves_what_it_promises(trained):
     workdir, output = trained
     assert f"done: samples in {workdir / 'samples.png'}, loss curve in {workdir / 'curve.png'}" in output

@@ -1,0 +1,203 @@
+"""Error against network evaluations for every solver, on a mixture whose exact answer is known.
+
+    python -m experiments.compare_solvers --output=runs/solvers
+
+Writes solvers.png and solvers.json: for deterministic solvers the root mean square distance to the exact probability
+flow, for stochastic ones the Wasserstein distance of their samples to the exact distribution, both at the last noisy
+level of a variance-preserving process. In double precision; about two minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+from scipy.special import ndtri
+from tqdm import tqdm
+
+from diffusers_fn import Level, Solver, grids, oracles, processes, sample, solvers
+from diffusers_fn.processes import Process
+from experiments.files import write_atomically, write_text
+
+WEIGHTS, MEANS, STDS = np.array([0.35, 0.65]), np.array([-0.8, 0.6]), np.array([0.15, 0.3])
+SIZES = (5, 8, 12, 18, 27, 40, 60, 90, 135, 200)
+MOST_EVALUATIONS = 256
+NUM_PATHS, NUM_SAMPLES = 256, 50_000
+
+
+class Entry(NamedTuple):
+    """A solver of the table.
+
+    Attributes:
+      make: (levels, process) -> Solver.
+      order: of convergence on a mixture; None for a stochastic solver.
+      least: number of levels that it needs.
+      gaussian_order: where the leading error vanishes on a Gaussian, the order there.
+    """
+
+    make: Callable[[Level, Process], Solver]
+    order: float | None
+    least: int = 2
+    gaussian_order: float | None = None
+
+
+def levels_only(make: Callable[..., Solver], **options: Any) -> Callable[[Level, Process], Solver]:
+    """Returns the entry's function of a solver that takes levels alone."""
+    return lambda levels, process: make(levels, **options)
+
+
+def with_process(make: Callable[..., Solver], **options: Any) -> Callable[[Level, Process], Solver]:
+    """Returns the entry's function of a solver whose inner stages visit levels of the process."""
+    return lambda levels, process: make(levels, process=process, **options)
+
+
+noise = {"form": solvers.noise_prediction}
+SOLVERS = {
+    "ddim": Entry(levels_only(solvers.ddim), 1, 1),
+    "euler": Entry(levels_only(solvers.euler), 1),
+    "dpmpp_1": Entry(levels_only(solvers.dpmpp_1), 1),
+    "dpm_1": Entry(levels_only(solvers.dpmpp_1, **noise), 1),
+    "heun": Entry(levels_only(solvers.heun), 2),
+    "dpmpp_2m": Entry(levels_only(solvers.dpmpp_2m), 2),
+    "dpm_2m": Entry(levels_only(solvers.dpmpp_2m, **noise), 2),
+    "dpmpp_3m": Entry(levels_only(solvers.dpmpp_3m), 2, 3),
+    "deis (2)": Entry(levels_only(solvers.deis, order=2), 2, 3),
+    "deis (3)": Entry(levels_only(solvers.deis, order=3), 3, 4),
+    "deis (4)": Entry(levels_only(solvers.deis, order=4), 4, 5),
+    "lms (2)": Entry(levels_only(solvers.lms, order=2), 2, 3),
+    "lms (3)": Entry(levels_only(solvers.lms, order=3), 3, 4),
+    "lms (4)": Entry(levels_only(solvers.lms, order=4), 4, 5),
+    "ipndm": Entry(levels_only(solvers.ipndm), 2, 5),
+    "plms": Entry(levels_only(solvers.plms), 2, 5),
+    "pndm": Entry(with_process(solvers.pndm), 2, 5),
+    "unipc (1)": Entry(levels_only(solvers.unipc, order=1), 2),
+    "unipc (2)": Entry(levels_only(solvers.unipc, order=2), 3, 3),
+    "unipc (3)": Entry(levels_only(solvers.unipc, order=3, lower_order_final=False), 4, 4),
+    "dpm2": Entry(with_process(solvers.dpm2), 2),
+    "midpoint": Entry(with_process(solvers.midpoint), 2, gaussian_order=3),
+    "rk4": Entry(with_process(solvers.rk4), 4),
+    "dpmpp_2s": Entry(with_process(solvers.dpmpp_2s), 2),
+    "dpmpp_3s": Entry(with_process(solvers.dpmpp_3s), 3),
+    "dpm_solver (2)": Entry(with_process(solvers.dpm_solver, order=2), 2),
+    "dpm_solver (3)": Entry(with_process(solvers.dpm_solver, order=3), 3),
+    "ancestral": Entry(levels_only(solvers.ancestral), None, 1),
+    "euler_ancestral": Entry(levels_only(solvers.euler_ancestral), None),
+    "dpm2_ancestral": Entry(with_process(solvers.dpm2_ancestral), None),
+    "dpmpp_2s_ancestral": Entry(with_process(solvers.dpmpp_2s_ancestral), None),
+    "dpmpp_sde": Entry(with_process(solvers.dpmpp_sde), None),
+    "dpmpp_2m_sde": Entry(levels_only(solvers.dpmpp_2m_sde), None),
+    "dpmpp_3m_sde": Entry(levels_only(solvers.dpmpp_3m_sde), None, 3),
+    "edm_stochastic": Entry(with_process(solvers.edm_stochastic, s_churn=20.0), None),
+    "reverse_diffusion": Entry(levels_only(solvers.reverse_diffusion), None),
+    "sa_solver": Entry(levels_only(solvers.sa_solver), None, 4),
+}
+
+
+def flow_error(make: Callable[[Level, Process], Solver], process: Process, num_levels: int) -> tuple[int, float]:
+    """Returns (network evaluations, root mean square distance to the exact flow) of a deterministic solver."""
+    levels = grids.uniform_log_snr(process, num_levels)
+    first, last = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (0, -1))
+    start = mixture_quantiles(first, NUM_PATHS)
+    solver = make(levels, process)
+    x = run(solver, jnp.asarray(start)[:, None], None)
+    exact = oracles.mixture_flow(WEIGHTS, MEANS, STDS, start, first, last)
+    return evaluations(solver), float(np.sqrt(np.mean((np.asarray(x)[:, 0] - exact) ** 2)))
+
+
+def distribution_error(
+    make: Callable[[Level, Process], Solver], process: Process, num_levels: int
+) -> tuple[int, float]:
+    """Returns (network evaluations, Wasserstein-1 distance of the samples to the exact marginal) of any solver."""
+    levels = grids.uniform_log_snr(process, num_levels)
+    first, last = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (0, -1))
+    solver = make(levels, process)
+    start = mixture_quantiles(first, NUM_SAMPLES)
+    x = run(solver, jnp.asarray(start)[:, None], jax.random.key(0))
+    return evaluations(solver), float(
+        np.abs(np.sort(np.asarray(x)[:, 0]) - mixture_quantiles(last, NUM_SAMPLES)).mean()
+    )
+
+
+@jax.jit
+def run(solver: Solver, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Returns the state at the last level; solvers of equal shape share a compilation."""
+    denoise = oracles.mixture(WEIGHTS, MEANS, STDS, independent=True)
+    return sample(key if solver.stochastic else None, denoise, solver, x, final_denoise=False).x0
+
+
+def evaluations(solver: Solver) -> int:
+    """Returns how often a run with its final denoise calls the network."""
+    return jax.tree.leaves(solver.rows)[0].shape[0]
+
+
+def mixture_quantiles(level: Level, num: int) -> np.ndarray:
+    """Returns the quantiles (i + 1/2) / num of the marginal at a level: where the flow takes those of pure noise."""
+    normal = ndtri((np.arange(num) + 0.5) / num)
+    # A table of the flow is enough for many quantiles: it is smooth.
+    nodes = np.linspace(normal[0], normal[-1], min(num, 4001))
+    flowed = oracles.mixture_flow(WEIGHTS, MEANS, STDS, nodes, Level(0.0, 1.0, 0.0), level)
+    return np.interp(normal, nodes, flowed)
+
+
+def measure(process: Process, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns {solver: {"order", "evaluations", "error"}} over SIZES."""
+    figures: dict[str, dict[str, Any]] = {}
+    for name in tqdm(names, desc="solvers"):
+        entry, points = SOLVERS[name], []
+        for num_levels in SIZES:
+            if num_levels >= max(entry.least, 2):
+                count = evaluations(entry.make(grids.uniform_log_snr(process, num_levels), process))
+                if count <= MOST_EVALUATIONS:
+                    error = distribution_error if entry.order is None else flow_error
+                    points.append(error(entry.make, process, num_levels))
+        counts, errors = zip(*points)
+        figures[name] = {"order": entry.order, "evaluations": counts, "error": errors}
+    return figures
+
+
+def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
+    """Writes the picture: a panel for each order and one for the stochastic solvers."""
+    panels = {
+        "order 1": lambda order: order == 1,
+        "order 2": lambda order: order == 2,
+        "order 3 and 4": lambda order: order is not None and order > 2,
+        "stochastic": lambda order: order is None,
+    }
+    figure = Figure(figsize=(13, 10), layout="constrained")
+    for axes, (title, belongs) in zip(figure.subplots(2, 2).flat, panels.items()):
+        for i, (name, curve) in enumerate((n, c) for n, c in figures.items() if belongs(c["order"])):
+            style = {"marker": "osD^v"[i % 5], "linestyle": "-" if i < 10 else "--", "markersize": 4, "linewidth": 1.2}
+            axes.plot(curve["evaluations"], curve["error"], label=name, color=f"C{i % 10}", **style)
+        if title == "stochastic":
+            floor = 0.5 * STDS.max() / NUM_SAMPLES**0.5
+            axes.axhline(floor, color="0.6", linestyle=":", label="about what exact samples have")
+            axes.set_ylabel("Wasserstein distance to the exact distribution")
+        else:
+            axes.set_ylabel("distance to the exact flow (rms)")
+        axes.set(xscale="log", yscale="log", xlabel="network evaluations", title=title)
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8, ncols=2)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+def main(_: list[str]) -> None:
+    """Measures, writes both files and says where they are."""
+    jax.config.update("jax_enable_x64", True)
+    output, begin = Path(flags.FLAGS.output), time.time()
+    figures = measure(processes.vp(), list(SOLVERS))
+    write_text(output / "solvers.json", json.dumps(figures, indent=1) + "\n")
+    draw(output / "solvers.png", figures)
+    print(f"{len(figures)} solvers in {time.time() - begin:.0f} s: {output / 'solvers.png'}, {output / 'solvers.json'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", "runs/solvers", "Folder for solvers.png and solvers.json.")
+    app.run(main)
