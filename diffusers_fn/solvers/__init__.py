@@ -22,12 +22,6 @@ from diffusers_fn.solvers.padding import pad
 from diffusers_fn.solvers.pndm import plms, pndm
 from diffusers_fn.solvers.restarts import with_restarts
 from diffusers_fn.solvers.runge_kutta import (
-    EULER,
-    HEUN,
-    MIDPOINT,
-    RK4,
-    THREE_EIGHTHS,
-    Tableau,
     euler,
     euler_ancestral,
     heun,
@@ -35,21 +29,12 @@ from diffusers_fn.solvers.runge_kutta import (
     rk4,
     runge_kutta,
     runge_kutta_in_time,
-    two_stage,
 )
 from diffusers_fn.solvers.sa_solver import sa_solver
 from diffusers_fn.solvers.sde import euler_maruyama, heun_sde, reverse_diffusion
-from diffusers_fn.solvers.singlestep import (
-    dpm2,
-    dpm2_ancestral,
-    dpm_solver,
-    dpmpp_2s,
-    dpmpp_2s_ancestral,
-    dpmpp_3s,
-    dpmpp_sde,
-    fast_orders,
-    singlestep,
-)
+from diffusers_fn.solvers.singlestep import dpm2, dpm_solver, dpmpp_2s, dpmpp_3s, fast_orders, singlestep
+from diffusers_fn.solvers.singlestep_sde import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde
+from diffusers_fn.solvers.tableaus import EULER, HEUN, MIDPOINT, RK4, THREE_EIGHTHS, Tableau, two_stage
 from diffusers_fn.solvers.unipc import unipc
 
 __all__ = [

@@ -30,9 +30,10 @@ from diffusers_fn.solvers.exponential_stages import (
     stage_weights,
 )
 from diffusers_fn.solvers.forms import check_alpha, is_zero, noise_prediction
-from diffusers_fn.solvers.runge_kutta import HEUN, euler, heun
+from diffusers_fn.solvers.runge_kutta import euler, heun
 from diffusers_fn.solvers.singlestep import dpm2
 from diffusers_fn.solvers.stages import from_stages, interleave, join_levels
+from diffusers_fn.solvers.tableaus import HEUN
 
 
 def edm_stochastic(

@@ -8,7 +8,7 @@ process; flow and alpha = 1 move on chords anyway. `runge_kutta_in_time` takes t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,48 +19,7 @@ from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.ddim import ddim
 from diffusers_fn.solvers.stages import from_stages, on_chord
-
-
-class Tableau(NamedTuple):
-    """An explicit Runge-Kutta method of S stages (Butcher's tableau).
-
-    Attributes:
-      nodes: S numbers in [0, 1], where the stages lie; the first is 0.
-      stages: S tuples, the i-th of i weights: x_i = x + sum_k stages[i][k] d_k, d_k the slope at x_k times the step.
-      weights: S numbers, x' = x + sum_k weights[k] d_k.
-
-    >>> Tableau(nodes=(0.0, 1.0), stages=((), (1.0,)), weights=(0.5, 0.5)) == HEUN
-    True
-    """
-
-    nodes: tuple[float, ...]
-    stages: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
-
-
-EULER = Tableau((0.0,), ((),), (1.0,))
-HEUN = Tableau((0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
-MIDPOINT = Tableau((0.0, 0.5), ((), (0.5,)), (0.0, 1.0))
-RK4 = Tableau((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
-THREE_EIGHTHS = Tableau(
-    (0.0, 1 / 3, 2 / 3, 1.0), ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)
-)
-
-
-def two_stage(fraction: float) -> Tableau:
-    """Returns the tableau of second order whose second stage lies at a fraction: 1/2 midpoint, 2/3 Ralston, 1 Heun.
-
-    The family of Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 3, where the fraction is alpha.
-
-    Raises:
-      ValueError: if the fraction is not in (0, 1].
-
-    >>> two_stage(0.5) == MIDPOINT
-    True
-    """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"the second stage must lie at a fraction in (0, 1] of the hop; got {fraction}")
-    return Tableau((0.0, fraction), ((), (fraction,)), (1 - 0.5 / fraction, 0.5 / fraction))
+from diffusers_fn.solvers.tableaus import HEUN, MIDPOINT, RK4, Tableau, check_tableau
 
 
 def euler(levels: Level) -> Solver:
@@ -189,13 +148,14 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
         nodes leave [0, 1], or alpha = 0 on a variance-preserving plan without its process.
 
     >>> from diffusers_fn import grids
+    >>> from diffusers_fn.solvers.tableaus import two_stage
     >>> runge_kutta(grids.karras(3), two_stage(2 / 3)).rows.m[:2].round(4)
     array([[ 0.6667,  0.    ],
            [ 0.75  , -0.4167]])
     """
     check_plan(levels)
     check_num_levels(levels, 2)
-    _check_tableau(tableau)
+    check_tableau(tableau)
     frm, to = neighbours(levels)
     visited, scales = zip(*(on_chord(frm, to, node, process) for node in tableau.nodes))
     d_alpha, d_sigma = to.alpha - frm.alpha, to.sigma - frm.sigma
@@ -212,7 +172,8 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
 
     So the network's velocity is integrated as it is, whatever the path: the samplers of SiT (Ma et al. 2024,
     https://arxiv.org/abs/2401.08740) and, with any sigma(t) and scaling s(t) as process, those of Karras et al. 2022,
-    https://arxiv.org/abs/2206.00364, algorithm 3. The order is the tableau's where t is evenly spaced or smooth.
+    https://arxiv.org/abs/2206.00364, algorithm 3. The order is the tableau's where the process is smooth in t, which one between
+    the entries of a table is not.
 
     Args:
       process: any.
@@ -223,6 +184,7 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
       ValueError: if t gives no plan (see `check_plan`) of at least two levels, or as `runge_kutta` for the tableau.
 
     >>> from diffusers_fn.processes import trigonometric
+    >>> from diffusers_fn.solvers.tableaus import EULER
     >>> runge_kutta_in_time(trigonometric(), np.array([0.9, 0.5, 0.1]), EULER).rows.x0.round(4)
     array([0.6206, 0.4443, 1.    ])
     """
@@ -232,7 +194,7 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
     levels = process(t)
     check_plan(levels)
     check_num_levels(levels, 2)
-    _check_tableau(tableau)
+    check_tableau(tableau)
     visited, x0, eps = [], [], []
     for node in tableau.nodes:
         now = t[:-1] + node * (t[1:] - t[:-1])
@@ -245,13 +207,3 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
         eps.append((t[1:] - t[:-1]) * (f * near.sigma + g2 / (2 * near.sigma)))
     last = jax.tree.map(lambda a: a[-1:], levels)
     return from_stages(visited, last, [1.0] * (len(visited) + 1), [*tableau.stages, tableau.weights], x0, eps)
-
-
-def _check_tableau(tableau: Tableau) -> None:
-    num = len(tableau.nodes)
-    explicit = [len(stage) for stage in tableau.stages] == list(range(num)) and len(tableau.weights) == num
-    if not explicit or tableau.nodes[0] != 0 or not all(0 <= node <= 1 for node in tableau.nodes):
-        raise ValueError(
-            "a tableau needs S nodes in [0, 1], the first 0, stages of 0, 1, ..., S - 1 weights and S weights; "
-            f"got {tableau}"
-        )
