@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn.backbones import ClipTextEncoder, UNet2DCondition
+from diffusers_fn.backbones import Classifier, ClipTextEncoder, UNet2DCondition
 
 RNG = np.random.default_rng(0)
 
@@ -37,6 +37,19 @@ CALLS = {
                 "timestep_cond": normal(8, 3),
             },
         ),
+    ),
+    "classifier": (
+        Classifier(
+            num_classes=5,
+            image_size=4,
+            channels=8,
+            channel_multipliers=(1, 1),
+            num_res_blocks=1,
+            attention_resolutions=(2,),
+            head_dim=4,
+            norm_groups=4,
+        ),
+        (normal(8, 4, 4, 3), jnp.arange(8) * 100),
     ),
     "clip_text": (
         ClipTextEncoder(

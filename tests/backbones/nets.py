@@ -14,7 +14,7 @@ def random_params(net, x, seed=0, **call):
         name = path[-1].key
         noise = rng.standard_normal(leaf.shape)
         if name == "kernel":
-            fan_in = leaf.size / leaf.shape[-1] if leaf.ndim != 4 or leaf.shape[1] != 3 else leaf.shape[0]
+            fan_in = leaf.shape[0] if path[-2].key == "qkv" else leaf.size / leaf.shape[-1]
             noise = noise / np.sqrt(fan_in)
         elif name in ("bias", "scale"):
             noise = 0.1 * noise + (name == "scale")

@@ -8,7 +8,7 @@ import nets
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones import UNet, blocks
+from diffusers_fn.backbones import SuperResolution, UNet, blocks
 
 TINY = UNet(
     image_size=8,
@@ -34,22 +34,36 @@ def test_published_parameter_counts(fields, size, expected):
     assert nets.count(UNet(**fields), jnp.zeros([1, size, size, 3])) == expected
 
 
-def test_adm_parameter_count_from_first_principles():
-    """The 64-pixel ADM of Dhariwal and Nichol, table 11 (192 wide, 3 blocks, 1000 classes): 296 million."""
-    adm = UNet(
-        image_size=64,
-        channels=192,
-        channel_multipliers=(1, 2, 3, 4),
-        num_res_blocks=3,
-        attention_resolutions=(32, 16, 8),
-        head_dim=64,
-        scale_shift_norm=True,
-        resblock_updown=True,
-        learned_variance=True,
-        num_classes=1000,
-    )
-    null_class = 4 * 192
-    assert round((nets.count(adm, jnp.zeros([1, 64, 64, 3])) - null_class) / 1e6) == 296
+ADM = {"head_dim": 64, "attention_resolutions": (32, 16, 8), "scale_shift_norm": True, "resblock_updown": True}
+ADM |= {"num_classes": 1000, "null_class": False, "learned_variance": True}
+
+
+@pytest.mark.parametrize(
+    ("image_size", "channels", "channel_multipliers", "num_res_blocks", "expected"),
+    [
+        # Dhariwal and Nichol, table 11, speak of 296, 422, 554 and 559 million.
+        (64, 192, (1, 2, 3, 4), 3, 295_904_454),
+        (128, 256, (1, 1, 2, 3, 4), 2, 421_529_606),
+        (256, 256, (1, 1, 2, 2, 4, 4), 2, 553_838_086),
+        (512, 256, (0.5, 1, 1, 2, 2, 4, 4), 2, 558_997_638),
+    ],
+)
+def test_adm_parameter_counts(image_size, channels, channel_multipliers, num_res_blocks, expected):
+    fields = {"channel_multipliers": channel_multipliers, "num_res_blocks": num_res_blocks}
+    adm = UNet(image_size=image_size, channels=channels, **fields, **ADM)
+    x = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(adm.init, jax.random.key(0), x, jnp.zeros([]), jnp.zeros([1], int))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+
+
+def test_an_upsampler_parameter_count():
+    """From 64 to 256 pixels: 312 million in table 11."""
+    fields = ADM | {"head_dim": None, "num_heads": 4}
+    net = SuperResolution(UNet(3, 256, 192, (1, 1, 2, 2, 4, 4), 2, **fields))
+    x, low = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    cond = {"low_res": low, "cond": jnp.zeros([1], int)}
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros([]), cond)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 311_795_910
 
 
 CHANGES = {
@@ -75,7 +89,10 @@ CHANGES = {
     "attention_fn": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, scale=0.0),
     "dtype": jnp.bfloat16,
     "param_dtype": jnp.bfloat16,
+    "num_heads_up": 2,
+    "resample_conv": False,
 }
+ELSEWHERE = {"null_class", "new_attention_order", "remat"}  # below, test_unet_parity.py, test_unet_laws.py
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +103,7 @@ def tiny():
 
 
 def test_every_field_has_a_change():
-    assert set(CHANGES) == {field.name for field in dataclasses.fields(UNet)} - {"parent", "name"}
+    assert set(CHANGES) | ELSEWHERE == {field.name for field in dataclasses.fields(UNet)} - {"parent", "name"}
 
 
 @pytest.mark.parametrize("field", sorted(set(CHANGES) - {"zero_init_output", "dtype"}))  # those: test_laws.py
@@ -120,6 +137,18 @@ def test_same_parameters_serve_every_size_that_halves():
     for height, width in [(4, 8), (6, 10)]:
         x = jnp.ones([1, height, width, 3])
         assert jax.eval_shape(TINY.apply, params, x, T[:1]).shape == x.shape
+
+
+def test_without_a_null_class_a_label_must_be_given():
+    net = TINY.clone(num_classes=3, null_class=False)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), X, T, jnp.zeros([2], int))["params"]
+    assert shapes["embedding"]["class_table"]["embedding"].shape == (3, 32)
+    for cond, message in [
+        (None, r"this network has no null class: cond must hold class labels in 0 \.\. 2"),
+        (3, r"class labels must lie in 0 \.\. 2; got 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda: net.init(jax.random.key(0), X, T, cond))  # noqa: B023
 
 
 def test_resampling_keeps_means_and_inverts():
