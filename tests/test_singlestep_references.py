@@ -130,6 +130,18 @@ def test_runs_of_diffusers_through_sample(name, replayed_noise):
     close(ours.trace, wanted[1:], rtol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["dpmpp_2s_heun/20", "dpmpp_3s_heun/20", "dpm_2s_heun_sigmin/20", "kdpm2/20"])
+def test_runs_of_diffusers_in_single_precision(name):
+    run, golden = RUNS[f"{name}/gmm"], load("singlestep/runs")
+    solver, final_denoise = solver_of(run, golden)
+    wanted = golden[f"{name}/gmm/traj_f64"]
+    x = jnp.asarray(wanted[0], jnp.float32)
+    ours = dfn.sample(None, exact_denoiser("gmm"), solver, x, final_denoise=final_denoise).x0
+    assert ours.dtype == jnp.float32
+    # A few roundings, 6e-8, of numbers of order 1 a step, and nothing that grows.
+    np.testing.assert_allclose(ours, wanted[-1], atol=3e-6)
+
+
 # k-diffusion, which appends sigma = 0 to its levels.
 
 K_SIGMAS = {

@@ -172,8 +172,8 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
 
     So the network's velocity is integrated as it is, whatever the path: the samplers of SiT (Ma et al. 2024,
     https://arxiv.org/abs/2401.08740) and, with any sigma(t) and scaling s(t) as process, those of Karras et al. 2022,
-    https://arxiv.org/abs/2206.00364, algorithm 3. The order is the tableau's where the process is smooth in t, which one between
-    the entries of a table is not.
+    https://arxiv.org/abs/2206.00364, algorithm 3. The order is the tableau's where the process is smooth
+    in t, which one between the entries of a table is not.
 
     Args:
       process: any.
