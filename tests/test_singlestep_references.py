@@ -142,6 +142,41 @@ def test_runs_of_diffusers_in_single_precision(name):
     np.testing.assert_allclose(ours, wanted[-1], atol=3e-6)
 
 
+# That library asks the network before the noise of churn is added, and reads its output with the level after it. It is
+# not offered, as state and level do not belong together. Written as columns:
+
+
+def churned_after_asking(sigma, hat, after, of_x, of_out):
+    """x^ = x + sqrt(hat^2 - sigma^2) z,  D = of_x x^ + of_out F(x),  x' = x^ + (after - hat) (x^ - D) / hat.
+
+    The network is such that x0_hat of ours is of_out F(x): a row's other columns say what becomes of x and z.
+    """
+    h = (after - hat) / hat
+    gain = 1 + h * (1 - of_x)
+    levels = plan(1.0, np.array([sigma, after]))
+    return solvers.linear_solver(levels, x=[gain], x0=-h, eps=0.0, noise=gain * np.sqrt(hat**2 - sigma**2))
+
+
+@pytest.mark.parametrize(("name", "i"), [("euler_churn_v", 4), ("euler_churn_v", 9), ("edm_euler_churn", 4)])
+def test_a_churn_that_is_not_offered(name, i):
+    golden = load("singlestep/steps")
+    if name.startswith("edm"):
+        sigmas = np.append(grids.karras(10).sigma, 0.0)
+    else:
+        table = dfn.make_noise_schedule(dfn.scaled_linear_betas(1000, 0.00085, 0.012))
+        ratio = table.sqrt_one_minus_alphas_cumprod / table.sqrt_alphas_cumprod
+        sigmas = np.append(np.interp(np.linspace(999.0, 0.0, 10), np.arange(1000), ratio), 0.0)
+    sigma, after, hat = sigmas[i], sigmas[i + 1], 1.3 * sigmas[i]
+    if name.startswith("edm"):  # c_skip and c_out of the level after the noise
+        of_x, of_out = 0.25 / (0.25 + hat**2), 0.5 * hat / np.hypot(0.5, hat)
+    else:  # of the level before it
+        of_x, of_out = 1 / (1 + sigma**2), -sigma / np.hypot(1.0, sigma)
+    solver = churned_after_asking(sigma, hat, max(after, 1e-12), of_x, of_out)
+    network = lambda x, alpha, sigma: (of_out * golden["model_output"], 0.0)  # noqa: E731
+    ours = states(solver, network, golden["xt"], golden["noise"][None].repeat(2, axis=0))[1]
+    close(ours, golden[f"{name}/i{i}/prev_f64"], rtol=1e-9)
+
+
 # k-diffusion, which appends sigma = 0 to its levels.
 
 K_SIGMAS = {
