@@ -50,6 +50,27 @@ def test_inpainting_keeps_the_known_and_paints_the_rest(make):
     assert float(painted[:, 1].std()) == pytest.approx(0.5, rel=4 / np.sqrt(4000) + 0.05)
 
 
+def test_repaint_harmonises_the_painted_with_the_known():
+    """Two clusters on the diagonal: given the first coordinate, the second is N(1, .3^2) but for 1.5e-5.
+
+    Replacement alone does not know which cluster it has to join; going back up does, the more often the better.
+    """
+    size, levels = 2000, grids.karras(24, 0.02, 20.0)
+    denoise = oracles.mixture([0.5, 0.5], np.array([[-1.0, -1.0], [1.0, 1.0]]), np.full((2, 2), 0.3))
+    x = 20.0 * jax.random.normal(jax.random.key(1), (size, 2))
+    known, keep = jnp.full((size, 2), 0.5), jnp.array([[1.0, 0.0]])
+    means = []
+    for passes in (1, 5, 16):
+        segments = [(i, i + 1, passes - 1) for i in range(22)] if passes > 1 else []
+        solver = solvers.with_restarts(solvers.ancestral, levels, segments)
+        painted = dfn.inpaint(jax.random.key(2), denoise, solver, x, known, keep).x0
+        np.testing.assert_array_equal(painted[:, 0], 0.5)
+        means.append(float(painted[:, 1].mean()))
+    assert means[0] < 0.6 < 0.8 < means[1] < means[2]
+    assert means[2] == pytest.approx(1.0, abs=0.02)
+    assert float(painted[:, 1].std()) == pytest.approx(0.3, abs=0.03)
+
+
 def test_the_known_region_follows_its_own_noised_path(replayed_noise):
     """With a deterministic solver the kept part of the state is alpha known + sigma z, one z for all levels."""
     levels = dfn.Level(np.array([0.2, 0.6, 0.9]), np.array([0.98, 0.8, 0.4]), np.zeros(3))
