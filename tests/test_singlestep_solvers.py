@@ -413,6 +413,38 @@ def test_inversion_and_back(make):
     assert np.log2(errors[0] / errors[1]) > 1.8
 
 
+@pytest.mark.parametrize("name", [*MAKERS, "restarts"])
+@pytest.mark.usefixtures("x64")
+def test_gradients_with_respect_to_the_levels(name):
+    """Of the rows, against differences."""
+    make = MAKERS.get(name, lambda levels: solvers.with_restarts(MAKERS["edm_stochastic"], levels, [(1, 3, 1)]))
+    weights = np.random.default_rng(0).normal(size=200)
+    direction = 1e-2 * edm(7).sigma * np.cos(np.arange(7.0))
+
+    def measured(step):
+        sigma = edm(7).sigma + step * direction
+        xp = jnp if isinstance(step, jax.Array) else np
+        rows = make(dfn.Level(xp.ones_like(sigma), sigma, xp.log(sigma) / 4)).rows
+        flat = xp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(rows)])
+        return xp.sum(flat * np.resize(weights, flat.shape))
+
+    slope = jax.grad(measured)(jnp.array(0.0))
+    assert float(slope) == pytest.approx((measured(1e-5) - measured(-1e-5)) / 2e-5, rel=1e-5, abs=1e-7)
+
+
+def test_gradients_with_respect_to_the_knobs():
+    def spread(knobs):
+        rows = solvers.edm_stochastic(grids.karras(5), *knobs).rows
+        return jnp.sum(rows.churn)
+
+    gradient = jax.grad(spread)(jnp.array([1.0, 0.1, 20.0, 1.0]))
+    assert np.all(np.isfinite(gradient))
+    assert gradient[0] > 0  # more churn
+    assert float(gradient[3]) == pytest.approx(
+        float(spread(jnp.array([1.0, 0.1, 20.0, 1.0]))), rel=1e-5
+    )  # linear in s_noise
+
+
 def test_the_scan_body_has_no_branch_and_no_random_bits():
     for make in (solvers.rk4, solvers.dpm_solver, solvers.dpmpp_2s):
         program = jax.make_jaxpr(lambda x, make=make: dfn.sample(None, oracles.gaussian(0.0, 1.0), make(vp(4)), x).x0)

@@ -32,7 +32,7 @@ from diffusers_fn.solvers.exponential_stages import (
 from diffusers_fn.solvers.forms import check_alpha, is_zero, noise_prediction
 from diffusers_fn.solvers.runge_kutta import euler, heun
 from diffusers_fn.solvers.singlestep import dpm2
-from diffusers_fn.solvers.stages import from_stages, interleave, join_levels
+from diffusers_fn.solvers.stages import from_stages, interleave, join_levels, root
 from diffusers_fn.solvers.tableaus import HEUN
 
 
@@ -160,7 +160,7 @@ def _churned(
         there = at_log_snr(process, log_snr(levels) - rise)
         hat = jax.tree.map(lambda a, b: xp.where(rise > 0, a, b), there, levels)
     scale = hat.alpha / levels.alpha
-    return hat, s_noise * hat.alpha * ratio * xp.sqrt(xp.expm1(rise)), scale
+    return hat, s_noise * hat.alpha * ratio * root(xp.expm1(rise)), scale
 
 
 def _hops(hat: Level, levels: Level) -> tuple[Level, Level, Level]:

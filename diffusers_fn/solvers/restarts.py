@@ -17,6 +17,7 @@ import numpy as np
 from diffusers_fn._arrays import concrete, namespace
 from diffusers_fn.levels import Level, log_snr, transition
 from diffusers_fn.solvers.base import Row, Solver, check_plan
+from diffusers_fn.solvers.stages import root
 
 Segment = tuple[int | Level, int, int]
 
@@ -95,8 +96,7 @@ def _one_after_the_other(plans: list[Level], solvers: list[Solver], s_noise: Any
         )
         if i > 0:  # up from the end of the plan before, before the first evaluation
             _, var = transition(_level(plans[i], 0), _level(plans[i - 1], -1))
-            # Where both are the same level, rounding leaves it just below zero.
-            churn = xp.sqrt(rows.churn[:1] ** 2 + s_noise**2 * xp.maximum(var, 0.0))
+            churn = root(rows.churn[:1] ** 2 + s_noise**2 * var)
             rows = dataclasses.replace(rows, churn=xp.concatenate([churn, rows.churn[1:]]))
         if i < len(solvers) - 1:  # without the final denoise, whose level tells how x is scaled there
             ratio = plans[i + 1].alpha[0] / rows.level.alpha[-1]
