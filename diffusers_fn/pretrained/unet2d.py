@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import SongUNet, UNet2D
 from diffusers_fn.pretrained import ncsnpp
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
-from diffusers_fn.pretrained.family import Family, read_config
+from diffusers_fn.pretrained.family import Constant, Family, read_config
 from diffusers_fn.pretrained.unet2d_blocks import attention, choose, res_block
 
 
@@ -243,6 +243,16 @@ def entries(module: UNet2D | SongUNet) -> list[Entry]:
     return found
 
 
+def constants(module: UNet2D | SongUNet) -> list[Constant]:
+    """Returns the second copy of the frequencies of time that older checkpoints hold.
+
+    >>> [constant.name for constant in constants(UNet2D(fourier_time=True))]
+    ['time_proj.W']
+    """
+    fourier = isinstance(module, SongUNet) or module.fourier_time
+    return [Constant("time_proj.W", None, saved=False)] if fourier else []
+
+
 def rename(name: str) -> str:
     """Returns today's name of a tensor, for checkpoints in which attention had names of its own.
 
@@ -262,6 +272,7 @@ family = Family(
     to_config,
     entries,
     inputs,
+    constants,
     rename=rename,
     weights_name="diffusion_pytorch_model.safetensors",
 )

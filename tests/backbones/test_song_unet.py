@@ -11,6 +11,7 @@ import pytest
 from diffusers_fn.backbones import DhariwalUNet, SongUNet
 from diffusers_fn.backbones.embeddings import FourierFeatures
 from diffusers_fn.backbones.vector_labels import kept_labels, vector_conditions
+from diffusers_fn.pretrained import unet2d
 
 SONG = SongUNet(
     image_size=4,
@@ -55,6 +56,36 @@ AUGMENT = jnp.asarray(RNG.standard_normal([2, 4]), jnp.float32)
 )
 def test_published_parameter_counts(net, size, expected):
     assert nets.count(net, jnp.zeros([1, size, size, 3])) == expected
+
+
+def test_the_score_network_for_256_pixels():
+    """NCSN++ for CelebA-HQ (Song et al. 2021), as UNet2DModel counts it."""
+    skip = ["SkipDownBlock2D"] * 4 + ["AttnSkipDownBlock2D"] + ["SkipDownBlock2D"] * 2
+    config = {"sample_size": 256, "time_embedding_type": "fourier", "norm_num_groups": None, "norm_eps": 1e-6}
+    config |= {"down_block_types": skip, "up_block_types": [name.replace("Down", "Up") for name in skip[::-1]]}
+    config |= {"block_out_channels": [128, 128, *[256] * 5], "attention_head_dim": None}
+    net = unet2d.from_config(config | {"mid_block_scale_factor": 1.41421356237})
+    assert net.attention_resolutions == (16,)
+    assert nets.count(net, jnp.zeros([1, 64, 64, 3])) == 65_574_549
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_out_channels": [32, 64]}, r"levels with attention, and the last, must have at least 128 channels"),
+        ({"block_out_channels": [96, 128]}, r"block_out_channels must be multiples of the first; got \(96, 128\)"),
+        ({"up_block_types": ["SkipUpBlock2D"] * 2}, r"with attention on the same levels"),
+        ({"time_embedding_type": "positional"}, r"time_embedding_type must be 'fourier', the one implemented"),
+        ({"sample_size": 9}, r"sample_size must be a multiple of 2 for 2 levels; got 9"),
+    ],
+)
+def test_configs_of_other_score_networks_are_refused(change, message):
+    config = {"down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D"], "block_out_channels": [128, 128]}
+    config |= {"up_block_types": ["AttnSkipUpBlock2D", "SkipUpBlock2D"], "time_embedding_type": "fourier"}
+    config |= {"norm_num_groups": None, "attention_head_dim": None}
+    unet2d.from_config(config)
+    with pytest.raises(ValueError, match=message):
+        unet2d.from_config(config | change)
 
 
 @pytest.fixture(scope="module", params=BOTH)

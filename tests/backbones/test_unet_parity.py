@@ -11,7 +11,7 @@ import unet_cases
 from unet_cases import CASES
 
 from diffusers_fn import Level, make_denoiser, parameterizations, pretrained
-from diffusers_fn.backbones import Classifier
+from diffusers_fn.backbones import Classifier, SongUNet, UNet, UNet2D
 
 FAMILIES = {
     "unet2d_ddpm": "unet2d",
@@ -91,6 +91,57 @@ def test_names_and_configs_come_back(name):
     assert set(again) == set(tensors)
     for key in CASES[name]["tensors"]:
         np.testing.assert_array_equal(again[key], tensors[key])
+
+
+def test_tensors_of_older_checkpoints():
+    """Attention under its old names, and the frequencies twice."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    module, family = unet_cases.network("unet2d_fourier", jnp.float32)[0], pretrained.FAMILIES["unet2d"]
+    tensors = unet_cases.state_dict("unet2d_fourier")
+    expected = pretrained.from_torch(tensors, module, family)
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+    tensors["time_proj.W"] = tensors["time_proj.weight"]
+    jax.tree.map(np.testing.assert_array_equal, pretrained.from_torch(tensors, module, family), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "message"),
+    [
+        (
+            "unet2d",
+            {"down_block_types": ["CrossAttnDownBlock2D"] * 4},
+            r"down_block_types must be one of DownBlock2D, ",
+        ),
+        ("unet2d", {"act_fn": "elu"}, r"act_fn must be one of silu, swish, mish, gelu, relu; got 'elu'"),
+        ("unet2d", {"norm_num_groups": None}, r"norm_num_groups must be a number"),
+        (
+            "unet2d",
+            {"resnet_time_scale_shift": "spatial"},
+            r"resnet_time_scale_shift must be one of default, scale_shift",
+        ),
+        ("unet2d", {"depth": 3}, r"depth is unknown"),
+        ("edm", {"model_type": "UNet"}, r"model_type must be SongUNet or DhariwalUNet, .*; got 'UNet' and None"),
+        ("edm", {"model_type": "SongUNet", "img_channels": 3}, r"img_resolution is missing"),
+        ("guided_unet", {"in_channels": 3}, r"model_channels is missing"),
+        ("guided_classifier", {"image_size": 64, "dims": 3}, r"dims must be 2, the one implemented; it is 3"),
+    ],
+)
+def test_configs_of_other_networks_are_refused(family, config, message):
+    with pytest.raises(ValueError, match=message):
+        pretrained.FAMILIES[family].from_config(config)
+
+
+def test_modules_that_the_reference_does_not_have_are_refused():
+    for family, module in (("unet2d", UNet2D(num_classes=3)), ("guided_unet", UNet(num_classes=3, out_channels=3))):
+        with pytest.raises(ValueError, match="must have null_class=False"):
+            pretrained.FAMILIES[family].entries(module)
+    with pytest.raises(ValueError, match="must have sigma_labels=False"):
+        pretrained.FAMILIES["edm"].to_config(SongUNet(out_channels=3, sigma_labels=True))
+    skips = {"input_pyramid": "skip", "output_pyramid": True, "sigma_labels": True}
+    module = SongUNet.ncsnpp(out_channels=3, num_classes=3, **skips)
+    with pytest.raises(ValueError, match=r"no UNet2DModel has these fields of SongUNet: .*num_classes"):
+        pretrained.FAMILIES["unet2d"].to_config(module)
 
 
 def classified(module, params, x, t, y):
