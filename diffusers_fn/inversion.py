@@ -46,7 +46,8 @@ def invert(
       denoise: the denoiser, its conditioning bound, without clipping or thresholding.
       levels: Level[N], the plan of the sampler, noisiest first.
       x0: [B, ...] clean data.
-      make: levels -> a deterministic solver, the one that samples.
+      make: levels -> a deterministic solver, the one that samples. Inner stages get their labels between those of the
+        levels; for exact ones give the solver `processes.exchanged(process)` here.
       refine: how many evaluations more the fixed point at the last level takes. Each multiplies what is left of its
         error, which does not fall with N, by about (sigma / std of the data)^2. See `invert_implicit` for hops that are
         refined too.

@@ -1,6 +1,5 @@
 """What solvers are measured with: plans, exact denoisers and a replay of tables in NumPy, float64."""
 
-import jax
 import numpy as np
 
 import diffusers_fn as dfn
@@ -85,12 +84,3 @@ def states(solver, denoise, x, noise=None, churn=None):
         xs = [new, *xs[:-1]]
         seen.append(new)
     return np.stack(seen)
-
-
-def moments(solver, mean=0.3, std=0.5):
-    """The mean and standard deviation of samples of N(mean, std^2), by the closed recursion over a table's rows."""
-    level = jax.tree.map(lambda a: a[0], solver.rows.level)
-    total = np.hypot(level.alpha * std, level.sigma)
-    if solver.rows.churn is not None:  # the first level is the one after the noise
-        total = np.sqrt(total**2 - solver.rows.churn[0] ** 2)
-    return dfn.oracles.marginal_moments(solver, mean, std, start=(level.alpha * mean, total))

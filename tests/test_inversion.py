@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import diffusers_fn as dfn
-from diffusers_fn import grids, oracles, solvers
+from diffusers_fn import grids, oracles, processes, solvers
 
 LINEAR = dfn.make_noise_schedule(dfn.linear_betas(1000))
 DENOISE = oracles.mixture([0.3, 0.7], [-0.8, 0.6], [0.4, 0.5])
@@ -69,6 +69,33 @@ def test_inversion_by_heun_finds_the_exact_noise():
     wanted = 0.3 + (x_last - 0.3) * np.sqrt(0.25 + 80.0**2) / np.sqrt(0.25 + last**2)
     x = dfn.invert(oracles.gaussian(0.3, 0.5), levels, x0, make=solvers.heun, refine=4)
     np.testing.assert_allclose(x, wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "process",
+    [processes.edm(), processes.vp(), processes.labelled(processes.flow(), lambda t: 1000 * t)],
+    ids=["edm", "vp", "flow"],
+)
+@pytest.mark.usefixtures("x64")
+def test_inner_stages_of_an_inversion_have_the_right_labels(process):
+    """A network that knows its level by the label alone: the round trip keeps the order of the solver, or more."""
+    labels = np.array(process(process.time(np.linspace(-7.0, 8.0, 20_001))).t)
+    order = np.argsort(labels)
+
+    def denoise(x, level, cond=None):
+        log_snr = jnp.interp(level.t, labels[order], np.linspace(-7.0, 8.0, 20_001)[order])
+        sigma = jnp.sqrt(level.alpha**2 + level.sigma**2) * jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        alpha = jnp.sqrt(level.alpha**2 + level.sigma**2) * jnp.sqrt(jax.nn.sigmoid(log_snr))
+        return DENOISE(x, dfn.Level(alpha, sigma, level.t))
+
+    x0, errors = jnp.array([[0.4], [-1.1], [1.3]]), []
+    for n in SIZES:
+        levels = processes.at_log_snr(process, np.linspace(-5.0, 6.0, n))
+        up = lambda levels: solvers.dpm2(levels, processes.exchanged(process))  # noqa: E731
+        x = dfn.invert(denoise, levels, x0, make=up, refine=8)
+        errors.append(error(dfn.sample(None, denoise, solvers.dpm2(levels, process), x).x0, x0))
+    assert slope(errors) > 1.85
+    assert errors[-1] < 2e-3
 
 
 @pytest.mark.parametrize("levels_of", GRIDS.values(), ids=GRIDS)

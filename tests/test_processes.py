@@ -324,3 +324,23 @@ PURE_NOISE, CLEAN, NOISY = Level(0.0, 1.0, 1.0), Level(1.0, 0.0, 0.0), Level(0.6
 def test_bad_requests_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "flow", "labelled_ve"])
+@pytest.mark.usefixtures("x64")
+def test_an_exchanged_process_is_a_process(name):
+    """Data and noise swap roles; time and rates follow, and twice is once not."""
+    process = PROCESSES[name]
+    swapped, t = processes.exchanged(process), inside(process)
+    level, there = process(t), swapped(t)
+    np.testing.assert_array_equal([there.alpha, there.sigma, there.t], [level.sigma, level.alpha, level.t])
+    np.testing.assert_allclose(swapped.time(dfn.log_snr(there)), t, rtol=1e-10)
+    f, g2 = swapped.rates(t)
+    t = jnp.asarray(t)
+    (_, variance), (d_log_alpha, d_variance) = jax.jvp(
+        lambda t: (jnp.log(swapped(t).alpha), swapped(t).sigma ** 2), (t,), (jnp.ones_like(t),)
+    )
+    np.testing.assert_allclose(f, d_log_alpha, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(g2, d_variance - 2 * d_log_alpha * variance, rtol=1e-9, atol=1e-12)
+    back = processes.exchanged(swapped).rates(np.asarray(t))
+    np.testing.assert_allclose(back, process.rates(np.asarray(t)), rtol=1e-9, atol=1e-12)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_checks import START, edm, flow, mixture, moments, states, vp
+from solver_checks import START, edm, flow, mixture, states, vp
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, oracles, processes, solvers
@@ -128,7 +128,7 @@ def test_louder_noise_by_closed_recursion():
         variance = (variance + s_noise**2 * (sigma[1] ** 2 - sigma[2] ** 2)) * hop(1)
     variance *= hop(2) * (0.25 / (0.25 + sigma[3] ** 2)) ** 2
     levels = dfn.Level(np.ones(4), sigma, np.log(sigma) / 4)
-    _, std = moments(with_restarts(solvers.euler, levels, [(1, 2, 3)], s_noise=s_noise), 0.0, 0.5)
+    _, std = oracles.marginal_moments(with_restarts(solvers.euler, levels, [(1, 2, 3)], s_noise=s_noise), 0.0, 0.5)
     assert std**2 == pytest.approx(variance, rel=1e-12)
 
 
@@ -165,7 +165,7 @@ def test_through_sample_and_under_jit():
         return dfn.sample(key, oracles.gaussian(0.3, 0.5), solver, 80.0 * jax.random.normal(key, (20_000, 1))).x0
 
     x0 = run(jax.random.key(0), jnp.asarray(grids.karras(12).sigma, jnp.float32))
-    mean, std = moments(with_restarts(solvers.dpmpp_2m, grids.karras(12), [(4, 8, 3)]))
+    mean, std = oracles.marginal_moments(with_restarts(solvers.dpmpp_2m, grids.karras(12), [(4, 8, 3)]))
     # Four standard errors; the start is N(0, 80^2) for the marginal's mean 0.3, spread 80.002.
     assert float(x0.mean()) == pytest.approx(mean, abs=4 * std / 141 + 0.3 / 80)
     assert float(x0.std()) == pytest.approx(std, rel=4 / np.sqrt(2 * 20_000) + 1e-3)

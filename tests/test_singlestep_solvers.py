@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_checks import START, edm, flow, gaussian, graded, mixture, moments, replay, slope, states, vp
+from solver_checks import START, edm, flow, gaussian, graded, mixture, replay, slope, states, vp
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, oracles, processes, solvers
@@ -217,7 +217,7 @@ def test_the_spread_of_stochastic_samples_converges(name, levels_of):
     for n in (301, 601):
         levels = levels_of(n)
         wanted = levels.alpha[-1] * 0.25 / np.hypot(0.5 * levels.alpha[-1], levels.sigma[-1])
-        mean, std = moments(make(levels))
+        mean, std = oracles.marginal_moments(make(levels))
         assert mean == pytest.approx(0.3, abs=1e-12)
         errors.append(abs(std / wanted - 1.0))
     assert errors[1] < 0.03
@@ -282,7 +282,7 @@ def variance_of_algorithm_2(sigma, method, s_churn, s_min, s_max, s_noise, data_
 def test_the_variance_of_churned_samples(method, s_churn):
     levels, knobs = grids.karras(9), KNOBS | {"s_churn": s_churn}
     solver = CHURNED[method](levels, **knobs)
-    mean, std = moments(solver, mean=0.0)
+    mean, std = oracles.marginal_moments(solver, mean=0.0)
     assert mean == 0.0
     assert std**2 == pytest.approx(variance_of_algorithm_2(levels.sigma, method, **knobs), rel=1e-9)
     np.testing.assert_allclose(solver.rows.level.t, np.log(solver.rows.level.sigma) / 4, rtol=1e-9)
@@ -304,7 +304,7 @@ def test_churn_where_alpha_changes(method, process):
         np.testing.assert_allclose(level.sigma, own.sigma, rtol=1e-6)
         assert np.sum(solver.rows.churn > 0) > n // 3
         wanted = level.alpha[-1] * 0.25 / np.hypot(0.5 * level.alpha[-1], level.sigma[-1])
-        mean, std = moments(solver)
+        mean, std = oracles.marginal_moments(solver)
         assert mean == pytest.approx(0.3, abs=1e-6)
         errors.append(abs(std / wanted - 1.0))
     assert errors[1] < (0.05 if method == "euler" else 5e-3)

@@ -10,7 +10,7 @@ in the process' domain; a traced one cannot be checked.
 """
 
 from diffusers_fn.processes.base import Process, at_log_snr
-from diffusers_fn.processes.derived import labelled, shifted
+from diffusers_fn.processes.derived import exchanged, labelled, shifted
 from diffusers_fn.processes.families import cosine, edm, flow, sub_vp, trigonometric, ve, vp
 from diffusers_fn.processes.in_between import between
 from diffusers_fn.processes.tables import Interpolation, linear_log_alpha, linear_log_snr, linear_sigma, tabulated
@@ -22,6 +22,7 @@ __all__ = [
     "between",
     "cosine",
     "edm",
+    "exchanged",
     "flow",
     "labelled",
     "linear_log_alpha",

@@ -78,3 +78,27 @@ def labelled(process: Process, label: TimeFunction) -> Process:
         return Level(old.alpha, old.sigma, label(floating(t)))
 
     return process._replace(level=level)
+
+
+def exchanged(process: Process) -> Process:
+    """Returns the process with the roles of data and noise exchanged, alpha for sigma, labels as they were.
+
+    `invert` runs a solver on exchanged levels; one with inner stages finds theirs, label included, on this process:
+    `invert(denoise, levels, x0, make=lambda levels: solvers.dpm2(levels, exchanged(process)))`.
+
+    >>> from diffusers_fn.processes import flow
+    >>> exchanged(flow())(0.25)
+    Level(alpha=np.float64(0.25), sigma=np.float64(0.75), t=np.float64(0.25))
+    """
+
+    def level(t: Any) -> Level:
+        old = process.level(t)
+        return Level(old.sigma, old.alpha, old.t)
+
+    def rates(t: Any) -> tuple[Array, Array]:  # of x with d(log alpha) = f dt and d(sigma^2) = (g^2 + 2 f sigma^2) dt
+        f, g2 = process.rates(t)
+        old = process.level(t)
+        growth = f + g2 / (2 * old.sigma**2)
+        return growth, 2 * old.alpha**2 * (f - growth)
+
+    return Process(level, lambda log_snr: process.time(-log_snr), rates, process.t_min, process.t_max)

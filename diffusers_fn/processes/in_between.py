@@ -16,8 +16,8 @@ def between(frm: Level, to: Level, fraction: Any, process: Process | None = None
 
     With a process it is the process' own level, label included. Without one the two ends alone give it: on the circle
     alpha^2 + sigma^2 = 1 if both lie on it, else on the chord between them in the plane of alpha and sigma (exact for
-    alpha = 1 and for flow). The label is then linear in log SNR on the circle and where alpha is constant, and linear
-    in sigma otherwise.
+    alpha = 1 and for flow). The label is then linear in log SNR on the circle and where alpha or sigma is constant, and
+    linear in sigma otherwise.
 
     Args:
       frm: the noisier level, S.
@@ -50,7 +50,7 @@ def between(frm: Level, to: Level, fraction: Any, process: Process | None = None
     sigma = xp.where(circle, circle_sigma, chord_sigma)
 
     width = xp.where(frm.sigma == to.sigma, 1.0, to.sigma - frm.sigma)
-    weight = xp.where(circle | constant, fraction, (sigma - frm.sigma) / width)
+    weight = xp.where(circle | constant | (frm.sigma == to.sigma), fraction, (sigma - frm.sigma) / width)
     return Level(alpha[()], sigma[()], ((1 - weight) * frm.t + weight * to.t)[()])
 
 
