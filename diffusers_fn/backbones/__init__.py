@@ -2,6 +2,7 @@
 
 from diffusers_fn.backbones import diagonal_gaussian, tiling
 from diffusers_fn.backbones.autoencoder_kl import AutoencoderKL
+from diffusers_fn.backbones.class_context import ClassContext
 from diffusers_fn.backbones.classifier import Classifier
 from diffusers_fn.backbones.clip_text import ClipTextEncoder
 from diffusers_fn.backbones.dhariwal_unet import DhariwalUNet
@@ -19,6 +20,7 @@ from diffusers_fn.backbones.uvit import UViT
 __all__ = [
     "MLP",
     "AutoencoderKL",
+    "ClassContext",
     "Classifier",
     "ClipTextEncoder",
     "DhariwalUNet",

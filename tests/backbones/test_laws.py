@@ -66,10 +66,10 @@ NETS = {
 
 SHAPES = {"unet1d": [2, 8, 3]}  # of x; [2, 8, 8, 3] for all others
 
-# Networks that take other inputs, under the same laws: test_conditional_laws.py, test_autoencoder_kl.py. And one that
-# holds another network: test_super_resolution.py.
+# Networks that take other inputs, under the same laws: test_conditional_laws.py, test_autoencoder_kl.py. And those
+# that hold another network: test_super_resolution.py, test_class_context.py.
 ELSEWHERE = ["AutoencoderKL", "Classifier", "ClipTextEncoder", "SimpleDecoder", "SimpleEncoder", "UNet2DCondition"]
-ELSEWHERE += ["SuperResolution"]
+ELSEWHERE += ["ClassContext", "SuperResolution"]
 
 
 @dataclasses.dataclass

@@ -1,0 +1,81 @@
+"""Class labels for a network that listens to texts: each class is a few learned tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn.backbones.embeddings import class_labels
+from diffusers_fn.backbones.unet2d_condition import UNet2DCondition
+
+
+class ClassContext(nn.Module):
+    """Computes net(x, t, cond) with cond a class label, which a table turns into the context that `net` attends to.
+
+    Row k of the table is num_tokens tokens [num_tokens, context_width], learned as the rest is: what Rombach et al.,
+    "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), https://arxiv.org/abs/2112.10752, appendix
+    E.2.1, do for their class-conditional models. The last row, with index num_classes, is the null class of
+    classifier-free guidance. A net with text_time_widths is told a pooled text as well, a row of a second table, and
+    six sizes, as of an image that was neither resized nor cropped: (H, W, 0, 0, H, W), those of x.
+
+    Call as `net`, with cond integer class labels [] or [B], or None for the null class; a mapping is handed to the net
+    as it is, for those who have texts.
+
+    Fields:
+      net: the network.
+      num_classes: None, or the number of classes besides the null class. With None every example has the same context.
+      num_tokens: of a class.
+
+    Raises ValueError for labels that do not fit, and a net that wants to be told more.
+
+    >>> net = UNet2DCondition(widths=(8, 16), transformer_depths=(1, 0), num_heads=2, context_width=6, norm_groups=4)
+    >>> x, t = jnp.zeros([2, 8, 8, 4]), jnp.array([0, 999])
+    >>> params = jax.eval_shape(ClassContext(net, num_classes=10).init, jax.random.key(0), x, t)["params"]
+    >>> params["context_table"].shape
+    (11, 1, 6)
+    """
+
+    net: UNet2DCondition
+    num_classes: int | None = None
+    num_tokens: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, cond: Any = None, *, train: bool = False) -> jax.Array:
+        self._check()
+        net, init = self.net, nn.initializers.normal(1.0)
+        rows = (self.num_classes or 0) + 1
+        shape = (rows, self.num_tokens, net.text_width or net.context_width)
+        tables = {"context": self.param("context_table", init, shape, net.param_dtype)}
+        if net.text_time_widths is not None:
+            each, total = net.text_time_widths
+            tables["text_embeds"] = self.param("pooled_table", init, (rows, total - 6 * each), net.param_dtype)
+        if isinstance(cond, Mapping):
+            return net(x, t, cond, train=train)
+
+        batch = x.shape[0]
+        labels = class_labels(cond, self.num_classes, batch)
+        labels = jnp.zeros([batch], int) if labels is None else labels
+        # A label that a trace hides and that is in no row gives NaN, not another class.
+        told = {name: jnp.take(table, labels, axis=0, mode="fill") for name, table in tables.items()}
+        if net.text_time_widths is not None:
+            height, width = x.shape[1:3]
+            sizes = jnp.array([height, width, 0, 0, height, width], jnp.float32)
+            told["time_ids"] = jnp.broadcast_to(sizes, (batch, 6))
+        return net(x, t, told, train=train)
+
+    def _check(self) -> None:
+        """Raises ValueError for fields that no network can be built from."""
+        net = self.net
+        if self.num_tokens < 1:
+            raise ValueError(f"num_tokens must be at least 1; got {self.num_tokens}")
+        if net.num_classes is not None or net.class_time or net.class_vector_width is not None:
+            raise ValueError(
+                "classes are given as context here: the net's own num_classes, class_time and class_vector_width must "
+                f"be None, False and None; got {net.num_classes}, {net.class_time} and {net.class_vector_width}"
+            )
+        if net.text_time_widths is not None and net.text_time_widths[1] <= 6 * net.text_time_widths[0]:
+            raise ValueError(
+                f"text_time_widths must leave room for a text beside six sizes; got {net.text_time_widths}"
+            )
