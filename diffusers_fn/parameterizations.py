@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import check_data, concrete, expand, namespace
+from diffusers_fn._arrays import check_data, concrete, expand, namespace, working_dtype
 from diffusers_fn.levels import Array, Level, check_level
 
 
@@ -24,12 +24,12 @@ class Parameterization(NamedTuple):
 
     Attributes:
       name: for messages.
-      line: level -> (p, q), each of the level's shape S.
+      line: level -> (p, q), each of the level's shape S, or a Python number where it does not depend on the level.
       input_scale: level -> S, what x is multiplied by before the network sees it; None for 1.
     """
 
     name: str
-    line: Callable[[Level], tuple[Array, Array]]
+    line: Callable[[Level], tuple[Any, Any]]
     input_scale: Callable[[Level], Array] | None = None
 
 
@@ -78,6 +78,8 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
 
         x0 = (q x - sigma out) / det,    eps = (alpha out - p x) / det.
 
+    Where p or q is a plain zero, the output tells one of the two alone and x the other.
+
     Args:
       parameterization: what `out` means.
       out: [B, ..., C] or [B, ..., 2C]; in the second case the last C channels are a learned variance v in
@@ -96,16 +98,19 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
     out, var_out = split_variance(out, x)
     check_data(x=x, out=out)
     check_level(level, x)
+    out = out.astype(jnp.promote_types(out.dtype, working_dtype(x)))
     p, q = parameterization.line(level)
-    det = level.alpha * q - level.sigma * p
-    known_alpha, known_det = concrete(level.alpha), concrete(det)
-    if known_alpha is not None and known_det is not None and np.any((known_alpha == 0) & (known_det == 0)):
-        raise ValueError(
-            f"a network with parameterization {parameterization.name!r} does not tell x0 at alpha = 0 (pure noise): "
-            "use v, x0 or velocity, or a plan whose first level has alpha > 0"
-        )
-    x0 = expand(q / det, x) * x + expand(-level.sigma / det, x) * out
-    eps = expand(level.alpha / det, x) * out + expand(-p / det, x) * x
+    if _is_zero(p):  # the output tells eps alone, x0 is what is left of x
+        _check_alpha(parameterization, level)
+        eps = out if _is_one(q) else expand(1.0 / q, x) * out
+        x0 = expand(1.0 / level.alpha, x) * (x - expand(level.sigma, x) * eps)
+    elif _is_zero(q):
+        x0 = out if _is_one(p) else expand(1.0 / p, x) * out
+        eps = expand(1.0 / level.sigma, x) * (x - expand(level.alpha, x) * x0)
+    else:
+        det = level.alpha * q - level.sigma * p
+        x0 = expand(q / det, x) * x + expand(-level.sigma / det, x) * out
+        eps = expand(level.alpha / det, x) * out + expand(-p / det, x) * x
     return Prediction(x0, eps, None if var_out is None else (var_out + 1) / 2)
 
 
@@ -129,8 +134,25 @@ def split_variance(out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array |
     )
 
 
-def _constant(p: float, q: float) -> Callable[[Level], tuple[Array, Array]]:
-    return lambda level: (p + 0 * level.alpha, q + 0 * level.alpha)
+def _constant(p: float, q: float) -> Callable[[Level], tuple[float, float]]:
+    return lambda level: (p, q)
+
+
+def _is_zero(coefficient: Any) -> bool:
+    return isinstance(coefficient, float) and coefficient == 0.0
+
+
+def _is_one(coefficient: Any) -> bool:
+    return isinstance(coefficient, float) and coefficient == 1.0
+
+
+def _check_alpha(parameterization: Parameterization, level: Level) -> None:
+    alpha = concrete(level.alpha)
+    if alpha is not None and np.any(alpha == 0):
+        raise ValueError(
+            f"a network with parameterization {parameterization.name!r} does not tell x0 at alpha = 0 (pure noise): "
+            "use v, x0 or velocity, or a plan whose first level has alpha > 0"
+        )
 
 
 # eps: Ho et al. 2020, eq. 11-12. No information on x0 where alpha = 0.
@@ -143,7 +165,7 @@ x0 = Parameterization("x0", _constant(1.0, 0.0))
 v = Parameterization("v", lambda level: (-level.sigma, level.alpha))
 
 # The score, grad_x log q(x | x0) = -eps / sigma: Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 7.
-score = Parameterization("score", lambda level: (0 * level.alpha, -1.0 / level.sigma))
+score = Parameterization("score", lambda level: (0.0, -1.0 / level.sigma))
 
 # Velocity of the straight path, eps - x0: Liu et al. 2022, https://arxiv.org/abs/2209.03003, eq. 1 (with time
 # running from data to noise).

@@ -186,11 +186,15 @@ def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[
         key, churn_key = (None, key) if row.noise is None else _random.split(key)
         x = x + expand(row.churn, x) * _random.normal(churn_key, x)
     prediction = denoise(x, row.level)
-    kept = expand(row.x0, x) * prediction.x0.astype(x.dtype) + expand(row.eps, x) * prediction.eps.astype(x.dtype)
-    xs, ms = (x, *state.xs[1:]), (kept, *state.ms)
+    x0, eps = prediction.x0.astype(x.dtype), prediction.eps.astype(x.dtype)
+    xs, ms = (x, *state.xs[1:]), state.ms
 
     terms = [expand(row.x[j], x) * x_j for j, x_j in enumerate(xs)]
-    terms += [expand(row.m[k], x) * m_k for k, m_k in enumerate(ms)]
+    if ms:
+        ms = (expand(row.x0, x) * x0 + expand(row.eps, x) * eps, *ms)
+        terms += [expand(row.m[k], x) * m_k for k, m_k in enumerate(ms)]
+    else:  # nothing is kept for later: the numbers are multiplied before the arrays
+        terms += [expand(row.m[0] * row.x0, x) * x0, expand(row.m[0] * row.eps, x) * eps]
     x_next = functools.reduce(operator.add, terms)
     if row.noise is not None:
         std = expand(row.noise, x)
