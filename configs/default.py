@@ -1,11 +1,12 @@
 """Every field of a config, with its type and its default; experiment files change what they need."""
 
 from collections.abc import Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_origin
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FieldReference
 
-from diffusers_fn.build import backbone_fields
+from diffusers_fn.build import backbone_fields, check_backbone_field
 
 
 def default_config() -> ConfigDict:
@@ -25,6 +26,7 @@ def default_config() -> ConfigDict:
     config.data.num_examples = 10_000  # toy2d: how many points
     config.data.images_key = "images"  # arrays: entry of an .npz file
     config.data.labels_key = "labels"
+    config.data.normalize = True  # arrays: False takes floats as they are, such as latents
 
     config.backbone = default_backbone("mlp")
 
@@ -34,6 +36,7 @@ def default_config() -> ConfigDict:
     config.noise_schedule.beta_start = 1e-4
     config.noise_schedule.beta_end = 0.02
     config.noise_schedule.zero_terminal_snr = False
+    config.noise_schedule.time_label = "step"  # what the network is told: step, log_sigma (EDM's c_noise) or sigma
 
     config.parameterization = "epsilon"
     config.variance = "fixed_small"
@@ -85,7 +88,8 @@ def default_backbone(name: str) -> ConfigDict:
     """Returns `name` and all fields of that backbone's module with their defaults.
 
     num_classes = 0 is an unconditional model. dtype is that of the computation, param_dtype that of the parameters,
-    by name. Functions (the attention's implementation) are no config fields.
+    by name. Functions (the attention's implementation) are no config fields. A field of several types, such as a
+    number or a sequence of them, takes any value here, and `build` checks it.
 
     Raises:
       ValueError: if there is no such backbone.
@@ -96,9 +100,9 @@ def default_backbone(name: str) -> ConfigDict:
             section[field.name] = "float32"
         elif field.name == "num_classes":
             section[field.name] = 0
-        elif field.default is None:
-            section[field.name] = config_dict.placeholder(int)
-        elif isinstance(field.default, (bool, int, float, str, tuple)):
+        elif get_origin(field.type) in (Union, UnionType):
+            section[field.name] = FieldReference(field.default, field_type=object)
+        else:
             section[field.name] = field.default
     return section
 
@@ -138,6 +142,8 @@ def pick(variants: Mapping[str, Any], arg: str | None, default: str) -> dict[str
 def _set(config: ConfigDict, section: str, field: str, value: Any) -> None:
     if field not in config:
         raise ValueError(f"config{'.' + section if section else ''} has no field {field!r}; it has {', '.join(config)}")
+    if section == "backbone" and field != "name":
+        check_backbone_field(config.name, field, value)
     try:
         config[field] = value
     except TypeError as error:

@@ -5,7 +5,6 @@ Everything else in this library takes functions; here, and only here, a string i
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,16 +16,27 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import _random, backbones, grids, losses, noise_schedules, parameterizations, solvers, variances
 from diffusers_fn._arrays import check_data, concrete
+from diffusers_fn.backbones import fields
 from diffusers_fn.denoisers import bind, chain, clip_x0, make_denoiser, network_output
 from diffusers_fn.discrete import check_eta
 from diffusers_fn.guidance import classifier_free
-from diffusers_fn.levels import Level, add_noise
+from diffusers_fn.levels import Level, add_noise, log_snr
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at
 from diffusers_fn.processes import Process, tabulated
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.solvers import Solver, Step
 
-BACKBONES: Mapping[str, type[nn.Module]] = {"mlp": backbones.MLP, "unet": backbones.UNet}
+BACKBONES: Mapping[str, type[nn.Module]] = {
+    "mlp": backbones.MLP,
+    "unet": backbones.UNet,
+    "unet2d": backbones.UNet2D,
+    "song_unet": backbones.SongUNet,
+    "dhariwal_unet": backbones.DhariwalUNet,
+    "unet1d": backbones.UNet1D,
+    "dit": backbones.DiT,
+    "uvit": backbones.UViT,
+    "unet2d_condition": backbones.UNet2DCondition,  # inside a ClassContext
+}
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -37,6 +47,13 @@ NOISE_SCHEDULES: Mapping[str, Callable[..., np.ndarray]] = {
     "sqrt": noise_schedules.sqrt_betas,
     "sigmoid": noise_schedules.sigmoid_betas,
     "cosine": lambda num_timesteps, beta_start, beta_end: noise_schedules.cosine_betas(num_timesteps),
+}
+
+# What the network is told of a level, from alpha and sigma; None is the step's number, counted from 0.
+TIME_LABELS: Mapping[str, Callable[[Level], Any] | None] = {
+    "step": None,
+    "log_sigma": lambda level: -log_snr(level) / 8,  # log(sigma / alpha) / 4, EDM's c_noise
+    "sigma": lambda level: level.sigma / level.alpha,
 }
 
 PARAMETERIZATIONS: Mapping[str, Any] = {
@@ -160,7 +177,7 @@ def build(config: ConfigDict) -> Diffusion:
     """Returns the model that a config describes, as pure functions.
 
     Fields read (see `configs/` for whole files): data.shape; backbone.name and the fields of that module;
-    noise_schedule.{beta_schedule, noise_steps, beta_start, beta_end, zero_terminal_snr}; parameterization;
+    noise_schedule.{beta_schedule, noise_steps, beta_start, beta_end, zero_terminal_snr, time_label}; parameterization;
     variance; sigma_data; loss.{loss_type, weight, time_sampler, label_dropout, ...}; sampler.{name, skip_type,
     num_inference_steps, eta, clip_denoised, cfg_scale}. backbone.num_classes = 0 is an unconditional model.
 
@@ -178,8 +195,10 @@ def build(config: ConfigDict) -> Diffusion:
     _check_sections(config)
     shape = tuple(config.data.shape)
     module = _make_backbone(config.backbone)
-    num_classes = int(config.backbone.get("num_classes", 0))
+    num_classes = int(config.backbone.get("num_classes") or 0)
+    null_class = config.backbone.get("null_class", True)
     schedule = make_schedule(config.noise_schedule)
+    relabel = _make_relabel(config)
     parameterization = make_parameterization(config)
     noisiest = level_at(schedule, config.noise_schedule.noise_steps - 1)
     p, q = parameterization.line(noisiest)
@@ -196,20 +215,31 @@ def build(config: ConfigDict) -> Diffusion:
     make_grid = _choose("sampler.skip_type", config.sampler.skip_type, GRIDS)
     make_solver = _choose("sampler.name", config.sampler.name, SOLVERS)
     label_dropout = _fraction("loss.label_dropout", config.loss.label_dropout)
+    if num_classes and label_dropout and not null_class:
+        raise ValueError(
+            "config.backbone.null_class is False: the network cannot do without a label. Set loss.label_dropout to 0, "
+            f"or null_class to True; got label_dropout = {label_dropout}"
+        )
     if config.sampler.cfg_scale != 1 and not (num_classes and label_dropout):
         raise ValueError(
             f"config.sampler.cfg_scale is {config.sampler.cfg_scale}, but guidance needs a class-conditional model "
             "that learned to do without its label: set backbone.num_classes and loss.label_dropout, or cfg_scale to 1"
         )
     process = tabulated(schedule) if schedule.alphas_cumprod[-1] > 0 else None
+    if process is not None:
+        level_of = process.level
+        process = process._replace(level=lambda t: relabel(level_of(t)))
 
     def plan_solver(num_steps: int, eta: Any) -> Solver:
-        return make_solver(Plan(make_grid(schedule, num_steps), process, eta, variance))
+        return make_solver(Plan(relabel(make_grid(schedule, num_steps)), process, eta, variance))
 
     plan_solver(config.sampler.num_inference_steps, config.sampler.eta)  # fail now
 
+    some_label = np.zeros((1,), np.int32) if num_classes else None
+    _check_fit(module, some_label, shape, config.backbone.name)
+
     def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)))["params"]
+        return module.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)), some_label)["params"]
 
     def apply(
         params: Any, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None, train: bool = False
@@ -227,7 +257,7 @@ def build(config: ConfigDict) -> Diffusion:
         if _random.is_batched(dropout_key):
             dropout_key = dropout_key[0]
         u = draw_time(time_key, x0.shape[0])
-        level = level_at(schedule, jnp.floor(u * config.noise_schedule.noise_steps).astype(jnp.int32))
+        level = relabel(level_at(schedule, jnp.floor(u * config.noise_schedule.noise_steps).astype(jnp.int32)))
         eps = _random.normal(noise_key, x0)
         x = add_noise(x0, eps, level)
 
@@ -311,8 +341,8 @@ def make_parameterization(config: ConfigDict) -> parameterizations.Parameterizat
     return _choose("parameterization", config.parameterization, PARAMETERIZATIONS)(config)
 
 
-def backbone_fields(name: str) -> list[dataclasses.Field]:
-    """Returns the fields of a backbone's module, what config.backbone may hold beside `name`.
+def backbone_fields(name: str) -> list[fields.Field]:
+    """Returns what config.backbone may hold beside `name`: the fields of a backbone's module that are plain data.
 
     Raises:
       ValueError: if there is no such backbone.
@@ -320,12 +350,29 @@ def backbone_fields(name: str) -> list[dataclasses.Field]:
     >>> [field.name for field in backbone_fields("mlp")][:2]
     ['width', 'depth']
     """
-    module = _choose("backbone.name", name, BACKBONES)
-    return [field for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
+    plain = fields.plain_fields(_choose("backbone.name", name, BACKBONES))
+    if name == "unet2d_condition":
+        plain += [field for field in fields.plain_fields(backbones.ClassContext) if field.name == "num_tokens"]
+    return plain
+
+
+def check_backbone_field(name: str, field: str, value: Any) -> None:
+    """Raises ValueError unless config.backbone, for the backbone called `name`, may hold this value of a field.
+
+    >>> check_backbone_field("dit", "depth", 12)
+    """
+    known = {field.name: field for field in backbone_fields(name)}
+    if field not in known:
+        raise ValueError(f"config.backbone has no field {field} for name = {name!r}; its fields are {', '.join(known)}")
+    if field in ("dtype", "param_dtype"):
+        _choose(f"backbone.{field}", value, DTYPES)
+    elif not fields.fits(value, known[field].type):
+        allowed = fields.described(known[field].type)
+        raise ValueError(f"config.backbone.{field} must be of type {allowed}; got {value!r}")
 
 
 def _choose(field: str, name: str, options: Mapping[str, Any]) -> Any:
-    if name not in options:
+    if not isinstance(name, str) or name not in options:
         raise ValueError(f"config.{field} must be one of {', '.join(sorted(options))}; got {name!r}")
     return options[name]
 
@@ -340,7 +387,14 @@ def _check_sections(config: ConfigDict) -> None:
     wanted = {
         "data": ("shape",),
         "backbone": ("name",),
-        "noise_schedule": ("beta_schedule", "noise_steps", "beta_start", "beta_end", "zero_terminal_snr"),
+        "noise_schedule": (
+            "beta_schedule",
+            "noise_steps",
+            "beta_start",
+            "beta_end",
+            "zero_terminal_snr",
+            "time_label",
+        ),
         "loss": (
             "loss_type",
             "weight",
@@ -368,26 +422,62 @@ def _check_sections(config: ConfigDict) -> None:
 
 
 def _make_backbone(config: ConfigDict) -> nn.Module:
-    known = [field.name for field in backbone_fields(config.name)]
-    fields = {name: value for name, value in config.items() if name != "name"}
-    unknown = sorted(set(fields) - set(known))
-    if unknown:
-        raise ValueError(
-            f"config.backbone has no field {', '.join(unknown)} for name = {config.name!r}; its fields are "
-            f"{', '.join(known)}"
-        )
-    for name in ("dtype", "param_dtype"):
-        if name in fields:
-            fields[name] = _choose(f"backbone.{name}", fields[name], DTYPES)
-    if not 0 <= fields.get("num_classes", 0) < 2**31:
-        raise ValueError(f"config.backbone.num_classes must be 0 (unconditional) or more; got {fields['num_classes']}")
-    fields["num_classes"] = fields.get("num_classes", 0) or None
-    if fields.get("learned_variance"):
+    given = {field: value for field, value in config.items() if field != "name"}
+    for field, value in given.items():
+        check_backbone_field(config.name, field, value)
+    for field in ("dtype", "param_dtype"):
+        if field in given:
+            given[field] = DTYPES[given[field]]
+    num_classes = given.get("num_classes") or 0
+    if not 0 <= num_classes < 2**31:
+        raise ValueError(f"config.backbone.num_classes must be 0 (unconditional) or more; got {num_classes}")
+    given["num_classes"] = num_classes or None
+    if given.get("learned_variance"):
         raise ValueError(
             "config.backbone.learned_variance: the hybrid loss that trains it is not built in yet; set False"
         )
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return BACKBONES[config.name](**fields)
+    given = {field: fields.tupled(value) for field, value in given.items()}
+    if config.name == "unet2d_condition":
+        own = {field: given.pop(field) for field in ("num_classes", "num_tokens") if field in given}
+        return backbones.ClassContext(backbones.UNet2DCondition(**given), **own)
+    return BACKBONES[config.name](**given)
+
+
+def _make_relabel(config: ConfigDict) -> Callable[[Level], Level]:
+    """Returns level -> the same level with the label that config.noise_schedule.time_label names."""
+    name = config.noise_schedule.time_label
+    label = _choose("noise_schedule.time_label", name, TIME_LABELS)
+    for field in ("fourier_time", "sigma_labels"):
+        if config.backbone.get(field, False) and name != "sigma":
+            raise ValueError(
+                f"config.backbone.{field}: such a network divides by its label, a sigma: set "
+                f"config.noise_schedule.time_label to 'sigma'; got {name!r}"
+            )
+    if config.backbone.get("time_table") is not None:
+        raise ValueError("config.backbone.time_table: labels are floats here, between steps too; set it to None")
+    if label is None:
+        return lambda level: level
+    if config.noise_schedule.zero_terminal_snr:
+        raise ValueError(
+            f"config.noise_schedule.time_label is {name!r}, which is infinite at pure noise, where zero_terminal_snr "
+            "ends: set time_label to 'step'"
+        )
+    return lambda level: Level(level.alpha, level.sigma, label(level))
+
+
+def _check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str) -> None:
+    """Raises ValueError unless the network takes data of this shape and returns the same. Nothing is computed."""
+
+    def run(key: jax.Array) -> Any:
+        return module.init_with_output(key, jnp.zeros((1, *shape)), jnp.ones((1,)), cond)[0]
+
+    where = f"config.data.shape = {shape} and config.backbone (name = {name!r}) do not fit"
+    try:
+        out: Any = jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if out.shape[1:] != shape:
+        raise ValueError(f"{where}: the network's output has shape {out.shape[1:]}; see its out_channels")
 
 
 def _check_images(batch: Mapping[str, jax.Array], shape: tuple[int, ...]) -> jax.Array:

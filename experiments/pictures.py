@@ -114,6 +114,36 @@ def save_points(path: str | os.PathLike[str], points: Any, reference: Any = None
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
+def save_sequences(path: str | os.PathLike[str], sequences: Any, columns: int | None = None) -> None:
+    """Writes sequences `[n, L, C]` as small plots, a line a channel, laid out row by row on common axes.
+
+    Args:
+      path: the PNG file.
+      sequences: the sequences.
+      columns: plots in a row; None: as near to a square as can be.
+
+    Raises:
+      ValueError: for another shape, or NaN or infinite values.
+    """
+    sequences = np.asarray(sequences, np.float64)
+    if sequences.ndim != 3 or 0 in sequences.shape:
+        raise ValueError(f"sequences must be [n, L, C] with n > 0; got {list(sequences.shape)}")
+    if not np.isfinite(sequences).all():
+        raise ValueError(f"{int((~np.isfinite(sequences)).sum())} values to be drawn are NaN or infinite")
+    n = len(sequences)
+    columns = min(n, math.ceil(math.sqrt(n)) if columns is None else columns)
+    rows = math.ceil(n / columns)
+    figure = Figure(figsize=(columns, 0.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+    for ax, sequence in zip(axes, sequences):
+        ax.plot(sequence, linewidth=0.8)
+    for ax in axes[n:]:
+        ax.set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
 def save_curves(
     path: str | os.PathLike[str],
     metrics: str | os.PathLike[str] | Mapping[str, Any],

@@ -18,7 +18,7 @@ import diffusers_fn as dfn
 from experiments import data
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_text
-from experiments.pictures import save_grid, save_points
+from experiments.pictures import save_grid, save_points, save_sequences
 
 # May change between two commands on one work directory: they do not touch what was learned.
 _FREE = ("sampler", "evaluation", "training.log_every", "training.sample_every", "training.checkpoint_every",
@@ -180,9 +180,17 @@ def grid_labels(config: ConfigDict) -> np.ndarray | None:
 
 
 def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, reference: Any = None) -> None:
-    """Writes images as a grid, or points of the plane as a scatter plot, to a PNG file."""
+    """Writes a PNG file: images as a grid, points of the plane as a scatter plot, sequences as lines.
+
+    Of images with other than one or three channels, such as latents, each channel is a grey image of its own, side by
+    side. Vectors of other lengths have no picture.
+    """
     if samples.ndim == 4:
+        if samples.shape[-1] not in (1, 3):
+            samples = np.concatenate(np.split(samples, samples.shape[-1], axis=-1), axis=2)
         save_grid(path, samples, columns=columns)
+    elif samples.ndim == 3:
+        save_sequences(path, samples, columns)
     elif samples.shape[1:] == (2,):
         save_points(path, samples, reference)
 
@@ -224,5 +232,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + name] = _listed(value)
     return flat
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -1,19 +1,26 @@
 """From configs to functions: messages, labels, keys, and that every config in configs/ trains."""
 
+import dataclasses
 import importlib
+import json
 import pathlib
+import textwrap
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import configs
 import diffusers_fn as dfn
-from configs.default import customise, default_config
+from configs.default import customise, default_backbone, default_config
 from diffusers_fn import training
-from diffusers_fn.build import SOLVERS
-from experiments import runs
+from diffusers_fn.backbones.fields import tupled
+from diffusers_fn.build import BACKBONES, SOLVERS, backbone_fields, check_backbone_field
+from experiments import data, runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -70,6 +77,36 @@ def test_no_variant_is_one_of_the_variants(name):
     assert module.get_config("").to_dict() == module.get_config().to_dict()
 
 
+# Parameters of the published networks, and what differs here.
+LABELS = 1000 + 1  # rows of a class table of ImageNet with a null class
+PUBLISHED = {
+    ("ddpm_images", "cifar10"): 35_746_307,
+    ("ddpm_images", "lsun256"): 113_673_219,
+    ("unet2d", "cifar10"): 35_746_307,
+    ("unet2d", "lsun256"): 113_673_219,
+    # The authors count 256 fixed positions; a learned variance doubles the outputs of the last layer.
+    ("dit", "s_2"): 32_963_360 - 256 * 384 - 385 * 16,
+    ("dit", "b_2"): 130_512_416 - 256 * 768 - 769 * 16,
+    ("dit", "l_2"): 458_102_816 - 256 * 1024 - 1025 * 16,
+    ("dit", "xl_2"): 675_129_632 - 256 * 1152 - 1153 * 16,
+    ("uvit", "cifar10"): 44_255_328,
+    ("uvit", "imagenet64"): 130_940_292,  # class table without a null class
+    ("uvit", "l_2"): 286_763_172,  # and with one
+    ("uvit", "h_2"): 500_832_016,
+    # Class tokens, and with XL pooled texts, in tables of their own.
+    ("unet2d_condition", "sd1"): 859_520_964 + LABELS * 768,
+    ("unet2d_condition", "sd2"): 865_910_724 + LABELS * 1024,
+    ("unet2d_condition", "sdxl"): 2_567_463_684 + LABELS * (2048 + 1280),
+    ("edm_unets", "ddpmpp"): 55_733_891,
+    ("edm_unets", "ncsnpp"): 56_397_827 + 128,  # the frequencies, which are no parameters there
+    ("edm_unets", "adm"): 295_899_267,
+    # Learned variance again, in a 3x3 convolution.
+    ("adm", "imagenet64"): 295_904_454 - (9 * 192 + 1) * 3,
+    ("adm", "imagenet128"): 421_529_606 - (9 * 256 + 1) * 3,
+    ("adm", "imagenet256"): 553_838_086 - (9 * 256 + 1) * 3,
+}
+
+
 @pytest.mark.parametrize(("name", "variant"), list(every_config()))
 def test_every_config_builds_and_trains(name, variant):
     """Under jax.eval_shape: shapes and types only, so that a large network costs its trace alone."""
@@ -77,25 +114,34 @@ def test_every_config_builds_and_trains(name, variant):
     config = module.get_config(variant)
     diffusion = dfn.build(config)
     optimizer = runs.make_optimizer(config)
-    step = training.make_train_step(diffusion.loss, optimizer, ema_decay=config.training.ema_decay)
-
-    def start_and_step(key, batch):
-        state = training.make_train_state(diffusion.init(key), optimizer)
-        return step(state, key, batch)
-
     shape = tuple(config.data.shape)
     batch = {"image": jax.ShapeDtypeStruct((2, *shape), jnp.float32)}
     if config.backbone.num_classes:
+        assert config.backbone.num_classes == config.data.num_classes
         batch["label"] = jax.ShapeDtypeStruct((2,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state, metrics = jax.eval_shape(start_and_step, key, batch)
-    assert metrics["loss"].shape == ()
-    before = jax.eval_shape(diffusion.init, key)
-    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state.params, before)
-    assert all(jax.tree.leaves(same))
-    samples = jax.eval_shape(lambda params, key: diffusion.sample(params, key, 2), before, key)
-    assert samples.x0.shape == (2, *shape)
+
+    def start_and_loss(key, batch):
+        params = diffusion.init(key)
+        return params, diffusion.loss(params, key, batch)[0]
+
+    params, loss = jax.eval_shape(start_and_loss, key, batch)
+    assert loss.shape == (2,)
     assert (module.__doc__ or "").count("--config=configs/") >= 1  # it says how to launch it
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if (name, variant) in PUBLISHED:
+        assert count == PUBLISHED[name, variant]
+        return
+    assert count < 2e7  # a small variant: it takes a step, and samples
+
+    step = training.make_train_step(diffusion.loss, optimizer, ema_decay=config.training.ema_decay)
+    take = lambda params, key, batch: step(training.make_train_state(params, optimizer), key, batch)  # noqa: E731
+    state, metrics = jax.eval_shape(take, params, key, batch)
+    assert metrics["loss"].shape == ()
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state.params, params)
+    assert all(jax.tree.leaves(same))
+    samples = jax.eval_shape(lambda params, key: diffusion.sample(params, key, 2), params, key)
+    assert samples.x0.shape == (2, *shape)
 
 
 def test_an_unknown_variant_is_refused():
@@ -168,6 +214,219 @@ def test_zero_terminal_snr_goes_with_v_and_x0(parameterization):
     params = some_params(diffusion.init)
     x0 = diffusion.sample(params, jax.random.key(1), 3).x0
     assert np.all(np.isfinite(x0))
+
+
+# Backbones.
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_plain_field_of_a_backbone_can_be_set(name):
+    """To its default, to the same with lists for tuples, and from text, as on the command line."""
+    section = default_backbone(name)
+    module = {"unet2d_condition": dfn.backbones.UNet2DCondition}.get(name, BACKBONES[name])
+    functions = {"attention_fn", "activation", "conv_fn"}
+    own = {field.name for field in dataclasses.fields(module)} - {"parent", "name"} - functions
+    assert own <= set(section)
+    for field in backbone_fields(name):
+        value = section[field.name]
+        listed = json.loads(json.dumps(value))
+        check_backbone_field(name, field.name, listed)
+        if field.name not in ("dtype", "param_dtype", "num_classes"):
+            assert value == field.default
+            assert tupled(listed) == value
+        wrong = {"not": "data"}
+        with pytest.raises(ValueError, match=rf"config\.backbone\.{field.name} must be (one )?of "):
+            check_backbone_field(name, field.name, wrong)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ({"name": "uvit", "image_size": 8.5}, r"image_size must be of type int or \(int, int\); got 8.5"),
+        ({"name": "uvit", "image_size": (8, 8, 8)}, r"image_size must be of type int or \(int, int\); got \(8, 8, 8\)"),
+        ({"name": "dit", "depth": True}, "depth must be of type int; got True"),
+        ({"name": "dit", "out_channels": "three"}, "out_channels must be of type int or None; got 'three'"),
+        (
+            {"name": "unet2d", "down_attention": (False, 1)},
+            r"down_attention must be of type bool or sequence of bool; got \(False, 1\)",
+        ),
+        (
+            {"name": "unet2d_condition", "transformer_depths": ((1, 2), "x")},
+            r"transformer_depths must be of type sequence of \(int or sequence of int\); got \(\(1, 2\), 'x'\)",
+        ),
+        ({"name": "song_unet", "input_pyramid": 3}, "input_pyramid must be of type str or None; got 3"),
+        ({"name": "dit", "patches": 2}, "has no field .?patches.*patch_size"),
+    ],
+)
+def test_a_backbone_field_of_a_wrong_type_is_refused(backbone, message):
+    with pytest.raises(ValueError, match=message):
+        customise(default_config(), backbone=backbone)
+
+
+def from_flags(*arguments):
+    """The config that a command line makes."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["program", *arguments])
+    values(["program", *arguments])
+    return values.config
+
+
+def test_overrides_on_the_command_line_reach_every_type():
+    config = from_flags(
+        f"--config={FOLDER}/unet2d_condition.py",
+        "--config.backbone.widths=(16, 32, 32)",
+        "--config.backbone.transformer_depths=(0, (1, 2), 0)",
+        "--config.backbone.num_res_blocks=(1, 2, 1)",
+        "--config.backbone.up_transformer_depths=[0, 1, 0]",
+        "--config.backbone.only_cross_attention=true",
+        "--config.backbone.mid_depth=None",
+        "--config.backbone.text_width=12",
+        "--config.backbone.norm_groups=4",
+        "--config.backbone.remat",
+        "--config.backbone.dropout=0",
+        "--config.backbone.num_tokens=3",
+        "--config.data.shape=(8, 12, 1)",
+    )
+    params = jax.eval_shape(dfn.build(config).init, jax.random.key(0))
+    assert params["context_table"].shape == (11, 3, 12)
+    assert "down_1_transformer_1" in params["net"]
+    assert "up_1_transformer_2" in params["net"]
+    assert "mid_block_0" not in params["net"]
+    assert params["net"]["conv_in"]["kernel"].shape == (3, 3, 1, 16)
+
+
+def test_a_wrong_type_on_the_command_line_is_refused_by_build():
+    config = from_flags(f"--config={FOLDER}/dit.py", "--config.backbone.in_channels=many")
+    with pytest.raises(ValueError, match=r"config\.backbone\.in_channels must be of type int or None; got 'many'"):
+        dfn.build(config)
+
+
+IMAGE = {"shape": (8, 8, 1), "num_classes": 0}
+TINY_DIT = {"name": "dit", "image_size": 8, "hidden_size": 16, "depth": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"backbone": {**TINY_DIT, "patch_size": 3}}, r"config.data.shape = \(8, 8, 1\) and .*'dit'.*patch_size"),
+        ({"backbone": {"name": "uvit", "image_size": 16}}, r"'uvit'\) do not fit: .*image_size = \(16, 16\)"),
+        ({"backbone": {"name": "uvit", "image_size": 8, "text_shape": (7, 5)}}, "cond must be text features"),
+        ({"backbone": {"name": "unet", "channel_multipliers": (1,) * 5}}, "multiples of 16 for 5 levels"),
+        ({"backbone": {"name": "unet2d", "widths": (32,)}}, "down_attention must be one value or one for each"),
+        ({"backbone": {"name": "unet2d", "in_channels": 3}}, r"x must have shape \[B, H, W, 3\]"),
+        ({"backbone": {"name": "unet2d", "class_time": True}}, "cond must hold a number"),
+        ({"backbone": {"name": "unet2d", "time_table": 1000}}, "config.backbone.time_table: .* set it to None"),
+        ({"backbone": {"name": "unet2d", "fourier_time": True}}, "fourier_time: .* 'sigma'; got 'step'"),
+        ({"backbone": {"name": "song_unet", "sigma_labels": True}}, "sigma_labels: .* 'sigma'; got 'step'"),
+        ({"backbone": {"name": "song_unet", "channels": 6}}, "channels must be a multiple of 4"),
+        ({"backbone": {"name": "dhariwal_unet", "channel_multipliers": (1,) * 5}}, "H and W must be multiples of 16"),
+        ({"backbone": {"name": "unet1d"}}, r"'unet1d'\) do not fit: x must have shape \[B, L, C\]"),
+        ({"backbone": {"name": "unet1d"}, "data": {"shape": (18, 2)}}, "L must be a multiple of 4 for 3 levels"),
+        (
+            {"backbone": {"name": "unet2d_condition"}},
+            r"do not fit: x must have shape \[B, H, W, 4\]; got \[1, 8, 8, 1\]",
+        ),
+        ({"backbone": {"name": "unet2d_condition", "class_time": True}}, "the net's own num_classes, class_time"),
+        ({"backbone": {"name": "unet2d_condition", "num_tokens": 0}}, "num_tokens must be at least 1"),
+        ({"backbone": {**TINY_DIT, "out_channels": 2}}, r"output has shape \(8, 8, 2\); see its out_channels"),
+        ({"backbone": {**TINY_DIT, "learned_variance": True}}, "config.backbone.learned_variance: the hybrid loss"),
+        ({"backbone": {**TINY_DIT, "num_classes": -1}}, r"num_classes must be 0 \(unconditional\) or more; got -1"),
+        (
+            {"backbone": {**TINY_DIT, "num_classes": 3, "null_class": False}},
+            "null_class is False: .* Set loss.label_dropout to 0, or null_class to True; got label_dropout = 0.1",
+        ),
+        ({"noise_schedule": {"time_label": "clock"}}, "time_label must be one of log_sigma, sigma, step; got 'clock'"),
+        (
+            {"noise_schedule": {"time_label": "sigma", "zero_terminal_snr": True}, "parameterization": "v"},
+            "time_label is 'sigma', which is infinite at pure noise",
+        ),
+    ],
+)
+def test_a_backbone_that_does_not_fit_is_refused(sections, message):
+    config = customise(default_config(), data=IMAGE)
+    with pytest.raises(ValueError, match=message):
+        dfn.build(customise(config, **sections))
+
+
+def test_a_network_without_a_null_class_is_trained_and_sampled_with_labels(batch):
+    backbone = {**TINY_DIT, "num_classes": 3, "null_class": False, "zero_init_output": False}
+    config = customise(default_config(), data=IMAGE, backbone=backbone, loss={"label_dropout": 0.0})
+    diffusion = dfn.build(customise(config, sampler={"num_inference_steps": 2}))
+    params = some_params(diffusion.init)
+    images = {"image": jnp.zeros((8, 8, 8, 1)), "label": batch["label"]}
+    assert np.isfinite(jax.jit(diffusion.loss)(params, jax.random.key(0), images)[0]).all()
+    assert np.isfinite(diffusion.sample(params, jax.random.key(0), 3, cond=jnp.arange(3)).x0).all()
+    with pytest.raises(ValueError, match="no null class"):
+        diffusion.sample(params, jax.random.key(0), 3)
+
+
+# What a network is told of the level.
+
+
+def labels_told(run):
+    """The time labels that a network gets while `run()` runs, [number of calls, B], and what it returned."""
+    seen = []
+
+    def record(next_call, args, kwargs, context):
+        if isinstance(context.module, dfn.backbones.MLP) and context.method_name == "__call__":
+            seen.append(jnp.broadcast_to(args[1], args[0].shape[:1]))
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        run()
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize(("name", "label"), [("log_sigma", lambda s: np.log(s) / 4), ("sigma", lambda s: s)])
+def test_the_loss_tells_the_network_the_label_that_the_config_names(name, label, batch):
+    steps, others = (dfn.build(small_config(noise_schedule={"time_label": kind})) for kind in ("step", name))
+    params = some_params(steps.init)
+    t, told = (labels_told(lambda d=d: d.loss(params, jax.random.key(3), batch))[0] for d in (steps, others))
+    assert len(set(t.tolist())) == 8  # integers, the same draws
+    table = dfn.make_noise_schedule(dfn.linear_betas(1000))
+    level = dfn.level_at(table, t.astype(int))
+    np.testing.assert_allclose(told, label(level.sigma / level.alpha), rtol=1e-5, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm2"])  # the second makes levels of its own, between those of the grid
+def test_samples_are_drawn_with_the_label_that_the_config_names(solver):
+    config = {"noise_schedule": {"time_label": "log_sigma"}, "sampler": {"name": solver, "clip_denoised": False}}
+    diffusion = dfn.build(small_config(**config))
+    params = some_params(diffusion.init)
+    table = dfn.make_noise_schedule(dfn.linear_betas(1000))
+    c_noise = lambda level: dfn.Level(level.alpha, level.sigma, np.log(level.sigma / level.alpha) / 4)  # noqa: E731
+    levels, process = c_noise(dfn.grids.trailing(table, 4)), dfn.processes.tabulated(table)
+    process = process._replace(level=lambda t, level_of=process.level: c_noise(level_of(t)))
+    by_hand = dfn.solvers.ddim(levels) if solver == "ddim" else dfn.solvers.dpm2(levels, process=process)
+    states = diffusion.sample(params, jax.random.key(1), 3, emit=lambda step: step.x)
+    denoise = dfn.make_denoiser(diffusion.apply, params, dfn.parameterizations.epsilon)
+    wanted = dfn.sample(jax.random.key(0), denoise, by_hand, states.trace[0])
+    np.testing.assert_allclose(states.x0, wanted.x0, rtol=1e-4, atol=1e-5)
+
+
+def test_the_times_of_edm_are_drawn_as_its_docstring_says():
+    config = importlib.import_module("configs.edm_unets").get_config()
+    z = np.random.default_rng(0).standard_normal(100_000)
+    u = 1 / (1 + np.exp(-(config.loss.logit_mean + config.loss.logit_std * z)))
+    level = dfn.level_at(dfn.make_noise_schedule(dfn.linear_betas(1000)), np.floor(1000 * u).astype(int))
+    log_sigma = np.log(level.sigma / level.alpha)
+    assert abs(log_sigma.mean() + 1.2) < 0.1
+    assert abs(log_sigma.std() - 1.2) < 0.1
+
+
+def test_the_recipe_for_sequences_makes_data_that_fit(tmp_path, monkeypatch):
+    module = importlib.import_module("configs.sequences")
+    code = "\n".join(
+        line for line in module.__doc__.splitlines() if line.startswith("    ") and "python -m" not in line
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(code), {})
+    for variant in module.VARIANTS:
+        config = customise(module.get_config(variant), data={"path": "waves.npz"})
+        train = data.load(runs.data_seed(config), "train")
+        runs.check_data_fits(config, train)
+        assert train.shape == (32, 1)
+        assert np.abs(train.images).max() <= 0.8
 
 
 # Labels.

@@ -12,6 +12,8 @@ from experiments.data.dataset import Dataset, check_labels, field, select_split
 def load_arrays(config: Any, split: str) -> Dataset:
     """Returns one part of the arrays in `data.path`: an .npy of images, or an .npz of images and labels.
 
+    With `data.shape` = (L, C) the examples are sequences `[n, L, C]`.
+
     uint8 images are kept and mapped to [-1, 1] by the pipeline; float images must lie in [-1, 1] already, or
     `data.normalize=False` takes them as they are (latents, standardised measurements).
     """
@@ -20,7 +22,8 @@ def load_arrays(config: Any, split: str) -> Dataset:
     path = Path(config.path).expanduser()
     images_key, labels_key = field(config, "images_key", "images"), field(config, "labels_key", "labels")
     images, labels = _read(path, images_key, labels_key)
-    images = check_images(images, str(path), normalize=field(config, "normalize", True))
+    sequences = len(field(config, "shape", ())) == 2
+    images = check_images(images, str(path), normalize=field(config, "normalize", True), sequences=sequences)
     num_classes = 0
     if labels is not None:
         labels, num_classes = check_labels(labels, len(images), None, str(path))
@@ -28,15 +31,19 @@ def load_arrays(config: Any, split: str) -> Dataset:
     return select_split(whole, split, field(config, "heldout_fraction", 0.2), field(config, "seed", 0), str(path))
 
 
-def check_images(images: np.ndarray, where: str, *, normalize: bool = True) -> np.ndarray:
-    """Returns the images as uint8 or float32, `[n, H, W, C]` or `[n, D]`.
+def check_images(images: np.ndarray, where: str, *, normalize: bool = True, sequences: bool = False) -> np.ndarray:
+    """Returns the images as uint8 or float32, `[n, H, W, C]` or `[n, D]`, or sequences `[n, L, C]`.
 
     Raises:
       ValueError: for another rank or dtype, for no examples, for NaN or infinite entries, for channel-first
         images, and for floats outside [-1, 1] unless `normalize` is False.
     """
     shape = list(images.shape)
-    if images.ndim not in (2, 4) or 0 in shape:
+    if sequences and (images.ndim != 3 or 0 in shape):
+        raise ValueError(
+            f"{where}: data.shape is (L, C), so the examples must be sequences [n, L, C]; got shape {shape}"
+        )
+    if not sequences and (images.ndim not in (2, 4) or 0 in shape):
         hint = "; add a channel axis: images[..., None]" if images.ndim == 3 else ""
         raise ValueError(f"{where}: images must be [n, H, W, C] or points [n, D]; got shape {shape}{hint}")
     if images.ndim == 4 and shape[1] in (1, 3) and shape[2] == shape[3] > 4:

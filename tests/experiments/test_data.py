@@ -193,6 +193,17 @@ def test_floats_beyond_the_range_are_taken_only_on_request(tmp_path):
     assert (load_arrays(tmp_path, images=latents, normalize=False).images == 3.0).all()
 
 
+def test_a_shape_of_two_numbers_means_sequences(tmp_path):
+    sequences = np.linspace(-1, 1, 10 * 6 * 2).reshape(10, 6, 2)
+    loaded = load_arrays(tmp_path, images=sequences, shape=(6, 2), heldout_fraction=0.0)
+    assert loaded.shape == (6, 2)
+    np.testing.assert_allclose(loaded.images, sequences, atol=1e-7)  # float32
+    with pytest.raises(ValueError, match=r"data.shape is \(7, 2\), but .* have the shape \(6, 2\)"):
+        load_arrays(tmp_path, images=sequences, shape=(7, 2))
+    with pytest.raises(ValueError, match=r"must be sequences \[n, L, C\]; got shape \[10, 6\]"):
+        load_arrays(tmp_path, images=sequences[..., 0], shape=(6, 2))
+
+
 def with_nan():
     images = np.zeros((10, 4, 4, 1), np.float32)
     images[3, 1, 2, 0] = np.nan

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import pictures
+from experiments import pictures, runs
 
 
 def ramp(n, height=2, width=3, channels=1):
@@ -143,3 +143,42 @@ def test_running_mean_is_the_weighted_mean_of_the_finite_values_so_far():
         np.testing.assert_allclose(means[i], np.average(values[: i + 1][finite], weights=weights[finite]))
     np.testing.assert_allclose(pictures.running_mean([3.0] * 50, 0.98), 3.0)
     np.testing.assert_array_equal(pictures.running_mean([1.0, 2.0], 0.0), [1.0, 2.0])
+
+
+def test_sequences_are_lines_of_their_own_on_common_axes(tmp_path):
+    path = tmp_path / "lines.png"
+    t = np.linspace(0, 1, 16)
+    pictures.save_sequences(path, np.stack([np.stack([t, -t], -1), np.stack([0 * t, 0 * t], -1)] * 3), columns=4)
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert pixels.shape == (160, 400, 3)
+    coloured = np.ptp(pixels, axis=-1) > 60
+    boxes = [coloured[r : r + 80, c : c + 100] for r in (0, 80) for c in (0, 100, 200, 300)]
+    heights = [np.ptp(np.nonzero(box)[0]) if box.any() else None for box in boxes]
+    assert min(heights[0], heights[2], heights[4]) > 50  # they use the height that all share
+    assert max(heights[1], heights[3], heights[5]) < 5
+    assert heights[6:] == [None, None]  # no sequence, no line
+
+
+@pytest.mark.parametrize("sequences", [np.zeros((2, 3)), np.zeros((0, 3, 1)), np.full((2, 3, 1), np.nan)])
+def test_sequences_that_cannot_be_drawn_are_refused(tmp_path, sequences):
+    with pytest.raises(ValueError, match=r"sequences must be \[n, L, C\]|6 values to be drawn are NaN"):
+        pictures.save_sequences(tmp_path / "lines.png", sequences)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_kind_of_data_has_the_picture_that_fits(tmp_path):
+    path = tmp_path / "picture.png"
+    latents = np.zeros((1, 8, 8, 4))
+    latents[..., 2] = 1.0
+    runs.save_picture(path, latents, columns=1)
+    pixels = np.asarray(Image.open(path))
+    assert pixels.shape[1] > 3.5 * pixels.shape[0]  # four grey images side by side
+    middle = pixels[pixels.shape[0] // 2, [pixels.shape[1] * k // 8 for k in (1, 3, 5, 7)]]
+    assert middle.tolist() == [128, 128, 255, 128]
+    for samples in (np.zeros((4, 8, 8, 3)), np.zeros((4, 16, 2)), np.zeros((4, 2))):
+        path.unlink()
+        runs.save_picture(path, samples)
+        assert path.exists()
+    path.unlink()
+    runs.save_picture(path, np.zeros((4, 5)))
+    assert not path.exists()

@@ -1,0 +1,71 @@
+"""The U-Net whose levels are chosen one by one (UNet2DModel elsewhere), as in Ho et al. 2020.
+
+    python -m experiments.train --config=configs/unet2d.py --workdir=runs/unet2d
+
+    python -m experiments.train --config=configs/unet2d.py:cifar10 --workdir=runs/unet2d_cifar10 \
+        --config.data.path=FOLDER_OF_PNG_OR_JPEG_FILES
+
+DDPM, https://arxiv.org/abs/2006.11239. Variant `digits` (the default), class-conditional, 8x8 pixels, 0.8 million
+parameters: a few minutes on two CPU cores.
+
+For accelerators, unconditional: `cifar10`, 32x32 pixels, 35.7 million parameters, and `lsun256`, 256x256, 113.7
+million: the networks of ddpm_images.py under this family's names, for weights that were published in its layout.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.default import customise, default_config, pick
+
+LARGE = {
+    "sampler": {"name": "ancestral", "num_inference_steps": 1000},
+    "variance": "fixed_large",
+    "evaluation": {"batch_size": 100},
+}
+TRAINING = {
+    "lr_schedule": "constant",
+    "warmup_steps": 5_000,
+    "ema_decay": 0.9999,
+    "sample_every": 10_000,
+    "checkpoint_every": 5_000,
+}
+ONE_LEVEL = (False, False, False, False, True, False)
+
+VARIANTS = {
+    "digits": {
+        "backbone": {
+            "name": "unet2d",
+            "widths": (32, 64),
+            "num_res_blocks": 1,
+            "down_attention": (False, True),
+            "up_attention": (False, True),
+            "down_resample_block": True,
+            "up_resample_block": True,
+            "norm_groups": 8,
+            "dropout": 0.1,
+            "num_classes": 10,
+        },
+        "sampler": {"name": "dpmpp_2m", "skip_type": "log_snr", "num_inference_steps": 25, "cfg_scale": 1.5},
+        "training": {"num_steps": 1_000, "batch_size": 64, "ema_decay": 0.995},
+    },
+    "cifar10": {
+        **LARGE,
+        "data": {"name": "images", "shape": (32, 32, 3), "image_size": 32, "num_classes": 0, "flip": True},
+        "backbone": {"name": "unet2d", "dropout": 0.1},
+        "training": {**TRAINING, "num_steps": 800_000, "batch_size": 128, "learning_rate": 2e-4},
+    },
+    "lsun256": {
+        **LARGE,
+        "data": {"name": "images", "shape": (256, 256, 3), "image_size": 256, "num_classes": 0},
+        "backbone": {
+            "name": "unet2d",
+            "widths": (128, 128, 256, 256, 512, 512),
+            "down_attention": ONE_LEVEL,
+            "up_attention": ONE_LEVEL,
+        },
+        "training": {**TRAINING, "num_steps": 1_200_000, "batch_size": 64, "learning_rate": 2e-5},
+    },
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    return customise(default_config(), **pick(VARIANTS, arg, "digits"))

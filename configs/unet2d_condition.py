@@ -1,0 +1,88 @@
+"""The U-Net of Stable Diffusion (Rombach et al. 2022, https://arxiv.org/abs/2112.10752) with classes for texts.
+
+    python -m experiments.train --config=configs/unet2d_condition.py --workdir=runs/unet2d_condition
+
+    python -m experiments.train --config=configs/unet2d_condition.py:sd1 --workdir=runs/sd1 \
+        --config.data.path=LATENTS.npz --config.backbone.num_classes=10 --config.data.num_classes=10
+
+A class is backbone.num_tokens learned tokens, to which the pixels attend (`backbones.ClassContext`); `Diffusion.apply`
+takes the features of texts too, as cond={"context": [B, M, context_width]}. Variant `digits` (the default), 8x8
+pixels, 1.0 million parameters: a few minutes on two CPU cores, after which a support vector machine trained on real
+digits reads the class that was asked for in 99.7% of the guided samples (98.9% of held-out digits).
+
+For accelerators, the published sizes on latents, an .npz with `images` (float latents times 0.18215, for `sdxl`
+0.13025) and `labels`: `sd1`, [64, 64, 4], 860 million parameters and the table of tokens; `sd2`, [96, 96, 4], 866
+million, predicting v; `sdxl` (Podell et al. 2023, https://arxiv.org/abs/2307.01952), [128, 128, 4], 2.57 billion and
+two tables, because it is told a pooled text as well.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.default import customise, default_config, pick
+
+NAME = "unet2d_condition"
+LATENTS = {"name": "arrays", "num_classes": 1000, "heldout_fraction": 0.01, "normalize": False}
+LARGE = {
+    "noise_schedule": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "loss": {"label_dropout": 0.1},
+    "sampler": {"name": "dpmpp_2m", "clip_denoised": False, "num_inference_steps": 30, "cfg_scale": 5.0},
+    "training": {
+        "optimizer": "adamw",
+        "num_steps": 200_000,
+        "batch_size": 256,
+        "learning_rate": 1e-4,
+        "lr_schedule": "constant",
+        "warmup_steps": 10_000,
+        "weight_decay": 0.01,
+        "ema_decay": 0.9999,
+        "sample_every": 10_000,
+        "checkpoint_every": 5_000,
+    },
+    "evaluation": {"batch_size": 50},
+}
+
+
+def large(size: int, parameterization: str = "epsilon", **fields: object) -> dict:
+    """Returns the changes of a published network on latents of size x size."""
+    return {
+        **LARGE,
+        "data": {**LATENTS, "shape": (size, size, 4)},
+        "backbone": {"name": NAME, "num_classes": 1000, "dtype": "bfloat16", "remat": True, **fields},
+        "parameterization": parameterization,
+    }
+
+
+VARIANTS = {
+    "digits": {
+        "backbone": {
+            "name": NAME,
+            "in_channels": 1,
+            "out_channels": 1,
+            "widths": (32, 64),
+            "num_res_blocks": 1,
+            "transformer_depths": (0, 1),
+            "num_heads": 4,
+            "context_width": 64,
+            "norm_groups": 8,
+            "num_classes": 10,
+        },
+        "sampler": {"name": "dpmpp_2m", "skip_type": "log_snr", "num_inference_steps": 25, "cfg_scale": 1.5},
+        "training": {"num_steps": 1_500, "batch_size": 64, "ema_decay": 0.995},
+    },
+    "sd1": large(64),
+    "sd2": large(96, "v", num_heads=(5, 10, 20, 20), context_width=1024, linear_projection=True),
+    "sdxl": large(
+        128,
+        widths=(320, 640, 1280),
+        transformer_depths=(0, 2, 10),
+        mid_depth=10,
+        num_heads=(5, 10, 20),
+        context_width=2048,
+        linear_projection=True,
+        text_time_widths=(256, 2816),
+    ),
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    return customise(default_config(), **pick(VARIANTS, arg, "digits"))
