@@ -77,7 +77,7 @@ def test_guidance_takes_one_label_for_the_batch(batched, cond):
         (lambda x: dfn.add_noise(x, x, dfn.Level(1.0, jnp.ones((2, 1)), 0.0)), "level.sigma must have shape"),
         (lambda x: solvers.ddim(grids.karras(5), jnp.ones(4)), "eta must be one number"),
         (lambda x: solvers.ddim(dfn.Level([1.0, 1.0], [2.0, 1.0], [0.0, 0.0])), r"must be Level\[N\] of arrays"),
-        (lambda x: grids.linspace(COSINE, 1001), "must not exceed the 1000 timesteps"),
+        (lambda x: grids.linspace(COSINE, 1001), "from 1 to the 1000 timesteps of the schedule; got 1001"),
         (lambda x: jax.jit(lambda s: grids.karras(5, 0.1, 50.0, schedule=s).t)(COSINE), "outside jit"),
     ],
 )
