@@ -569,6 +569,53 @@ def test_no_step_passes_over_the_part_where_x_moves():
 # Bad input.
 
 
+def by_time(make):
+    """levels, knob -> the reverse equation of EDM's process on the times of these levels, with that diffusion."""
+    return lambda levels, diffusion: make(processes.edm(), levels.sigma, diffusion)
+
+
+SILENT = {
+    "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
+    "dpmpp_2m_sde of eps": lambda levels, eta: solvers.dpmpp_2m_sde(levels, eta, solvers.noise_prediction),
+    "singlestep": lambda levels, eta: solvers.singlestep(levels, [2, 1], eta=eta),
+    "sa_solver": solvers.sa_solver,
+    "euler_maruyama": by_time(solvers.euler_maruyama),
+    "heun_sde": by_time(solvers.heun_sde),
+    "tcd": lambda levels, gamma: solvers.tcd(levels, processes.labelled(processes.edm(), lambda t: t), gamma),
+}
+
+
+@pytest.mark.parametrize("make", SILENT.values(), ids=SILENT)
+def test_gradients_pass_through_noise_that_is_zero(x64, make):
+    """A traced knob of 0 keeps the column of noise, whose root must not spoil the slope of the rest."""
+    denoise, x = oracles.gaussian(0.2, STD), jnp.array([[20.0, -7.0]])
+    sigma = jnp.array([20.0, 3.0, 0.7, 0.1])
+
+    def energy(sigma, knob):
+        solver = make(dfn.Level(jnp.ones_like(sigma), sigma, sigma), knob)
+        return jnp.sum(dfn.sample(jax.random.key(0), denoise, solver, x).x0 ** 2)
+
+    of_levels, of_knob = jax.grad(energy, (0, 1))(sigma, jnp.array(0.0))
+    np.testing.assert_allclose(of_levels, jax.grad(energy)(sigma, 0), rtol=1e-9)
+    assert np.isfinite(of_knob)
+
+
+@pytest.mark.parametrize("make", [solvers.langevin, solvers.annealed_langevin])
+def test_gradients_pass_through_a_corrector_that_stays(x64, make):
+    levels, x = grids.karras(4), jnp.array([[20.0, -7.0]])
+    predictor = solvers.euler(levels)
+
+    def energy(solver, x):
+        return jnp.sum(dfn.sample(jax.random.key(0), oracles.gaussian(0.2, STD), solver, x).x0 ** 2)
+
+    def corrected(x, snr):
+        return energy(solvers.predictor_corrector(predictor, make(levels, snr)), x)
+
+    of_x, of_snr = jax.grad(corrected, (0, 1))(x, jnp.array(0.0))
+    np.testing.assert_allclose(of_x, jax.grad(energy, 1)(predictor, x), rtol=1e-9)
+    assert np.isfinite(of_snr)
+
+
 def test_bad_input_is_refused():
     flow, vp = processes.flow(), processes.vp()
     levels = vp(uniform(vp, 5))

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._arrays import concrete
 from diffusers_fn.levels import Level, transition
 from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.ddim import ddim
 from diffusers_fn.solvers.forms import is_zero
+from diffusers_fn.solvers.stages import root
 
 
 def lcm(levels: Level) -> Solver:
@@ -67,6 +68,5 @@ def tcd(levels: Level, process: Callable[[Any], Level], gamma: Any = 0.3) -> Sol
         return ddim(levels)
     _, to = neighbours(levels)
     target = process((1.0 - gamma) * to.t)
-    xp = namespace(to, target)
     ratio, var = transition(to, target)
-    return linear_solver(levels, x=[0.0], x0=to.alpha, eps=ratio * target.sigma, noise=xp.sqrt(xp.maximum(var, 0.0)))
+    return linear_solver(levels, x=[0.0], x0=to.alpha, eps=ratio * target.sigma, noise=root(var))

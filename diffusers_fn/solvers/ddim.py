@@ -10,6 +10,7 @@ from diffusers_fn._arrays import namespace
 from diffusers_fn.discrete import check_eta
 from diffusers_fn.levels import Level, posterior, snr_ratio
 from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.forms import is_zero
 from diffusers_fn.variances import Variance, fixed_small
 
 
@@ -38,7 +39,7 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
     if np.shape(eta) != ():
         raise ValueError(f"eta must be one number; got shape {np.shape(eta)}")
     frm, to = neighbours(levels)
-    if isinstance(eta, (int, float)) and eta == 0:
+    if is_zero(eta):
         return linear_solver(levels, x=[0.0], x0=to.alpha, eps=to.sigma)
     # s and sqrt(sigma'^2 - s^2) in terms of r = SNR / SNR', so that float32 levels cannot make a root negative.
     sqrt, r = namespace(levels, eta).sqrt, snr_ratio(frm, to)

@@ -21,6 +21,7 @@ import numpy as np
 from diffusers_fn._arrays import concrete, namespace
 from diffusers_fn.levels import Array, Level, log_snr, snr_ratio
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.stages import root
 
 
 class Form(NamedTuple):
@@ -72,19 +73,18 @@ class Hop(NamedTuple):
 def exact_hop(levels: Level, form: Form, eta: Any = 0.0) -> Hop:
     """The numbers of `Hop`; eta is [] or [N - 1, *S]."""
     frm, to = neighbours(levels)
-    xp = namespace(levels, eta)
     squared = snr_ratio(frm, to)  # e^(-2h)
     h = half_steps(levels)
     if form.sign > 0:
         x = to.sigma / frm.sigma * squared ** (0.5 * eta)
         kappa, rate = 1.0 + eta + 0.0 * to.alpha, to.alpha
         whole = to.alpha * (1.0 - squared ** (0.5 * kappa))
-        noise = to.sigma * xp.sqrt(1.0 - squared**eta)
+        noise = to.sigma * root(1.0 - squared**eta)
     else:
         x = to.alpha / frm.alpha
         kappa, rate = 1.0 + 0.0 * to.alpha, (1.0 + eta) * to.sigma
         whole = rate - (1.0 + eta) * frm.sigma * x
-        noise = xp.sqrt(eta * (1.0 - squared)) * frm.sigma * x  # sigma' e^h = sigma alpha' / alpha
+        noise = root(eta * (1.0 - squared)) * frm.sigma * x  # sigma' e^h = sigma alpha' / alpha
     slope = rate - form.sign * whole / (kappa * h)
     return Hop(x, rate, kappa, whole, slope, None if is_zero(eta) else noise)
 

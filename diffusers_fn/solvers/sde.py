@@ -27,6 +27,8 @@ from diffusers_fn._arrays import concrete, namespace
 from diffusers_fn.levels import Array, Level, transition
 from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.forms import is_zero
+from diffusers_fn.solvers.stages import interleave, join_levels, root
 
 Diffusion = Callable[[Any], Array] | float | Array | None
 
@@ -56,7 +58,7 @@ def euler_maruyama(process: Process, t: Array, diffusion: Diffusion = None, *, d
     levels, t = _levels(process, t)
     dt = _step_sizes(t, dt)
     d_alpha, d_sigma, w = _drift(process, t, levels, diffusion)
-    noise = None if _is_zero(diffusion) else namespace(w, dt).sqrt(w[:-1] * dt)
+    noise = None if is_zero(diffusion) else root(w[:-1] * dt)
     return linear_solver(levels, x=[1.0], x0=-dt * d_alpha[:-1], eps=-dt * d_sigma[:-1], noise=noise)
 
 
@@ -80,21 +82,16 @@ def heun_sde(process: Process, t: Array, diffusion: Diffusion = None) -> Solver:
     frm, to = neighbours(levels)
     dt = _step_sizes(t, None)
     d_alpha, d_sigma, w = _drift(process, t, levels, diffusion)
-    xp = namespace(levels, t, w)
-
-    def interleave(a: Array, b: Array) -> Array:
-        return xp.stack([a, b], axis=1).reshape(-1)
-
-    visited = jax.tree.map(lambda a, b, all_: xp.concatenate([interleave(a, b), all_[-1:]]), frm, to, levels)
+    visited = join_levels(jax.tree.map(interleave, frm, to), jax.tree.map(lambda a: a[-1:], levels))
     none, half = np.zeros(dt.shape), np.full(dt.shape, 0.5)
-    noise = interleave(xp.sqrt(w[:-1] * dt), none)
+    noise = interleave(root(w[:-1] * dt), none)
     return linear_solver(
         visited,
         x=[1.0],
         x0=interleave(-dt * d_alpha[:-1], -dt * d_alpha[1:]),
         eps=interleave(-dt * d_sigma[:-1], -dt * d_sigma[1:]),
         m=[interleave(2 * half, half), interleave(none, -half)],
-        churn=None if _is_zero(diffusion) else xp.concatenate([noise, np.zeros(1)]),
+        churn=None if is_zero(diffusion) else namespace(noise).append(noise, 0.0),
     )
 
 
@@ -168,7 +165,3 @@ def _drift(process: Process, t: Array, levels: Level, diffusion: Diffusion) -> t
         raise ValueError(f"diffusion must be finite and not negative at every t; got {readable}")
     w = namespace(w, t).broadcast_to(w, t.shape)
     return f * near.alpha, f * near.sigma + g2 / (2 * near.sigma) + w / (2 * levels.sigma), w
-
-
-def _is_zero(diffusion: Diffusion) -> bool:
-    return isinstance(diffusion, (int, float)) and diffusion == 0

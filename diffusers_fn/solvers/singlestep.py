@@ -213,7 +213,7 @@ def with_inner_levels(
     num_hops = frm.sigma.shape[0]
     orders = [order] * num_hops if isinstance(order, int) else list(order)
     _check_orders(orders, len(orders), num_hops, "their number")
-    if form is noise_prediction:
+    if form is noise_prediction or orders[0] > 1:
         check_alpha(levels)
     down, noise = to, None
     if not is_zero(eta):

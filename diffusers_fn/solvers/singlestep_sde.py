@@ -20,7 +20,7 @@ from diffusers_fn.solvers.exponential_stages import (
     stage_weights,
     states_rows,
 )
-from diffusers_fn.solvers.forms import data_prediction, is_zero, noise_prediction
+from diffusers_fn.solvers.forms import check_alpha, data_prediction, is_zero, noise_prediction
 from diffusers_fn.solvers.singlestep import dpmpp_2s, with_inner_levels
 from diffusers_fn.solvers.stages import join_levels
 
@@ -78,6 +78,7 @@ def dpmpp_sde(levels: Level, eta: Any = 1.0, process: Process | None = None, *, 
         return dpmpp_2s(levels, data_prediction, process)
     check_plan(levels)
     check_num_levels(levels, 2)
+    check_alpha(levels)
     check_eta(eta)
     frm, to = neighbours(levels)
     orders = [2] * frm.sigma.shape[0]
