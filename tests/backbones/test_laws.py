@@ -49,7 +49,7 @@ NETS = {
         learned_variance=True,
     ),
     "unet2d": UNet2D(
-        widths=(8, 8),
+        widths=(32, 32),
         num_res_blocks=1,
         down_attention=(False, True),
         up_attention=(True, False),
@@ -178,7 +178,7 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters(case):
     assert nets.structure(shapes) == nets.structure(case.params)
     out = jax.jit(lambda: half())()
     assert out.dtype == jnp.float32
-    assert 0 < nets.relative_rms(out, case()) < 0.03  # 2^-9 a rounding, about a hundred in a row
+    assert 0 < nets.relative_rms(out, case()) < 0.02  # 2^-9 a rounding, about a hundred in a row
     low = jax.eval_shape(case.net.clone(param_dtype=jnp.bfloat16).init, jax.random.key(0), case.x, T)
     assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {jnp.dtype(jnp.bfloat16)}
 
