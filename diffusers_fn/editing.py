@@ -15,6 +15,7 @@ from diffusers_fn.denoisers import Denoiser, Transform, map_x0
 from diffusers_fn.levels import Level, add_noise
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.solvers.base import Solver, check_plan
+from diffusers_fn.solvers.stages import start_level
 
 
 def img2img(
@@ -82,7 +83,7 @@ def inpaint(
     Args:
       key: one key, or [B] keys.
       denoise: the denoiser, its conditioning bound.
-      solver: the plan, with rows of type `Row`.
+      solver: the plan, a table or `predictor_corrector`.
       x: [B, ...] the state at the first level, as for `sample`.
       known: [B, ...] clean images; what they hold where keep is 0 is ignored.
       keep: [B, ...], or 1 in place of some axes; 1 where known is kept, 0 where it is painted.
@@ -98,10 +99,9 @@ def inpaint(
     Array([[ 0.3, -0.8]], dtype=float32)
     """
     check_data(x=x, known=known)
-    first = jax.tree.map(lambda a: a[0], solver.rows.level)
     noise_key, sample_key = _random.split(key)
     replace = replace_x0(known, keep)
-    x = jnp.where(_mask(keep, x), _noised(noise_key, known, jax.tree.map(lambda a: a[None], first)), x)
+    x = jnp.where(_mask(keep, x), _noised(noise_key, known, start_level(solver.rows)), x)
     return sample(sample_key, replace(denoise), solver, x, **options)
 
 

@@ -82,6 +82,19 @@ def test_the_known_region_follows_its_own_noised_path(replayed_noise):
     np.testing.assert_allclose(run.trace[:, 0, 0], levels.alpha * 0.7 + levels.sigma * 1.3, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "prepared", [lambda solver: solver, lambda solver: solvers.pad(solver, 15)], ids=["", "padded"]
+)
+def test_the_known_region_is_as_noisy_as_its_level_with_churn_too(prepared):
+    """sigma z with known = 0, whose noise is that before the first churn, then more with each."""
+    solver = prepared(solvers.euler_churn(grids.karras(10, 0.01, 20.0), 3.0))
+    x = jnp.zeros((1, 20000))
+    noisy = lambda step: jnp.std(step.x)  # noqa: E731
+    sample = jax.jit(lambda key: dfn.inpaint(key, DENOISE, solver, x, x, jnp.ones((1, 1)), emit=noisy))
+    own = slice(-10, -1)  # without padding, and the final denoise
+    np.testing.assert_allclose(sample(jax.random.key(0)).trace[own], solver.rows.level.sigma[own], rtol=0.03)
+
+
 def test_slerp_keeps_the_norm_and_divides_the_angle():
     start = jnp.array([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
     end = jnp.array([[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])

@@ -640,6 +640,10 @@ def test_bad_input_is_refused():
             "for the same levels; got 9 rows and 5 levels",
         ),
         (lambda: solvers.predictor_corrector(solvers.adaptive(levels), solvers.langevin(levels)), "must be a table"),
+        (
+            lambda: solvers.predictor_corrector(solvers.euler_churn(grids.karras(5), 1.0), solvers.langevin(levels)),
+            "adds noise before it evaluates",
+        ),
     ]
     for call, message in refused:
         with pytest.raises(ValueError, match=message):

@@ -73,7 +73,8 @@ def adaptive(
     step, not that of the sample. In float32 less than 1e-6 is out of reach.
 
     Needs diffrax: `pip install diffusers_fn[adaptive]`. The number of evaluations is that of the longest path, and no
-    table tells it: emit `step.num_steps`. A hop that has not arrived after max_steps gives NaN.
+    table tells it: emit `step.num_steps`. A hop that has not arrived after max_steps gives NaN. Inside `jax.shard_map`
+    diffrax wants check_vma=False.
 
     Args:
       levels: Level[N], N >= 2, with alpha > 0, any process.

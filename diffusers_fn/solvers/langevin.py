@@ -115,7 +115,7 @@ def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:
       corrector: for the same levels, `langevin` or `annealed_langevin`.
 
     Raises:
-      ValueError: if the predictor is no table, or the two are not for the same number of levels.
+      ValueError: if the predictor is no table or has churn, or the two are not for the same number of levels.
 
     >>> from diffusers_fn import grids, oracles
     >>> from diffusers_fn.sampling import sample
@@ -129,6 +129,8 @@ def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:
     """
     if predictor.init is not linear_init:
         raise ValueError("the predictor must be a table, made by `linear_solver`")
+    if predictor.rows.churn is not None:
+        raise ValueError("the predictor adds noise before it evaluates (churn), which the corrector would not see")
     own, other = (jax.tree.leaves(rows)[0].shape[0] for rows in (predictor.rows.x0, corrector.rows))
     if own != other:
         raise ValueError(

@@ -9,12 +9,13 @@ import numpy as np
 
 from diffusers_fn._arrays import namespace
 from diffusers_fn.solvers.base import Row, Solver
+from diffusers_fn.solvers.stages import start_level
 
 
 def pad(solver: Solver, num_rows: int) -> Solver:
     """Returns the solver with rows that do nothing in front, `num_rows` in all: plans of any length share one program.
 
-    A padding row is x' = x_1 at the first level: no noise, nothing kept. In `sample` the padded
+    A padding row is x' = x_1 at the level that the solver starts from: no noise, nothing kept. In `sample` the padded
     solver gives the samples of the solver, with the same noise for the same key. A scan evaluates the network for
     padding too and throws the result away; `sample(..., scan=while_scan(n))`, with n the number of the solver's own
     rows, skips it, and n may be traced.
@@ -44,7 +45,7 @@ def pad(solver: Solver, num_rows: int) -> Solver:
     identity[0] = 1.0
     padded = dataclasses.replace(
         padded,
-        level=jax.tree.map(lambda a: in_front(a, a[:1]), rows.level),
+        level=jax.tree.map(in_front, rows.level, start_level(rows)),
         x=in_front(rows.x, xp.asarray(identity, rows.x.dtype)),
     )
     return dataclasses.replace(solver, rows=padded)

@@ -32,6 +32,12 @@ def join_levels(*parts: Level) -> Level:
     return jax.tree.map(lambda *a: namespace(a).concatenate(a), *parts)
 
 
+def start_level(rows: Any) -> Level:
+    """Level[1] of the state that rows start from: that of the first one, less the noise added on the way there."""
+    first, churn = jax.tree.map(lambda a: a[:1], rows.level), getattr(rows, "churn", None)
+    return first if churn is None else Level(first.alpha, root(first.sigma**2 - churn[:1] ** 2), first.t)
+
+
 def from_stages(
     visited: Sequence[Level],
     last: Level,
