@@ -5,7 +5,7 @@ Fields of `config.data` (an absent field, None or "" takes the default):
 | field | kinds | meaning |
 |---|---|---|
 | `name` | all | `digits`, `idx`, `images`, `arrays` or `toy2d` |
-| `shape` | all | of one example; None: found in the data; else the data must have it |
+| `shape` | all | of one example; None: found in the data; else the data must have it; (L, C): `arrays` of sequences |
 | `num_classes` | all | None: found in the data; 0: drop the labels; else a bound that labels must keep |
 | `heldout_fraction` | all but `idx` | share of the examples that is held out (0.2) |
 | `seed` | all but `idx` | seed of the split, and of the points of `toy2d` (0) |

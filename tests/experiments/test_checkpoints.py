@@ -109,6 +109,14 @@ def test_workdir_of_another_config_is_refused(tmp_path):
         runs.open_workdir(tmp_path, config, create=True)
 
 
+def test_tuples_within_tuples_come_back_from_json_as_the_same_config(tmp_path):
+    config = ConfigDict({"backbone": {"depths": (0, (1, 2))}})
+    runs.open_workdir(tmp_path, config, create=True)
+    runs.open_workdir(tmp_path, config, create=False)
+    with pytest.raises(ValueError, match=r"backbone.depths: \[0, \[1, 2\]\] there, \[0, \[1, 3\]\] here"):
+        runs.open_workdir(tmp_path, ConfigDict({"backbone": {"depths": (0, (1, 3))}}), create=False)
+
+
 def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("precious")
     with pytest.raises(ValueError, match=r"is no run's folder, it holds metrics\.jsonl"):
