@@ -52,8 +52,10 @@ def test_zero_start_and_training_moves_every_parameter(case):
 def test_remat_gives_the_same_gradients(case, gradients):
     again = jax.jit(functools.partial(case.gradients, remat=True))(case.params)
     assert "remat" in str(jax.make_jaxpr(functools.partial(case.gradients, remat=True))(case.params))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
     for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(gradients)):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max() + 1e-6)
+        # A bias of the keys has no gradient, as the softmax cancels it: what is there is the rounding of the others.
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max() + 1e-6 * max(1.0, largest))
 
 
 def test_remat_keeps_less_for_the_way_back(case):
