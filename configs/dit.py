@@ -4,7 +4,9 @@
 
     python -m experiments.train --config=configs/dit.py:xl_2 --workdir=runs/xl_2 --config.data.path=LATENTS.npz
 
-Variant `digits` (the default), 8x8 pixels in patches of 2, 0.7 million parameters: a few minutes on two CPU cores.
+Variant `digits` (the default), 8x8 pixels in patches of 2, 0.7 million parameters: three and a half minutes on two
+busy CPU cores, after which a support vector machine trained on real digits reads the class that was asked for in 99.8%
+of the guided samples (98.9% of held-out digits). With epsilon for v it was 41% after twice as many examples.
 
 For accelerators, `s_2`, `b_2`, `l_2` and `xl_2`, the published sizes (33, 130, 458 and 675 million parameters) on
 latents [32, 32, 4] of 256x256 pixels: an .npz with `images`, float latents times 0.18215, and `labels`. Learning rate,

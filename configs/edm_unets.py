@@ -9,8 +9,9 @@ EDM's preconditioning, weight and c_noise, on DDPM's table of 1000 levels, whose
 times are drawn so that its logarithm is about normal with EDM's mean -1.2 and deviation 1.2. Sampled by Heun's method
 on Karras's grid.
 
-Variant `digits` (the default), class-conditional, a small DDPM++ on 8x8 pixels, 0.7 million parameters: a few minutes
-on two CPU cores.
+Variant `digits` (the default), class-conditional, a small DDPM++ on 8x8 pixels, 0.7 million parameters: five minutes
+on two busy CPU cores, after which a support vector machine trained on real digits reads the class that was asked for
+in 99.4% of the guided samples (98.9% of held-out digits).
 
 For accelerators: `ddpmpp` and `ncsnpp` (56 million parameters), unconditional, 32x32 pixels (CIFAR-10 there: FID 1.97
 and 1.98 after 200 million images); `adm` (296 million), class-conditional, 64x64 pixels (ImageNet: FID 1.36 with a

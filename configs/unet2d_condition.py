@@ -7,8 +7,8 @@
 
 A class is backbone.num_tokens learned tokens, to which the pixels attend (`backbones.ClassContext`); `Diffusion.apply`
 takes the features of texts too, as cond={"context": [B, M, context_width]}. Variant `digits` (the default), 8x8
-pixels, 1.0 million parameters: a few minutes on two CPU cores, after which a support vector machine trained on real
-digits reads the class that was asked for in 99.7% of the guided samples (98.9% of held-out digits).
+pixels, 1.0 million parameters: eight minutes on two busy CPU cores, after which a support vector machine trained on
+real digits reads the class that was asked for in 99.7% of the guided samples (98.9% of held-out digits).
 
 For accelerators, the published sizes on latents, an .npz with `images` (float latents times 0.18215, for `sdxl`
 0.13025) and `labels`: `sd1`, [64, 64, 4], 860 million parameters and the table of tokens; `sd2`, [96, 96, 4], 866
