@@ -5,7 +5,9 @@
     python -m experiments.train --config=configs/adm.py:imagenet64 --workdir=runs/imagenet64 \
         --config.data.path=FOLDER_OF_A_FOLDER_A_CLASS
 
-Class-conditional. Variant `digits` (the default), 8x8 pixels, 0.8 million parameters: a few minutes on two CPU cores.
+Class-conditional. Variant `digits` (the default), 8x8 pixels, 0.8 million parameters: five minutes on two busy CPU
+cores, after which a support vector machine trained on real digits reads the class that was asked for in 99.6% of the
+guided samples (98.9% of held-out digits).
 
 For accelerators, the published sizes: `imagenet64` (296 million parameters), `imagenet128` (422 million) and
 `imagenet256` (554 million); FID 2.07, 5.91 and 10.94 there. As published, they have no row for no class, so they are
