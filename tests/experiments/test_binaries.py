@@ -72,7 +72,7 @@ def trained(tmp_path_factory):
 def test_round_trip_writes_its_figures(trained, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(trained[0], workdir)
-    output = run("round_trip", "ddpm_digits.py", workdir, "--num_images=4", "--sizes=3,6")
+    output = run("round_trip", "ddpm_digits.py", workdir, "--num_images=4", "--sizes=5,8")
     assert "coupled" in output
     figures = json.loads((workdir / "round_trip.json").read_text())["figures"]
     assert figures["coupled"]["rmse"][1] < 1e-3 < figures["ddim"]["rmse"][1]
