@@ -1,10 +1,12 @@
 """Every field of a config, with its type and its default; experiment files change what they need."""
 
+import math
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Union, get_origin
 
 from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder
 
 from diffusers_fn.build import backbone_fields, check_backbone_field
 
@@ -30,29 +32,47 @@ def default_config() -> ConfigDict:
 
     config.backbone = default_backbone("mlp")
 
+    config.task = "diffusion"  # what experiments.train trains
+
     config.noise_schedule = ConfigDict()
+    config.noise_schedule.process = "table"  # of betas, or continuous: vp, sub_vp, ve, cosine, trigonometric, flow, edm
     config.noise_schedule.beta_schedule = "linear"
     config.noise_schedule.noise_steps = 1000
     config.noise_schedule.beta_start = 1e-4
     config.noise_schedule.beta_end = 0.02
     config.noise_schedule.zero_terminal_snr = False
     config.noise_schedule.time_label = "step"  # what the network is told: step, log_sigma (EDM's c_noise) or sigma
+    config.noise_schedule.beta_min = 0.1  # vp, sub_vp
+    config.noise_schedule.beta_max = 20.0
+    config.noise_schedule.sigma_min = placeholder(float)  # ve, edm; None: the process' own, 0.01 and 0.002
+    config.noise_schedule.sigma_max = placeholder(float)  # 50 and 80
+    config.noise_schedule.shift = 1.0  # of log SNR, for larger images: see processes.shifted
+    config.noise_schedule.t_min = placeholder(float)  # the ends of training and sampling; None: the process' own
+    config.noise_schedule.t_max = placeholder(float)
 
     config.parameterization = "epsilon"
     config.variance = "fixed_small"
-    config.sigma_data = 0.5  # parameterization and weight "edm"
+    config.sigma_data = 0.5  # parameterization and weight "edm", and scale_input
+    config.scale_input = False  # the network sees x over its standard deviation ("edm" does so anyway)
+    config.score_scaling = 1.0  # parameterization "score": the score is this times the output
 
     config.loss = ConfigDict()
+    config.loss.objective = "denoising"  # hybrid, vlb: see OBJECTIVES in diffusers_fn/from_config/objectives.py
     config.loss.loss_type = "mse"
     config.loss.weight = "simple"
     config.loss.time_sampler = "uniform"
     config.loss.label_dropout = 0.1  # share of examples trained without their label
+    config.loss.offset_noise = 0.0  # strength of a common shift of each channel's noise
+    config.loss.vlb_weight = 1e-3  # hybrid: of the variational bound beside the plain loss
     config.loss.min_snr_gamma = 5.0
     config.loss.p2_gamma = 1.0
     config.loss.p2_k = 1.0
     config.loss.sigmoid_bias = 0.0
     config.loss.logit_mean = 0.0
     config.loss.logit_std = 1.0
+    config.loss.log_sigma_mean = -1.2  # time_sampler log_normal: of log(sigma / alpha)
+    config.loss.log_sigma_std = 1.2
+    config.loss.mode_scale = 1.29  # time_sampler mode
 
     config.sampler = ConfigDict()
     config.sampler.name = "ddim"  # ancestral, euler, heun, dpmpp_2m, unipc, ...: see SOLVERS in diffusers_fn/build.py
@@ -61,6 +81,15 @@ def default_config() -> ConfigDict:
     config.sampler.eta = 0.0
     config.sampler.clip_denoised = True
     config.sampler.cfg_scale = 1.0  # classifier-free guidance; 1 is none
+    config.sampler.cfg_channels = 0  # guide the first so many channels; 0: all
+    config.sampler.cfg_rescale = 0.0  # share of the conditional prediction's spread that is restored
+    config.sampler.cfg_interval = (0.0, math.inf)  # of sigma / alpha, where to guide
+    config.sampler.snr = 0.16  # predictor_corrector
+    config.sampler.num_corrector_steps = 1
+    config.sampler.s_churn = 0.0  # edm_stochastic
+    config.sampler.s_min = 0.0
+    config.sampler.s_max = math.inf
+    config.sampler.s_noise = 1.0
 
     config.training = ConfigDict()
     config.training.num_steps = 10_000

@@ -17,7 +17,7 @@ from diffusers_fn import (
     solvers,
     training,
 )
-from diffusers_fn.build import Diffusion, build
+from diffusers_fn.build import Diffusion, build, build_denoiser
 from diffusers_fn.coupling import Coupled, couple, invert_coupled, sample_coupled
 from diffusers_fn.denoisers import (
     Denoiser,
@@ -84,6 +84,7 @@ __all__ = [
     "backbones",
     "bind",
     "build",
+    "build_denoiser",
     "chain",
     "clip_x0",
     "cosine_betas",

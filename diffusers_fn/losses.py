@@ -18,6 +18,7 @@ from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, namespace
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.parameterizations import Parameterization, target
+from diffusers_fn.processes import Process
 
 Error = Callable[[jax.Array, jax.Array], jax.Array]
 Weight = Callable[[Level], Array]
@@ -191,6 +192,42 @@ def sigmoid(bias: float = 0.0) -> Weight:
     return lambda level: snr(level) / (1.0 + namespace(level).exp(log_snr(level) - bias))
 
 
+def likelihood(process: Process) -> Weight:
+    """Returns the weight g^2 alpha^2 / (2 sigma^4) = -d(SNR)/dt / 2, with t uniform on the process.
+
+    On the error of the score it is g^2 / 2, with which the loss bounds the negative log-likelihood, in nats over the
+    number of dimensions. Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021,
+    https://arxiv.org/abs/2101.09258, theorem 1; Kingma et al. 2021, https://arxiv.org/abs/2107.00630, eq. 18.
+
+    >>> from diffusers_fn.processes import vp
+    >>> round(float(likelihood(vp())(vp()(0.5))), 4)
+    0.4684
+    """
+
+    def weight(level: Level) -> Array:
+        _, g2 = process.rates(process.time(log_snr(level)))
+        return snr(level) * g2 / (2 * level.sigma**2)
+
+    return weight
+
+
+# What noise is drawn.
+
+
+def offset_noise(key: jax.Array, eps: jax.Array, strength: float) -> jax.Array:
+    """Returns eps + strength * z with one z a channel and example, so that a network learns to move the mean colour.
+
+    N. Guttenberg, "Diffusion with Offset Noise", 2023, https://www.crosslabs.org/blog/diffusion-with-offset-noise;
+    0.1 is usual. The noise is then of variance 1 + strength^2 on the mean of a channel, which sampling ignores.
+
+    >>> eps = offset_noise(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), 0.1)
+    >>> eps.shape, bool(jnp.all(eps == eps[:, :1, :1]))
+    ((2, 8, 8, 3), True)
+    """
+    shape = (eps.shape[0], *(1,) * (eps.ndim - 2), eps.shape[-1])
+    return eps + strength * _random.draw(jax.random.normal, key, shape, eps.dtype)
+
+
 # Which times are drawn: u in [0, 1), t = floor(u T) on a table of T timesteps.
 
 
@@ -249,6 +286,35 @@ def logit_normal_time(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
         return jnp.minimum(jax.nn.sigmoid(mean + std * z), _below_one())
 
     return sampler
+
+
+def log_normal_level(
+    at: Callable[[jax.Array], Level], mean: float = -1.2, std: float = 1.2
+) -> Callable[[jax.Array, int], Level]:
+    """Returns (key, B) -> Level[B] with log(sigma / alpha) = mean + std * z, z standard normal.
+
+    Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1 (P_mean and P_std).
+
+    Args:
+      at: log SNR -> Level, for instance `functools.partial(processes.at_log_snr, processes.edm())`.
+      mean, std: of log(sigma / alpha).
+
+    Raises:
+      ValueError: unless std is positive.
+
+    >>> import functools
+    >>> from diffusers_fn import processes
+    >>> draw = log_normal_level(functools.partial(processes.at_log_snr, processes.edm()))
+    >>> draw(jax.random.key(0), 4).sigma.shape
+    (4,)
+    """
+    _check_positive("std", std)
+
+    def draw(key: jax.Array, batch_size: int) -> Level:
+        z = _random.draw(jax.random.normal, key, (batch_size,), jnp.result_type(float))
+        return at(-2.0 * (mean + std * z))
+
+    return draw
 
 
 @jax.tree_util.register_dataclass

@@ -201,10 +201,48 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
         # Multiplied out by alpha, so that pure noise (alpha = 0) is a level like any other.
         return level.sigma / (sigma_data * root(level)), -sigma_data * level.alpha / root(level)
 
-    def input_scale(level: Level) -> Array:
-        return 1.0 / root(level)
-
     def root(level: Level) -> Array:
         return namespace(level).sqrt(level.sigma**2 + (sigma_data * level.alpha) ** 2)
 
-    return Parameterization(f"edm({sigma_data})", line, input_scale)
+    return Parameterization(f"edm({sigma_data})", line, unit_input(sigma_data))
+
+
+def unit_input(sigma_data: float = 0.5) -> Callable[[Level], Array]:
+    """Returns the `input_scale` 1 / sqrt(sigma^2 + (sigma_data alpha)^2), with which the network sees unit variance.
+
+    c_in of Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1, for any parameterization:
+    `epsilon._replace(input_scale=unit_input(0.5))`. Where alpha = 1 and sigma is large, networks need it.
+
+    Raises:
+      ValueError: unless sigma_data is positive.
+
+    >>> round(float(unit_input(0.6)(Level(1.0, 0.8, 0.0))), 6)
+    1.0
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data must be positive; got {sigma_data}")
+
+    def input_scale(level: Level) -> Array:
+        return 1.0 / namespace(level).sqrt(level.sigma**2 + (sigma_data * level.alpha) ** 2)
+
+    return input_scale
+
+
+def scaled_score(scale: float = 1.0) -> Parameterization:
+    """Returns the score parameterization of a network whose output is multiplied by `scale` to give the score.
+
+        score = scale * out,    so    out = -eps / (scale sigma)
+
+    Raises:
+      ValueError: unless scale is positive.
+
+    >>> scaled_score(2.0).line(Level(0.8, 0.5, 0.0))
+    (0.0, -1.0)
+    """
+    if not scale > 0:
+        raise ValueError(f"the scale of a score must be positive; got {scale}")
+    return (
+        score
+        if scale == 1
+        else Parameterization(f"scaled_score({scale})", lambda level: (0.0, -1.0 / (scale * level.sigma)))
+    )

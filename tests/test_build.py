@@ -175,7 +175,7 @@ def test_an_unknown_variant_is_refused():
         ({"sampler": {"num_inference_steps": 0}}, "got 0"),
         ({"noise_schedule": {"noise_steps": 0}}, "num_timesteps must be an integer of at least 1; got 0"),
         ({"backbone": {"dtype": "float8"}}, "config.backbone.dtype must be one of bfloat16, float32; got 'float8'"),
-        ({"noise_schedule": {"zero_terminal_snr": True}}, "'epsilon' says nothing about x0 .*'v' or 'x0'"),
+        ({"noise_schedule": {"zero_terminal_snr": True}}, "'epsilon' says nothing about x0 .*'v', 'x0' or 'velocity'"),
         ({"parameterization": "edm", "sigma_data": -1.0}, "sigma_data must be positive"),
     ],
 )
@@ -329,7 +329,7 @@ TINY_DIT = {"name": "dit", "image_size": 8, "hidden_size": 16, "depth": 1, "num_
         ({"backbone": {"name": "unet2d_condition", "class_time": True}}, "the net's own num_classes, class_time"),
         ({"backbone": {"name": "unet2d_condition", "num_tokens": 0}}, "num_tokens must be at least 1"),
         ({"backbone": {**TINY_DIT, "out_channels": 2}}, r"output has shape \(8, 8, 2\); see its out_channels"),
-        ({"backbone": {**TINY_DIT, "learned_variance": True}}, "config.backbone.learned_variance: the hybrid loss"),
+        ({"backbone": {**TINY_DIT, "learned_variance": True}}, "learned_variance is True, but nothing reads or trains"),
         ({"backbone": {**TINY_DIT, "num_classes": -1}}, r"num_classes must be 0 \(unconditional\) or more; got -1"),
         (
             {"backbone": {**TINY_DIT, "num_classes": 3, "null_class": False}},

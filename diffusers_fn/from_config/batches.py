@@ -1,0 +1,59 @@
+"""What a batch of examples must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn._arrays import check_data, concrete
+
+
+def check_images(batch: Mapping[str, jax.Array], shape: tuple[int, ...], name: str = "image") -> jax.Array:
+    """Returns batch[name], [B, *shape].
+
+    Raises:
+      ValueError: if it is missing, of another shape, not of floating type, or not finite where that can be read.
+
+    >>> check_images({"image": jnp.zeros((4, 2))}, (2,)).shape
+    (4, 2)
+    """
+    if name not in batch:
+        raise ValueError(f"a batch needs the entry {name!r}; got {sorted(batch)}")
+    image = batch[name]
+    check_data(**{name: image})
+    if image.shape[1:] != shape:
+        raise ValueError(
+            f"{name}s must have shape [B, {', '.join(map(str, shape))}] (config.data.shape); got {list(image.shape)}"
+        )
+    values = concrete(image)
+    if values is not None and not np.isfinite(values).all():
+        raise ValueError(f"{name}s must be finite; got NaN or infinite values")
+    return image
+
+
+def check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null: bool) -> jax.Array:
+    """Returns class labels, integers [] or [batch_size] in [0, num_classes - 1], or num_classes for no class.
+
+    Raises:
+      ValueError: if they are missing, of another shape or type, or out of range where that can be read.
+
+    >>> check_labels(np.array([0, 2]), num_classes=3, batch_size=2, allow_null=False)
+    Array([0, 2], dtype=int32)
+    """
+    if labels is None:
+        raise ValueError("this model is class-conditional (config.backbone.num_classes): the batch needs 'label'")
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape not in ((), (batch_size,)):
+        raise ValueError(f"labels must be integers of shape [] or [{batch_size}]; got {labels.dtype} {labels.shape}")
+    values = concrete(labels)
+    if values is not None and values.size and (values.min() < 0 or values.max() >= num_classes + allow_null):
+        null = f" or be {num_classes} for no class" if allow_null else ""
+        raise ValueError(
+            f"labels must lie in [0, {num_classes - 1}]{null}; got {values.min()} to {values.max()}: correct them or "
+            "config.backbone.num_classes"
+        )
+    return labels

@@ -1,0 +1,114 @@
+"""From config.backbone to a linen module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffusers_fn import backbones
+from diffusers_fn.backbones import fields
+from diffusers_fn.from_config.choices import choose
+
+BACKBONES: Mapping[str, type[nn.Module]] = {
+    "mlp": backbones.MLP,
+    "unet": backbones.UNet,
+    "unet2d": backbones.UNet2D,
+    "song_unet": backbones.SongUNet,
+    "dhariwal_unet": backbones.DhariwalUNet,
+    "unet1d": backbones.UNet1D,
+    "dit": backbones.DiT,
+    "uvit": backbones.UViT,
+    "unet2d_condition": backbones.UNet2DCondition,  # inside a ClassContext
+}
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def backbone_fields(name: str) -> list[fields.Field]:
+    """Returns what config.backbone may hold beside `name`: the fields of a backbone's module that are plain data.
+
+    Raises:
+      ValueError: if there is no such backbone.
+
+    >>> [field.name for field in backbone_fields("mlp")][:2]
+    ['width', 'depth']
+    """
+    plain = fields.plain_fields(choose("backbone.name", name, BACKBONES))
+    if name == "unet2d_condition":
+        plain += [field for field in fields.plain_fields(backbones.ClassContext) if field.name == "num_tokens"]
+    return plain
+
+
+def check_backbone_field(name: str, field: str, value: Any) -> None:
+    """Raises ValueError unless config.backbone, for the backbone called `name`, may hold this value of a field.
+
+    >>> check_backbone_field("dit", "depth", 12)
+    """
+    check_field("backbone", {each.name: each for each in backbone_fields(name)}, name, field, value)
+
+
+def check_field(section: str, known: Mapping[str, fields.Field], name: str, field: str, value: Any) -> None:
+    """Raises ValueError unless a section that describes the module called `name` may hold this value of a field.
+
+    >>> check_field("backbone", {each.name: each for each in backbone_fields("mlp")}, "mlp", "depth", 2)
+    """
+    if field not in known:
+        raise ValueError(
+            f"config.{section} has no field {field} for name = {name!r}; its fields are {', '.join(known)}"
+        )
+    if field in ("dtype", "param_dtype"):
+        choose(f"{section}.{field}", value, DTYPES)
+    elif not fields.fits(value, known[field].type):
+        allowed = fields.described(known[field].type)
+        raise ValueError(f"config.{section}.{field} must be of type {allowed}; got {value!r}")
+
+
+def make_backbone(config: ConfigDict) -> nn.Module:
+    """Returns the module that config.backbone describes.
+
+    Raises:
+      ValueError: if a field is unknown or has a wrong type.
+
+    >>> make_backbone(ConfigDict({"name": "mlp", "width": 8})).width
+    8
+    """
+    given = {field: value for field, value in config.items() if field != "name"}
+    for field, value in given.items():
+        check_backbone_field(config.name, field, value)
+    for field in ("dtype", "param_dtype"):
+        if field in given:
+            given[field] = DTYPES[given[field]]
+    num_classes = given.get("num_classes") or 0
+    if not 0 <= num_classes < 2**31:
+        raise ValueError(f"config.backbone.num_classes must be 0 (unconditional) or more; got {num_classes}")
+    given["num_classes"] = num_classes or None
+    given = {field: fields.tupled(value) for field, value in given.items()}
+    if config.name == "unet2d_condition":
+        own = {field: given.pop(field) for field in ("num_classes", "num_tokens") if field in given}
+        return backbones.ClassContext(backbones.UNet2DCondition(**given), **own)
+    return BACKBONES[config.name](**given)
+
+
+def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *, doubled: bool = False) -> None:
+    """Raises ValueError unless the network takes data of this shape and returns the same. Nothing is computed.
+
+    With `doubled`, for a learned variance, it must return twice the channels.
+    """
+
+    def run(key: jax.Array) -> Any:
+        return module.init_with_output(key, jnp.zeros((1, *shape)), jnp.ones((1,)), cond)[0]
+
+    where = f"config.data.shape = {shape} and config.backbone (name = {name!r}) do not fit"
+    try:
+        out: Any = jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    wanted = (*shape[:-1], 2 * shape[-1]) if doubled else shape
+    if out.shape[1:] != wanted:
+        learned = f", but a learned variance needs {wanted}; see its learned_variance and" if doubled else "; see its"
+        raise ValueError(f"{where}: the network's output has shape {out.shape[1:]}{learned} out_channels")
