@@ -1,0 +1,131 @@
+"""The codec: an encoder and a decoder as two pure functions, and the line that puts its latents on unit scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn import _random
+from diffusers_fn._arrays import concrete, namespace, working_dtype
+from diffusers_fn.backbones import diagonal_gaussian
+
+
+class Codec(NamedTuple):
+    """An autoencoder as a pair of pure functions; B is the batch, `latent` the shape of one latent.
+
+    Attributes:
+      encode: x [B, ...] -> (mean, logvar) [B, *latent], the Gaussian over latents z.
+      decode: z [B, *latent] -> x [B, ...].
+    """
+
+    encode: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    decode: Callable[[jax.Array], jax.Array]
+
+
+def make_codec(
+    encode: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]],
+    decode: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+) -> Codec:
+    """Returns the codec that an autoencoder with these parameters is.
+
+    Make it inside the function that is jitted, with params among its arguments: parameters that a jitted function
+    closes over are compiled in as constants.
+
+    Args:
+      encode: (params, x) -> (mean, logvar).
+      decode: (params, z) -> x.
+      params: what both are given.
+
+    >>> codec = make_codec(lambda p, x: (p * x, jnp.zeros_like(x)), lambda p, z: z / p, 2.0)
+    >>> codec.decode(codec.encode(jnp.ones((1, 3)))[0])
+    Array([[1., 1., 1.]], dtype=float32)
+    """
+    return Codec(lambda x: encode(params, x), lambda z: decode(params, z))
+
+
+def reparameterize(key: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """Returns z = mean + exp(logvar / 2) eps with eps ~ N(0, I): a draw that gradients pass through.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", 2013, https://arxiv.org/abs/1312.6114, section 2.4.
+
+    Args:
+      key: one key, or [B] keys: then an example's draw depends on its own key alone.
+      mean, logvar: [B, ...].
+
+    Raises:
+      ValueError: if there are several keys, but not one an example.
+
+    >>> reparameterize(jax.random.key(0), jnp.ones((2, 3)), jnp.full((2, 3), -jnp.inf)).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    if not _random.is_batched(key):
+        return diagonal_gaussian.reparameterize(key, mean, logvar)
+    if key.shape[0] != mean.shape[0]:
+        raise ValueError(f"there must be one key, or one key an example; got {key.shape[0]} for {mean.shape[0]}")
+    return jax.vmap(diagonal_gaussian.reparameterize)(key, mean, logvar)
+
+
+def scale_latents(z: jax.Array, scale: Any, shift: Any = 0.0) -> jax.Array:
+    """Returns (z - shift) scale: latents as a diffusion model sees them.
+
+    Args:
+      z: [B, *latent].
+      scale: a number, [C] for the last axis of z, or of shape `latent`; may be traced.
+      shift: as scale.
+
+    >>> scale_latents(jnp.array([[3.0, 5.0]]), 0.5, shift=jnp.array([1.0, 3.0]))
+    Array([[1., 1.]], dtype=float32)
+    """
+    return (z - _per_latent("shift", shift, z)) * _per_latent("scale", scale, z)
+
+
+def scaled(codec: Codec, scale: Any, shift: Any = 0.0) -> Codec:
+    """Returns the codec of the latents z' = (z - shift) scale: decode(z') = codec.decode(z' / scale + shift).
+
+    A diffusion model wants latents of about unit variance (Rombach et al., "High-Resolution Image Synthesis with
+    Latent Diffusion Models", 2021, https://arxiv.org/abs/2112.10752, appendix G). `calibrate` finds the numbers from
+    data; published autoencoders come with theirs, such as 0.18215 and no shift.
+
+    Args:
+      codec: of the latents z.
+      scale: positive: a number, [C] for the last axis of z, or of a latent's shape; may be traced.
+      shift: as scale.
+
+    Raises:
+      ValueError: unless scale is positive, where it can be read.
+
+    >>> codec = Codec(lambda x: (x, jnp.zeros_like(x)), lambda z: z)
+    >>> halved = scaled(codec, 0.5, shift=1.0)
+    >>> mean, logvar = halved.encode(jnp.array([[3.0]]))
+    >>> mean.item(), jnp.exp(logvar).round(4).item(), halved.decode(mean).item()
+    (1.0, 0.25, 3.0)
+    """
+    known = concrete(scale)
+    if known is not None and not np.all(known > 0):
+        raise ValueError(f"scale must be positive; got {scale}")
+    log_scale = namespace(scale).log(scale)
+
+    def encode(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean, logvar = codec.encode(x)
+        return scale_latents(mean, scale, shift), logvar + 2 * _per_latent("scale", log_scale, logvar)
+
+    def decode(z: jax.Array) -> jax.Array:
+        return codec.decode(z / _per_latent("scale", scale, z) + _per_latent("shift", shift, z))
+
+    return Codec(encode, decode)
+
+
+def _per_latent(name: str, value: Any, z: jax.Array) -> jax.Array:
+    """A number, [C] or an array of a latent's shape, shaped to combine with z [B, *latent]."""
+    value = jnp.asarray(value, working_dtype(z))
+    if value.shape not in ((), z.shape[-1:], z.shape[1:]):
+        raise ValueError(
+            f"{name} must be a number, or have shape {z.shape[-1:]} (a value a channel) or {z.shape[1:]}; "
+            f"got {value.shape}"
+        )
+    return value.reshape((1,) * (z.ndim - value.ndim) + value.shape)

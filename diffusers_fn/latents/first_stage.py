@@ -1,0 +1,109 @@
+"""Stage one of latent diffusion: the loss of the autoencoder, through which encoder and decoder both learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn import losses
+from diffusers_fn._arrays import check_data, concrete
+from diffusers_fn.backbones import diagonal_gaussian
+from diffusers_fn.latents.codec import Codec, reparameterize
+
+
+def autoencoder_loss(
+    key: jax.Array, codec: Codec, x: jax.Array, *, error: losses.Error = losses.mse, kl_weight: Any = 1e-6
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss [B] of an autoencoder, and its parts [B]: reconstruction, kl.
+
+        z ~ N(mean, exp(logvar)),    loss = error(decode(z), x) + kl_weight KL(N(mean, exp(logvar)) || N(0, I)) / D
+
+    with D the number of entries of an example of x. The errors are means over these D entries, so that kl_weight
+    weighs the whole divergence against the whole, summed error, as in Rombach et al. 2021
+    (https://arxiv.org/abs/2112.10752, appendix G), whose 1e-6 is the default; and `gaussian_nll` with kl_weight 1 is
+    the negative evidence lower bound in nats per entry (Kingma & Welling 2013, https://arxiv.org/abs/1312.6114,
+    eq. 10). The metric `kl` is KL itself, in nats an example.
+
+    z is a function of encoder and noise, so gradients reach both networks.
+
+    Args:
+      key: one key, or [B] keys.
+      codec: made of the parameters that are trained: `make_codec(encode, decode, params)`.
+      x: [B, ...].
+      error: (out, wanted) -> [B]: losses.mse, .l1, .huber, `gaussian_nll(std)`, or one of them inside `perceptual`.
+      kl_weight: may be traced.
+
+    Raises:
+      ValueError: if decode does not return data of x's shape, or kl_weight is negative.
+
+    >>> codec = Codec(lambda x: (2 * x, jnp.full_like(x, -30.0)), lambda z: z / 2)
+    >>> loss, parts = autoencoder_loss(jax.random.key(0), codec, jnp.ones((1, 4)), kl_weight=0.0)
+    >>> bool(loss[0] < 1e-6), parts["kl"].round(1)
+    (True, Array([66.], dtype=float32))
+    """
+    weight = concrete(kl_weight)
+    if weight is not None and not weight >= 0:
+        raise ValueError(f"kl_weight must not be negative; got {kl_weight}")
+    mean, logvar = codec.encode(x)
+    out = codec.decode(reparameterize(key, mean, logvar))
+    check_data(x=x, **{"decode(z)": out})
+    reconstruction = error(out, x)
+    kl = diagonal_gaussian.kl_to_standard_normal(mean, logvar)
+    entries = math.prod(x.shape[1:])
+    return reconstruction + kl_weight * kl / entries, {"reconstruction": reconstruction, "kl": kl}
+
+
+def gaussian_nll(std: Any) -> losses.Error:
+    """Returns the error -log N(wanted; out, std^2) in nats per entry, [B].
+
+        (wanted - out)^2 / (2 std^2) + log std + log(2 pi) / 2
+
+    Args:
+      std: positive; of the data around their reconstruction. It may be traced, a parameter that is trained with the
+        rest.
+
+    Raises:
+      ValueError: unless std is positive, where it can be read.
+
+    >>> round(gaussian_nll(1.0)(jnp.zeros((1, 2)), jnp.zeros((1, 2))).item(), 4)
+    0.9189
+    """
+    known = concrete(std)
+    if known is not None and not known > 0:
+        raise ValueError(f"std must be positive; got {std}")
+
+    def error(out: jax.Array, wanted: jax.Array) -> jax.Array:
+        return losses.mse(out, wanted) / (2 * std**2) + jnp.log(std) + 0.5 * math.log(2 * math.pi)
+
+    return error
+
+
+def perceptual(
+    features: Callable[[jax.Array], Any], weight: Any = 1.0, *, error: losses.Error = losses.mse
+) -> losses.Error:
+    """Returns an error that compares features too: error(out, wanted) + weight sum_l mse(f_l(out), f_l(wanted)).
+
+    Dosovitskiy & Brox, "Generating Images with Perceptual Similarity Metrics based on Deep Networks", 2016,
+    https://arxiv.org/abs/1602.02644, eq. 4; with a calibrated network for f this is the reconstruction term of
+    latent diffusion's first stage. The wanted features get no gradient.
+
+    Args:
+      features: [B, ...] -> a pytree of arrays [B, ...], such as the activations of some layers of a classifier; bring
+        normalisation and weights of the layers with it.
+      weight: of the sum; may be traced.
+      error: of the data themselves.
+
+    >>> mean_error = perceptual(lambda x: {"mean": x.mean(1, keepdims=True)}, 2.0)
+    >>> mean_error(jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]]))
+    Array([13.], dtype=float32)
+    """
+
+    def with_features(out: jax.Array, wanted: jax.Array) -> jax.Array:
+        pairs = jax.tree.map(losses.mse, features(out), jax.lax.stop_gradient(features(wanted)))
+        return error(out, wanted) + weight * sum(jax.tree.leaves(pairs))
+
+    return with_features
