@@ -105,6 +105,23 @@ def bind(denoise: Denoiser, cond: Any) -> Denoiser:
     return bound
 
 
+def ignore_cond(denoise: Denoiser) -> Denoiser:
+    """Returns the denoiser that takes any conditioning and evaluates `denoise` without it.
+
+    For guidance whose cond is somebody else's: `guidance.classifier(log_prob)(ignore_cond(denoise))` guides a model
+    without labels by a classifier's.
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> ignore_cond(gaussian(0.0, 1.0))(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0), cond=jnp.array([3])).x0
+    Array([[0.8, 0.8]], dtype=float32)
+    """
+
+    def unconditional(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+        return denoise(x, level)
+
+    return unconditional
+
+
 def chain(*transforms: Transform) -> Transform:
     """Returns the transform that applies `transforms` in order: chain(f, g)(denoise) = g(f(denoise)).
 

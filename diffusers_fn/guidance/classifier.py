@@ -1,0 +1,156 @@
+"""Guidance by the gradient of a classifier of noisy data, or of any other log probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusers_fn._arrays import concrete, expand
+from diffusers_fn.denoisers import Denoiser, Transform
+from diffusers_fn.guidance.predictions import moved
+from diffusers_fn.guidance.scales import Scale, scale_at
+from diffusers_fn.guidance.tables import one_step_rows, per_gradient, scale_on_rows
+from diffusers_fn.levels import Level
+from diffusers_fn.parameterizations import Prediction
+from diffusers_fn.solvers.base import Solver
+
+LogProb = Callable[..., jax.Array]  # (x, level) or (x, level, cond) -> [B], or their sum
+
+
+def classifier(log_prob: LogProb, scale: Scale = 1.0) -> Transform:
+    """Returns the transform for classifier guidance in its epsilon form, for every solver.
+
+        eps' = eps - scale * sigma * grad_x log p(y | x, level),    x0' = (x - sigma eps') / alpha
+
+    Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, https://arxiv.org/abs/2105.05233, eq. 14
+    and algorithm 2, for any level. At scale 1 with the exact classifier it is the exact conditional denoiser. Each
+    example has its own gradient, so the strength does not depend on the batch. x0 is not clipped again: put `clip_x0`
+    before, as the paper's code does, or after.
+
+    Args:
+      log_prob: (x, level) -> log p(y | x) where the guided denoiser is called without cond, (x, level, cond) with it;
+        [B], or their sum. For a network's logits see `class_log_prob`.
+      scale: [] or [B], may be traced, or a function of the level; 0 changes no bit. A Python number 0 skips the
+        gradient.
+
+    Raises:
+      ValueError: if a readable level is pure noise (alpha = 0), where eps does not tell x0.
+
+    A denoiser that knows no labels takes none: guide `ignore_cond(denoise)`, and cond is the classifier's alone.
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> positive = lambda x, level: jax.nn.log_sigmoid(2 * x[:, 0])
+    >>> denoise = classifier(positive)(gaussian(0.0, 1.0))
+    >>> print(denoise(jnp.zeros((1, 2)), Level(0.5, 0.5, 0.0)).x0)  # sigma^2 / alpha along the gradient, 1
+    [[0.5 0. ]]
+    """
+    if isinstance(scale, (int, float)) and scale == 0:
+        return lambda denoise: denoise
+
+    def transform(denoise: Denoiser) -> Denoiser:
+        def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+            return along_gradient(
+                denoise(x, level, cond), gradient(log_prob, x, level, cond), scale_at(scale, level), level
+            )
+
+        return guided
+
+    return transform
+
+
+def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0) -> Transform:
+    """Returns the transform for classifier guidance in its mean-shift form, for `ancestral` and `ddim` with eta > 0.
+
+        x' = (the solver's mean) + s^2 * scale * grad_x log p(y | x, level) + s z
+
+    where s is the deviation of the solver's noise, the learned one where it is learned. Dhariwal & Nichol 2021,
+    algorithm 1, with the gradient at x as in their code. It is the epsilon form at a scale that depends on the hop:
+    with `ancestral` and fixed_small, coef_x of the posterior times as much; the two agree for small hops. The last
+    hop, into sigma = 0, is noiseless and not guided.
+
+    Args:
+      log_prob: as for `classifier`.
+      solver: the table that the guided denoiser will be sampled with.
+      scale: as for `classifier`.
+
+    Raises:
+      ValueError: if the solver is no table of one step a hop, draws no noise, or visits a level twice, or the variance
+        is learned and the denoiser does not tell it.
+
+    >>> from diffusers_fn import grids, oracles, solvers
+    >>> solver = solvers.ancestral(grids.karras(20))
+    >>> guided = classifier_mean_shift(lambda x, level: jnp.sum(2 * x, axis=1), solver)(oracles.gaussian(0.0, 1.0))
+    >>> guided(jnp.ones((1, 1)), jax.tree.map(lambda a: a[-1], grids.karras(20))).x0.round(4)  # the last hop
+    Array([[1.]], dtype=float32)
+    """
+    rows = one_step_rows(solver)
+    if rows.noise is None:
+        raise ValueError(
+            "the mean-shift form is proportional to the variance of the solver's noise, and this solver draws none: "
+            "use `classifier`, the epsilon form"
+        )
+    fixed = scale_on_rows(rows, rows.noise**2 / per_gradient(rows))
+    log_range = None if rows.noise_range is None else scale_on_rows(rows, 2 * rows.noise_range)
+
+    def transform(denoise: Denoiser) -> Denoiser:
+        def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+            prediction = denoise(x, level, cond)
+            strength = expand(fixed(level), x) * expand(scale_at(scale, level), x)
+            if log_range is not None:
+                if prediction.var_frac is None:
+                    raise ValueError(
+                        "the solver's variance is learned, but the denoiser's prediction has var_frac None: use a "
+                        "variance of fixed_small or fixed_large"
+                    )
+                strength = strength * jnp.exp(prediction.var_frac * expand(log_range(level), x))
+            return along_gradient(prediction, gradient(log_prob, x, level, cond), strength, level)
+
+        return guided
+
+    return transform
+
+
+def class_log_prob(apply: Callable[..., jax.Array], params: Any) -> LogProb:
+    """Returns (x, level, cond) -> log p(cond | x) [B] of a network that puts out logits, by log-softmax.
+
+    Args:
+      apply: (params, x, t) -> logits [B, K], e.g. of `backbones.Classifier`.
+      params: its parameters.
+
+    Raises:
+      ValueError: if the log probability is asked for without labels, or for a readable label outside 0 ... K - 1.
+
+    >>> log_prob = class_log_prob(lambda params, x, t: x, None)
+    >>> log_prob(jnp.array([[0.0, 200.0]]), Level(0.8, 0.6, 0.0), jnp.array([0]))
+    Array([-200.], dtype=float32)
+    """
+
+    def log_prob(x: jax.Array, level: Level, cond: Any = None) -> jax.Array:
+        if cond is None:
+            raise ValueError("a classifier's guidance needs cond, the class labels [B]; got None")
+        logits = apply(params, x, level.t)
+        num_classes = logits.shape[-1]
+        known = concrete(cond)
+        if known is not None and not np.all((known >= 0) & (known < num_classes)):
+            raise ValueError(f"the classifier knows the classes 0 ... {num_classes - 1}; got the labels {known}")
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+        labels = jnp.broadcast_to(jnp.asarray(cond), x.shape[:1])
+        return jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+
+    return log_prob
+
+
+def gradient(log_prob: LogProb, x: jax.Array, level: Level, cond: Any) -> jax.Array:
+    """Returns grad_x log p(y | x), [B, ...]: that of the sum over the batch, so an example's own."""
+    rest = (level,) if cond is None else (level, cond)
+    return jax.grad(lambda x: jnp.sum(log_prob(x, *rest)))(x)
+
+
+def along_gradient(prediction: Prediction, grad: jax.Array, scale: Any, level: Level) -> Prediction:
+    """Returns the prediction with eps - scale * sigma * grad; scale is [], [B] or of x's rank."""
+    grad = grad.astype(prediction.eps.dtype)
+    return moved(prediction, -(expand(scale, grad) * expand(level.sigma, grad)) * grad, level)

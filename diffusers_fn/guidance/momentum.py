@@ -1,0 +1,142 @@
+"""Guidance that remembers: momentum of adaptive projected guidance, carried by the solver's state."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn._arrays import expand
+from diffusers_fn.denoisers import Denoiser
+from diffusers_fn.guidance.classifier_free import with_and_without
+from diffusers_fn.guidance.predictions import moved
+from diffusers_fn.guidance.rules import check_threshold, projected_update
+from diffusers_fn.guidance.scales import Scale, scale_at
+from diffusers_fn.levels import Level
+from diffusers_fn.parameterizations import Parameterization, Prediction, target, x0
+from diffusers_fn.solvers.base import Row, Solver, Step
+
+Remembering = Callable[..., tuple[Prediction, jax.Array]]  # (x, level, memory=None) -> (prediction, memory)
+
+
+def projected_with_momentum(
+    denoise: Denoiser,
+    cond: Any,
+    scale: Scale,
+    null_cond: Any,
+    *,
+    momentum: Any = -0.5,
+    eta: Any = 0.0,
+    norm_threshold: Any = None,
+    on: Parameterization = x0,
+    batched: bool = True,
+) -> Remembering:
+    """Returns adaptive projected guidance with momentum, a denoiser that takes and returns a memory.
+
+        d <- out_cond - out_uncond + momentum d,    then as in `projected`
+
+    from evaluation to evaluation. Sadat et al. 2024, https://arxiv.org/abs/2410.02416, algorithm 1; the momentum of the
+    paper is negative. `with_memory(solver)` is the solver that it is sampled with:
+
+        sample(key, projected_with_momentum(denoise, labels, 4.0, null), with_memory(solvers.ddim(levels)), x)
+
+    Args:
+      denoise: the denoiser, not guided; `clip_x0` and its like go on this one.
+      cond: the condition, bound here.
+      scale: as for `classifier_free`.
+      null_cond: as for `classifier_free`.
+      momentum: [] or [B], may be traced; 0 is `projected`.
+      eta: as for `projected`.
+      norm_threshold: as for `projected`.
+      on: as for `projected`.
+      batched: as for `classifier_free`.
+
+    Raises:
+      ValueError: if cond is None or a readable norm_threshold is not positive.
+
+    >>> denoise = lambda x, level, cond=None: Prediction(x * cond[:, None], x)
+    >>> guided = projected_with_momentum(denoise, jnp.array([2.0]), 3.0, 1.0, momentum=-0.5, eta=1.0)
+    >>> _, memory = guided(jnp.ones((1, 1)), Level(0.8, 0.6, 0.0))
+    >>> prediction, memory = guided(jnp.ones((1, 1)), Level(0.8, 0.6, 0.0), memory)
+    >>> prediction.x0, memory  # 2 + (3 - 1) (1 - 0.5)
+    (Array([[3.]], dtype=float32), Array([[0.5]], dtype=float32))
+    """
+    check_threshold(norm_threshold)
+
+    def guided(x: jax.Array, level: Level, memory: Any = None) -> tuple[Prediction, jax.Array]:
+        better, worse = with_and_without(denoise, x, level, cond, null_cond, batched)
+        out, other = (target(on, p.x0, p.eps, level) for p in (better, worse))
+        d = out - other
+        if memory is not None:
+            d = d + expand(momentum, d) * memory
+        update = projected_update(d, out, eta, norm_threshold)
+        return moved(better, (expand(scale_at(scale, level), out) - 1) * update, level, on), d
+
+    return guided
+
+
+def with_memory(solver: Solver) -> Solver:
+    """Returns the solver for a denoiser that remembers, (x, level, memory) -> (prediction, memory).
+
+    The memory, of x's shape and zero at first, is part of the solver's state: nothing is hidden, and sampling stays one
+    scan of a pure function. The last row, the final denoise, is an evaluation like any other.
+
+    Args:
+      solver: a table (every solver but `predictor_corrector` and `adaptive`).
+
+    Raises:
+      ValueError: if it is none.
+
+    >>> from diffusers_fn import grids, oracles, sample, solvers
+    >>> mean = lambda x, level, memory=0.0: (oracles.gaussian(0.0, 1.0)(x, level), memory + 1.0)
+    >>> x = 80.0 * jnp.ones((1, 1))
+    >>> last = sample(None, mean, with_memory(solvers.ddim(grids.karras(5))), x).x0
+    >>> bool(last == sample(None, oracles.gaussian(0.0, 1.0), solvers.ddim(grids.karras(5)), x).x0)
+    True
+    """
+    if not isinstance(solver.rows, Row):
+        raise ValueError("only a table, of one evaluation a row, can carry a denoiser's memory")
+    return Solver(_Init(solver.init), _Step(solver.step), solver.rows, solver.stochastic)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["inner", "memory"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class _Remembered:
+    inner: Any
+    memory: jax.Array
+
+    @property
+    def x(self) -> jax.Array:
+        return self.inner.x
+
+
+# Functions that carry others, equal when those are: so equal solvers share one compilation.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Init:
+    init: Callable[..., Any]
+
+    def __call__(self, x: jax.Array, rows: Row) -> _Remembered:
+        return _Remembered(self.init(x, rows), jnp.zeros_like(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    step: Callable[..., tuple[Any, Step]]
+
+    def __call__(self, key: Any, denoise: Any, state: _Remembered, row: Row) -> tuple[_Remembered, Step]:
+        said = []
+
+        def forgetful(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+            prediction, memory = denoise(x, level, state.memory)
+            said.append(memory)
+            return prediction
+
+        inner, step = self.step(key, forgetful, state.inner, row)
+        (memory,) = said  # a row evaluates once
+        return _Remembered(inner, memory.astype(state.memory.dtype)), step
