@@ -28,10 +28,11 @@ from diffusers_fn.from_config.network import (
 )
 from diffusers_fn.from_config.noise import Noise, make_noise, make_schedule
 from diffusers_fn.from_config.objectives import (
-    OBJECTIVES,
     VARIANCES,
+    Objective,
     Parts,
     make_draw_level,
+    make_objective,
     make_parameterization,
     make_read,
 )
@@ -47,9 +48,11 @@ __all__ = [
     "BACKBONES",
     "SOLVERS",
     "Diffusion",
+    "Objective",
     "backbone_fields",
     "build",
     "build_denoiser",
+    "build_objective",
     "check_backbone_field",
     "make_noise",
     "make_parameterization",
@@ -69,7 +72,7 @@ class Diffusion(NamedTuple):
         noise are coupled. key: one key, or [B] keys, which make an example's loss independent of the rest of the
         batch and of the device layout (but for dropout masks, drawn for the batch from the first key, and for the
         time samplers stratified and antithetic, which spread times over the batch). metrics: arrays [B].
-        Objectives that need more than the parameters take it as a fourth argument: see `make_extras`.
+        Objectives that need more than the parameters take it as a fourth argument: see `build_objective`.
       sample: (params, key, num_samples, *, cond=None, guidance_scale=None, eta=None, num_inference_steps=None,
         emit=None, transform=None) -> Samples. cond: int labels [] or [num_samples], or None for unconditional
         samples. What is None takes the config's value. key: one key, or [num_samples] keys. transform: guidance of
@@ -112,7 +115,7 @@ def build(config: ConfigDict) -> Diffusion:
     model = _make_model(config)
     parts, num_classes = model.parts, model.num_classes
     label_dropout = config.loss.label_dropout
-    loss = choose("loss.objective", config.loss.objective, OBJECTIVES)(parts)
+    loss = make_objective(parts).loss
     plan_solver = make_plan(config, parts.noise, parts.variance)
     if config.sampler.cfg_scale != 1 and not (num_classes and label_dropout):
         raise ValueError(
@@ -183,6 +186,22 @@ def build_denoiser(config: ConfigDict) -> Callable[..., Denoiser]:
     """
     model = _make_model(config)
     return lambda params, cond=None: bind(make_denoiser(model.apply, params, model.parts.parameterization), cond)
+
+
+def build_objective(config: ConfigDict) -> Objective:
+    """Returns the training objective of a config: `Diffusion.loss`, and the extras that it needs, if any.
+
+    For `training.make_train_state(params, optimizer, objective.extras)` and
+    `training.make_train_step(objective.loss, optimizer, update_extras=objective.update_extras)`.
+
+    Raises:
+      ValueError: as `build`.
+
+    >>> from configs import ddpm_toy2d
+    >>> build_objective(ddpm_toy2d.get_config()).extras is None
+    True
+    """
+    return make_objective(_make_model(config).parts)
 
 
 def _make_model(config: ConfigDict) -> _Model:

@@ -121,6 +121,40 @@ def make_optimizer(config: ConfigDict) -> Any:
     )
 
 
+def state_like(config: ConfigDict, init: Callable[[jax.Array], Any], extras_like: Any = None) -> Any:
+    """Returns the shapes of a run's training state, for restoring it.
+
+    Args:
+      config: of the run.
+      init: (key) -> params.
+      extras_like: shapes of the state's extras.
+    """
+    optimizer = make_optimizer(config)
+    return jax.eval_shape(
+        lambda key, extras: dfn.training.make_train_state(init(key), optimizer, extras), jax.random.key(0), extras_like
+    )
+
+
+def load_state(config: ConfigDict, workdir: Path, like: Any) -> tuple[int, Any]:
+    """Returns (step, state) of the newest sound checkpoint of a work directory.
+
+    Args:
+      config: as trained, but for fields that do not touch what was learned.
+      workdir: of the run.
+      like: the state's shapes, of `state_like`.
+
+    Raises:
+      ValueError: if the directory holds no run, or one of another config, or no checkpoint.
+    """
+    open_workdir(workdir, config, create=False)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    restored = checkpoints.restore(like)
+    checkpoints.close()
+    if restored is None:
+        raise ValueError(f"{workdir} holds no checkpoint yet: train on")
+    return restored
+
+
 def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Any, int]:
     """Returns (diffusion, params, step): the model of a work directory with its averaged parameters.
 
@@ -129,16 +163,8 @@ def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Any,
     """
     open_workdir(workdir, config, create=False)
     diffusion = dfn.build(config)
-    optimizer = make_optimizer(config)
-    template = jax.eval_shape(
-        lambda key: dfn.training.make_train_state(diffusion.init(key), optimizer), jax.random.key(0)
-    )
-    checkpoints = Checkpoints(workdir, read_only=True)
-    restored = checkpoints.restore(template)
-    checkpoints.close()
-    if restored is None:
-        raise ValueError(f"{workdir} holds no checkpoint yet: train on")
-    step, state = restored
+    like = state_like(config, diffusion.init, dfn.build_objective(config).extras)
+    step, state = load_state(config, workdir, like)
     return diffusion, jax.device_put(state.ema), step
 
 

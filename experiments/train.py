@@ -13,10 +13,8 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -26,6 +24,7 @@ from experiments import data, runs
 from experiments.checkpoints import Checkpoints
 from experiments.metric_log import MetricLog
 from experiments.pictures import save_curves
+from experiments.tasks import make_task
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -38,11 +37,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
       ValueError: if config, data and work directory do not fit together.
       FloatingPointError: if the loss is not finite; the state that led there is not saved.
     """
-    diffusion = dfn.build(config)
+    task = make_task(config)
     settings = config.training
     check_intervals(config, jax.device_count())
     optimizer = runs.make_optimizer(config)
-    step_fn = dfn.training.make_train_step(diffusion.loss, optimizer, ema_decay=settings.ema_decay)
+    step_fn = dfn.training.make_train_step(
+        task.loss, optimizer, ema_decay=settings.ema_decay, update_extras=task.update_extras
+    )
     train_step = jax.jit(step_fn, donate_argnums=0)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
@@ -50,18 +51,20 @@ def train(config: ConfigDict, workdir: Path) -> None:
     runs.open_workdir(workdir, config, create=True)  # the last check: from here on the folder is this config's
 
     init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), 3)
-    state = jax.jit(lambda key: dfn.training.make_train_state(diffusion.init(key), optimizer))(init_key)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
-    restored = checkpoints.restore(state)
-    start = 0
+    restored = checkpoints.restore(runs.state_like(config, task.init, task.extras_like))
     if restored is not None:
         start, state = restored
         print(f"resuming at step {start} of {settings.num_steps}")
+    else:
+        start, extras = 0, task.make_extras(dataset)
+        make_state = lambda key, extras: dfn.training.make_train_state(task.init(key), optimizer, extras)  # noqa: E731
+        state = jax.jit(make_state)(init_key, extras)
 
     mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
     state = dfn.training.replicate(state, mesh)
-    reference = data.float_images(dataset, np.arange(min(2_000, len(dataset))))
-    grid = SampleGrid(config, diffusion, grid_key, workdir, reference)
+    (workdir / "samples").mkdir(exist_ok=True)
+    draw = task.make_pictures(dataset, grid_key)
     log = MetricLog(workdir, start)
     batches = data.batches(dataset, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -95,7 +98,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 saved = step
             if settings.sample_every and step % settings.sample_every == 0 and step < settings.num_steps:
                 bar.set_description("sampling")
-                grid.draw(state.ema, workdir / "samples" / f"{step:08d}.png")
+                draw(state.ema, state.extras, workdir / "samples" / f"{step:08d}.png")
                 bar.set_description("training")
                 since, when = step, time.monotonic()
     if step > saved:  # asked to stop, wherever that was
@@ -107,7 +110,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if step < settings.num_steps:
         print(f"stopped at step {step} of {settings.num_steps}; the same command resumes from there")
         return
-    grid.draw(state.ema, workdir / "samples.png")
+    draw(state.ema, state.extras, workdir / "samples.png")
     save_curves(workdir / "curve.png", log.path)
     print(f"done: samples in {workdir / 'samples.png'}, loss curve in {workdir / 'curve.png'}, all else in {workdir}")
 
@@ -140,26 +143,6 @@ def check_intervals(config: ConfigDict, num_devices: int) -> None:
             f"config.training.batch_size must be a multiple of the {num_devices} devices; "
             f"got {config.training.batch_size}"
         )
-
-
-class SampleGrid:
-    """Draws the same grid of samples, with the same noise and labels, whenever it is asked for."""
-
-    def __init__(
-        self, config: ConfigDict, diffusion: dfn.Diffusion, key: jax.Array, workdir: Path, reference: np.ndarray
-    ):
-        (workdir / "samples").mkdir(exist_ok=True)
-        labels = runs.grid_labels(config)
-        self._reference = reference
-        self._columns = None if labels is None else 10
-        num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
-        cond = None if labels is None else jnp.asarray(labels)
-        keys = jax.random.split(key, num_samples)
-        self._sample = jax.jit(lambda params: diffusion.sample(params, keys, num_samples, cond=cond).x0)
-
-    def draw(self, params: Any, path: Path) -> None:
-        """Writes the picture of samples drawn with these parameters."""
-        runs.save_picture(path, np.asarray(self._sample(params)), self._columns, self._reference)
 
 
 class StopSignal:

@@ -119,7 +119,10 @@ def make_draw_level(config: ConfigDict, noise: Noise) -> Callable[[jax.Array, in
                 "noise_schedule.zero_terminal_snr ends: set that to False"
             )
         return losses.log_normal_level(noise.at, section.log_sigma_mean, section.log_sigma_std)
-    draw_time = choose("loss.time_sampler", section.time_sampler, {"log_normal": None, **TIME_SAMPLERS})(config)
+    if section.time_sampler == "loss_second_moment":
+        return lambda key, batch_size: noise.level(losses.uniform_time(key, batch_size))  # see `make_objective`
+    options = {"log_normal": None, "loss_second_moment": None, **TIME_SAMPLERS}
+    draw_time = choose("loss.time_sampler", section.time_sampler, options)(config)
     if config.noise_schedule.process == "edm":
         raise ValueError(
             f"config.loss.time_sampler is {section.time_sampler!r}, but the process 'edm' has no times between 0 and "
@@ -193,6 +196,59 @@ def denoising(parts: Parts) -> Loss:
 OBJECTIVES: Mapping[str, Callable[[Parts], Loss]] = {
     "denoising": denoising,
 }
+
+
+class Objective(NamedTuple):
+    """A training loss, and what it needs beside the parameters.
+
+    Attributes:
+      loss: (params, key, batch) -> (loss [B], metrics [B]), with extras as a fourth argument if there are any.
+      extras: at the start of training; None for nothing.
+      update_extras: (extras, metrics [B]) -> extras after a step; None where they stay.
+    """
+
+    loss: Loss
+    extras: Any = None
+    update_extras: Callable[[Any, Metrics], Any] | None = None
+
+
+def make_objective(parts: Parts) -> Objective:
+    """Returns the objective that config.loss describes.
+
+    Raises:
+      ValueError: if a name or a number is not allowed.
+    """
+    section = parts.config.loss
+    objective = choose("loss.objective", section.objective, OBJECTIVES)
+    if section.time_sampler == "loss_second_moment":
+        return _importance_sampled(objective, parts)
+    return Objective(objective(parts))
+
+
+def _importance_sampled(objective: Callable[[Parts], Loss], parts: Parts) -> Objective:
+    """The objective with timesteps drawn in proportion to their losses (Nichol & Dhariwal 2021, section 3.3)."""
+    schedule = parts.noise.schedule
+    if schedule is None:
+        raise ValueError(
+            "config.loss.time_sampler is 'loss_second_moment', which needs a table of timesteps: set "
+            f"noise_schedule.process to 'table'; got {parts.config.noise_schedule.process!r}"
+        )
+    num_timesteps = schedule.betas.shape[0]
+
+    def loss(
+        params: Any, key: jax.Array, batch: Mapping[str, jax.Array], record: losses.LossSecondMoment
+    ) -> tuple[jax.Array, Metrics]:
+        time_key, key = _random.split(key, 2)
+        batch_size = jax.tree.leaves(batch)[0].shape[0]
+        t, weight = losses.draw_times(time_key, record, batch_size)
+        at_t = parts._replace(draw_level=lambda key, batch_size: parts.noise.level((t + 0.5) / num_timesteps))
+        per_example, metrics = objective(at_t)(params, key, batch)
+        return weight * per_example, metrics | {"timestep": t, "unweighted": per_example}
+
+    def update(record: losses.LossSecondMoment, metrics: Metrics) -> losses.LossSecondMoment:
+        return losses.update_loss_second_moment(record, metrics["timestep"], metrics["unweighted"])
+
+    return Objective(loss, losses.loss_second_moment(num_timesteps), update)
 
 
 def one_key(key: jax.Array) -> jax.Array:

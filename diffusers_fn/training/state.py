@@ -13,7 +13,8 @@ import optax
 
 from diffusers_fn import _random
 
-Loss = Callable[[Any, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
+Metrics = dict[str, jax.Array]
+Loss = Callable[..., tuple[jax.Array, Metrics]]
 
 
 @jax.tree_util.register_dataclass
@@ -26,15 +27,20 @@ class TrainState:
       params: the network's parameters.
       ema: their exponential moving average, what samples are drawn with; starts as the parameters.
       opt_state: the optimizer's state.
+      extras: what the loss needs beside the parameters, a pytree, or None for nothing: losses by timestep, a frozen
+        teacher or autoencoder.
     """
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+    extras: Any = None
 
 
-def make_train_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def make_train_state(
+    params: Any, optimizer: optax.GradientTransformation | optax.MultiSteps, extras: Any = None
+) -> TrainState:
     """Returns the state before the first step; the EMA starts from the parameters, not from zero.
 
     >>> state = make_train_state({"w": jnp.ones(2)}, optax.adam(1e-3))
@@ -44,7 +50,7 @@ def make_train_state(params: Any, optimizer: optax.GradientTransformation) -> Tr
     # A copy, for a donated state must not hold one buffer twice; and at least float32, for an average in bfloat16
     # rounds its own increments away.
     ema = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), extras)
 
 
 def make_train_step(
@@ -53,6 +59,7 @@ def make_train_step(
     *,
     ema_decay: float = 0.999,
     reduce: Callable[[Any], Any] = lambda tree: tree,
+    update_extras: Callable[[Any, Metrics], Any] | None = None,
 ) -> Callable[[TrainState, jax.Array, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, key, batch) -> (state, metrics), to be compiled by the caller.
 
@@ -61,11 +68,13 @@ def make_train_step(
     shard_map give each device the keys of its own examples: one replicated key would draw the same noise everywhere.
 
     Args:
-      loss: (params, key, batch) -> (loss [B], metrics of arrays [B]), as `Diffusion.loss`.
+      loss: (params, key, batch) -> (loss [B], metrics of arrays [B]), as `Diffusion.loss`; (params, key, batch,
+        extras) where the state has extras.
       optimizer: from optax. With optax.MultiSteps the EMA moves only when the parameters do.
       ema_decay: in [0, 1).
       reduce: mean over the devices, applied to gradients and metrics: the identity under jit (sharded or not),
         `lambda tree: jax.lax.pmean(tree, "batch")` inside a pmap or shard_map over "batch".
+      update_extras: (extras, metrics of arrays [B]) -> extras, after each step; None keeps them.
 
     Raises:
       ValueError: if ema_decay is outside [0, 1).
@@ -81,17 +90,18 @@ def make_train_step(
         raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}")
 
     def mean_loss(
-        params: Any, key: jax.Array, batch: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        per_example, metrics = loss(params, key, batch)
+        params: Any, key: jax.Array, batch: Mapping[str, jax.Array], extras: Any
+    ) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
+        per_example, metrics = loss(params, key, batch, *(() if extras is None else (extras,)))
         chex.assert_rank(per_example, 1)
-        return jnp.mean(per_example), {"loss": jnp.mean(per_example), **jax.tree.map(jnp.mean, metrics)}
+        return jnp.mean(per_example), (per_example, metrics)
 
     def train_step(
         state: TrainState, key: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         step_key = _random.fold_in(key, state.step)
-        gradients, metrics = jax.grad(mean_loss, has_aux=True)(state.params, step_key, batch)
+        gradients, (per_example, each) = jax.grad(mean_loss, has_aux=True)(state.params, step_key, batch, state.extras)
+        metrics = {"loss": jnp.mean(per_example), **jax.tree.map(jnp.mean, each)}
         gradients, metrics = reduce((gradients, metrics))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -100,6 +110,7 @@ def make_train_step(
             keep = jnp.where(optimizer.has_updated(opt_state), keep, 1.0)
         ema = jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), state.ema, params)
         metrics["grad_norm"] = optax.tree.norm(gradients)
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        extras = state.extras if update_extras is None else update_extras(state.extras, each)
+        return TrainState(state.step + 1, params, ema, opt_state, extras), metrics
 
     return train_step
