@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import diffusers_fn as dfn
+from configs.default import default_config
 from experiments import data
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_text
@@ -73,7 +74,9 @@ def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
         return
-    held = _flat(json.loads(path.read_text()))
+    # A run of an earlier version lacks fields that came later: it ran with what is now their default.
+    held = {**_flat(default_config().to_dict()), **_flat(json.loads(path.read_text()))}
+    held = {name: value for name, value in held.items() if name in wanted or not name.startswith("backbone.")}
     differing = [
         f"{name}: {held.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
         for name in sorted(set(held) | set(wanted))

@@ -1,0 +1,37 @@
+"""EDM (Karras et al. 2022, https://arxiv.org/abs/2206.00364) on digits: preconditioning, log-normal sigma, Heun.
+
+    python -m experiments.train --config=configs/edm.py --workdir=runs/edm
+
+Variants: `digits` (the default): the preconditioned network F, the loss weight that goes with it, log sigma drawn from
+a normal distribution, the paper's grid with Heun's method. `stochastic`: the same weights with the paper's stochastic
+sampler, --config.sampler.s_churn and so on. The networks of the paper: configs/edm_unets.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ddpm_digits import MLP
+from configs.default import customise, default_config, pick
+
+DIGITS = {
+    "noise_schedule": {"process": "edm", "time_label": "log_sigma"},
+    "backbone": {**MLP, "num_classes": 10},
+    "parameterization": "edm",
+    "sigma_data": 0.75,  # of the digits' pixels
+    "loss": {"time_sampler": "log_normal", "log_sigma_mean": -0.4, "log_sigma_std": 1.2},
+    "sampler": {"name": "heun", "skip_type": "karras", "num_inference_steps": 18, "cfg_scale": 1.5,
+                "clip_denoised": False},
+    "training": {"num_steps": 4_000, "batch_size": 128},
+}  # fmt: skip
+
+VARIANTS = {
+    "digits": DIGITS,
+    "stochastic": {
+        **DIGITS,
+        "sampler": {**DIGITS["sampler"], "name": "edm_stochastic", "num_inference_steps": 64, "s_churn": 20.0,
+                    "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003},
+    },
+}  # fmt: skip
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    return customise(default_config(), **pick(VARIANTS, arg, "digits"))

@@ -1,0 +1,32 @@
+"""Flow matching / rectified flow (Liu et al. 2022, https://arxiv.org/abs/2209.03003; Lipman et al. 2022,
+https://arxiv.org/abs/2210.02747) on digits: straight paths, the network puts out the velocity eps - x0.
+
+    python -m experiments.train --config=configs/flow.py --workdir=runs/flow
+
+Variants: `uniform` (the default) draws t evenly, `logit_normal` and `mode` as Stable Diffusion 3 does (Esser et al.
+2024, https://arxiv.org/abs/2403.03206, eq. 19 and 20). Sampled by Euler on an even grid in t, from pure noise.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ddpm_digits import MLP
+from configs.default import customise, default_config, pick
+
+DIGITS = {
+    "noise_schedule": {"process": "flow"},
+    "backbone": {**MLP, "num_classes": 10},
+    "parameterization": "velocity",
+    "sampler": {"name": "heun", "skip_type": "trailing", "num_inference_steps": 25, "cfg_scale": 1.5,
+                "clip_denoised": False},
+    "training": {"num_steps": 4_000, "batch_size": 128},
+}  # fmt: skip
+
+VARIANTS = {
+    "uniform": DIGITS,
+    "logit_normal": {**DIGITS, "loss": {"time_sampler": "logit_normal"}},
+    "mode": {**DIGITS, "loss": {"time_sampler": "mode"}},
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    return customise(default_config(), **pick(VARIANTS, arg, "uniform"))

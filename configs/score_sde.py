@@ -1,0 +1,51 @@
+"""Score-based models in continuous time (Song et al. 2021, https://arxiv.org/abs/2011.13456), on digits.
+
+    python -m experiments.train --config=configs/score_sde.py:vp --workdir=runs/score_vp
+
+Variants: `ve` (the default), `vp`, `sub_vp`: the three processes of the paper. The network puts out the score,
+multiplied by sigma (parameterization epsilon up to its sign), is told log sigma, and is trained with the weight sigma^2
+of denoising score matching. Sampled by the reverse-time equation; others by name, with the same weights:
+
+    --config.sampler.name=predictor_corrector     Langevin steps between (snr, num_corrector_steps)
+    --config.sampler.name=euler_maruyama          the reverse equation, by the times of the grid
+    --config.sampler.name=heun --config.sampler.num_inference_steps=25       the probability-flow ODE
+
+`ve_score` puts out the score itself: --config.score_scaling multiplies its output. sigma_min and sigma_max are those of
+noise_schedule (`ve`). `likelihood`: `vp` with the weight g^2 that bounds the likelihood (Song et al. 2021,
+https://arxiv.org/abs/2101.09258).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ddpm_digits import MLP
+from configs.default import customise, default_config, pick
+
+
+def variant(process: str, **more: dict) -> dict:
+    """Returns the changes for a process; `more` goes over them, section by section."""
+    section = {
+        "noise_schedule": {"process": process, "time_label": "log_sigma"},
+        "backbone": {**MLP, "num_classes": 10},
+        "loss": {"weight": "snr"},
+        "scale_input": True,
+        "sampler": {"name": "reverse_diffusion", "skip_type": "log_snr", "num_inference_steps": 200, "cfg_scale": 1.5},
+        "training": {"num_steps": 4_000, "batch_size": 128},
+    }
+    for name, fields in more.items():
+        section[name] = {**section[name], **fields} if isinstance(fields, dict) else fields
+    return section
+
+
+VE = {"sigma_min": 0.01, "sigma_max": 20.0}
+
+VARIANTS = {
+    "ve": variant("ve", noise_schedule=VE),
+    "vp": variant("vp"),
+    "sub_vp": variant("sub_vp"),
+    "ve_score": variant("ve", noise_schedule=VE, parameterization="score"),
+    "likelihood": variant("vp", loss={"weight": "likelihood"}),
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    return customise(default_config(), **pick(VARIANTS, arg, "ve"))
