@@ -32,9 +32,10 @@ def dps(operator: Operator, y: jax.Array, *, noise_std: Any = None, scale: Scale
 
     Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems", 2023,
     https://arxiv.org/abs/2209.14687, eq. 10 and 16. The first is their approximation of the score. The second is their
-    algorithm 1, with scale = `shift_scale(solver, zeta)`: each step moves by zeta times the gradient of the norm, zeta
-    from 0.1 to 1 in the paper. A may be nonlinear. The approximation ignores how uncertain x0_hat is, so samples are
-    too sure of y at high noise; `pigdm` does not.
+    algorithm 1, with scale = `shift_scale(solver, zeta)`: each step moves by zeta times the gradient of the norm, as in
+    their code (the zeta_i of the paper is zeta / (2 |y - A(x0_hat)|)). A may be nonlinear. The approximation takes
+    x0_hat for certain, so samples are biased however many steps they take, and come to the posterior with corrector
+    steps (`predictor_corrector`); `pigdm` knows the uncertainty.
 
     Args:
       operator: [B, ...] -> y's shape, differentiable, example by example.
