@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete
-from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, make_denoiser
+from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.choices import check_sections, choose
+from diffusers_fn.from_config.guiding import make_guidance
 from diffusers_fn.from_config.network import (
     BACKBONES,
     backbone_fields,
@@ -37,7 +38,6 @@ from diffusers_fn.from_config.objectives import (
     make_read,
 )
 from diffusers_fn.from_config.samplers import SOLVERS, make_plan
-from diffusers_fn.guidance import classifier_free
 from diffusers_fn.noise_schedules import level_at
 from diffusers_fn.parameterizations import Parameterization
 from diffusers_fn.sampling import Samples, sample
@@ -117,6 +117,7 @@ def build(config: ConfigDict) -> Diffusion:
     label_dropout = config.loss.label_dropout
     loss = make_objective(parts).loss
     plan_solver = make_plan(config, parts.noise, parts.variance)
+    guide = make_guidance(config, null_cond=num_classes)
     if config.sampler.cfg_scale != 1 and not (num_classes and label_dropout):
         raise ValueError(
             f"config.sampler.cfg_scale is {config.sampler.cfg_scale}, but guidance needs a class-conditional model "
@@ -151,9 +152,9 @@ def build(config: ConfigDict) -> Diffusion:
         transforms: list[Transform] = []
         if cond is not None and num_classes:
             cond = jnp.broadcast_to(check_labels(cond, num_classes, num_samples, allow_null=True), (num_samples,))
-            transforms.append(classifier_free(scale, null_cond=num_classes))
+            transforms.append(guide(scale))
         elif not num_classes:
-            transforms.append(_without_cond)
+            transforms.append(ignore_cond)
         if transform is not None:
             transforms.append(transform)
         transforms.append(lambda denoise: bind(denoise, cond))
@@ -279,10 +280,6 @@ def _check_learned_variance(config: ConfigDict, learned: bool) -> None:
             f"config.loss.objective is {config.loss.objective!r}, which trains a learned variance: set config.variance "
             f"to 'learned_range' and backbone.learned_variance to True; got variance = {config.variance!r}"
         )
-
-
-def _without_cond(denoise: Denoiser) -> Denoiser:
-    return lambda x, level, cond=None: denoise(x, level)
 
 
 def _start_std(solver: Solver) -> float:
