@@ -30,7 +30,8 @@ def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
     num_samples, num_classes = config.evaluation.num_samples, config.backbone.num_classes
     labels = np.resize(np.arange(num_classes, dtype=np.int32), num_samples) if num_classes else None
     samples = runs.draw_samples(diffusion, params, seed, labels, num_samples, config.evaluation.batch_size)
-    figures = {"step": step, "seed": seed, "sampler": config.sampler.to_dict()}
+    figures: dict[str, Any] = {"step": step, "seed": seed, "sampler": config.sampler.to_dict()}
+    figures["network_evaluations"] = runs.network_evaluations(config, diffusion)
     figures |= evaluate_samples(samples, labels, train, heldout)
     write_text(workdir / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     print(table(figures))
@@ -39,7 +40,10 @@ def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
 
 def table(figures: dict[str, Any]) -> str:
     """Returns the figures as lines of text, samples beside held-out real data."""
-    rows = [f"{'':34}{'samples':>12}{'held-out':>12}"]
+    rows = (
+        [f"{figures['network_evaluations']} network evaluations a sample"] if "network_evaluations" in figures else []
+    )
+    rows += [f"{'':34}{'samples':>12}{'held-out':>12}"]
     for name, value in figures.items():
         if not isinstance(value, dict) or "samples" not in value:
             continue

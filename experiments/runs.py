@@ -202,6 +202,23 @@ def draw_samples(
     return np.concatenate(parts)[:num_samples]
 
 
+def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
+    """Returns how often the network is evaluated for one sample; guidance of classes evaluates it twice a time.
+
+    Nothing is computed: the rows of the sampler are counted. The gradients of a classifier are not.
+    """
+    num_classes = config.backbone.num_classes
+    cond = np.zeros(1, np.int32) if num_classes else None
+    key = jax.random.key(0)
+    trace = jax.eval_shape(
+        lambda key: diffusion.sample(diffusion.init(key), key, 1, cond=cond, emit=lambda step: step.x).trace, key
+    )
+    rows = jax.tree.leaves(trace)[0].shape[0]
+    a_row = 1 + config.sampler.num_corrector_steps if config.sampler.name == "predictor_corrector" else 1
+    guided = num_classes and config.sampler.cfg_scale != 1
+    return rows * a_row * (2 if guided else 1)
+
+
 def grid_labels(config: ConfigDict) -> np.ndarray | None:
     """Returns the labels of a sample grid: ten of each of the first ten classes, a row each; None without classes."""
     num_classes = config.backbone.num_classes
