@@ -125,7 +125,7 @@ def test_dps_is_its_gradient_by_hand():
 
 @pytest.mark.usefixtures("x64")
 def test_dps_by_steps_is_the_papers_algorithm(replayed_noise):
-    """Algorithm 1 as in their code: an ancestral step less zeta times the gradient of |y - A x0_hat|, the last one too."""
+    """Algorithm 1 as in their code: an ancestral step less zeta times the gradient of |y - A x0_hat|; the last too."""
     levels, zeta = plan(8), 0.4
     solver = solvers.ancestral(levels)
     draws = np.random.default_rng(0).standard_normal((8, 1, 3))
