@@ -64,6 +64,7 @@ def default_config() -> ConfigDict:
     config.loss.label_dropout = 0.1  # share of examples trained without their label
     config.loss.offset_noise = 0.0  # strength of a common shift of each channel's noise
     config.loss.vlb_weight = 1e-3  # hybrid: of the variational bound beside the plain loss
+    config.loss.num_levels = 256  # hybrid, vlb: grey levels of the data, which the bound's last term tells apart
     config.loss.min_snr_gamma = 5.0
     config.loss.p2_gamma = 1.0
     config.loss.p2_k = 1.0
@@ -81,6 +82,9 @@ def default_config() -> ConfigDict:
     config.sampler.eta = 0.0
     config.sampler.clip_denoised = True
     config.sampler.cfg_scale = 1.0  # classifier-free guidance; 1 is none
+    config.sampler.guidance = "classifier_free"  # or classifier_free_pp, projected: how cfg_scale acts
+    config.sampler.apg_eta = 0.0  # projected: how much of the parallel part is kept
+    config.sampler.apg_norm_threshold = placeholder(float)  # None: none
     config.sampler.cfg_channels = 0  # guide the first so many channels; 0: all
     config.sampler.cfg_rescale = 0.0  # share of the conditional prediction's spread that is restored
     config.sampler.cfg_interval = (0.0, math.inf)  # of sigma / alpha, where to guide

@@ -112,7 +112,8 @@ def test_every_config_builds_and_trains(name, variant):
     """Under jax.eval_shape: shapes and types only, so that a large network costs its trace alone."""
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config(variant)
-    diffusion = dfn.build(config)
+    diffusion, objective = dfn.build(config), dfn.build_objective(config)
+    extras = () if objective.extras is None else (objective.extras,)
     optimizer = runs.make_optimizer(config)
     shape = tuple(config.data.shape)
     batch = {"image": jax.ShapeDtypeStruct((2, *shape), jnp.float32)}
@@ -123,7 +124,7 @@ def test_every_config_builds_and_trains(name, variant):
 
     def start_and_loss(key, batch):
         params = diffusion.init(key)
-        return params, diffusion.loss(params, key, batch)[0]
+        return params, objective.loss(params, key, batch, *extras)[0]
 
     params, loss = jax.eval_shape(start_and_loss, key, batch)
     assert loss.shape == (2,)
@@ -134,8 +135,12 @@ def test_every_config_builds_and_trains(name, variant):
         return
     assert count < 2e7  # a small variant: it takes a step, and samples
 
-    step = training.make_train_step(diffusion.loss, optimizer, ema_decay=config.training.ema_decay)
-    take = lambda params, key, batch: step(training.make_train_state(params, optimizer), key, batch)  # noqa: E731
+    step = training.make_train_step(
+        objective.loss, optimizer, ema_decay=config.training.ema_decay, update_extras=objective.update_extras
+    )
+    take = lambda params, key, batch: step(  # noqa: E731
+        training.make_train_state(params, optimizer, objective.extras), key, batch
+    )
     state, metrics = jax.eval_shape(take, params, key, batch)
     assert metrics["loss"].shape == ()
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state.params, params)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import _random, losses, parameterizations, variances
 from diffusers_fn.denoisers import network_output
+from diffusers_fn.from_config import learned_variance
 from diffusers_fn.from_config.batches import check_images, check_labels
 from diffusers_fn.from_config.choices import choose, fraction
 from diffusers_fn.from_config.noise import Noise
@@ -55,6 +56,7 @@ TIME_SAMPLERS: Mapping[str, Callable[[ConfigDict], losses.TimeSampler]] = {
     "stratified": lambda config: losses.stratified_time,
     "antithetic": lambda config: losses.antithetic_time,
     "logit_normal": lambda config: losses.logit_normal_time(config.loss.logit_mean, config.loss.logit_std),
+    "mode": lambda config: losses.mode_time(config.loss.mode_scale),
 }
 
 
@@ -195,6 +197,12 @@ def denoising(parts: Parts) -> Loss:
 
 OBJECTIVES: Mapping[str, Callable[[Parts], Loss]] = {
     "denoising": denoising,
+    "hybrid": lambda parts: learned_variance.hybrid(
+        parts,
+        choose("loss.loss_type", parts.config.loss.loss_type, LOSS_TYPES),
+        choose("loss.weight", parts.config.loss.weight, WEIGHTS)(parts.config, parts.noise),
+    ),
+    "vlb": learned_variance.vlb,
 }
 
 
@@ -221,6 +229,7 @@ def make_objective(parts: Parts) -> Objective:
     section = parts.config.loss
     objective = choose("loss.objective", section.objective, OBJECTIVES)
     if section.time_sampler == "loss_second_moment":
+        objective(parts)  # refuses now what does not fit
         return _importance_sampled(objective, parts)
     return Objective(objective(parts))
 

@@ -29,8 +29,8 @@ def uniform_dequantize(key: jax.Array, x0: jax.Array, num_levels: int = 256) -> 
 
     Theis et al., "A Note on the Evaluation of Generative Models", 2016, https://arxiv.org/abs/1511.01844, section 3.1;
     the last term is the offset of `bits_per_dim`. The bins lie around the levels, so that x has the mean x0 and leaves
-    [-1, 1] by d / 2. A model that was trained on the levels themselves knows nothing of the bins: where they are much
-    wider than the last level's sigma this is a poor bound, see `noise_dequantize`.
+    [-1, 1] by d / 2. The bound is tight for a density that is smooth over a bin, and poor for a model that has learnt
+    the levels themselves, whose density is low between them: see `noise_dequantize`. Both hold; the lower one counts.
 
     Args:
       key: one key, or [B] keys.
@@ -59,8 +59,10 @@ def noise_dequantize(key: jax.Array, x0: jax.Array, level: Level, num_levels: in
 
         x = alpha x0 + sigma eps,   log P(x0) >= E[log p(x) + correction],   p the density at that level
 
-    The model's own noise is what its density at the level expects (Kingma et al. 2021, https://arxiv.org/abs/2107.00630,
-    eq. 3-6, with their noise stopped at the level; Zheng et al. 2023, https://arxiv.org/abs/2305.03935, section 4.2).
+    The model's own noise is what its density at the level expects, so the bound is tight for a model that has learnt
+    the grey levels; one that is smooth on the scale of sigma pays for the noise's entropy. It is the bound of Kingma et
+    al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630, with the flow's exact density in place
+    of its diffusion terms.
     P(x0 | x) is the discretized Gaussian of mean x / alpha and std sigma / alpha; where that is much narrower than a
     bin it costs nothing.
 

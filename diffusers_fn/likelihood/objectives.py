@@ -33,7 +33,7 @@ def vlb_loss(
 ) -> jax.Array:
     """Returns T L_t [B], whose mean over even t is L_vlb without its prior term, in bits per dimension.
 
-    Mean and variance are both trained (eq. 4-8 of the paper; `RESCALED_KL` of its code, which also works on plain L_t).
+    Mean and variance are both trained (eq. 4-7 of the paper; `RESCALED_KL` of its code, which also works on plain L_t).
     Its gradient is noisy: draw t by `losses.loss_second_moment` (section 3.3).
 
     Args:

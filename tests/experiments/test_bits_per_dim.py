@@ -1,0 +1,100 @@
+"""Bits per dimension of a trained model, from the command line and against exact answers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffusers_fn as dfn
+from configs import learned_variance, score_sde
+from configs.default import customise
+from diffusers_fn import likelihood, oracles
+from experiments import bits_per_dim
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "--config.backbone.width=16",
+    "--config.backbone.depth=1",
+    "--config.noise_schedule.noise_steps=40",
+    "--config.noise_schedule.beta_end=0.4",
+    "--config.sampler.num_inference_steps=5",
+    "--config.training.num_steps=3",
+    "--config.training.warmup_steps=1",
+    "--config.training.batch_size=16",
+    "--config.evaluation.num_samples=100",
+    "--config.evaluation.batch_size=8",
+]
+
+
+def run(binary, variant, workdir, *options):
+    command = [sys.executable, "-m", f"experiments.{binary}", f"--config=configs/learned_variance.py:{variant}"]
+    done = subprocess.run(
+        [*command, f"--workdir={workdir}", *SMALL, *options], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["hybrid", "vlb"])
+def test_train_and_score(variant, tmp_path):
+    workdir = tmp_path / variant
+    run("train", variant, workdir)
+    output = run("bits_per_dim", variant, workdir, "--num_images=12", "--steps=4", "--num_probes=1")
+    assert "12 held-out examples (17 grey levels)" in output
+    figures = json.loads((workdir / "bits_per_dim.json").read_text())
+    assert set(figures["bits_per_dim"]) == {"bound", "flow, uniform", "flow, noise"}
+    assert all(np.isfinite(figure["mean"]) for figure in figures["bits_per_dim"].values())
+    if variant == "hybrid":
+        assert "class_accuracy" in run("evaluate", variant, workdir)
+
+
+def test_grey_levels_are_found():
+    digits = np.array([[-1.0, 0.125], [0.25, 1.0]], np.float32)
+    assert bits_per_dim.grey_levels(digits) == 17
+    pixels = (np.array([0, 3, 100, 255]) / 127.5 - 1.0).astype(np.float32)
+    assert bits_per_dim.grey_levels(pixels) == 256
+    assert bits_per_dim.grey_levels(np.array([-1.0, 0.123, 0.777, 0.9])) is None
+
+
+@pytest.mark.parametrize("kind", ["table", "ve", "vp"])
+def test_scores_of_an_exact_model_bound_the_entropy(kind, monkeypatch):
+    """Images whose pixels are rounded normal numbers, 17 levels: all figures lie above their exact bits, near them."""
+    if kind == "table":
+        config = learned_variance.get_config()
+        customise(config, variance="fixed_large", backbone={"learned_variance": False}, loss={"objective": "denoising"})
+        customise(config, noise_schedule={"noise_steps": 200, "beta_start": 5e-4, "beta_end": 0.1})
+    else:
+        config = score_sde.get_config(kind)
+    denoise = oracles.gaussian(0.1, 0.3)
+    monkeypatch.setattr(dfn, "build_denoiser", lambda config: lambda params, cond=None: dfn.bind(denoise, cond))
+    pixels = 0.1 + 0.3 * np.random.default_rng(0).standard_normal((400, 8, 8, 1))
+    images = (np.clip(np.round(8 * (pixels + 1)), 0, 16) / 8 - 1).astype(np.float32)
+    log_p = likelihood.discretized_gaussian_log_likelihood(
+        jnp.asarray(images), jnp.full(images.shape, 0.1), jnp.full(images.shape, np.log(0.3)), num_levels=17
+    )
+    exact = float(-log_p.mean() / np.log(2))
+    scores = bits_per_dim.make_scores(config, 17, steps=25, num_probes=1)
+    assert ("bound" in scores) == (kind == "table")
+    keys = jax.random.split(jax.random.key(0), 400)
+    for name, score in scores.items():
+        found = bits_per_dim.score_images(score, None, keys, images, None, 150, name)
+        assert found.shape == (400,)
+        gap = found.mean() - exact
+        # Uniform noise in the bins of a smooth density costs next to nothing; the noise of the last level its entropy,
+        # about log2(d / (4.13 sigma)) bits for levels d apart; the bound's steps, and the decoder's noise, likewise.
+        if name == "flow, uniform":
+            assert abs(gap) < 0.02
+        else:
+            assert 0.3 < gap < 4.0
+
+
+def test_models_without_a_likelihood_are_refused(tmp_path):
+    config = customise(learned_variance.get_config(), loss={"objective": "consistency"})
+    with pytest.raises(ValueError, match=r"need a diffusion model whose network is a denoiser.*got task 'diffusion'"):
+        bits_per_dim.bits_per_dim(config, tmp_path)
