@@ -73,6 +73,10 @@ def default_config() -> ConfigDict:
     config.loss.logit_std = 1.0
     config.loss.log_sigma_mean = -1.2  # time_sampler log_normal: of log(sigma / alpha)
     config.loss.log_sigma_std = 1.2
+    config.loss.tangent_scale = placeholder(float)  # consistency: c of the normalised tangent; None: as it is
+    config.loss.two_times_share = 0.5  # mean_flow: of examples whose two times differ
+    config.loss.adaptive_power = 0.0  # mean_flow: 1 lets every example pull alike
+    config.loss.guidance_scale = 1.0  # mean_flow: the guidance that the network learns
     config.loss.mode_scale = 1.29  # time_sampler mode
 
     config.sampler = ConfigDict()

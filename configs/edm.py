@@ -7,12 +7,14 @@ a normal distribution, the paper's grid with Heun's method. `stochastic`: the sa
 sampler, --config.sampler.s_churn and so on. The networks of the paper: configs/edm_unets.py.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
 from configs.default import customise, default_config, pick
 
-DIGITS = {
+DIGITS: dict[str, Any] = {
     "noise_schedule": {"process": "edm", "time_label": "log_sigma"},
     "backbone": {**MLP, "num_classes": 10},
     "parameterization": "edm",

@@ -15,21 +15,23 @@ noise_schedule (`ve`). `likelihood`: `vp` with the weight g^2 that bounds the li
 https://arxiv.org/abs/2101.09258).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
 from configs.default import customise, default_config, pick
 
 
-def variant(process: str, **more: dict) -> dict:
+def variant(process: str, **more: Any) -> dict[str, Any]:
     """Returns the changes for a process; `more` goes over them, section by section."""
-    section = {
-        "noise_schedule": {"process": process, "time_label": "log_sigma"},
-        "backbone": {**MLP, "num_classes": 10},
+    section: dict[str, Any] = {
+        "noise_schedule": {"process": process, "time_label": "step"},
+        "backbone": {**MLP, "dropout": 0.1, "num_classes": 10},
         "loss": {"weight": "snr"},
         "scale_input": True,
-        "sampler": {"name": "reverse_diffusion", "skip_type": "log_snr", "num_inference_steps": 200, "cfg_scale": 1.5},
-        "training": {"num_steps": 4_000, "batch_size": 128},
+        "sampler": {"name": "heun", "skip_type": "log_snr", "num_inference_steps": 30, "cfg_scale": 1.1},
+        "training": {"num_steps": 10_000, "batch_size": 128},
     }
     for name, fields in more.items():
         section[name] = {**section[name], **fields} if isinstance(fields, dict) else fields

@@ -7,9 +7,11 @@ tables of numbers over levels, and `sample` runs them in one scan.
 
 from diffusers_fn import (
     backbones,
+    few_step,
     grids,
     guidance,
     latents,
+    likelihood,
     losses,
     oracles,
     parameterizations,
@@ -18,7 +20,7 @@ from diffusers_fn import (
     solvers,
     training,
 )
-from diffusers_fn.build import Diffusion, build, build_denoiser
+from diffusers_fn.build import Diffusion, Objective, build, build_denoiser, build_objective
 from diffusers_fn.coupling import Coupled, couple, invert_coupled, sample_coupled
 from diffusers_fn.denoisers import (
     Denoiser,
@@ -74,6 +76,7 @@ __all__ = [
     "Level",
     "MeanVariance",
     "NoiseSchedule",
+    "Objective",
     "Parameterization",
     "Prediction",
     "Samples",
@@ -86,6 +89,7 @@ __all__ = [
     "bind",
     "build",
     "build_denoiser",
+    "build_objective",
     "chain",
     "clip_x0",
     "cosine_betas",
@@ -96,6 +100,7 @@ __all__ = [
     "ddim_timesteps",
     "denoise_step",
     "dynamic_threshold",
+    "few_step",
     "fixed_large",
     "fixed_small",
     "forward_diffusion",
@@ -110,6 +115,7 @@ __all__ = [
     "learned",
     "learned_range",
     "level_at",
+    "likelihood",
     "linear_betas",
     "linear_guidance_schedule",
     "log_snr",

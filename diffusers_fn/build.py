@@ -19,6 +19,7 @@ from diffusers_fn._arrays import concrete
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.choices import check_sections, choose
+from diffusers_fn.from_config.few_step import wrap_network
 from diffusers_fn.from_config.guiding import make_guidance
 from diffusers_fn.from_config.network import (
     BACKBONES,
@@ -208,13 +209,14 @@ def build_objective(config: ConfigDict) -> Objective:
 def _make_model(config: ConfigDict) -> _Model:
     check_sections(config)
     shape = tuple(config.data.shape)
-    module = make_backbone(config.backbone)
+    module = wrap_network(config, make_backbone(config.backbone))
     num_classes = int(config.backbone.get("num_classes") or 0)
     noise = make_noise(config)
     parameterization = make_parameterization(config)
     _check_pure_noise(config, noise, parameterization)
     variance = choose("variance", config.variance, VARIANCES)
     _check_learned_variance(config, variance.learned)
+    _check_two_times(config)
     read, draw_level = make_read(config, shape), make_draw_level(config, noise)
     if num_classes and config.loss.label_dropout and not config.backbone.get("null_class", True):
         raise ValueError(
@@ -255,6 +257,14 @@ def _check_pure_noise(config: ConfigDict, noise: Noise, parameterization: Parame
         raise ValueError(
             f"parameterization {config.parameterization!r} says nothing about x0 at pure noise, where "
             f"noise_schedule.{ends}: set config.parameterization to 'v', 'x0' or 'velocity'"
+        )
+
+
+def _check_two_times(config: ConfigDict) -> None:
+    if (config.sampler.name == "jump") != (config.loss.objective == "mean_flow"):
+        raise ValueError(
+            "config.sampler.name 'jump' and loss.objective 'mean_flow' go together; got "
+            f"{config.sampler.name!r} and {config.loss.objective!r}"
         )
 
 

@@ -35,6 +35,7 @@ FLOORS = {
     "editing": 2,
     "latents": 2,
     "oracles": 2,
+    "few_step": 2,
     "backbones": 0,  # and they import nothing of this package but each other: see below
     "pretrained": 3,
     "training": 3,

@@ -11,6 +11,7 @@ from diffusers_fn.backbones.mlp import MLP
 from diffusers_fn.backbones.simple_autoencoder import SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
+from diffusers_fn.backbones.two_times import TwoTimes
 from diffusers_fn.backbones.unet import UNet
 from diffusers_fn.backbones.unet1d import UNet1D
 from diffusers_fn.backbones.unet2d import UNet2D
@@ -29,6 +30,7 @@ __all__ = [
     "SimpleEncoder",
     "SongUNet",
     "SuperResolution",
+    "TwoTimes",
     "UNet",
     "UNet1D",
     "UNet2D",

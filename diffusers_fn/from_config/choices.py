@@ -45,6 +45,10 @@ WANTED: Mapping[str, tuple[str, ...]] = {
         "log_sigma_mean",
         "log_sigma_std",
         "mode_scale",
+        "tangent_scale",
+        "two_times_share",
+        "adaptive_power",
+        "guidance_scale",
     ),
     "sampler": (
         "name",

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import _random, losses, parameterizations, variances
 from diffusers_fn.denoisers import network_output
-from diffusers_fn.from_config import learned_variance
+from diffusers_fn.from_config import few_step, learned_variance
 from diffusers_fn.from_config.batches import check_images, check_labels
 from diffusers_fn.from_config.choices import choose, fraction
 from diffusers_fn.from_config.noise import Noise
@@ -203,6 +203,10 @@ OBJECTIVES: Mapping[str, Callable[[Parts], Loss]] = {
         choose("loss.weight", parts.config.loss.weight, WEIGHTS)(parts.config, parts.noise),
     ),
     "vlb": learned_variance.vlb,
+    "consistency": few_step.consistency,
+    "mean_flow": lambda parts: few_step.mean_flow(
+        parts, choose("loss.time_sampler", parts.config.loss.time_sampler, TIME_SAMPLERS)(parts.config)
+    ),
 }
 
 

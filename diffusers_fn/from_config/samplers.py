@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from diffusers_fn import solvers, variances
+from diffusers_fn import few_step, solvers, variances
 from diffusers_fn.discrete import check_eta
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import Noise
@@ -101,6 +101,7 @@ SOLVERS: Mapping[str, Callable[[Plan], Solver]] = {
     "reverse_diffusion": _plain(solvers.reverse_diffusion),
     "predictor_corrector": _predictor_corrector,  # snr, num_corrector_steps
     "lcm": _plain(solvers.lcm),
+    "jump": _plain(few_step.jump),  # objective mean_flow
 }
 
 

@@ -1,0 +1,40 @@
+"""Any backbone, told of a second time."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class TwoTimes(nn.Module):
+    """Computes an output [B, ..., C] for x [B, ..., C] at a pair of times: where x is, and where a step from it goes.
+
+    The net sees x with one more channel, which holds t - r, and its output for that channel is dropped, so any backbone
+    will do whose output has the shape of its input; one with a field for its channels is made for C + 1 of them. For
+    few-step models: Geng et al., "Mean Flows for One-step Generative Modeling" (2025),
+    https://arxiv.org/abs/2505.13447, who embed t and t - r instead.
+
+    Call with x [B, ..., C]; t a pair (t, r), each [] or [B], or t alone, which is (t, t); cond and train as the net.
+
+    Fields:
+      net: a backbone.
+      label_scale: what t - r is divided by for its channel, where labels are larger than times: 1000 for timesteps.
+
+    >>> from diffusers_fn.backbones import MLP
+    >>> module, x = TwoTimes(MLP(width=8, depth=1, embedding_width=8)), jnp.zeros([3, 4])
+    >>> out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x, (jnp.ones([3]), jnp.zeros([3])))
+    >>> out.shape
+    (3, 4)
+    """
+
+    net: nn.Module
+    label_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, train: bool = False) -> jax.Array:
+        t, r = t if isinstance(t, tuple) else (t, t)
+        length = jnp.broadcast_to(jnp.asarray((t - r) / self.label_scale, x.dtype), x.shape[:1])
+        channel = jnp.broadcast_to(length.reshape((-1,) + (1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
+        out = self.net(jnp.concatenate([x, channel], axis=-1), t, cond, train=train)
+        return out[..., : x.shape[-1]]
