@@ -128,25 +128,15 @@ def test_normalised_tangents_pull_alike():
     np.testing.assert_allclose(slope, -np.asarray(g) / (rms + 0.1)[:, None], rtol=1e-12)  # -2 g' / D, D = 2
 
 
-# What is learned: a network that is linear in x, its coefficients polynomials in time, on data of one dimension.
+# What is learned: of all flows of Gaussians, the family of a mean and a spread, that of the data.
 
 DATA_MEAN, DATA_STD = 0.5, 0.6
 
 
-def linear_net(params, x, *times):
-    """(a(t, r) x + b(t, r)), a and b polynomials of degree 4 in the times."""
-    powers = [jnp.ones_like(times[0])]
-    for t in times:
-        powers = [p * t**k for p in powers for k in range(5)]
-    features = jnp.stack(powers, axis=-1)
-    a, b = (features @ params[name] for name in ("a", "b"))
-    return expand(a, x) * x + expand(b, x)
-
-
-def trained(loss, num_features, steps=1_500, batch=256):
-    """The average of the last parameters of a run from zero, on fresh data at every step; one program."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps))
-    params = {"a": jnp.zeros(num_features), "b": jnp.zeros(num_features)}
+def learned(loss, steps=1_000, batch=256):
+    """(mean, std) after training the flow of N(0, 1) on fresh data at every step, averaged over the end of the run."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.02, steps))
+    start = (jnp.array(0.0), jnp.array(1.0))
 
     @jax.jit
     def run(params):
@@ -161,12 +151,12 @@ def trained(loss, num_features, steps=1_500, batch=256):
 
         keys = jax.random.split(jax.random.key(0), steps)
         _, path = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-        return jax.tree.map(lambda p: jnp.mean(p[-200:], axis=0), path)
+        return jax.tree.map(lambda p: jnp.mean(p[-200:]), path)
 
-    return run(params)
+    return run(start)
 
 
-def test_consistency_training_learns_the_flow():
+def test_consistency_training_finds_the_flow():
     process = CIRCLE["trigonometric"]
 
     def loss(params, key, x0):
@@ -174,38 +164,34 @@ def test_consistency_training_learns_the_flow():
         t = 0.02 + 0.98 * jax.random.uniform(time_key, x0.shape[:1])
         eps = jax.random.normal(noise_key, x0.shape)
         level = process(t)
-        net = lambda x, level: linear_net(params, x, level.t)  # noqa: E731
+
+        def net(x, level):
+            end = oracles.gaussian_flow(*params, x, per_example(level, x), CLEAN)
+            return (expand(level.alpha, x) * x - end) / expand(level.sigma, x)
+
         velocity = dfn.target(parameterizations.v, x0, eps, level)
-        F, g = few_step.consistency_tangent(net, process, dfn.add_noise(x0, eps, level), t, velocity)
-        return few_step.consistency_loss(F, g)
+        return few_step.consistency_loss(
+            *few_step.consistency_tangent(net, process, dfn.add_noise(x0, eps, level), t, velocity)
+        )
 
-    params = trained(loss, 5)
-    denoise = dfn.make_denoiser(lambda params, x, t, cond: linear_net(params, x, t), params, parameterizations.v)
-    x = jnp.array([[-1.5], [0.0], [1.5]])
-    for t in (0.3, 0.6, 1.0):  # one evaluation, from anywhere to the clean end
-        level = process(jnp.full((3,), t))
-        wanted = oracles.gaussian_flow(DATA_MEAN, DATA_STD, x, per_example(level, x), CLEAN)
-        # Noise of the last updates; x0_hat of an exact denoiser is off by up to 0.6 here.
-        np.testing.assert_allclose(denoise(x, level).x0, wanted, atol=0.04)
+    # 200 batches of 256 tell a mean to 0.003; the learning rate leaves a few times that.
+    np.testing.assert_allclose(learned(loss), (DATA_MEAN, DATA_STD), atol=0.02)
 
 
-def test_mean_flow_training_learns_the_flow():
+def test_mean_flow_training_finds_the_flow():
     def loss(params, key, x0):
         time_key, noise_key = jax.random.split(key)
-        t, r = few_step.draw_two_times(time_key, x0.shape[0], losses.uniform_time, share=0.75)
+        t, r = few_step.draw_two_times(time_key, x0.shape[0], losses.uniform_time, share=1.0)
         eps = jax.random.normal(noise_key, x0.shape)
-        net = lambda x, t, r: linear_net(params, x, t, r)  # noqa: E731
+
+        def net(x, t, r):
+            to = oracles.gaussian_flow(*params, x, per_example(FLOW(t), x), per_example(FLOW(r), x))
+            return (x - to) / expand(t - r, x)
+
         u, wanted = few_step.mean_flow_target(net, dfn.add_noise(x0, eps, FLOW(t)), t, r, eps - x0)
         return few_step.adaptive_mse(u, wanted, power=0.0)
 
-    params = trained(loss, 25)
-    apply = lambda params, x, t, cond: linear_net(params, x, *(jnp.full(x.shape[:1], each) for each in t))  # noqa: E731
-    denoise = dfn.make_denoiser(apply, params, parameterizations.velocity)
-    x = jnp.array([[-1.5], [0.0], [1.5]])
-    wanted = oracles.gaussian_flow(DATA_MEAN, DATA_STD, x, FLOW(1.0), CLEAN)
-    for times in ([1.0], [1.0, 0.5], [1.0, 0.75, 0.5, 0.25]):
-        end = dfn.sample(None, denoise, few_step.jump(FLOW(np.array(times))), x).x0
-        np.testing.assert_allclose(end, wanted, atol=0.04)  # as above; Euler's own step ends at the mean
+    np.testing.assert_allclose(learned(loss), (DATA_MEAN, DATA_STD), atol=0.02)  # as above
 
 
 # Mean flows.
