@@ -243,7 +243,11 @@ def test_encoder_and_decoder_both_learn(x64, error):
     params, direction = draw(), draw()
     slopes = jax.jit(jax.grad(loss))(params)
     for network in ("encoder", "decoder"):
-        move = lambda h, n=network: {**params, n: jax.tree.map(lambda p, d, h=h: p + h * d, params[n], direction[n])}  # noqa: E731
+
+        def move(h, n=network):
+            moved = jax.tree.map(lambda p, along: p + h * along, params[n], direction[n])
+            return {**params, n: moved}
+
         finite = (loss(move(1e-5)) - loss(move(-1e-5))) / 2e-5
         slope = sum(
             jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(slopes[network]), jax.tree.leaves(direction[network]))

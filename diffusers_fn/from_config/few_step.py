@@ -53,14 +53,14 @@ def consistency(parts: Parts) -> Loss:
         def net(x: jax.Array, level: Level) -> jax.Array:
             return network_output(parts.apply, params, parts.parameterization, x, level, cond, key=masks, train=True)
 
-        out, tangent = few_step.consistency_tangent(net, process, x, process.time(log_snr(level)), velocity)
+        out, tangent = few_step.consistency_tangent(net, process.level, x, process.time(log_snr(level)), velocity)
         return few_step.consistency_loss(out, tangent, scale=scale), {"mse": mse(out, velocity)}
 
     return loss
 
 
 def mean_flow(parts: Parts, draw_time: TimeSampler) -> Loss:
-    """Returns the loss of mean flows (see `few_step.mean_flow_target`), with loss.guidance_scale learned by the network.
+    """Returns the loss of mean flows (see `few_step.mean_flow_target`), loss.guidance_scale learned by the network.
 
     Raises:
       ValueError: unless the process is the flow, told its steps, and the parameterization velocity.

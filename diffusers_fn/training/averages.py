@@ -127,8 +127,8 @@ def power_function(std: float) -> Weighing:
 
     Its length grows with the run: std is the standard deviation of t under these weights over the run's length, and
     gamma = `power_function_gamma(std)`. Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion
-    Models" (EDM2), 2024, https://arxiv.org/abs/2312.02696, eq. 127. Stored a few times in a run at two lengths, averages
-    of every length can be made afterwards: see `post_hoc_weights`.
+    Models" (EDM2), 2024, https://arxiv.org/abs/2312.02696, eq. 127. Stored a few times in a run at two lengths,
+    averages of every length can be made afterwards: see `post_hoc_weights`.
 
     Args:
       std: sigma_rel, in (0, 0.288]; the paper tracks 0.05 and 0.10.
