@@ -32,7 +32,11 @@ def default_config() -> ConfigDict:
 
     config.backbone = default_backbone("mlp")
 
-    config.task = "diffusion"  # what experiments.train trains
+    config.task = "diffusion"  # what experiments.train trains: or classifier, autoencoder
+
+    config.latent = ConfigDict()
+    config.latent.enabled = False  # diffuse in the latents of an autoencoder
+    config.latent.autoencoder_workdir = ""  # the run that trained it; needed for training only
 
     config.noise_schedule = ConfigDict()
     config.noise_schedule.process = "table"  # of betas, or continuous: vp, sub_vp, ve, cosine, trigonometric, flow, edm
@@ -63,6 +67,7 @@ def default_config() -> ConfigDict:
     config.loss.time_sampler = "uniform"
     config.loss.label_dropout = 0.1  # share of examples trained without their label
     config.loss.offset_noise = 0.0  # strength of a common shift of each channel's noise
+    config.loss.kl_weight = 1e-6  # task autoencoder
     config.loss.vlb_weight = 1e-3  # hybrid: of the variational bound beside the plain loss
     config.loss.num_levels = 256  # hybrid, vlb: grey levels of the data, which the bound's last term tells apart
     config.loss.min_snr_gamma = 5.0
@@ -92,6 +97,8 @@ def default_config() -> ConfigDict:
     config.sampler.cfg_channels = 0  # guide the first so many channels; 0: all
     config.sampler.cfg_rescale = 0.0  # share of the conditional prediction's spread that is restored
     config.sampler.cfg_interval = (0.0, math.inf)  # of sigma / alpha, where to guide
+    config.sampler.classifier_workdir = ""  # the run of a classifier that guides; "" is none
+    config.sampler.classifier_scale = 1.0
     config.sampler.snr = 0.16  # predictor_corrector
     config.sampler.num_corrector_steps = 1
     config.sampler.s_churn = 0.0  # edm_stochastic

@@ -20,7 +20,7 @@ DIGITS: dict[str, Any] = {
     "parameterization": "edm",
     "sigma_data": 0.75,  # of the digits' pixels
     "loss": {"time_sampler": "log_normal", "log_sigma_mean": -0.4, "log_sigma_std": 1.2},
-    "sampler": {"name": "heun", "skip_type": "karras", "num_inference_steps": 18, "cfg_scale": 1.5,
+    "sampler": {"name": "heun", "skip_type": "karras", "num_inference_steps": 18, "cfg_scale": 1.0,
                 "clip_denoised": False},
     "training": {"num_steps": 4_000, "batch_size": 128},
 }  # fmt: skip

@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "noise_schedule": {"process": "flow", "t_min": 1e-4, "noise_steps": LABELS},
         "backbone": MLP,
         "parameterization": "velocity",
-        "loss": {"objective": "mean_flow", "guidance_scale": 1.5},
+        "loss": {"objective": "mean_flow", "guidance_scale": 1.25},
         "sampler": {"name": "jump", "skip_type": "trailing", "num_inference_steps": 2, "clip_denoised": False},
         "training": TRAINING,
     },
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "backbone": MLP,
         "parameterization": "v",
         "loss": {"objective": "consistency"},
-        "sampler": {"name": "lcm", "skip_type": "trailing", "num_inference_steps": 2},
+        "sampler": {"name": "lcm", "skip_type": "trailing", "num_inference_steps": 2, "cfg_scale": 1.2},
         "training": TRAINING,
     },
 }

@@ -16,7 +16,7 @@ DIGITS = {
     "noise_schedule": {"process": "flow"},
     "backbone": {**MLP, "num_classes": 10},
     "parameterization": "velocity",
-    "sampler": {"name": "heun", "skip_type": "trailing", "num_inference_steps": 25, "cfg_scale": 1.5,
+    "sampler": {"name": "heun", "skip_type": "trailing", "num_inference_steps": 25, "cfg_scale": 1.2,
                 "clip_denoised": False},
     "training": {"num_steps": 4_000, "batch_size": 128},
 }  # fmt: skip

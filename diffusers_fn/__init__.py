@@ -20,7 +20,17 @@ from diffusers_fn import (
     solvers,
     training,
 )
-from diffusers_fn.build import Diffusion, Objective, build, build_denoiser, build_objective
+from diffusers_fn.build import (
+    Autoencoder,
+    Diffusion,
+    NoisyClassifier,
+    Objective,
+    build,
+    build_autoencoder,
+    build_classifier,
+    build_denoiser,
+    build_objective,
+)
 from diffusers_fn.coupling import Coupled, couple, invert_coupled, sample_coupled
 from diffusers_fn.denoisers import (
     Denoiser,
@@ -70,12 +80,14 @@ from diffusers_fn.solvers import Solver
 from diffusers_fn.variances import Variance, fixed_large, fixed_small, learned, learned_range
 
 __all__ = [
+    "Autoencoder",
     "Coupled",
     "Denoiser",
     "Diffusion",
     "Level",
     "MeanVariance",
     "NoiseSchedule",
+    "NoisyClassifier",
     "Objective",
     "Parameterization",
     "Prediction",
@@ -88,6 +100,8 @@ __all__ = [
     "backbones",
     "bind",
     "build",
+    "build_autoencoder",
+    "build_classifier",
     "build_denoiser",
     "build_objective",
     "chain",

@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
+from diffusers_fn.from_config.autoencoder import Autoencoder, build_autoencoder
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.choices import check_sections, choose
+from diffusers_fn.from_config.classifier import NoisyClassifier, build_classifier
 from diffusers_fn.from_config.few_step import wrap_network
 from diffusers_fn.from_config.guiding import make_guidance
 from diffusers_fn.from_config.network import (
@@ -48,10 +50,14 @@ from diffusers_fn.solvers.stages import start_level
 __all__ = [
     "BACKBONES",
     "SOLVERS",
+    "Autoencoder",
     "Diffusion",
+    "NoisyClassifier",
     "Objective",
     "backbone_fields",
     "build",
+    "build_autoencoder",
+    "build_classifier",
     "build_denoiser",
     "build_objective",
     "check_backbone_field",

@@ -36,7 +36,7 @@ from diffusers_fn.from_config.noise import Noise
 from diffusers_fn.from_config.objectives import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4
-from experiments import data, runs
+from experiments import data, runs, tasks
 from experiments.files import write_text
 
 OBJECTIVES = ("denoising", "hybrid", "vlb")  # those whose network is a denoiser at every level
@@ -74,7 +74,7 @@ def bits_per_dim(
         )
     heldout = data.load(runs.data_seed(config), "heldout")
     runs.check_data_fits(config, heldout)
-    _, params, step = runs.load_trained(config, workdir)
+    _, params, step = tasks.load_trained(config, workdir)
     indices = np.arange(min(num_images or len(heldout), len(heldout)))
     images = data.float_images(heldout, indices)
     labels = heldout.labels[indices] if config.backbone.num_classes and heldout.labels is not None else None

@@ -47,7 +47,38 @@ class Variant(NamedTuple):
     scored: bool = True
 
 
-VARIANTS = (Variant("ddpm", "ddpm_digits.py", "DDPM / DDIM, classifier-free", bits=True),)
+VARIANTS = (
+    Variant("ddpm", "ddpm_digits.py", "DDIM, guided classifier-free", bits=True),
+    Variant(
+        "ancestral", "ddpm_digits.py", "DDPM's own sampler, the same weights", ("--config.sampler.name=ancestral",)
+    ),
+    Variant("classifier", "classifier.py", "", scored=False),
+    Variant(
+        "guided",
+        "ddpm_digits.py:unconditional",
+        "no labels, guided by a classifier",
+        ("--config.sampler.classifier_workdir=ROOT/classifier", "--config.sampler.classifier_scale=2.0"),
+        needs="classifier",
+    ),
+    Variant("learned_variance", "learned_variance.py", "learned variance, hybrid loss", bits=True),
+    Variant("score_ve", "score_sde.py:ve", "score SDE, VE", bits=True),
+    Variant("score_vp", "score_sde.py:vp", "score SDE, VP", bits=True),
+    Variant("score_sub_vp", "score_sde.py:sub_vp", "score SDE, sub-VP", bits=True),
+    Variant("edm", "edm.py", "EDM", bits=True),
+    Variant("flow", "flow.py", "flow matching", bits=True),
+    Variant("autoencoder", "autoencoder.py", "", scored=False),
+    Variant(
+        "latent",
+        "latent.py",
+        "latent diffusion",
+        ("--config.latent.autoencoder_workdir=ROOT/autoencoder",),
+        needs="autoencoder",
+    ),
+    Variant("dit", "dit.py", "DiT"),
+    Variant("uvit", "uvit.py", "U-ViT"),
+    Variant("consistency", "few_step.py:consistency", "consistency model, 2 steps"),
+    Variant("mean_flow", "few_step.py:mean_flow", "mean flow, 2 steps"),
+)
 
 
 def main(_: list[str]) -> None:
@@ -151,7 +182,11 @@ def _row(text: str, config: str, seconds: str, calls: str, evaluation: Any, colu
 
 
 def _bits(each: dict[str, Any]) -> str:
-    return ""
+    """The bound, where there is one, and the probability flow's figure with uniform dequantisation."""
+    found = each.get("bits_per_dim", {}).get("bits_per_dim", {})
+    return " / ".join(
+        f"{name.split(',')[0]} {found[name]['mean']:.2f}" for name in ("bound", "flow, uniform") if name in found
+    )
 
 
 def draw(figures: dict[str, Any], root: Path) -> None:

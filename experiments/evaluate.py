@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import data, runs
+from experiments import data, runs, tasks
 from experiments.files import write_text
 from experiments.metrics import evaluate_samples
 
@@ -26,8 +26,8 @@ def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
     """Writes evaluation.json and prints it as a table."""
     train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
-    diffusion, params, step = runs.load_trained(config, workdir)
-    num_samples, num_classes = config.evaluation.num_samples, config.backbone.num_classes
+    diffusion, params, step = tasks.load_trained(config, workdir)
+    num_samples, num_classes = config.evaluation.num_samples, runs.sampled_classes(config)
     labels = np.resize(np.arange(num_classes, dtype=np.int32), num_samples) if num_classes else None
     samples = runs.draw_samples(diffusion, params, seed, labels, num_samples, config.evaluation.batch_size)
     figures: dict[str, Any] = {"step": step, "seed": seed, "sampler": config.sampler.to_dict()}

@@ -193,6 +193,16 @@ def save_curves(
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
+def save_line(path: str | os.PathLike[str], x: Any, y: Any, xlabel: str, ylabel: str) -> None:
+    """Writes y over x, both [n], the horizontal axis logarithmic."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.asarray(x), np.asarray(y), marker=".")
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+    axes.grid(alpha=0.3)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
 def read_curves(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Curve]:
     """Returns {name: (steps, values)} from a file of JSON lines with a `step` in each.
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import diffusers_fn as dfn
 from diffusers_fn import Denoiser, Level, grids, solvers
 from diffusers_fn.build import make_parameterization, make_schedule
-from experiments import data, runs
+from experiments import data, runs, tasks
 from experiments.files import write_atomically, write_text
 
 
@@ -83,7 +83,7 @@ def round_trip(
     """Writes round_trip.json and round_trip.png, and prints the errors as a table."""
     heldout = data.load(runs.data_seed(config), "heldout")
     runs.check_data_fits(config, heldout)
-    diffusion, params, step = runs.load_trained(config, workdir)
+    diffusion, params, step = tasks.load_trained(config, workdir)
     indices = np.arange(min(num_images, len(heldout)))
     images = data.float_images(heldout, indices)
     denoise = dfn.make_denoiser(diffusion.apply, params, make_parameterization(config))

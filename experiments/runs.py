@@ -22,7 +22,8 @@ from experiments.files import write_text
 from experiments.pictures import save_grid, save_points, save_sequences
 
 # May change between two commands on one work directory: they do not touch what was learned.
-_FREE = ("sampler", "evaluation", "training.log_every", "training.sample_every", "training.checkpoint_every",
+_FREE = ("sampler", "evaluation", "latent.autoencoder_workdir",
+          "training.log_every", "training.sample_every", "training.checkpoint_every",
          "training.keep_checkpoints")  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def check_data_fits(config: ConfigDict, dataset: data.Dataset) -> None:
     """Raises ValueError unless the data set has the shape and the labels that the model is built for."""
     if tuple(config.data.shape) != tuple(dataset.shape):
         raise ValueError(f"config.data.shape is {tuple(config.data.shape)}, but the data have shape {dataset.shape}")
-    num_classes = config.backbone.num_classes
+    num_classes = config.backbone.get("num_classes", 0)
     if num_classes and dataset.labels is None:
         raise ValueError(
             "the model is class-conditional, but the data have no labels: set config.backbone.num_classes=0"
@@ -158,19 +159,6 @@ def load_state(config: ConfigDict, workdir: Path, like: Any) -> tuple[int, Any]:
     return restored
 
 
-def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Any, int]:
-    """Returns (diffusion, params, step): the model of a work directory with its averaged parameters.
-
-    Raises:
-      ValueError: if the directory holds no run, or one of another config.
-    """
-    open_workdir(workdir, config, create=False)
-    diffusion = dfn.build(config)
-    like = state_like(config, diffusion.init, dfn.build_objective(config).extras)
-    step, state = load_state(config, workdir, like)
-    return diffusion, jax.device_put(state.ema), step
-
-
 def draw_samples(
     diffusion: dfn.Diffusion, params: Any, seed: int, labels: np.ndarray | None, num_samples: int, batch_size: int
 ) -> np.ndarray:
@@ -208,7 +196,7 @@ def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
     Nothing is computed: the rows of the sampler are counted. The gradients of a classifier are not.
     """
     num_classes = config.backbone.num_classes
-    cond = np.zeros(1, np.int32) if num_classes else None
+    cond = np.zeros(1, np.int32) if sampled_classes(config) else None
     key = jax.random.key(0)
     trace = jax.eval_shape(
         lambda key: diffusion.sample(diffusion.init(key), key, 1, cond=cond, emit=lambda step: step.x).trace, key
@@ -217,6 +205,12 @@ def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
     a_row = 1 + config.sampler.num_corrector_steps if config.sampler.name == "predictor_corrector" else 1
     guided = num_classes and config.sampler.cfg_scale != 1
     return rows * a_row * (2 if guided else 1)
+
+
+def sampled_classes(config: ConfigDict) -> int:
+    """Returns of how many classes samples can be asked for: the network's, or those of a classifier that guides it."""
+    own = config.backbone.num_classes
+    return own or (config.data.num_classes if config.sampler.classifier_workdir else 0)
 
 
 def grid_labels(config: ConfigDict) -> np.ndarray | None:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import runs
+from experiments import runs, tasks
 from experiments.files import write_atomically
 
 
@@ -40,8 +40,8 @@ def sample(
       batch_size: how many samples at once; it does not change them.
       output: folder for samples.npz and samples.png; WORKDIR/sampled by default.
     """
-    chosen = choose_labels(labels, config.backbone.num_classes, num_samples)
-    diffusion, params, step = runs.load_trained(config, workdir)
+    chosen = choose_labels(labels, runs.sampled_classes(config), num_samples)
+    diffusion, params, step = tasks.load_trained(config, workdir)
     samples = runs.draw_samples(diffusion, params, seed, chosen, num_samples, batch_size)
     output = output or workdir / "sampled"
     output.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def sample(
     write_atomically(output / "samples.npz", lambda file: np.savez(file, **arrays))
     columns = None
     if chosen is not None:  # a column a class, as often as makes the picture about square
-        period = len(labels or range(config.backbone.num_classes))
+        period = len(labels or range(runs.sampled_classes(config)))
         columns = period * max(1, round(num_samples**0.5 / period))
     runs.save_picture(output / "samples.png", samples, columns)
     print(f"{len(samples)} samples of step {step}: {output / 'samples.png'} and {output / 'samples.npz'}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from experiments import data, runs
+from diffusers_fn.build import make_noise
+from experiments import data, latent, runs
+from experiments.pictures import save_line
 
 
 class Task(NamedTuple):
@@ -36,44 +40,183 @@ class Task(NamedTuple):
     update_extras: Callable[[Any, dict[str, jax.Array]], Any] | None = None
 
 
-def make_task(config: ConfigDict) -> Task:
-    """Returns the task of a config.
+def make_task(config: ConfigDict, workdir: Path) -> Task:
+    """Returns the task of a config, trained in a work directory.
 
     Raises:
       ValueError: if config.task is unknown, or the config describes nothing that can be trained.
     """
     if config.task not in TASKS:
         raise ValueError(f"config.task must be one of {', '.join(sorted(TASKS))}; got {config.task!r}")
-    return TASKS[config.task](config)
+    return TASKS[config.task](config, workdir)
 
 
-def diffusion(config: ConfigDict) -> Task:
+def diffusion(config: ConfigDict, workdir: Path) -> Task:
     """Returns the task of a diffusion model; its picture is a grid of samples."""
+    if config.latent.enabled:
+        return latent_diffusion(config, workdir)
     model, objective = dfn.build(config), dfn.build_objective(config)
-
-    def make_pictures(dataset: data.Dataset, key: jax.Array) -> Callable[[Any, Any, Path], None]:
-        labels = runs.grid_labels(config)
-        num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
-        cond = None if labels is None else jnp.asarray(labels)
-        keys = jax.random.split(key, num_samples)
-        sample = jax.jit(lambda params: model.sample(params, keys, num_samples, cond=cond).x0)
-        reference = data.float_images(dataset, np.arange(min(2_000, len(dataset))))
-
-        def draw(params: Any, extras: Any, path: Path) -> None:
-            runs.save_picture(path, np.asarray(sample(params)), None if labels is None else 10, reference)
-
-        return draw
-
     return Task(
         model.init,
         objective.loss,
-        make_pictures,
+        lambda dataset, key: sample_grid(config, lambda extras: model, dataset, key),
         extras_like=objective.extras,
         make_extras=lambda dataset: objective.extras,
         update_extras=objective.update_extras,
     )
 
 
-TASKS: Mapping[str, Callable[[ConfigDict], Task]] = {
+def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
+    """Returns the task of a diffusion model in the latents of a trained autoencoder, which its extras hold."""
+    stage = latent.first_stage(config, workdir)
+    inner = latent.in_latents(config, stage)
+    model = dfn.build(inner)
+    if dfn.build_objective(inner).extras is not None:
+        raise ValueError(
+            f"config.loss.time_sampler = {config.loss.time_sampler!r} does not go with latents: set it to 'uniform'"
+        )
+
+    def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array], extras: Any) -> Any:
+        return latent.decoded(model, stage, extras).loss(params, key, batch)
+
+    def make_extras(dataset: data.Dataset) -> Any:
+        latent.keep_first_stage(stage, workdir)
+        return latent.make_extras(config, stage, dataset)
+
+    return Task(
+        model.init,
+        loss,
+        lambda dataset, key: sample_grid(config, lambda extras: latent.decoded(model, stage, extras), dataset, key),
+        extras_like=latent.extras_like(stage),
+        make_extras=make_extras,
+    )
+
+
+def sample_grid(
+    config: ConfigDict, model_of: Callable[[Any], dfn.Diffusion], dataset: data.Dataset, key: jax.Array
+) -> Callable[[Any, Any, Path], None]:
+    """Returns draw(params, extras, path): a grid of samples of model_of(extras), a row a class."""
+    labels = runs.grid_labels(config)
+    num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
+    cond = None if labels is None else jnp.asarray(labels)
+    keys = jax.random.split(key, num_samples)
+    sample = jax.jit(lambda params, extras: model_of(extras).sample(params, keys, num_samples, cond=cond).x0)
+    reference = data.float_images(dataset, np.arange(min(2_000, len(dataset))))
+
+    def draw(params: Any, extras: Any, path: Path) -> None:
+        runs.save_picture(path, np.asarray(sample(params, extras)), None if labels is None else 10, reference)
+
+    return draw
+
+
+def autoencoder(config: ConfigDict, workdir: Path) -> Task:
+    """Returns the task of an autoencoder; its picture has originals above their reconstructions."""
+    net = dfn.build_autoencoder(config)
+
+    def make_pictures(dataset: data.Dataset, key: jax.Array) -> Callable[[Any, Any, Path], None]:
+        images = data.float_images(dataset, np.arange(min(10, len(dataset))))
+        reconstruct = jax.jit(lambda params, x: net.decode(params, net.encode(params, x)[0]))
+
+        def draw(params: Any, extras: Any, path: Path) -> None:
+            pair = np.concatenate([images, np.asarray(reconstruct(params, images))])
+            runs.save_picture(path, pair, len(images), images)
+
+        return draw
+
+    return Task(net.init, net.loss, make_pictures)
+
+
+def classifier(config: ConfigDict, workdir: Path) -> Task:
+    """Returns the task of a noise-aware classifier; its picture is the accuracy on training data by noise level."""
+    net = dfn.build_classifier(config)
+    noise = make_noise(config)
+
+    def make_pictures(dataset: data.Dataset, key: jax.Array) -> Callable[[Any, Any, Path], None]:
+        chosen = np.arange(min(1_000, len(dataset)))
+        assert dataset.labels is not None
+        images, labels = data.float_images(dataset, chosen), np.asarray(dataset.labels)[chosen]
+        u = np.linspace(0.0, 1.0, 21)[:-1]
+
+        @jax.jit
+        def accuracies(params: Any) -> tuple[jax.Array, jax.Array]:
+            def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+                level = noise.level(u)
+                eps = jax.random.normal(key, images.shape)
+                logits = net.apply(params, level.alpha * images + level.sigma * eps, level.t)
+                return level.sigma / level.alpha, jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+
+            return jax.lax.map(at, jnp.asarray(u, jnp.float32))
+
+        def draw(params: Any, extras: Any, path: Path) -> None:
+            ratio, accuracy = (np.asarray(each) for each in accuracies(params))
+            save_line(path, ratio, accuracy, "sigma / alpha", "accuracy on training data")
+
+        return draw
+
+    return Task(net.init, net.loss, make_pictures)
+
+
+def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Any, int]:
+    """Returns (diffusion, params, step): the model of a work directory with its averaged parameters.
+
+    Its samples are decoded where it is a model of latents, and guided by config.sampler.classifier_workdir if that is
+    set.
+
+    Raises:
+      ValueError: if the directory holds no run, or one of another config, or model and classifier do not fit.
+    """
+    runs.open_workdir(workdir, config, create=False)
+    if config.task != "diffusion":
+        raise ValueError(f"config.task is {config.task!r}: only runs of the task 'diffusion' have samples")
+    if config.latent.enabled:
+        stage = latent.first_stage(config, workdir)
+        model, like = dfn.build(latent.in_latents(config, stage)), latent.extras_like(stage)
+    else:
+        model, like = dfn.build(config), dfn.build_objective(config).extras
+    step, state = runs.load_state(config, workdir, runs.state_like(config, model.init, like))
+    state = jax.device_put(state)
+    if config.latent.enabled:
+        model = latent.decoded(model, stage, state.extras)
+    if config.sampler.classifier_workdir:
+        model = guided_by_classifier(model, config)
+    return model, state.ema, step
+
+
+def guided_by_classifier(model: dfn.Diffusion, config: ConfigDict) -> dfn.Diffusion:
+    """Returns the model with samples guided by the classifier of config.sampler.classifier_workdir.
+
+    Raises:
+      ValueError: if there is no classifier, or it is of other data, classes or noise than the model.
+    """
+    folder = Path(config.sampler.classifier_workdir)
+    where = f"config.sampler.classifier_workdir = {str(folder)!r}"
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{where} holds no run: train configs/classifier.py there, or set it to ''")
+    held = ConfigDict(json.loads((folder / "config.json").read_text()))
+    if held.get("task") != "classifier":
+        raise ValueError(f"{where} holds a run of task {held.get('task')!r}, no classifier")
+    if config.latent.enabled or tuple(held.data.shape) != tuple(config.data.shape):
+        raise ValueError(f"{where} is for data of shape {tuple(held.data.shape)}, the model's data are others")
+    if held.backbone.num_classes != config.data.num_classes:
+        raise ValueError(
+            f"{where} knows {held.backbone.num_classes} classes, the data {config.data.num_classes} "
+            "(config.data.num_classes): train a classifier on these data"
+        )
+    theirs, ours = held.noise_schedule.to_dict(), config.noise_schedule.to_dict()
+    differing = [name for name in ours if ours[name] != theirs.get(name)]
+    if differing:
+        raise ValueError(
+            f"{where} was trained on other noise: noise_schedule.{differing[0]} is {theirs.get(differing[0])!r} there "
+            f"and {ours[differing[0]]!r} here; train the classifier with the model's noise_schedule"
+        )
+    net = dfn.build_classifier(held)
+    _, state = runs.load_state(held, folder, runs.state_like(held, net.init))
+    transform = dfn.guidance.classifier(net.log_prob(state.ema), config.sampler.classifier_scale)
+    return model._replace(sample=functools.partial(model.sample, transform=transform))
+
+
+TASKS: Mapping[str, Callable[[ConfigDict, Path], Task]] = {
     "diffusion": diffusion,
+    "autoencoder": autoencoder,
+    "classifier": classifier,
 }

@@ -37,7 +37,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
       ValueError: if config, data and work directory do not fit together.
       FloatingPointError: if the loss is not finite; the state that led there is not saved.
     """
-    task = make_task(config)
+    task = make_task(config, workdir)
     settings = config.training
     check_intervals(config, jax.device_count())
     optimizer = runs.make_optimizer(config)

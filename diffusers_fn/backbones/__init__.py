@@ -8,7 +8,8 @@ from diffusers_fn.backbones.clip_text import ClipTextEncoder
 from diffusers_fn.backbones.dhariwal_unet import DhariwalUNet
 from diffusers_fn.backbones.dit import DiT
 from diffusers_fn.backbones.mlp import MLP
-from diffusers_fn.backbones.simple_autoencoder import SimpleDecoder, SimpleEncoder
+from diffusers_fn.backbones.mlp_classifier import MLPClassifier
+from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
 from diffusers_fn.backbones.two_times import TwoTimes
@@ -26,6 +27,8 @@ __all__ = [
     "ClipTextEncoder",
     "DhariwalUNet",
     "DiT",
+    "MLPClassifier",
+    "SimpleAutoencoder",
     "SimpleDecoder",
     "SimpleEncoder",
     "SongUNet",

@@ -103,6 +103,42 @@ class SimpleDecoder(nn.Module):
         return h.reshape(-1, *self.output_dim).astype(jnp.promote_types(z.dtype, jnp.float32))
 
 
+class SimpleAutoencoder(nn.Module):
+    """A SimpleEncoder and a SimpleDecoder, with the methods of `AutoencoderKL`: encode, decode, and both for a call.
+
+    Fields:
+      input_dim: the shape of one example, (H, W, C) or (D,).
+      latent_dim: the length of a latent.
+      encoder_hidden_dims, decoder_hidden_dims: the widths of the dense layers.
+
+    >>> net, x = SimpleAutoencoder(input_dim=(8, 8, 1), latent_dim=2), jnp.zeros([5, 8, 8, 1])
+    >>> variables = jax.eval_shape(net.init, jax.random.key(0), x)
+    >>> jax.eval_shape(lambda v, x: net.apply(v, x, method="encode"), variables, x)[0].shape
+    (5, 2)
+    """
+
+    input_dim: Sequence[int]
+    latent_dim: int = 8
+    encoder_hidden_dims: Sequence[int] = (32, 64)
+    decoder_hidden_dims: Sequence[int] = (64, 32)
+
+    def setup(self) -> None:
+        self.encoder = SimpleEncoder(self.input_dim, self.latent_dim, self.encoder_hidden_dims)
+        self.decoder = SimpleDecoder(self.latent_dim, self.input_dim, self.decoder_hidden_dims)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the data [B, *input_dim] that the mean latent of x decodes to."""
+        return self.decode(self.encode(x)[0])
+
+    def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns mean and log-variance [B, latent_dim] of the latent of x."""
+        return self.encoder(x)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Returns the data [B, *input_dim] of latents z [B, latent_dim]."""
+        return self.decoder(z)
+
+
 def _check_dims(**dims: Sequence[int]) -> None:
     for name, sizes in dims.items():
         if (not sizes and name != "hidden_dims") or any(size < 1 for size in sizes):

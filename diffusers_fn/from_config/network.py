@@ -26,6 +26,16 @@ BACKBONES: Mapping[str, type[nn.Module]] = {
     "unet2d_condition": backbones.UNet2DCondition,  # inside a ClassContext
 }
 
+CLASSIFIERS: Mapping[str, type[nn.Module]] = {
+    "mlp_classifier": backbones.MLPClassifier,
+    "classifier": backbones.Classifier,
+}
+
+AUTOENCODERS: Mapping[str, type[nn.Module]] = {
+    "simple_autoencoder": backbones.SimpleAutoencoder,
+    "autoencoder_kl": backbones.AutoencoderKL,
+}
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -38,7 +48,9 @@ def backbone_fields(name: str) -> list[fields.Field]:
     >>> [field.name for field in backbone_fields("mlp")][:2]
     ['width', 'depth']
     """
-    plain = fields.plain_fields(choose("backbone.name", name, BACKBONES))
+    plain = fields.plain_fields(choose("backbone.name", name, {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}))
+    if name == "simple_autoencoder":  # data.shape says it
+        plain = [field for field in plain if field.name != "input_dim"]
     if name == "unet2d_condition":
         plain += [field for field in fields.plain_fields(backbones.ClassContext) if field.name == "num_tokens"]
     return plain
@@ -77,21 +89,48 @@ def make_backbone(config: ConfigDict) -> nn.Module:
     >>> make_backbone(ConfigDict({"name": "mlp", "width": 8})).width
     8
     """
-    given = {field: value for field, value in config.items() if field != "name"}
-    for field, value in given.items():
-        check_backbone_field(config.name, field, value)
-    for field in ("dtype", "param_dtype"):
-        if field in given:
-            given[field] = DTYPES[given[field]]
+    choose("backbone.name", config.name, BACKBONES)
+    given = _given(config)
     num_classes = given.get("num_classes") or 0
     if not 0 <= num_classes < 2**31:
         raise ValueError(f"config.backbone.num_classes must be 0 (unconditional) or more; got {num_classes}")
     given["num_classes"] = num_classes or None
-    given = {field: fields.tupled(value) for field, value in given.items()}
     if config.name == "unet2d_condition":
         own = {field: given.pop(field) for field in ("num_classes", "num_tokens") if field in given}
         return backbones.ClassContext(backbones.UNet2DCondition(**given), **own)
     return BACKBONES[config.name](**given)
+
+
+def make_classifier(config: ConfigDict) -> nn.Module:
+    """Returns the classifier that config.backbone describes.
+
+    >>> make_classifier(ConfigDict({"name": "mlp_classifier", "num_classes": 3})).num_classes
+    3
+    """
+    choose("backbone.name", config.name, CLASSIFIERS)
+    if config.num_classes < 2:
+        raise ValueError(f"config.backbone.num_classes must be at least 2 for a classifier; got {config.num_classes}")
+    return CLASSIFIERS[config.name](**_given(config))
+
+
+def make_autoencoder(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
+    """Returns the autoencoder for data of a shape that config.backbone describes.
+
+    >>> make_autoencoder(ConfigDict({"name": "simple_autoencoder", "latent_dim": 3}), (2,)).latent_dim
+    3
+    """
+    choose("backbone.name", config.name, AUTOENCODERS)
+    own = {"input_dim": shape} if config.name == "simple_autoencoder" else {}
+    return AUTOENCODERS[config.name](**own, **_given(config))
+
+
+def _given(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a module, checked, as it takes them."""
+    given = {field: value for field, value in config.items() if field != "name"}
+    for field, value in given.items():
+        check_backbone_field(config.name, field, value)
+        given[field] = DTYPES[value] if field in ("dtype", "param_dtype") else fields.tupled(value)
+    return given
 
 
 def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *, doubled: bool = False) -> None:

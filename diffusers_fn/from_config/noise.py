@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import grids, noise_schedules, processes
 from diffusers_fn.from_config.choices import choose
+from diffusers_fn.grids.sources import check_num_steps
 from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at
 from diffusers_fn.processes import Process
@@ -56,10 +57,17 @@ TABLE_GRIDS: Mapping[str, Callable[[NoiseSchedule, int], Level]] = {
     "beta": grids.beta,
 }
 
+
+def _trailing(process: Process, num_steps: int) -> Level:
+    """Times t_max (1 - i / num_steps): the last step is as wide as the others, and one step starts at t_max."""
+    check_num_steps(num_steps)
+    return process(process.t_max * (1 - np.arange(num_steps) / num_steps))
+
+
 PROCESS_GRIDS: Mapping[str, Callable[[Process, int], Level]] = {
     "uniform": grids.uniform_t,
     "quadratic": grids.power_t,
-    "trailing": lambda process, num_steps: grids.uniform_t(process, num_steps, t_min=process.t_max / num_steps),
+    "trailing": _trailing,
     "log_snr": grids.uniform_log_snr,
     "karras": lambda process, num_steps: grids.karras(num_steps, schedule=process),
     "exponential": lambda process, num_steps: grids.exponential(num_steps, schedule=process),

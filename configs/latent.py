@@ -1,0 +1,33 @@
+"""The second stage of latent diffusion (Rombach et al. 2021, https://arxiv.org/abs/2112.10752), on digits.
+
+    python -m experiments.train --config=configs/autoencoder.py --workdir=runs/autoencoder
+    python -m experiments.train --config=configs/latent.py --workdir=runs/latent \\
+        --config.latent.autoencoder_workdir=runs/autoencoder
+
+Scale and shift of the latents are measured on the training data and kept, with the autoencoder, in this run's
+checkpoints: sampling needs this work directory alone. Latents are never clipped.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ddpm_digits import MLP
+from configs.default import customise, default_config, pick
+
+VARIANTS = {
+    "digits": {
+        "backbone": {**MLP, "dropout": 0.1, "num_classes": 10},
+        "latent": {"enabled": True},
+        "parameterization": "v",
+        "sampler": {
+            "skip_type": "log_snr",
+            "num_inference_steps": 100,
+            "cfg_scale": 1.25,
+            "clip_denoised": False,
+        },
+        "training": {"num_steps": 6_000, "batch_size": 128},
+    },
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    return customise(default_config(), **pick(VARIANTS, arg, "digits"))

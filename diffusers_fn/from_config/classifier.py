@@ -1,0 +1,74 @@
+"""From a config with task "classifier" to a noise-aware classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from diffusers_fn import _random
+from diffusers_fn.from_config.batches import check_images, check_labels
+from diffusers_fn.from_config.network import make_classifier
+from diffusers_fn.from_config.noise import make_noise
+from diffusers_fn.from_config.objectives import make_draw_level, one_key
+from diffusers_fn.guidance import class_log_prob
+from diffusers_fn.levels import Level, add_noise
+
+
+class NoisyClassifier(NamedTuple):
+    """A classifier of noisy data as pure functions.
+
+    Attributes:
+      init: (key) -> params.
+      apply: (params, x, t, *, key=None, train=False) -> logits [B, num_classes].
+      loss: (params, key, batch) -> (cross-entropy [B], {"accuracy": [B]}) at random noise levels.
+      log_prob: (params) -> (x, level, cond) -> log p(cond | x) [B], for `guidance.classifier`.
+    """
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    log_prob: Callable[[Any], Callable[[jax.Array, Level, Any], jax.Array]]
+
+
+def build_classifier(config: ConfigDict) -> NoisyClassifier:
+    """Returns the noise-aware classifier that a config describes: backbone, noise_schedule, loss.time_sampler.
+
+    Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233, section 4.
+
+    Raises:
+      ValueError: if a field holds a name or number that is not allowed.
+
+    >>> from configs import classifier
+    >>> net = build_classifier(classifier.get_config())
+    >>> params = jax.eval_shape(net.init, jax.random.key(0))
+    """
+    shape = tuple(config.data.shape)
+    module = make_classifier(config.backbone)
+    num_classes = config.backbone.num_classes
+    draw_level = make_draw_level(config, make_noise(config))
+
+    def init(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)))["params"]
+
+    def apply(params: Any, x: jax.Array, t: Any, *, key: jax.Array | None = None, train: bool = False) -> jax.Array:
+        rngs = {} if key is None else {"dropout": key}
+        logits = module.apply({"params": params}, x, t, train=train, rngs=rngs)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+    def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        time_key, noise_key, dropout_key = _random.split(key, 3)
+        x0 = check_images(batch, shape)
+        labels = check_labels(batch.get("label"), num_classes, x0.shape[0], allow_null=False)
+        level = draw_level(time_key, x0.shape[0])
+        x = add_noise(x0, _random.normal(noise_key, x0), level)
+        logits = apply(params, x, level.t, key=one_key(dropout_key), train=True)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return entropy, {"accuracy": (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)}
+
+    return NoisyClassifier(init, apply, loss, lambda params: class_log_prob(apply, params))

@@ -1,0 +1,88 @@
+"""Latent diffusion in the experiments: the first stage's run, and a model whose samples are decoded by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import diffusers_fn as dfn
+from experiments import data, runs
+from experiments.files import write_text
+
+_COPY = "autoencoder.json"  # the first stage's config, in the second stage's work directory
+
+
+def first_stage(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """Returns the config of the autoencoder that a run in latents uses, and keeps a copy in the run's directory.
+
+    Raises:
+      ValueError: if there is none, or it is of other data.
+    """
+    copy, given = workdir / _COPY, config.latent.autoencoder_workdir
+    source = copy if copy.exists() else Path(given) / "config.json" if given else None
+    if source is None or not source.exists():
+        raise ValueError(
+            "config.latent.enabled needs a trained autoencoder: set config.latent.autoencoder_workdir to the --workdir "
+            f"of a run of configs/autoencoder.py; got {given!r}"
+        )
+    stage = ConfigDict(json.loads(source.read_text()))
+    if stage.get("task") != "autoencoder" or tuple(stage.data.shape) != tuple(config.data.shape):
+        raise ValueError(
+            f"config.latent.autoencoder_workdir = {given!r} holds a run of task {stage.get('task')!r} on data of shape "
+            f"{tuple(stage.data.shape)}; an autoencoder of {tuple(config.data.shape)} (config.data.shape) is needed"
+        )
+    return stage
+
+
+def keep_first_stage(stage: ConfigDict, workdir: Path) -> None:
+    """Writes the first stage's config beside the second's, so that sampling needs that directory alone."""
+    if not (workdir / _COPY).exists():
+        write_text(workdir / _COPY, json.dumps(stage.to_dict(), indent=2) + "\n")
+
+
+def in_latents(config: ConfigDict, stage: ConfigDict) -> ConfigDict:
+    """Returns the config with data of the latents' shape.
+
+    Raises:
+      ValueError: if samples are to be clipped.
+    """
+    if config.sampler.clip_denoised:
+        raise ValueError("latents have no bounds: set config.sampler.clip_denoised to False")
+    inner = ConfigDict(config.to_dict())
+    inner.data.shape = dfn.build_autoencoder(stage).latent_shape
+    return inner
+
+
+def extras_like(stage: ConfigDict) -> Any:
+    """Returns the shapes of `make_extras`."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    number = jax.ShapeDtypeStruct((), np.float32)
+    return {"autoencoder": jax.eval_shape(dfn.build_autoencoder(stage).init, key), "scale": number, "shift": number}
+
+
+def make_extras(config: ConfigDict, stage: ConfigDict, dataset: data.Dataset) -> Any:
+    """Returns the autoencoder's averaged parameters, and the scale and shift of the data's latents."""
+    autoencoder = dfn.build_autoencoder(stage)
+    workdir = Path(config.latent.autoencoder_workdir)
+    _, state = runs.load_state(stage, workdir, runs.state_like(stage, autoencoder.init))
+    encode = jax.jit(lambda x: autoencoder.encode(state.ema, x))
+    size = 500
+    parts = tqdm(range(0, len(dataset), size), desc="calibrating", unit="batch", disable=len(dataset) <= size)
+    batches = (data.float_images(dataset, np.arange(start, min(start + size, len(dataset)))) for start in parts)
+    codec = dfn.latents.Codec(encode, lambda z: z)
+    scale, shift = dfn.latents.calibrate_codec(codec, batches)
+    return {"autoencoder": state.ema, "scale": np.float32(scale), "shift": np.float32(shift)}
+
+
+def decoded(diffusion: dfn.Diffusion, stage: ConfigDict, extras: Any) -> dfn.Diffusion:
+    """Returns the model of data that a model of latents is, with what `make_extras` returned."""
+    autoencoder = dfn.build_autoencoder(stage)
+    codec = dfn.latents.make_codec(autoencoder.encode, autoencoder.decode, extras["autoencoder"])
+    model: Any = diffusion
+    return dfn.latents.in_latent_space(model, codec, scale=extras["scale"], shift=extras["shift"])
