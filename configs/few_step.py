@@ -5,13 +5,13 @@
         --config.sampler.num_inference_steps=1
 
 Variants: `mean_flow` (the default; Geng et al. 2025, https://arxiv.org/abs/2505.13447), the average velocity between
-two times, 45 seconds on two CPU cores; `consistency` (Lu & Song 2024, https://arxiv.org/abs/2410.11081), continuous-time
-consistency training, 100 seconds. Both class-conditional without guidance, residual MLPs on the 64 pixels. Afterwards,
+two times, 45 seconds on two CPU cores; `consistency` (Lu & Song 2024, https://arxiv.org/abs/2410.11081), training in
+continuous time, 100 seconds. Both are class-conditional, without guidance, residual MLPs on the 64 pixels. Afterwards,
 of 2,000 samples in 1, 2 and 4 evaluations each, a support vector machine trained on real digits reads the class that
 was asked for in 99.4%, 99.7% and 99.7% (mean_flow) and 98.4%, 97.9% and 98.3% (consistency), with recall 0.78, 0.82,
 0.81 and 0.82, 0.84, 0.78; held-out digits have 98.9% and 0.95. Mean flows learn guidance with
 --config.loss.guidance_scale, at no cost in sampling; a consistency model takes --config.sampler.cfg_scale, at twice the
-evaluations: 1.25 gives 99.6%, less varied.
+evaluations: with 1.25 it is 99.8% and 99.6% in one and two steps, with recall 0.78 and 0.84.
 """
 
 from typing import Any

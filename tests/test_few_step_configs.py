@@ -121,11 +121,12 @@ def test_the_consistency_loss_is_the_change_of_the_end():
     diffusion, noise = dfn.build(config), make_noise(config)
     params, index, h = some_params(diffusion.init), 1, 3e-3
     _, time_key, eps, x0 = own_draws(index)
-    angle = jnp.pi / 2 * losses.log_normal_level(noise.at, 0.4, 1.4)(time_key, 1).t  # told the network as it is
+    t = losses.log_normal_level(noise.at, 0.4, 1.4)(time_key, 1).t  # told the network as it is
+    angle = jnp.pi / 2 * t[:, None]
 
     def end(a):
         x = jnp.cos(a) * x0 + jnp.sin(a) * eps
-        F = diffusion.apply(params, x, 2 / jnp.pi * a, BATCH["label"][index : index + 1])
+        F = diffusion.apply(params, x, 2 / jnp.pi * a[:, 0], BATCH["label"][index : index + 1])
         return jnp.cos(a) * x - jnp.sin(a) * F
 
     g = jnp.cos(angle) * (end(angle + h) - end(angle - h)) / (2 * h)
