@@ -1,7 +1,16 @@
 """Training: state, step, optimizers and sharding, on optax."""
 
+from diffusers_fn.training import averages
 from diffusers_fn.training.optimizers import make_optimizer
 from diffusers_fn.training.sharding import replicate, split_batch
 from diffusers_fn.training.state import TrainState, make_train_state, make_train_step
 
-__all__ = ["TrainState", "make_optimizer", "make_train_state", "make_train_step", "replicate", "split_batch"]
+__all__ = [
+    "TrainState",
+    "averages",
+    "make_optimizer",
+    "make_train_state",
+    "make_train_step",
+    "replicate",
+    "split_batch",
+]
