@@ -37,6 +37,7 @@ def default_config() -> ConfigDict:
     config.latent = ConfigDict()
     config.latent.enabled = False  # diffuse in the latents of an autoencoder
     config.latent.autoencoder_workdir = ""  # the run that trained it; needed for training only
+    config.latent.cache = ""  # a file of experiments.encode, trained on instead of the images
 
     config.noise_schedule = ConfigDict()
     config.noise_schedule.process = "table"  # of betas, or continuous: vp, sub_vp, ve, cosine, trigonometric, flow, edm

@@ -10,8 +10,8 @@ of the guided samples (98.9% of held-out digits). With epsilon for v it was 41% 
 
 For accelerators, `s_2`, `b_2`, `l_2` and `xl_2`, the published sizes (33, 130, 458 and 675 million parameters) on
 latents [32, 32, 4] of 256x256 pixels: an .npz with `images`, float latents times 0.18215, and `labels`. Learning rate,
-batch and averaging are the paper's (7 million steps, FID 2.27 for `xl_2` with guidance 1.5). The paper's networks also
-learn the variance, which `build` does not train: the last layer has half as many outputs here.
+batch and averaging are the paper's (7 million steps, FID 2.27 for `xl_2` with guidance 1.5), and so are the learned
+variance (hybrid loss), ancestral sampling, and guidance of the first three channels alone, as in the authors' code.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,15 @@ from configs.default import customise, default_config, pick
 
 LATENTS = {
     "data": {"name": "arrays", "shape": (32, 32, 4), "num_classes": 1000, "heldout_fraction": 0.01, "normalize": False},
-    "sampler": {"clip_denoised": False, "num_inference_steps": 250, "cfg_scale": 1.5},
+    "sampler": {
+        "name": "ancestral",
+        "clip_denoised": False,
+        "num_inference_steps": 250,
+        "cfg_scale": 1.5,
+        "cfg_channels": 3,
+    },
+    "variance": "learned_range",
+    "loss": {"objective": "hybrid"},
     "training": {
         "num_steps": 400_000,
         "batch_size": 256,
@@ -38,7 +46,13 @@ LATENTS = {
 
 def size(hidden_size: int, depth: int, num_heads: int) -> dict:
     """Returns the changes of a published size."""
-    net = {"hidden_size": hidden_size, "depth": depth, "num_heads": num_heads, "num_classes": 1000}
+    net = {
+        "hidden_size": hidden_size,
+        "depth": depth,
+        "num_heads": num_heads,
+        "num_classes": 1000,
+        "learned_variance": True,
+    }
     return {**LATENTS, "backbone": {"name": "dit", **net}}
 
 

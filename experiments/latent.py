@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, runs
+from experiments import data, latent_cache, runs
 from experiments.files import write_text
 
 _COPY = "autoencoder.json"  # the first stage's config, in the second stage's work directory
@@ -71,6 +71,9 @@ def make_extras(config: ConfigDict, stage: ConfigDict, dataset: data.Dataset) ->
     autoencoder = dfn.build_autoencoder(stage)
     workdir = Path(config.latent.autoencoder_workdir)
     _, state = runs.load_state(stage, workdir, runs.state_like(stage, autoencoder.init))
+    if config.latent.cache:
+        scale, shift = dfn.latents.calibrate(*latent_cache.read(config, state.ema))
+        return {"autoencoder": state.ema, "scale": np.float32(scale), "shift": np.float32(shift)}
     encode = jax.jit(lambda x: autoencoder.encode(state.ema, x))
     size = 500
     parts = tqdm(range(0, len(dataset), size), desc="calibrating", unit="batch", disable=len(dataset) <= size)

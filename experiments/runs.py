@@ -22,7 +22,7 @@ from experiments.files import write_text
 from experiments.pictures import save_grid, save_points, save_sequences
 
 # May change between two commands on one work directory: they do not touch what was learned.
-_FREE = ("sampler", "evaluation", "latent.autoencoder_workdir",
+_FREE = ("sampler", "evaluation", "latent.autoencoder_workdir", "latent.cache",
           "training.log_every", "training.sample_every", "training.checkpoint_every",
          "training.keep_checkpoints")  # fmt: skip
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
 from diffusers_fn.build import make_noise
-from experiments import data, latent, runs
+from experiments import data, latent, latent_cache, runs
 from experiments.pictures import save_line
 
 
@@ -30,6 +30,7 @@ class Task(NamedTuple):
       extras_like: the shapes of what the loss needs beside the parameters; None for nothing.
       make_extras: (dataset) -> extras at the start of a run; what they come from (data, other runs) is read here.
       update_extras: (extras, metrics [B]) -> extras, after each step; None where they stay.
+      examples: (dataset) -> what batches are drawn from, in the same order.
     """
 
     init: Callable[[jax.Array], Any]
@@ -38,6 +39,7 @@ class Task(NamedTuple):
     extras_like: Any = None
     make_extras: Callable[[data.Dataset], Any] = lambda dataset: None
     update_extras: Callable[[Any, dict[str, jax.Array]], Any] | None = None
+    examples: Callable[[data.Dataset], data.Dataset] = lambda dataset: dataset
 
 
 def make_task(config: ConfigDict, workdir: Path) -> Task:
@@ -77,6 +79,8 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
         )
 
     def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array], extras: Any) -> Any:
+        if config.latent.cache:
+            batch = latent_cache.split(batch)
         return latent.decoded(model, stage, extras).loss(params, key, batch)
 
     def make_extras(dataset: data.Dataset) -> Any:
@@ -89,6 +93,7 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
         lambda dataset, key: sample_grid(config, lambda extras: latent.decoded(model, stage, extras), dataset, key),
         extras_like=latent.extras_like(stage),
         make_extras=make_extras,
+        examples=lambda dataset: latent_cache.in_place_of(config, dataset) if config.latent.cache else dataset,
     )
 
 

@@ -47,7 +47,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     train_step = jax.jit(step_fn, donate_argnums=0)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
-    data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
+    examples = task.examples(dataset)
+    data.batches(examples, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
     runs.open_workdir(workdir, config, create=True)  # the last check: from here on the folder is this config's
 
     init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), 3)
@@ -66,7 +67,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     (workdir / "samples").mkdir(exist_ok=True)
     draw = task.make_pictures(dataset, grid_key)
     log = MetricLog(workdir, start)
-    batches = data.batches(dataset, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
+    batches = data.batches(examples, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{len(dataset)} examples, {num_params:,} parameters, {jax.device_count()} {jax.default_backend()} device(s)")
 

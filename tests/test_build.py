@@ -84,11 +84,11 @@ PUBLISHED = {
     ("ddpm_images", "lsun256"): 113_673_219,
     ("unet2d", "cifar10"): 35_746_307,
     ("unet2d", "lsun256"): 113_673_219,
-    # The authors count 256 fixed positions; a learned variance doubles the outputs of the last layer.
-    ("dit", "s_2"): 32_963_360 - 256 * 384 - 385 * 16,
-    ("dit", "b_2"): 130_512_416 - 256 * 768 - 769 * 16,
-    ("dit", "l_2"): 458_102_816 - 256 * 1024 - 1025 * 16,
-    ("dit", "xl_2"): 675_129_632 - 256 * 1152 - 1153 * 16,
+    # The authors count 256 fixed positions.
+    ("dit", "s_2"): 32_963_360 - 256 * 384,
+    ("dit", "b_2"): 130_512_416 - 256 * 768,
+    ("dit", "l_2"): 458_102_816 - 256 * 1024,
+    ("dit", "xl_2"): 675_129_632 - 256 * 1152,
     ("uvit", "cifar10"): 44_255_328,
     ("uvit", "imagenet64"): 130_940_292,  # class table without a null class
     ("uvit", "l_2"): 286_763_172,  # and with one
@@ -100,7 +100,7 @@ PUBLISHED = {
     ("edm_unets", "ddpmpp"): 55_733_891,
     ("edm_unets", "ncsnpp"): 56_397_827 + 128,  # the frequencies, which are no parameters there
     ("edm_unets", "adm"): 295_899_267,
-    # Learned variance again, in a 3x3 convolution.
+    # Without the learned variance, half of the last 3x3 convolution.
     ("adm", "imagenet64"): 295_904_454 - (9 * 192 + 1) * 3,
     ("adm", "imagenet128"): 421_529_606 - (9 * 256 + 1) * 3,
     ("adm", "imagenet256"): 553_838_086 - (9 * 256 + 1) * 3,

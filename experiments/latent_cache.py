@@ -1,0 +1,77 @@
+"""Latents that `experiments.encode` wrote, in place of the images that they were made from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import data
+from experiments.checkpoints import checksum
+
+
+def read(config: ConfigDict, params: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (mean, logvar) of the training data in the file config.latent.cache.
+
+    Raises:
+      ValueError: if there is no such file, or the autoencoder that made it did not have these parameters.
+    """
+    arrays = _load(config)
+    if int(arrays["checksum"]) != checksum(params):
+        raise ValueError(
+            f"config.latent.cache = {config.latent.cache!r} was made by another autoencoder than that of "
+            "config.latent.autoencoder_workdir, or before its last step: run experiments.encode again"
+        )
+    return arrays["mean"], arrays["logvar"]
+
+
+def in_place_of(config: ConfigDict, dataset: data.Dataset) -> data.Dataset:
+    """Returns the training data with mean and logvar, side by side on the last axis, for images.
+
+    Raises:
+      ValueError: if the latents are not those of the data set, as far as numbers and labels tell, or the images are
+        to be mirrored.
+    """
+    arrays = _load(config)
+    moments = np.concatenate([arrays["mean"], arrays["logvar"]], axis=-1)
+    labels = dataset.labels
+    same = labels is None or np.array_equal(arrays.get("labels", ()), labels)
+    if len(moments) != len(dataset) or not same:
+        raise ValueError(
+            f"config.latent.cache = {config.latent.cache!r} holds {len(moments)} latents of other data, or of another "
+            f"split of them, than the {len(dataset)} of config.data and config.seed: run experiments.encode with these"
+        )
+    if config.data.flip:
+        raise ValueError("latents cannot be mirrored: set config.data.flip to False, or config.latent.cache to ''")
+    return dataclasses.replace(dataset, images=moments, shape=moments.shape[1:])
+
+
+def split(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns a batch of `in_place_of` as `latents.in_latent_space` reads it.
+
+    >>> sorted(split({"image": jnp.zeros((2, 6)), "label": jnp.arange(2)}))
+    ['label', 'logvar', 'mean']
+    """
+    mean, logvar = jnp.split(batch["image"], 2, axis=-1)
+    others = {name: value for name, value in batch.items() if name != "image"}
+    return {**others, "mean": mean, "logvar": logvar}
+
+
+def _load(config: ConfigDict) -> dict[str, np.ndarray]:
+    path = Path(config.latent.cache).expanduser()
+    if not path.is_file():
+        raise ValueError(f"config.latent.cache = {str(path)!r} is no file: run experiments.encode, or set it to ''")
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in ("mean", "logvar", "labels", "checksum") if name in loaded.files}
+    except (ValueError, OSError, EOFError, TypeError, AttributeError) as error:
+        raise ValueError(f"config.latent.cache = {str(path)!r} cannot be read ({error})") from error
+    if not {"mean", "logvar", "checksum"} <= set(arrays):
+        raise ValueError(f"config.latent.cache = {str(path)!r} was not written by experiments.encode")
+    return arrays
