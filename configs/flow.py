@@ -4,7 +4,9 @@ https://arxiv.org/abs/2210.02747) on digits: straight paths, the network puts ou
     python -m experiments.train --config=configs/flow.py --workdir=runs/flow
 
 Variants: `uniform` (the default) draws t evenly, `logit_normal` and `mode` as Stable Diffusion 3 does (Esser et al.
-2024, https://arxiv.org/abs/2403.03206, eq. 19 and 20). Sampled by Euler on an even grid in t, from pure noise.
+2024, https://arxiv.org/abs/2403.03206, eq. 19 and 20); `ot` pairs data and noise of a batch by optimal transport, class
+by class (Tong et al. 2023, https://arxiv.org/abs/2302.00482). Sampled by Heun's method on an even grid in t, from pure
+noise.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +26,7 @@ DIGITS = {
 VARIANTS = {
     "uniform": DIGITS,
     "logit_normal": {**DIGITS, "loss": {"time_sampler": "logit_normal"}},
+    "ot": {**DIGITS, "data": {"coupling": "ot"}},
     "mode": {**DIGITS, "loss": {"time_sampler": "mode"}},
 }
 

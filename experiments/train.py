@@ -47,8 +47,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     train_step = jax.jit(step_fn, donate_argnums=0)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
-    examples = task.examples(dataset)
-    data.batches(examples, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
+    data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
     runs.open_workdir(workdir, config, create=True)  # the last check: from here on the folder is this config's
 
     init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), 3)
@@ -67,7 +66,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     (workdir / "samples").mkdir(exist_ok=True)
     draw = task.make_pictures(dataset, grid_key)
     log = MetricLog(workdir, start)
+    examples = task.examples(dataset, state.extras)
     batches = data.batches(examples, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
+    if config.data.coupling == "ot":
+        batches = data.coupled(batches, config.seed, start_step=start)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{len(dataset)} examples, {num_params:,} parameters, {jax.device_count()} {jax.default_backend()} device(s)")
 
@@ -137,6 +139,15 @@ def check_intervals(config: ConfigDict, num_devices: int) -> None:
     for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
         if config.training[name] < 1:
             raise ValueError(f"config.training.{name} must be at least 1; got {config.training[name]}")
+    if config.data.coupling not in ("none", "ot"):
+        raise ValueError(f"config.data.coupling must be none or ot; got {config.data.coupling!r}")
+    if config.data.coupling == "ot" and (
+        config.task != "diffusion" or config.latent.enabled or config.loss.objective != "denoising"
+    ):
+        raise ValueError(
+            "config.data.coupling = 'ot' pairs data and noise for the objective 'denoising' outside latents: set it to "
+            "'none'"
+        )
     if config.training.sample_every < 0:
         raise ValueError(f"config.training.sample_every must be 0 (never) or more; got {config.training.sample_every}")
     if config.training.batch_size % num_devices:

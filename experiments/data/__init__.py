@@ -1,7 +1,18 @@
 """Data for the experiments: `load` a data set by config, then draw `batches` from it."""
 
+from experiments.data.coupling import coupled, optimal_pairing
 from experiments.data.dataset import Dataset, float_images, split_indices
 from experiments.data.load import KINDS, load
 from experiments.data.pipeline import batch_at, batches
 
-__all__ = ["KINDS", "Dataset", "batch_at", "batches", "float_images", "load", "split_indices"]
+__all__ = [
+    "KINDS",
+    "Dataset",
+    "batch_at",
+    "batches",
+    "coupled",
+    "float_images",
+    "load",
+    "optimal_pairing",
+    "split_indices",
+]

@@ -52,6 +52,7 @@ RUNS = {
     "euler_maruyama": ("score_sde", "vp", {"sampler": {"name": "euler_maruyama"}}),
     "edm": ("edm", "stochastic", {}),
     "flow": ("flow", "mode", {}),
+    "coupled": ("flow", "ot", {}),
     "learned_variance": ("learned_variance", "vlb", {}),
     "mean_flow": ("few_step", "mean_flow", {}),
     "consistency": ("few_step", "consistency", {}),
