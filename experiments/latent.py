@@ -72,7 +72,8 @@ def make_extras(config: ConfigDict, stage: ConfigDict, dataset: data.Dataset) ->
     workdir = Path(config.latent.autoencoder_workdir)
     _, state = runs.load_state(stage, workdir, runs.state_like(stage, autoencoder.init))
     if config.latent.cache:
-        scale, shift = dfn.latents.calibrate(*latent_cache.read(config, state.ema))
+        held = latent_cache.read(config, state.ema)
+        scale, shift = dfn.latents.calibrate(held["mean"], held["logvar"])
         return {"autoencoder": state.ema, "scale": np.float32(scale), "shift": np.float32(shift)}
     encode = jax.jit(lambda x: autoencoder.encode(state.ema, x))
     size = 500

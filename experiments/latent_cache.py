@@ -16,8 +16,8 @@ from experiments import data
 from experiments.checkpoints import checksum
 
 
-def read(config: ConfigDict, params: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (mean, logvar) of the training data in the file config.latent.cache.
+def read(config: ConfigDict, params: Any) -> dict[str, np.ndarray]:
+    """Returns what the file config.latent.cache holds of the training data: mean, logvar and, if any, labels.
 
     Raises:
       ValueError: if there is no such file, or the autoencoder that made it did not have these parameters.
@@ -26,19 +26,20 @@ def read(config: ConfigDict, params: Any) -> tuple[np.ndarray, np.ndarray]:
     if int(arrays["checksum"]) != checksum(params):
         raise ValueError(
             f"config.latent.cache = {config.latent.cache!r} was made by another autoencoder than that of "
-            "config.latent.autoencoder_workdir, or before its last step: run experiments.encode again"
+            "config.latent.autoencoder_workdir (a run that has begun keeps its own), or at another of its steps: run "
+            "experiments.encode again, or set it to ''"
         )
-    return arrays["mean"], arrays["logvar"]
+    return arrays
 
 
-def in_place_of(config: ConfigDict, dataset: data.Dataset) -> data.Dataset:
+def in_place_of(config: ConfigDict, dataset: data.Dataset, params: Any) -> data.Dataset:
     """Returns the training data with mean and logvar, side by side on the last axis, for images.
 
     Raises:
-      ValueError: if the latents are not those of the data set, as far as numbers and labels tell, or the images are
-        to be mirrored.
+      ValueError: as `read`; if the latents are not those of the data set, as far as numbers and labels tell; if images
+        are to be mirrored.
     """
-    arrays = _load(config)
+    arrays = read(config, params)
     moments = np.concatenate([arrays["mean"], arrays["logvar"]], axis=-1)
     labels = dataset.labels
     same = labels is None or np.array_equal(arrays.get("labels", ()), labels)

@@ -30,7 +30,7 @@ class Task(NamedTuple):
       extras_like: the shapes of what the loss needs beside the parameters; None for nothing.
       make_extras: (dataset) -> extras at the start of a run; what they come from (data, other runs) is read here.
       update_extras: (extras, metrics [B]) -> extras, after each step; None where they stay.
-      examples: (dataset) -> what batches are drawn from, in the same order.
+      examples: (dataset, extras) -> what batches are drawn from, in the same order.
     """
 
     init: Callable[[jax.Array], Any]
@@ -39,7 +39,7 @@ class Task(NamedTuple):
     extras_like: Any = None
     make_extras: Callable[[data.Dataset], Any] = lambda dataset: None
     update_extras: Callable[[Any, dict[str, jax.Array]], Any] | None = None
-    examples: Callable[[data.Dataset], data.Dataset] = lambda dataset: dataset
+    examples: Callable[[data.Dataset, Any], data.Dataset] = lambda dataset, extras: dataset
 
 
 def make_task(config: ConfigDict, workdir: Path) -> Task:
@@ -87,13 +87,18 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
         latent.keep_first_stage(stage, workdir)
         return latent.make_extras(config, stage, dataset)
 
+    def examples(dataset: data.Dataset, extras: Any) -> data.Dataset:
+        if not config.latent.cache:
+            return dataset
+        return latent_cache.in_place_of(config, dataset, extras["autoencoder"])
+
     return Task(
         model.init,
         loss,
         lambda dataset, key: sample_grid(config, lambda extras: latent.decoded(model, stage, extras), dataset, key),
         extras_like=latent.extras_like(stage),
         make_extras=make_extras,
-        examples=lambda dataset: latent_cache.in_place_of(config, dataset) if config.latent.cache else dataset,
+        examples=examples,
     )
 
 
