@@ -6,8 +6,8 @@ Data whose scores are known replace the network. Writes exact_checks.json and ex
 
 - the spread of samples of N(0, 0.5^2) by the reverse-time equations, by number of levels: exact is 0.5;
 - the error of a Gaussian's negative log-likelihood by the probability flow, in nats per dimension;
-- a mixture guided by its exact classifier at scale 1: the share of samples on the side of the class asked for, for one
-  sample at a time and for 64, beside the class itself;
+- a mixture guided by its exact classifier at scale 1: the share of samples on the side of the class that was asked
+  for, for one sample at a time and for 64, beside the class itself;
 - the posterior mean of a Gaussian given a measurement: the error of DPS and PiGDM over how far the measurement moves it.
 """
 
@@ -82,8 +82,8 @@ def class_shares(num_samples: int = 512) -> dict[str, float]:
     z = levels.sigma[0] * jax.random.normal(jax.random.key(0), (num_samples, 1))
 
     def log_prob(x: jax.Array, level: Level) -> jax.Array:
-        spread = jnp.sqrt((level.alpha * stds) ** 2 + level.sigma**2)
-        each = jnp.log(weights) + jax.scipy.stats.norm.logpdf(x, level.alpha * means[:, 0], spread)
+        centre, spread = level.alpha * means[:, 0], jnp.sqrt((level.alpha * stds) ** 2 + level.sigma**2)
+        each = jnp.log(weights)[None] + jax.scipy.stats.norm.logpdf(x, centre[None], spread[None])
         return jax.nn.log_softmax(each, axis=-1)[:, 1]
 
     guided = guidance.classifier(log_prob, 1.0)(oracles.mixture(weights, means, stds))
