@@ -49,9 +49,6 @@ class Variant(NamedTuple):
 
 VARIANTS = (
     Variant("ddpm", "ddpm_digits.py", "DDIM, guided classifier-free", bits=True),
-    Variant(
-        "ancestral", "ddpm_digits.py", "DDPM's own sampler, the same weights", ("--config.sampler.name=ancestral",)
-    ),
     Variant("classifier", "classifier.py", "", scored=False),
     Variant(
         "guided",

@@ -8,7 +8,8 @@ Data whose scores are known replace the network. Writes exact_checks.json and ex
 - the error of a Gaussian's negative log-likelihood by the probability flow, in nats per dimension;
 - a mixture guided by its exact classifier at scale 1: the share of samples on the side of the class that was asked
   for, for one sample at a time and for 64, beside the class itself;
-- the posterior mean of a Gaussian given a measurement: the error of DPS and PiGDM over how far the measurement moves it.
+- the posterior mean of a Gaussian given a measurement: the error of DPS and PiGDM over how far the measurement moves
+  it.
 """
 
 from __future__ import annotations
