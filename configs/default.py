@@ -61,6 +61,7 @@ def default_config() -> ConfigDict:
     config.sigma_data = 0.5  # parameterization and weight "edm", and scale_input
     config.scale_input = False  # the network sees x over its standard deviation ("edm" does so anyway)
     config.score_scaling = 1.0  # parameterization "score": the score is this times the output
+    config.self_conditioning = 0.0  # bound of the last estimate of x0, which the network sees (1 for images); 0: none
 
     config.loss = ConfigDict()
     config.loss.objective = "denoising"  # hybrid, vlb: see OBJECTIVES in diffusers_fn/from_config/objectives.py

@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
+from diffusers_fn.from_config import few_step, self_conditioning
 from diffusers_fn.from_config.autoencoder import Autoencoder, build_autoencoder
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.choices import check_sections, choose
 from diffusers_fn.from_config.classifier import NoisyClassifier, build_classifier
-from diffusers_fn.from_config.few_step import wrap_network
 from diffusers_fn.from_config.guiding import make_guidance
 from diffusers_fn.from_config.network import (
     BACKBONES,
@@ -44,6 +44,7 @@ from diffusers_fn.from_config.samplers import SOLVERS, make_plan
 from diffusers_fn.noise_schedules import level_at
 from diffusers_fn.parameterizations import Parameterization
 from diffusers_fn.sampling import Samples, sample
+from diffusers_fn.self_conditioning import self_conditioned
 from diffusers_fn.solvers import Solver, Step
 from diffusers_fn.solvers.stages import start_level
 
@@ -72,8 +73,9 @@ class Diffusion(NamedTuple):
 
     Attributes:
       init: (key) -> params.
-      apply: (params, x, t, cond=None, *, key=None, train=False) -> network output. x [B, *shape]; t [] or [B];
-        cond int labels [B] or None for no condition; key is needed for dropout, when train is True.
+      apply: (params, x, t, cond=None, *, x0=None, key=None, train=False) -> network output. x [B, *shape]; t [] or
+        [B]; cond int labels [B] or None for no condition; x0 [B, *shape] the last estimate of x0, for
+        self-conditioning; key is needed for dropout, when train is True.
       loss: (params, key, batch) -> (loss [B], metrics). batch: {"image": [B, *shape] in [-1, 1]} and, for a
         class-conditional model, "label": int [B]; "noise": [B, *shape], the noise of each example, where data and
         noise are coupled. key: one key, or [B] keys, which make an example's loss independent of the rest of the
@@ -124,6 +126,8 @@ def build(config: ConfigDict) -> Diffusion:
     label_dropout = config.loss.label_dropout
     loss = make_objective(parts).loss
     plan_solver = make_plan(config, parts.noise, parts.variance)
+    if config.self_conditioning:
+        plan_solver = _carrying(config, plan_solver)
     guide = make_guidance(config, null_cond=num_classes)
     if config.sampler.cfg_scale != 1 and not (num_classes and label_dropout):
         raise ValueError(
@@ -167,7 +171,11 @@ def build(config: ConfigDict) -> Diffusion:
         transforms.append(lambda denoise: bind(denoise, cond))
         if config.sampler.clip_denoised:
             transforms.append(clip_x0())
-        denoise = chain(*transforms)(make_denoiser(model.apply, params, parts.parameterization))
+
+        def make(**told: Any) -> Denoiser:
+            return chain(*transforms)(make_denoiser(model.apply, params, parts.parameterization, **told))
+
+        denoise: Any = self_conditioned(lambda x0: make(x0=x0)) if config.self_conditioning else make()
 
         start_key, noise_key = _random.split(key, 2)
         z = _random.draw(jax.random.normal, start_key, (num_samples, *parts.shape), jnp.result_type(float))
@@ -215,7 +223,8 @@ def build_objective(config: ConfigDict) -> Objective:
 def _make_model(config: ConfigDict) -> _Model:
     check_sections(config)
     shape = tuple(config.data.shape)
-    module = wrap_network(config, make_backbone(config.backbone))
+    module = few_step.wrap_network(config, make_backbone(config.backbone))
+    module = self_conditioning.wrap_network(config, module)
     num_classes = int(config.backbone.get("num_classes") or 0)
     noise = make_noise(config)
     parameterization = make_parameterization(config)
@@ -236,12 +245,22 @@ def _make_model(config: ConfigDict) -> _Model:
         return module.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)), some_label)["params"]
 
     def apply(
-        params: Any, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None, train: bool = False
+        params: Any,
+        x: jax.Array,
+        t: Any,
+        cond: Any = None,
+        *,
+        x0: jax.Array | None = None,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         if key is None and train and config.backbone.get("dropout", 0.0):
             raise ValueError("apply with train=True draws dropout masks: pass key")
+        if x0 is not None and not config.self_conditioning:
+            raise ValueError("x0 was given, but this network is told no estimate: set config.self_conditioning")
         rngs = {} if key is None else {"dropout": key}
-        out = module.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
+        estimate: dict[str, Any] = {} if x0 is None else {"x0": x0}
+        out = module.apply({"params": params}, x, t, cond, **estimate, train=train, rngs=rngs)
         assert isinstance(out, jax.Array)  # and no (out, mutated variables): none are mutable
         return out
 
@@ -296,6 +315,16 @@ def _check_learned_variance(config: ConfigDict, learned: bool) -> None:
             f"config.loss.objective is {config.loss.objective!r}, which trains a learned variance: set config.variance "
             f"to 'learned_range' and backbone.learned_variance to True; got variance = {config.variance!r}"
         )
+
+
+def _carrying(config: ConfigDict, plan_solver: Callable[..., Solver]) -> Callable[..., Solver]:
+    """`plan_solver` with the last estimate of x0 in the solvers' state."""
+
+    def plan(num_steps: int | None = None, eta: Any = None) -> Solver:
+        return self_conditioning.carrying(config, plan_solver(num_steps, eta))
+
+    plan()  # fail now
+    return plan
 
 
 def _start_std(solver: Solver) -> float:

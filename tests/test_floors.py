@@ -25,6 +25,7 @@ FLOORS = {
     "grids": 0,
     "parameterizations": 0,
     "denoisers": 1,
+    "self_conditioning": 1,
     "guidance": 1,
     "losses": 1,
     "likelihood": 1,

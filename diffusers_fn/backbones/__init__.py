@@ -9,6 +9,7 @@ from diffusers_fn.backbones.dhariwal_unet import DhariwalUNet
 from diffusers_fn.backbones.dit import DiT
 from diffusers_fn.backbones.mlp import MLP
 from diffusers_fn.backbones.mlp_classifier import MLPClassifier
+from diffusers_fn.backbones.self_conditioned import SelfConditioned
 from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
@@ -28,6 +29,7 @@ __all__ = [
     "DhariwalUNet",
     "DiT",
     "MLPClassifier",
+    "SelfConditioned",
     "SimpleAutoencoder",
     "SimpleDecoder",
     "SimpleEncoder",

@@ -75,6 +75,7 @@ WANTED: Mapping[str, tuple[str, ...]] = {
     "sigma_data": (),
     "scale_input": (),
     "score_scaling": (),
+    "self_conditioning": (),
 }
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import _random, losses, parameterizations, variances
 from diffusers_fn.denoisers import network_output
-from diffusers_fn.from_config import few_step, learned_variance
+from diffusers_fn.from_config import few_step, learned_variance, self_conditioning
 from diffusers_fn.from_config.batches import check_images, check_labels
 from diffusers_fn.from_config.choices import choose, fraction
 from diffusers_fn.from_config.noise import Noise
@@ -182,9 +182,10 @@ def denoising(parts: Parts) -> Loss:
         if offset:
             eps = losses.offset_noise(_random.fold_in(noise_key, jnp.uint32(1)), eps, offset)
         x = add_noise(x0, eps, level)
-        out = network_output(
-            parts.apply, params, parts.parameterization, x, level, cond, key=one_key(dropout_key), train=True
-        )
+        options: dict[str, Any] = {"key": one_key(dropout_key), "train": True}
+        estimate_key = _random.fold_in(noise_key, jnp.uint32(2))
+        options |= self_conditioning.told(parts, params, estimate_key, x, level, cond, options)
+        out = network_output(parts.apply, params, parts.parameterization, x, level, cond, **options)
         out, _ = split_variance(out, x)
         per_example = losses.denoising_loss(
             out, x0, eps, level, parts.parameterization, error=error, weight=weight

@@ -1,0 +1,77 @@
+"""Self-conditioning: a network that is told its last estimate of x0, in training and in sampling.
+
+Chen, Zhang & Hinton, "Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning", 2022,
+https://arxiv.org/abs/2208.04202, section 3.2. The network is `backbones.SelfConditioned`, or any other with a keyword
+for the estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusers_fn import _random
+from diffusers_fn._arrays import expand
+from diffusers_fn.denoisers import Denoiser
+from diffusers_fn.levels import Level
+from diffusers_fn.parameterizations import Prediction
+
+
+def self_conditioned(
+    make: Callable[[jax.Array], Denoiser],
+) -> Callable[..., tuple[Prediction, jax.Array]]:
+    """Returns the denoiser that hands each evaluation the x0 of the one before, for `guidance.with_memory(solver)`.
+
+    The first evaluation is handed zeros. With guidance or clipping inside `make`, it is the guided or clipped x0 that
+    the network is told next, as in the paper's algorithm 2:
+
+        guided = lambda x0: classifier_free(2.0, null)(make_denoiser(apply, params, epsilon, x0=x0))
+        sample(key, self_conditioned(lambda x0: bind(guided(x0), labels)), guidance.with_memory(solver), x)
+
+    Args:
+      make: x0 [B, ...] -> the denoiser whose network is told it, its conditioning bound.
+
+    >>> from diffusers_fn import grids, guidance, sample, solvers
+    >>> halfway = lambda x0: lambda x, level, cond=None: Prediction(x0 + (1.0 - x0) / 2, x)  # to 1, by halves
+    >>> solver = guidance.with_memory(solvers.ddim(grids.karras(3)))
+    >>> sample(None, self_conditioned(halfway), solver, jnp.zeros((1, 1))).x0
+    Array([[0.875]], dtype=float32)
+    """
+
+    def denoise(x: jax.Array, level: Level, memory: Any = None) -> tuple[Prediction, jax.Array]:
+        prediction = make(jnp.zeros_like(x) if memory is None else memory)(x, level)
+        return prediction, prediction.x0.astype(x.dtype)
+
+    return denoise
+
+
+def first_estimate(
+    key: jax.Array, predict: Callable[[jax.Array], jax.Array], x: jax.Array, *, share: float = 0.5
+) -> jax.Array:
+    """Returns the x0 [B, ...] that a network is told in training: its own estimate, or zeros.
+
+    A share of the examples gets stop_gradient(predict(zeros)), what the network says of x without an estimate; the
+    others get zeros (algorithm 1). Both are computed, so a step costs one evaluation more.
+
+    Args:
+      key: one key, or [B] keys.
+      predict: x0 [B, ...] -> the network's estimate of x0 from x, told that.
+      x: [B, ...] the noisy batch.
+      share: in [0, 1].
+
+    Raises:
+      ValueError: if share is out of range.
+
+    >>> told = first_estimate(jax.random.key(0), lambda x0: x0 + 1.0, jnp.zeros((1000, 1)))
+    >>> 450 < float(told.sum()) < 550
+    True
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1]; got {share}")
+    nothing = jnp.zeros_like(x)
+    estimate = jax.lax.stop_gradient(predict(nothing)).astype(x.dtype)
+    told = _random.draw(jax.random.uniform, key, x.shape[:1], jnp.float32) < share
+    return jnp.where(expand(told, x) > 0, estimate, nothing)
