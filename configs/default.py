@@ -22,6 +22,7 @@ def default_config() -> ConfigDict:
     config.data.shape = (8, 8, 1)  # of one example, values in [-1, 1]
     config.data.num_classes = 10  # 0 where the data have no labels
     config.data.heldout_fraction = 0.2  # kept from training, for evaluation (idx: the test files)
+    config.data.pairs = ""  # a file of experiments.reflow, trained on instead of the data
     config.data.coupling = "none"  # of data and noise in a batch; ot: optimal transport, for flows
     config.data.flip = False  # mirror images at random
     config.data.image_size = 0  # images: crop and resize to this; 0 demands equal sizes

@@ -6,7 +6,14 @@ https://arxiv.org/abs/2210.02747) on digits: straight paths, the network puts ou
 Variants: `uniform` (the default) draws t evenly, `logit_normal` and `mode` as Stable Diffusion 3 does (Esser et al.
 2024, https://arxiv.org/abs/2403.03206, eq. 19 and 20); `ot` pairs data and noise of a batch by optimal transport, class
 by class (Tong et al. 2023, https://arxiv.org/abs/2302.00482). Sampled by Heun's method on an even grid in t, from pure
-noise.
+noise. `reflow` straightens a trained flow:
+
+    python -m experiments.reflow --config=configs/flow.py --workdir=runs/flow
+    python -m experiments.train --config=configs/flow.py:reflow --workdir=runs/reflow \\
+        --config.data.pairs=runs/flow/pairs.npz
+
+In one step its samples have a Fréchet distance of 0.62, class accuracy 99.5%; in one step of the first flow it is 4.5,
+a blur. Both trainings take half a minute each on two CPU cores, the pairs a quarter.
 """
 
 from ml_collections import ConfigDict
@@ -14,20 +21,27 @@ from ml_collections import ConfigDict
 from configs.ddpm_digits import MLP
 from configs.default import customise, default_config, pick
 
+SAMPLER = {"name": "heun", "skip_type": "trailing", "num_inference_steps": 25, "cfg_scale": 1.2, "clip_denoised": False}
+
 DIGITS = {
     "noise_schedule": {"process": "flow"},
     "backbone": {**MLP, "num_classes": 10},
     "parameterization": "velocity",
-    "sampler": {"name": "heun", "skip_type": "trailing", "num_inference_steps": 25, "cfg_scale": 1.2,
-                "clip_denoised": False},
+    "sampler": SAMPLER,
     "training": {"num_steps": 4_000, "batch_size": 128},
-}  # fmt: skip
+}
 
 VARIANTS = {
     "uniform": DIGITS,
     "logit_normal": {**DIGITS, "loss": {"time_sampler": "logit_normal"}},
     "ot": {**DIGITS, "data": {"coupling": "ot"}},
     "mode": {**DIGITS, "loss": {"time_sampler": "mode"}},
+    "reflow": {
+        **DIGITS,
+        "backbone": {**MLP, "num_classes": 10, "dropout": 0.0},
+        "loss": {"label_dropout": 0.0},
+        "sampler": {**SAMPLER, "name": "ddim", "num_inference_steps": 1, "cfg_scale": 1.0},
+    },
 }
 
 

@@ -76,8 +76,8 @@ def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
         write_text(path, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
         return
     # A run of an earlier version lacks fields that came later: it ran with what is now their default.
-    held = {**_flat(default_config().to_dict()), **_flat(json.loads(path.read_text()))}
-    held = {name: value for name, value in held.items() if name in wanted or not name.startswith("backbone.")}
+    missed = {name: value for name, value in _flat(default_config().to_dict()).items() if name in wanted}
+    held = {**missed, **_flat(json.loads(path.read_text()))}
     differing = [
         f"{name}: {held.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
         for name in sorted(set(held) | set(wanted))

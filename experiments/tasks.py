@@ -58,6 +58,7 @@ def diffusion(config: ConfigDict, workdir: Path) -> Task:
     if config.latent.enabled:
         return latent_diffusion(config, workdir)
     model, objective = dfn.build(config), dfn.build_objective(config)
+    pairs = config.data.pairs
     return Task(
         model.init,
         objective.loss,
@@ -65,6 +66,7 @@ def diffusion(config: ConfigDict, workdir: Path) -> Task:
         extras_like=objective.extras,
         make_extras=lambda dataset: objective.extras,
         update_extras=objective.update_extras,
+        examples=lambda dataset, extras: data.paired(pairs, dataset) if pairs else dataset,
     )
 
 

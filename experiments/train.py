@@ -48,6 +48,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
+    if config.data.pairs:
+        data.paired(config.data.pairs, dataset)
     runs.open_workdir(workdir, config, create=True)  # the last check: from here on the folder is this config's
 
     init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), 3)
@@ -141,12 +143,16 @@ def check_intervals(config: ConfigDict, num_devices: int) -> None:
             raise ValueError(f"config.training.{name} must be at least 1; got {config.training[name]}")
     if config.data.coupling not in ("none", "ot"):
         raise ValueError(f"config.data.coupling must be none or ot; got {config.data.coupling!r}")
-    if config.data.coupling == "ot" and (
-        config.task != "diffusion" or config.latent.enabled or config.loss.objective != "denoising"
-    ):
+    plain = config.task == "diffusion" and not config.latent.enabled and config.loss.objective == "denoising"
+    if config.data.coupling == "ot" and not plain:
         raise ValueError(
             "config.data.coupling = 'ot' pairs data and noise for the objective 'denoising' outside latents: set it to "
             "'none'"
+        )
+    if config.data.pairs and not (plain and config.data.coupling == "none"):
+        raise ValueError(
+            "config.data.pairs holds pairs of data and noise for the objective 'denoising' outside latents, with "
+            "data.coupling = 'none': set it to ''"
         )
     if config.training.sample_every < 0:
         raise ValueError(f"config.training.sample_every must be 0 (never) or more; got {config.training.sample_every}")

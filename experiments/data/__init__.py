@@ -3,6 +3,7 @@
 from experiments.data.coupling import coupled, optimal_pairing
 from experiments.data.dataset import Dataset, float_images, split_indices
 from experiments.data.load import KINDS, load
+from experiments.data.pairs import paired
 from experiments.data.pipeline import batch_at, batches
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "float_images",
     "load",
     "optimal_pairing",
+    "paired",
     "split_indices",
 ]

@@ -29,12 +29,14 @@ class Dataset:
       labels: int32 `[n]` in 0..num_classes-1, or None.
       shape: the shape of one example, such as `(8, 8, 1)` or `(2,)`.
       num_classes: the number of classes of the whole data set, train and held-out; 0 without labels.
+      noise: float32 `[n, *shape]`, the noise that each example is paired with, or None.
     """
 
     images: np.ndarray | ImageSource
     labels: np.ndarray | None
     shape: tuple[int, ...]
     num_classes: int
+    noise: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -158,7 +160,8 @@ def select_split(dataset: Dataset, split: str, heldout_fraction: float, seed: in
     else:
         images = _Subset(dataset.images, indices)
     labels = None if dataset.labels is None else dataset.labels[indices]
-    return dataclasses.replace(dataset, images=images, labels=labels)
+    noise = None if dataset.noise is None else dataset.noise[indices]
+    return dataclasses.replace(dataset, images=images, labels=labels, noise=noise)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -75,12 +75,15 @@ def batch_at(dataset: Dataset, batch_size: int, seed: int, step: int, *, flip: b
     epochs = [(e, slice(max(start - e * n, 0), stop - e * n)) for e in range(start // n, (stop - 1) // n + 1)]
     indices = np.concatenate([_epoch_order(n, seed, e)[part] for e, part in epochs])
     image = float_images(dataset, indices)
+    batch = {"image": image}
+    if dataset.noise is not None:
+        batch["noise"] = dataset.noise[indices]
     if flip:
-        flips = np.concatenate([_epoch_flips(n, seed, e)[part] for e, part in epochs])
-        image = np.where(flips[:, None, None, None], image[:, :, ::-1], image)
-    if dataset.labels is None:
-        return {"image": image}
-    return {"image": image, "label": dataset.labels[indices]}
+        flips = np.concatenate([_epoch_flips(n, seed, e)[part] for e, part in epochs])[:, None, None, None]
+        batch = {name: np.where(flips, array[:, :, ::-1], array) for name, array in batch.items()}
+    if dataset.labels is not None:
+        batch["label"] = dataset.labels[indices]
+    return batch
 
 
 # Raw bits and a stable sort, for NumPy keeps the bits of Philox the same from version to version, which it

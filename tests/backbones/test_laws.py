@@ -68,7 +68,18 @@ SHAPES = {"unet1d": [2, 8, 3]}  # of x; [2, 8, 8, 3] for all others
 
 # Networks that take other inputs, under the same laws: test_conditional_laws.py, test_autoencoder_kl.py. And those
 # that hold another network: test_super_resolution.py, test_class_context.py.
-ELSEWHERE = ["AutoencoderKL", "Classifier", "ClipTextEncoder", "SimpleDecoder", "SimpleEncoder", "UNet2DCondition"]
+ELSEWHERE = [
+    "MLPClassifier",
+    "SimpleAutoencoder",
+    "TwoTimes",
+    "SelfConditioned",
+    "AutoencoderKL",
+    "Classifier",
+    "ClipTextEncoder",
+    "SimpleDecoder",
+    "SimpleEncoder",
+    "UNet2DCondition",
+]
 ELSEWHERE += ["ClassContext", "SuperResolution"]
 
 

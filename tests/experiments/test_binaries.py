@@ -190,7 +190,7 @@ def test_sample_and_evaluate(trained):
 @pytest.mark.parametrize(
     ("binary", "config", "options", "message"),
     [
-        ("train", "ddpm_digits.py:conv", (), "comes one of mlp, unconditional, unet"),
+        ("train", "ddpm_digits.py:conv", (), "comes one of mlp, self_conditioned, unconditional, unet"),
         (
             "train",
             "ddpm_digits.py",
@@ -198,7 +198,12 @@ def test_sample_and_evaluate(trained):
             "config.training has no field 'steps'; it has accum",
         ),
         ("train", "ddpm_digits.py", ("--config.training.num_steps=many",), "num_steps=many: invalid literal for int"),
-        ("train", "ddpm_digits.py", ("--config.loss.weight=snrr",), "config.loss.weight must be one of edm, min_snr"),
+        (
+            "train",
+            "ddpm_digits.py",
+            ("--config.loss.weight=snrr",),
+            "config.loss.weight must be one of edm, likelihood, min_snr",
+        ),
         ("train", "ddpm_toy2d.py", (), "holds a run of another config"),
         ("train", "ddpm_digits.py", ("--config.backbone.num_classes=7",), "set config.backbone.num_classes"),
         ("train", "ddpm_digits.py", ("--config.training.log_every=0",), "training.log_every must be at least 1; got 0"),

@@ -1,0 +1,38 @@
+"""Pairs of noise and example that `experiments.reflow` wrote, in place of the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.dataset import Dataset
+
+
+def paired(path: str, dataset: Dataset) -> Dataset:
+    """Returns the pairs of a file as a data set with `noise`, of the shape and classes of the data that they replace.
+
+    Args:
+      path: config.data.pairs.
+      dataset: the data.
+
+    Raises:
+      ValueError: if there is no such file, or its pairs have another shape or other classes.
+    """
+    where = f"config.data.pairs = {path!r}"
+    if not Path(path).expanduser().is_file():
+        raise ValueError(f"{where} is no file: write one with experiments.reflow, or set it to ''")
+    with np.load(Path(path).expanduser(), allow_pickle=False) as arrays:
+        missing = {"images", "noise"} - set(arrays.files)
+        if missing:
+            raise ValueError(f"{where} holds no array {sorted(missing)[0]!r}: write it with experiments.reflow")
+        images, noise = (np.asarray(arrays[name], np.float32) for name in ("images", "noise"))
+        labels = np.asarray(arrays["labels"], np.int32) if "labels" in arrays.files else None
+    if images.shape != noise.shape or images.shape[1:] != tuple(dataset.shape) or not len(images):
+        raise ValueError(
+            f"{where} holds images {list(images.shape)} and noise {list(noise.shape)}; the data have shape "
+            f"{tuple(dataset.shape)}"
+        )
+    if labels is not None and (len(labels) != len(images) or labels.max() >= dataset.num_classes):
+        raise ValueError(f"{where} has labels of other classes than the {dataset.num_classes} of the data")
+    return Dataset(images, labels, tuple(dataset.shape), dataset.num_classes if labels is not None else 0, noise)

@@ -1,0 +1,96 @@
+"""Pairs of noise and sample: drawn by a flow, read in place of the data, what does not go with them."""
+
+import importlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import diffusers_fn as dfn
+from configs.default import customise
+from diffusers_fn.build import make_noise
+from experiments import data, tasks
+from experiments.data.dataset import Dataset
+from experiments.reflow import check_plan, reflow
+from experiments.sample import sample
+from experiments.train import check_intervals, train
+
+
+def tiny(variant, **sections):
+    config = importlib.import_module("configs.flow").get_config(variant)
+    steps = {"num_steps": 3, "warmup_steps": 0, "batch_size": 16, "sample_every": 0, "checkpoint_every": 3}
+    config = customise(config, training=steps)
+    config.backbone.width, config.backbone.depth = 16, 1
+    return customise(config, **sections)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Training takes the signals; they are given back."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_pairs_are_noise_and_where_the_flow_takes_it_and_are_trained_on(tmp_path):
+    config = tiny("uniform", sampler={"num_inference_steps": 3, "cfg_scale": 1.0})
+    train(config, tmp_path / "flow")
+    path = reflow(config, tmp_path / "flow", num_pairs=25, batch_size=10)
+    pairs = np.load(path)
+    np.testing.assert_array_equal(pairs["labels"], np.arange(25) % 10)
+    assert abs(pairs["noise"].mean()) < 0.1  # of 1600 numbers, four standard errors
+    assert abs(pairs["noise"].std() - 1) < 0.07
+
+    # The same path by the library's own parts.
+    _, params, _ = tasks.load_trained(config, tmp_path / "flow")
+    levels = make_noise(config).grid("trailing", 3)
+    denoise = dfn.build_denoiser(config)(params, jax.numpy.asarray(pairs["labels"]))
+    taken = dfn.sample(None, denoise, dfn.solvers.heun(levels), jax.numpy.asarray(pairs["noise"])).x0
+    np.testing.assert_allclose(pairs["images"], taken, atol=1e-4)
+
+    straight = tiny("reflow", data={"pairs": str(path)})
+    train(straight, tmp_path / "straight")
+    sample(straight, tmp_path / "straight", num_samples=10, batch_size=10)
+
+
+def test_noise_stays_with_its_example_and_is_mirrored_with_it():
+    images = np.arange(2 * 5 * 4, dtype=np.float32).reshape(5, 2, 4, 1)
+    dataset = Dataset(images, np.arange(5, dtype=np.int32), (2, 4, 1), 5, noise=-images)
+    batch = data.batch_at(dataset, 5, seed=0, step=0, flip=True)
+    np.testing.assert_array_equal(batch["noise"], -batch["image"])
+    mirrored = [not np.array_equal(image, images[y]) for image, y in zip(batch["image"], batch["label"])]
+    assert 0 < sum(mirrored) < 5
+
+
+def write(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_pairs_of_other_data_are_refused(tmp_path):
+    dataset = Dataset(np.zeros((3, 4), np.float32), np.arange(3, dtype=np.int32), (4,), 3)
+    blank = np.zeros((6, 4), np.float32)
+    good = write(tmp_path / "good.npz", images=blank, noise=blank, labels=np.arange(6) % 3)
+    assert len(data.paired(good, dataset)) == 6
+    for name, arrays, message in (
+        ("a", {"images": blank}, "no array 'noise'"),
+        ("b", {"images": blank, "noise": blank[:, :2]}, "the data have shape"),
+        ("c", {"images": blank, "noise": blank, "labels": np.arange(6)}, "other classes than the 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.paired(write(tmp_path / f"{name}.npz", **arrays), dataset)
+    with pytest.raises(ValueError, match=r"is no file: write one with experiments.reflow"):
+        data.paired(str(tmp_path / "none.npz"), dataset)
+
+
+def test_what_does_not_go_with_pairs_is_refused():
+    with pytest.raises(ValueError, match="draws noise on the way"):
+        check_plan(tiny("uniform", sampler={"name": "euler_ancestral"}))
+    with pytest.raises(ValueError, match="does not start at pure noise"):
+        check_plan(importlib.import_module("configs.ddpm_digits").get_config())
+    with pytest.raises(ValueError, match=r"config.data.pairs holds pairs"):
+        check_intervals(tiny("ot", data={"pairs": "somewhere.npz"}), 1)
