@@ -23,6 +23,11 @@ def is_batched(key: jax.Array) -> bool:
     return ndim == 1
 
 
+def one_key(key: jax.Array) -> jax.Array:
+    """Returns the key, or the first of [B] keys, for what is drawn for the batch as a whole, such as dropout masks."""
+    return key[0] if is_batched(key) else key
+
+
 def split(key: jax.Array, num: int = 2) -> jax.Array:
     """Returns [num] keys, or [num, B] keys when `key` holds B of them."""
     if is_batched(key):

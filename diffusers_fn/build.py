@@ -126,8 +126,6 @@ def build(config: ConfigDict) -> Diffusion:
     label_dropout = config.loss.label_dropout
     loss = make_objective(parts).loss
     plan_solver = make_plan(config, parts.noise, parts.variance)
-    if config.self_conditioning:
-        plan_solver = _carrying(config, plan_solver)
     guide = make_guidance(config, null_cond=num_classes)
     if config.sampler.cfg_scale != 1 and not (num_classes and label_dropout):
         raise ValueError(
@@ -315,16 +313,6 @@ def _check_learned_variance(config: ConfigDict, learned: bool) -> None:
             f"config.loss.objective is {config.loss.objective!r}, which trains a learned variance: set config.variance "
             f"to 'learned_range' and backbone.learned_variance to True; got variance = {config.variance!r}"
         )
-
-
-def _carrying(config: ConfigDict, plan_solver: Callable[..., Solver]) -> Callable[..., Solver]:
-    """`plan_solver` with the last estimate of x0 in the solvers' state."""
-
-    def plan(num_steps: int | None = None, eta: Any = None) -> Solver:
-        return self_conditioning.carrying(config, plan_solver(num_steps, eta))
-
-    plan()  # fail now
-    return plan
 
 
 def _start_std(solver: Solver) -> float:

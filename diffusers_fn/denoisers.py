@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffusers_fn._arrays import expand
+from diffusers_fn._arrays import concrete, expand
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Parameterization, Prediction, to_prediction
 
@@ -211,3 +212,21 @@ def dynamic_threshold(
         return jnp.clip(x0, -s, s) / s
 
     return map_x0(threshold, keep_eps=keep_eps)
+
+
+def check_pure_noise(denoise: Denoiser, levels: Level, x: jax.Array) -> None:
+    """Lets the denoiser see a level with alpha = 0 while its numbers can be read: in a scan they are traced.
+
+    Args:
+      denoise: what may refuse such a level, see `parameterizations.to_prediction`.
+      levels: Level[N] or [N, B].
+      x: [B, ...]; nothing is computed.
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> check_pure_noise(gaussian(0.0, 1.0), Level(np.zeros(1), np.ones(1), np.ones(1)), jnp.zeros((1, 2)))
+    """
+    alpha = concrete(levels.alpha)
+    if alpha is not None and np.any(alpha == 0):
+        row = int(np.argmax((alpha == 0).reshape(alpha.shape[0], -1).any(axis=1)))
+        pure = jax.tree.map(lambda a: np.asarray(a)[row], levels)
+        jax.eval_shape(lambda x: denoise(x, pure), x)

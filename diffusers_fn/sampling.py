@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, concrete, working_dtype
-from diffusers_fn.denoisers import Denoiser
+from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.solvers.base import Solver, Step
 
 
@@ -68,7 +68,8 @@ def sample(
     """
     check_data(x=x)
     x = jnp.asarray(x, working_dtype(x))
-    _check_pure_noise(denoise, solver, x)
+    if hasattr(solver.rows, "level"):
+        check_pure_noise(denoise, solver.rows.level, x)
     rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), solver.rows)
     if not final_denoise:
         rows = jax.tree.map(lambda a: a[:-1], rows)
@@ -138,13 +139,3 @@ def python_scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any)
         carry, output = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
         outputs.append(output)
     return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)
-
-
-def _check_pure_noise(denoise: Denoiser, solver: Solver, x: jax.Array) -> None:
-    """Lets the denoiser see a level with alpha = 0 while its numbers can be read: in the scan they are traced."""
-    level = getattr(solver.rows, "level", None)
-    alpha = None if level is None else concrete(level.alpha)
-    if alpha is not None and np.any(alpha == 0):
-        row = int(np.argmax((alpha == 0).reshape(alpha.shape[0], -1).any(axis=1)))
-        pure = jax.tree.map(lambda a: np.asarray(a)[row], level)
-        jax.eval_shape(lambda x: denoise(x, pure), x)

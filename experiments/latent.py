@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _COPY = "autoencoder.json"  # the first stage's config, in the second stage's wo
 
 
 def first_stage(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Returns the config of the autoencoder that a run in latents uses, and keeps a copy in the run's directory.
+    """Returns the config of the autoencoder that a run in latents uses: the copy in its directory, once it has begun.
 
     Raises:
       ValueError: if there is none, or it is of other data.
@@ -46,7 +47,7 @@ def keep_first_stage(stage: ConfigDict, workdir: Path) -> None:
         write_text(workdir / _COPY, json.dumps(stage.to_dict(), indent=2) + "\n")
 
 
-def in_latents(config: ConfigDict, stage: ConfigDict) -> ConfigDict:
+def in_latents(config: ConfigDict, autoencoder: dfn.Autoencoder) -> ConfigDict:
     """Returns the config with data of the latents' shape.
 
     Raises:
@@ -55,38 +56,39 @@ def in_latents(config: ConfigDict, stage: ConfigDict) -> ConfigDict:
     if config.sampler.clip_denoised:
         raise ValueError("latents have no bounds: set config.sampler.clip_denoised to False")
     inner = ConfigDict(config.to_dict())
-    inner.data.shape = dfn.build_autoencoder(stage).latent_shape
+    inner.data.shape = autoencoder.latent_shape
     return inner
 
 
-def extras_like(stage: ConfigDict) -> Any:
+def extras_like(autoencoder: dfn.Autoencoder) -> Any:
     """Returns the shapes of `make_extras`."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     number = jax.ShapeDtypeStruct((), np.float32)
-    return {"autoencoder": jax.eval_shape(dfn.build_autoencoder(stage).init, key), "scale": number, "shift": number}
+    return {"autoencoder": jax.eval_shape(autoencoder.init, key), "scale": number, "shift": number}
 
 
-def make_extras(config: ConfigDict, stage: ConfigDict, dataset: data.Dataset) -> Any:
+def make_extras(config: ConfigDict, stage: ConfigDict, autoencoder: dfn.Autoencoder, dataset: data.Dataset) -> Any:
     """Returns the autoencoder's averaged parameters, and the scale and shift of the data's latents."""
-    autoencoder = dfn.build_autoencoder(stage)
     workdir = Path(config.latent.autoencoder_workdir)
     _, state = runs.load_state(stage, workdir, runs.state_like(stage, autoencoder.init))
     if config.latent.cache:
         held = latent_cache.read(config, state.ema)
         scale, shift = dfn.latents.calibrate(held["mean"], held["logvar"])
-        return {"autoencoder": state.ema, "scale": np.float32(scale), "shift": np.float32(shift)}
-    encode = jax.jit(lambda x: autoencoder.encode(state.ema, x))
-    size = 500
-    parts = tqdm(range(0, len(dataset), size), desc="calibrating", unit="batch", disable=len(dataset) <= size)
-    batches = (data.float_images(dataset, np.arange(start, min(start + size, len(dataset)))) for start in parts)
-    codec = dfn.latents.Codec(encode, lambda z: z)
-    scale, shift = dfn.latents.calibrate_codec(codec, batches)
+    else:
+        scale, shift = _calibrate(jax.jit(lambda x: autoencoder.encode(state.ema, x)), dataset)
     return {"autoencoder": state.ema, "scale": np.float32(scale), "shift": np.float32(shift)}
 
 
-def decoded(diffusion: dfn.Diffusion, stage: ConfigDict, extras: Any) -> dfn.Diffusion:
+def decoded(diffusion: dfn.Diffusion, autoencoder: dfn.Autoencoder, extras: Any) -> dfn.Diffusion:
     """Returns the model of data that a model of latents is, with what `make_extras` returned."""
-    autoencoder = dfn.build_autoencoder(stage)
     codec = dfn.latents.make_codec(autoencoder.encode, autoencoder.decode, extras["autoencoder"])
     model: Any = diffusion
     return dfn.latents.in_latent_space(model, codec, scale=extras["scale"], shift=extras["shift"])
+
+
+def _calibrate(encode: Callable[[Any], Any], dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift of the latents of all examples, with a progress bar."""
+    size = 500
+    parts = tqdm(range(0, len(dataset), size), desc="calibrating", unit="batch", disable=len(dataset) <= size)
+    batches = (data.float_images(dataset, np.arange(start, min(start + size, len(dataset)))) for start in parts)
+    return dfn.latents.calibrate_codec(dfn.latents.Codec(encode, lambda z: z), batches)

@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from diffusers_fn.build import make_noise
 from diffusers_fn.from_config.objectives import VARIANCES
@@ -53,25 +52,20 @@ def reflow(
     """
     check_plan(config)
     model, params, step = tasks.load_trained(config, workdir)
-    num_classes, batch_size = config.backbone.num_classes, min(batch_size, num_pairs)
-    padded = -(-num_pairs // batch_size) * batch_size
-    labels = np.resize(np.arange(num_classes, dtype=np.int32), padded) if num_classes else None
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2), padded)  # 0 trains, 1 samples
+    num_classes = config.backbone.num_classes
+    labels = np.resize(np.arange(num_classes, dtype=np.int32), num_pairs) if num_classes else None
+    key = jax.random.fold_in(jax.random.key(seed), 2)  # 0 trains, 1 samples
 
-    @jax.jit
     def draw(params: Any, keys: jax.Array, cond: Any) -> tuple[jax.Array, jax.Array]:
-        samples = model.sample(params, keys, batch_size, cond=cond, emit=lambda step: (step.x, step.level.sigma))
+        emit = lambda step: (step.x, step.level.sigma)  # noqa: E731
+        samples = model.sample(params, keys, keys.shape[0], cond=cond, emit=emit)
         x, sigma = samples.trace
         return x[0] / sigma[0], samples.x0
 
-    pairs = []
-    for start in tqdm(range(0, padded, batch_size), desc="drawing pairs", unit="batch"):
-        part = slice(start, start + batch_size)
-        pairs.append([np.asarray(each) for each in draw(params, keys[part], None if labels is None else labels[part])])
-    noise, images = (np.concatenate(each)[:num_pairs] for each in zip(*pairs))
+    noise, images = runs.draw_in_batches(draw, params, key, labels, num_pairs, batch_size, "drawing pairs")
     arrays: dict[str, Any] = {"noise": noise, "images": images}
     if labels is not None:
-        arrays["labels"] = labels[:num_pairs]
+        arrays["labels"] = labels
     output = output or workdir / "pairs.npz"
     write_atomically(output, lambda file: np.savez(file, **arrays))
     print(f"{num_pairs} pairs of step {step}: {output}")

@@ -174,20 +174,44 @@ def draw_samples(
       num_samples: how many.
       batch_size: how many at once.
     """
+    key = jax.random.fold_in(jax.random.key(seed), 1)  # 0 is for training, 2 for pairs
+
+    def draw(params: Any, keys: jax.Array, cond: Any) -> jax.Array:
+        return diffusion.sample(params, keys, keys.shape[0], cond=cond).x0
+
+    return draw_in_batches(draw, params, key, labels, num_samples, batch_size, "sampling")
+
+
+def draw_in_batches(
+    draw: Callable[[Any, jax.Array, Any], Any],
+    params: Any,
+    key: jax.Array,
+    labels: np.ndarray | None,
+    num_samples: int,
+    batch_size: int,
+    what: str,
+) -> Any:
+    """Returns what `draw` makes of a key a sample, in batches under one compiled program with a progress bar.
+
+    Args:
+      draw: (params, keys [b], labels [b] or None) -> a tree of arrays [b, ...].
+      params: its parameters.
+      key: that the samples' own come from.
+      labels: [num_samples], or None.
+      num_samples: how many.
+      batch_size: how many at once; it does not change them.
+      what: the progress bar's word.
+    """
     batch_size = min(batch_size, num_samples)
     padded = -(-num_samples // batch_size) * batch_size
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), padded)  # 0 is for training
+    keys = jax.random.split(key, padded)
     conds = None if labels is None else np.resize(labels, padded)
-
-    @jax.jit
-    def draw(params: Any, keys: jax.Array, cond: Any) -> jax.Array:
-        return diffusion.sample(params, keys, batch_size, cond=cond).x0
-
-    parts = []
-    for start in tqdm(range(0, padded, batch_size), desc="sampling", unit="batch", disable=padded == batch_size):
+    run, parts = jax.jit(draw), []
+    for start in tqdm(range(0, padded, batch_size), desc=what, unit="batch", disable=padded == batch_size):
         part = slice(start, start + batch_size)
-        parts.append(np.asarray(draw(params, keys[part], None if conds is None else conds[part])))
-    return np.concatenate(parts)[:num_samples]
+        drawn = run(params, keys[part], None if conds is None else conds[part])
+        parts.append(jax.tree.map(np.asarray, drawn))
+    return jax.tree.map(lambda *each: np.concatenate(each)[:num_samples], *parts)
 
 
 def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:

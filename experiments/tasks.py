@@ -58,7 +58,6 @@ def diffusion(config: ConfigDict, workdir: Path) -> Task:
     if config.latent.enabled:
         return latent_diffusion(config, workdir)
     model, objective = dfn.build(config), dfn.build_objective(config)
-    pairs = config.data.pairs
     return Task(
         model.init,
         objective.loss,
@@ -66,14 +65,14 @@ def diffusion(config: ConfigDict, workdir: Path) -> Task:
         extras_like=objective.extras,
         make_extras=lambda dataset: objective.extras,
         update_extras=objective.update_extras,
-        examples=lambda dataset, extras: data.paired(pairs, dataset) if pairs else dataset,
     )
 
 
 def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
     """Returns the task of a diffusion model in the latents of a trained autoencoder, which its extras hold."""
     stage = latent.first_stage(config, workdir)
-    inner = latent.in_latents(config, stage)
+    net = dfn.build_autoencoder(stage)
+    inner = latent.in_latents(config, net)
     model = dfn.build(inner)
     if dfn.build_objective(inner).extras is not None:
         raise ValueError(
@@ -83,11 +82,11 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
     def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array], extras: Any) -> Any:
         if config.latent.cache:
             batch = latent_cache.split(batch)
-        return latent.decoded(model, stage, extras).loss(params, key, batch)
+        return latent.decoded(model, net, extras).loss(params, key, batch)
 
     def make_extras(dataset: data.Dataset) -> Any:
         latent.keep_first_stage(stage, workdir)
-        return latent.make_extras(config, stage, dataset)
+        return latent.make_extras(config, stage, net, dataset)
 
     def examples(dataset: data.Dataset, extras: Any) -> data.Dataset:
         if not config.latent.cache:
@@ -97,8 +96,8 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
     return Task(
         model.init,
         loss,
-        lambda dataset, key: sample_grid(config, lambda extras: latent.decoded(model, stage, extras), dataset, key),
-        extras_like=latent.extras_like(stage),
+        lambda dataset, key: sample_grid(config, lambda extras: latent.decoded(model, net, extras), dataset, key),
+        extras_like=latent.extras_like(net),
         make_extras=make_extras,
         examples=examples,
     )
@@ -181,14 +180,14 @@ def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Any,
     if config.task != "diffusion":
         raise ValueError(f"config.task is {config.task!r}: only runs of the task 'diffusion' have samples")
     if config.latent.enabled:
-        stage = latent.first_stage(config, workdir)
-        model, like = dfn.build(latent.in_latents(config, stage)), latent.extras_like(stage)
+        net = dfn.build_autoencoder(latent.first_stage(config, workdir))
+        model, like = dfn.build(latent.in_latents(config, net)), latent.extras_like(net)
     else:
         model, like = dfn.build(config), dfn.build_objective(config).extras
     step, state = runs.load_state(config, workdir, runs.state_like(config, model.init, like))
     state = jax.device_put(state)
     if config.latent.enabled:
-        model = latent.decoded(model, stage, state.extras)
+        model = latent.decoded(model, net, state.extras)
     if config.sampler.classifier_workdir:
         model = guided_by_classifier(model, config)
     return model, state.ema, step

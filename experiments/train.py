@@ -48,8 +48,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
-    if config.data.pairs:
-        data.paired(config.data.pairs, dataset)
+    examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
     runs.open_workdir(workdir, config, create=True)  # the last check: from here on the folder is this config's
 
     init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), 3)
@@ -68,7 +67,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     (workdir / "samples").mkdir(exist_ok=True)
     draw = task.make_pictures(dataset, grid_key)
     log = MetricLog(workdir, start)
-    examples = task.examples(dataset, state.extras)
+    examples = task.examples(examples, state.extras)
     batches = data.batches(examples, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
     if config.data.coupling == "ot":
         batches = data.coupled(batches, config.seed, start_step=start)

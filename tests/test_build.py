@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from small_models import small_config, some_params
 
 import configs
 import diffusers_fn as dfn
@@ -23,24 +24,6 @@ from diffusers_fn.build import BACKBONES, SOLVERS, backbone_fields, check_backbo
 from experiments import data, runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-def small_config(num_classes=0, **sections):
-    """A config that compiles in no time: points in the plane."""
-    config = customise(
-        default_config(),
-        data={"shape": (2,), "num_classes": num_classes},
-        backbone={"width": 8, "depth": 1, "embedding_width": 8, "num_classes": num_classes},
-        sampler={"num_inference_steps": 4},
-    )
-    return customise(config, **sections)
-
-
-def some_params(init):
-    """Parameters without zeros: a zero-initialised last layer hides what lies before it. Drawn without a compiler."""
-    rng = np.random.default_rng(5)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda p: jnp.asarray(0.5 * rng.standard_normal(p.shape), p.dtype), shapes)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import some_params
 
 import diffusers_fn as dfn
 from configs.default import customise
@@ -30,13 +31,6 @@ def small_config(variant, **sections):
         backbone={"width": 8, "depth": 1, "embedding_width": 8, "num_classes": 3},
     )
     return customise(config, **sections)
-
-
-def some_params(init):
-    """Parameters without zeros: a zero-initialised last layer hides what lies before it."""
-    rng = np.random.default_rng(5)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda p: jnp.asarray(0.5 * rng.standard_normal(p.shape), p.dtype), shapes)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -1,12 +1,14 @@
 """Model variants in configs: processes, guidance, objectives, classifiers, autoencoders; what they refuse."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import small_config, some_params
 
 import diffusers_fn as dfn
-from configs.default import customise, default_config
 from diffusers_fn import losses, parameterizations, processes, training
 from diffusers_fn.build import make_noise
 from diffusers_fn.levels import Level, log_snr
@@ -24,20 +26,7 @@ PROCESSES = {
 }
 
 
-def small(**sections):
-    config = customise(
-        default_config(),
-        data={"shape": (2,), "num_classes": 3},
-        backbone={"width": 8, "depth": 1, "embedding_width": 8, "num_classes": 3},
-        sampler={"num_inference_steps": 4},
-    )
-    return customise(config, **sections)
-
-
-def some_params(init):
-    rng = np.random.default_rng(5)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda p: jnp.asarray(0.5 * rng.standard_normal(p.shape), p.dtype), shapes)
+small = functools.partial(small_config, 3)
 
 
 # Noise.

@@ -78,6 +78,16 @@ class FourierFeatures(nn.Module):
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def two_scale_features(labels: jax.Array, width: int) -> jax.Array:
+    """Returns sinusoids of labels [B] and of their signed logarithms, [B, width]: for steps, sigmas or log sigmas.
+
+    >>> two_scale_features(jnp.zeros(2), 8).shape
+    (2, 8)
+    """
+    each = (labels, signed_log(labels))
+    return jnp.concatenate([sinusoidal_features(values, width // 2) for values in each], axis=-1)
+
+
 def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
     """Returns asinh(t / unit): about t / unit below the unit, about sign(t) log(2 |t| / unit) above it.
 

@@ -86,12 +86,10 @@ class MLP(nn.Module):
         """Returns the label embedding [B, embedding_width] that every block receives."""
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         labels = embeddings.time_labels(t, x.shape[0], dtype)
-        half = self.embedding_width // 2
-        linear = embeddings.sinusoidal_features(labels, half)
-        logarithmic = embeddings.sinusoidal_features(embeddings.signed_log(labels), half)
+        features = embeddings.two_scale_features(labels, self.embedding_width)
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
         embed = embeddings.LabelEmbedding(self.embedding_width, self.num_classes, name="embedding", **types)
-        return embed(jnp.concatenate([linear, logarithmic], axis=-1), cond)
+        return embed(features, cond)
 
     def _check(self, x: jax.Array) -> None:
         """Raises ValueError for fields or inputs that no network can be built from."""

@@ -43,9 +43,8 @@ class MLPClassifier(nn.Module):
             )
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         labels = embeddings.time_labels(t, x.shape[0], dtype)
-        half = self.embedding_width // 2
-        features = [embeddings.sinusoidal_features(each, half) for each in (labels, embeddings.signed_log(labels))]
-        h = nn.Dense(self.width, name="dense_in")(jnp.concatenate([x.reshape(x.shape[0], -1), *features], axis=-1))
+        features = embeddings.two_scale_features(labels, self.embedding_width)
+        h = nn.Dense(self.width, name="dense_in")(jnp.concatenate([x.reshape(x.shape[0], -1), features], axis=-1))
         for i in range(self.depth):
             r = nn.Dense(self.width, name=f"block_{i}_dense")(nn.LayerNorm(name=f"block_{i}_norm")(h))
             h = h + nn.Dropout(self.dropout, deterministic=not train)(nn.silu(r))

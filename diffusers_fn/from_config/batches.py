@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, concrete
 
 
@@ -33,6 +34,18 @@ def check_images(batch: Mapping[str, jax.Array], shape: tuple[int, ...], name: s
     if values is not None and not np.isfinite(values).all():
         raise ValueError(f"{name}s must be finite; got NaN or infinite values")
     return image
+
+
+def draw_noise(key: jax.Array, batch: Mapping[str, jax.Array], x0: jax.Array) -> jax.Array:
+    """Returns the noise of each example [B, ...]: batch["noise"] where data and noise are coupled, else drawn.
+
+    Raises:
+      ValueError: if the batch's noise has another shape than x0.
+
+    >>> draw_noise(jax.random.key(0), {"noise": jnp.ones((1, 2))}, jnp.zeros((1, 2)))
+    Array([[1., 1.]], dtype=float32)
+    """
+    return check_images(batch, x0.shape[1:], "noise") if "noise" in batch else _random.normal(key, x0)
 
 
 def check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null: bool) -> jax.Array:

@@ -14,7 +14,7 @@ from diffusers_fn import _random
 from diffusers_fn.from_config.batches import check_images, check_labels
 from diffusers_fn.from_config.network import make_classifier
 from diffusers_fn.from_config.noise import make_noise
-from diffusers_fn.from_config.objectives import make_draw_level, one_key
+from diffusers_fn.from_config.objectives import make_draw_level
 from diffusers_fn.guidance import class_log_prob
 from diffusers_fn.levels import Level, add_noise
 
@@ -67,7 +67,7 @@ def build_classifier(config: ConfigDict) -> NoisyClassifier:
         labels = check_labels(batch.get("label"), num_classes, x0.shape[0], allow_null=False)
         level = draw_level(time_key, x0.shape[0])
         x = add_noise(x0, _random.normal(noise_key, x0), level)
-        logits = apply(params, x, level.t, key=one_key(dropout_key), train=True)
+        logits = apply(params, x, level.t, key=_random.one_key(dropout_key), train=True)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return entropy, {"accuracy": (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)}
 

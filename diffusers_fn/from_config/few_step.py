@@ -48,7 +48,7 @@ def consistency(parts: Parts) -> Loss:
         level = parts.draw_level(time_key, x0.shape[0])
         eps = _random.normal(noise_key, x0)
         x, velocity = add_noise(x0, eps, level), target(parts.parameterization, x0, eps, level)
-        masks = dropout_key[0] if _random.is_batched(dropout_key) else dropout_key
+        masks = _random.one_key(dropout_key)
 
         def net(x: jax.Array, level: Level) -> jax.Array:
             return network_output(parts.apply, params, parts.parameterization, x, level, cond, key=masks, train=True)
@@ -79,7 +79,7 @@ def mean_flow(parts: Parts, draw_time: TimeSampler) -> Loss:
         t, r = few_step.draw_two_times(time_key, x0.shape[0], draw_time, share=section.two_times_share)
         eps = _random.normal(noise_key, x0)
         x, velocity = add_noise(x0, eps, process(t)), eps - x0
-        masks = dropout_key[0] if _random.is_batched(dropout_key) else dropout_key
+        masks = _random.one_key(dropout_key)
 
         def net(x: jax.Array, t: jax.Array, r: jax.Array, cond: Any = cond) -> jax.Array:
             return parts.apply(params, x, (process(t).t, process(r).t), cond, key=masks, train=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffusers_fn import _random, losses
 from diffusers_fn.denoisers import network_output
-from diffusers_fn.from_config.batches import check_images
+from diffusers_fn.from_config.batches import draw_noise
 from diffusers_fn.levels import add_noise
 from diffusers_fn.likelihood import hybrid_loss, vlb_loss
 from diffusers_fn.noise_schedules import NoiseSchedule
@@ -76,10 +76,10 @@ def _on_timesteps(parts: Parts) -> Callable[..., tuple[tuple[Any, ...], dict[str
         time_key, noise_key, label_key, dropout_key = _random.split(key, 4)
         x0, cond = parts.read(label_key, batch)
         level = parts.draw_level(time_key, x0.shape[0])
-        eps = check_images(batch, parts.shape, "noise") if "noise" in batch else _random.normal(noise_key, x0)
+        eps = draw_noise(noise_key, batch, x0)
         x = add_noise(x0, eps, level)
-        dropout_key = dropout_key[0] if _random.is_batched(dropout_key) else dropout_key
-        out = network_output(parts.apply, params, parts.parameterization, x, level, cond, key=dropout_key, train=True)
+        options = {"key": _random.one_key(dropout_key), "train": True}
+        out = network_output(parts.apply, params, parts.parameterization, x, level, cond, **options)
         given = (schedule, out, x0, eps, level.t.astype(jnp.int32))
         plain = losses.denoising_loss(split_variance(out, x)[0], x0, eps, level, parts.parameterization)
         return given, knobs, {"mse": plain, "vlb": vlb_loss(*given, **knobs)}

@@ -61,23 +61,14 @@ def check_backbone_field(name: str, field: str, value: Any) -> None:
 
     >>> check_backbone_field("dit", "depth", 12)
     """
-    check_field("backbone", {each.name: each for each in backbone_fields(name)}, name, field, value)
-
-
-def check_field(section: str, known: Mapping[str, fields.Field], name: str, field: str, value: Any) -> None:
-    """Raises ValueError unless a section that describes the module called `name` may hold this value of a field.
-
-    >>> check_field("backbone", {each.name: each for each in backbone_fields("mlp")}, "mlp", "depth", 2)
-    """
+    known = {each.name: each for each in backbone_fields(name)}
     if field not in known:
-        raise ValueError(
-            f"config.{section} has no field {field} for name = {name!r}; its fields are {', '.join(known)}"
-        )
+        raise ValueError(f"config.backbone has no field {field} for name = {name!r}; its fields are {', '.join(known)}")
     if field in ("dtype", "param_dtype"):
-        choose(f"{section}.{field}", value, DTYPES)
+        choose(f"backbone.{field}", value, DTYPES)
     elif not fields.fits(value, known[field].type):
         allowed = fields.described(known[field].type)
-        raise ValueError(f"config.{section}.{field} must be of type {allowed}; got {value!r}")
+        raise ValueError(f"config.backbone.{field} must be of type {allowed}; got {value!r}")
 
 
 def make_backbone(config: ConfigDict) -> nn.Module:

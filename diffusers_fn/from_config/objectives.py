@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffusers_fn import _random, losses, parameterizations, variances
 from diffusers_fn.denoisers import network_output
 from diffusers_fn.from_config import few_step, learned_variance, self_conditioning
-from diffusers_fn.from_config.batches import check_images, check_labels
+from diffusers_fn.from_config.batches import check_images, check_labels, draw_noise
 from diffusers_fn.from_config.choices import choose, fraction
 from diffusers_fn.from_config.noise import Noise
 from diffusers_fn.levels import Level, add_noise
@@ -175,14 +175,11 @@ def denoising(parts: Parts) -> Loss:
         time_key, noise_key, label_key, dropout_key = _random.split(key, 4)
         x0, cond = parts.read(label_key, batch)
         level = parts.draw_level(time_key, x0.shape[0])
-        if "noise" in batch:
-            eps = check_images(batch, parts.shape, "noise")
-        else:
-            eps = _random.normal(noise_key, x0)
+        eps = draw_noise(noise_key, batch, x0)
         if offset:
             eps = losses.offset_noise(_random.fold_in(noise_key, jnp.uint32(1)), eps, offset)
         x = add_noise(x0, eps, level)
-        options: dict[str, Any] = {"key": one_key(dropout_key), "train": True}
+        options: dict[str, Any] = {"key": _random.one_key(dropout_key), "train": True}
         estimate_key = _random.fold_in(noise_key, jnp.uint32(2))
         options |= self_conditioning.told(parts, params, estimate_key, x, level, cond, options)
         out = network_output(parts.apply, params, parts.parameterization, x, level, cond, **options)
@@ -263,15 +260,6 @@ def _importance_sampled(objective: Callable[[Parts], Loss], parts: Parts) -> Obj
         return losses.update_loss_second_moment(record, metrics["timestep"], metrics["unweighted"])
 
     return Objective(loss, losses.loss_second_moment(num_timesteps), update)
-
-
-def one_key(key: jax.Array) -> jax.Array:
-    """Returns the key, or the first of [B] keys: dropout masks are drawn for the batch.
-
-    >>> one_key(jax.random.split(jax.random.key(0), 3)).shape
-    ()
-    """
-    return key[0] if _random.is_batched(key) else key
 
 
 def _likelihood_weight(noise: Noise) -> losses.Weight:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import few_step, solvers, variances
 from diffusers_fn.discrete import check_eta
+from diffusers_fn.from_config import self_conditioning
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import Noise
 from diffusers_fn.levels import Array, Level, log_snr
@@ -123,7 +124,8 @@ def make_plan(config: ConfigDict, noise: Noise, variance: variances.Variance) ->
 
     def plan(num_steps: int | None = None, eta: Any = None) -> Solver:
         levels = noise.grid(settings.skip_type, settings.num_inference_steps if num_steps is None else num_steps)
-        return make_solver(Plan(levels, noise.process, settings.eta if eta is None else eta, variance, settings))
+        solver = make_solver(Plan(levels, noise.process, settings.eta if eta is None else eta, variance, settings))
+        return self_conditioning.carrying(config, solver) if config.self_conditioning else solver
 
     plan()  # fail now
     return plan

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import check_data, expand, namespace, working_dtype
-from diffusers_fn.denoisers import Denoiser
+from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.levels import Level
-from diffusers_fn.likelihood.checks import check_pure_noise
 from diffusers_fn.likelihood.traces import Trace, hutchinson
 from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import check_num_levels, check_plan, neighbours

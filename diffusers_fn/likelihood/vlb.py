@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn import _random
+from diffusers_fn import _random, losses
 from diffusers_fn._arrays import check_data, namespace, working_dtype
-from diffusers_fn.denoisers import Denoiser
+from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.discrete import (
     p_mean_variance,
     predict_noise_from_start,
@@ -26,7 +26,6 @@ from diffusers_fn.discrete import (
     q_sample,
 )
 from diffusers_fn.levels import Level
-from diffusers_fn.likelihood.checks import check_pure_noise
 from diffusers_fn.likelihood.discretized import discretized_gaussian_log_likelihood, normal_kl
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at
 from diffusers_fn.parameterizations import Parameterization, epsilon
@@ -196,7 +195,7 @@ def calc_bpd(
             num_levels=num_levels, approximate=approximate,
         )  # fmt: skip
         eps = predict_noise_from_start(schedule, x_t, t, terms.pred_x_start)
-        return key, (terms.bpd, _mean((terms.pred_x_start - x_start) ** 2), _mean((eps - noise) ** 2))
+        return key, (terms.bpd, losses.mse(terms.pred_x_start, x_start), losses.mse(eps, noise))
 
     rows = jax.tree.map(lambda a: jnp.asarray(a, x_start.dtype), levels)
     _, parts = jax.lax.scan(term, key, (jnp.asarray(t), rows), reverse=True)
@@ -205,9 +204,5 @@ def calc_bpd(
     return Bound(prior + jnp.sum(vb, axis=1), prior, vb, x0_mse, mse)
 
 
-def _mean(value: jax.Array) -> jax.Array:
-    return jnp.mean(value.reshape(value.shape[0], -1), axis=1)
-
-
 def _bits(nats: jax.Array) -> jax.Array:
-    return _mean(nats) / LOG_2
+    return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / LOG_2

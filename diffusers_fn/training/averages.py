@@ -182,10 +182,7 @@ def averaging(*weighings: Weighing) -> Averaging:
     """
 
     def init(params: Any) -> Averages:
-        # A copy each, for a donated state must not hold one buffer twice; and at least float32, for an average in
-        # bfloat16 rounds its own increments away.
-        start = lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True)  # noqa: E731
-        return Averages(jnp.zeros((), jnp.int32), tuple(jax.tree.map(start, params) for _ in weighings))
+        return Averages(jnp.zeros((), jnp.int32), tuple(start(params) for _ in weighings))
 
     def update(averages: Averages, params: Any) -> Averages:
         count = averages.count + 1
@@ -193,6 +190,18 @@ def averaging(*weighings: Weighing) -> Averaging:
         return Averages(count, tuple(trees))
 
     return Averaging(init, update)
+
+
+def start(params: Any) -> Any:
+    """Returns the average before the first update: a copy of the parameters, at least float32.
+
+    A copy, for a donated state must not hold one buffer twice; and float32, for an average in bfloat16 rounds its own
+    increments away.
+
+    >>> start({"w": jnp.ones(1, jnp.bfloat16)})
+    {'w': Array([1.], dtype=float32)}
+    """
+    return jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True), params)
 
 
 def move(average: Any, params: Any, weight: Any) -> Any:

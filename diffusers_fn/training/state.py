@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusers_fn import _random
+from diffusers_fn.training import averages
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
@@ -47,10 +48,7 @@ def make_train_state(
     >>> state.ema["w"]
     Array([1., 1.], dtype=float32)
     """
-    # A copy, for a donated state must not hold one buffer twice; and at least float32, for an average in bfloat16
-    # rounds its own increments away.
-    ema = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), extras)
+    return TrainState(jnp.zeros((), jnp.int32), params, averages.start(params), optimizer.init(params), extras)
 
 
 def make_train_step(

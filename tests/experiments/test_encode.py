@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import signal
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from experiments.encode import encode
 from experiments.sample import sample
 from experiments.train import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signal_handlers")]
 
 
 def tiny(name, **sections):
@@ -23,15 +22,6 @@ def tiny(name, **sections):
     small = {"width": 8, "depth": 1} if name == "latent" else {"encoder_hidden_dims": (8,), "decoder_hidden_dims": (8,)}
     steps = {"num_steps": 3, "warmup_steps": 0, "batch_size": 16, "log_every": 1, "checkpoint_every": 1}
     return customise(customise(config, backbone=small, training=steps, sampler={"num_inference_steps": 4}), **sections)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def handlers():
-    """Training takes the signals; they are given back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Pairs of noise and sample: drawn by a flow, read in place of the data, what does not go with them."""
 
 import importlib
-import signal
 
 import jax
 import numpy as np
@@ -16,6 +15,8 @@ from experiments.reflow import check_plan, reflow
 from experiments.sample import sample
 from experiments.train import check_intervals, train
 
+pytestmark = pytest.mark.usefixtures("signal_handlers")
+
 
 def tiny(variant, **sections):
     config = importlib.import_module("configs.flow").get_config(variant)
@@ -23,15 +24,6 @@ def tiny(variant, **sections):
     config = customise(config, training=steps)
     config.backbone.width, config.backbone.depth = 16, 1
     return customise(config, **sections)
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Training takes the signals; they are given back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -13,16 +12,7 @@ from experiments.evaluate import evaluate
 from experiments.sample import sample
 from experiments.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Training takes the signals; they are given back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation", "signal_handlers")]
 
 
 def tiny(name, variant=None, **sections):
