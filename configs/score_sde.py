@@ -3,12 +3,14 @@
     python -m experiments.train --config=configs/score_sde.py:vp --workdir=runs/score_vp
 
 Variants: `ve` (the default), `vp`, `sub_vp`: the three processes of the paper. The network puts out the score,
-multiplied by sigma (parameterization epsilon up to its sign), is told log sigma, and is trained with the weight sigma^2
-of denoising score matching. Sampled by the reverse-time equation; others by name, with the same weights:
+multiplied by sigma (parameterization epsilon up to its sign), is told 1000 t, which for `ve` is linear in log sigma, and
+is trained with the weight sigma^2 of denoising score matching. Sampled by the probability-flow ODE (Heun's method,
+guidance scale 1.1); others by name, with the same weights:
 
-    --config.sampler.name=predictor_corrector     Langevin steps between (snr, num_corrector_steps)
-    --config.sampler.name=euler_maruyama          the reverse equation, by the times of the grid
-    --config.sampler.name=heun --config.sampler.num_inference_steps=25       the probability-flow ODE
+    --config.sampler.name=reverse_diffusion --config.sampler.num_inference_steps=200    the reverse-time equation
+    --config.sampler.name=euler_maruyama --config.sampler.num_inference_steps=200       the same, by the grid's times
+    --config.sampler.name=predictor_corrector --config.sampler.num_inference_steps=200  Langevin steps between (snr,
+                                                                                        num_corrector_steps)
 
 `ve_score` puts out the score itself: --config.score_scaling multiplies its output. sigma_min and sigma_max are those of
 noise_schedule (`ve`). `likelihood`: `vp` with the weight g^2 that bounds the likelihood (Song et al. 2021,
