@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/score_sde.py:vp --workdir=runs/score_vp
 
 Variants: `ve` (the default), `vp`, `sub_vp`: the three processes of the paper. The network puts out the score,
-multiplied by sigma (parameterization epsilon up to its sign), is told 1000 t, which for `ve` is linear in log sigma, and
-is trained with the weight sigma^2 of denoising score matching. Sampled by the probability-flow ODE (Heun's method,
+multiplied by sigma (parameterization epsilon up to its sign), is told 1000 t, which for `ve` is linear in log sigma,
+and is trained with the weight sigma^2 of denoising score matching. Sampled by the probability-flow ODE (Heun's method,
 guidance scale 1.1); others by name, with the same weights:
 
     --config.sampler.name=reverse_diffusion --config.sampler.num_inference_steps=200    the reverse-time equation
