@@ -8,7 +8,7 @@ from typing import Any, Union, get_origin
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
-from diffusers_fn.build import backbone_fields, check_backbone_field
+from diffusers_fn.from_config.network import backbone_fields, check_backbone_field
 
 
 def default_config() -> ConfigDict:
@@ -89,7 +89,7 @@ def default_config() -> ConfigDict:
     config.loss.mode_scale = 1.29  # time_sampler mode
 
     config.sampler = ConfigDict()
-    config.sampler.name = "ddim"  # ancestral, euler, heun, dpmpp_2m, unipc, ...: see SOLVERS in diffusers_fn/build.py
+    config.sampler.name = "ddim"  # ancestral, euler, heun, dpmpp_2m, unipc, ...: see SOLVERS in from_config/samplers.py
     config.sampler.skip_type = "trailing"
     config.sampler.num_inference_steps = 50
     config.sampler.eta = 0.0

@@ -5,31 +5,20 @@ is a noise level. Schedules and grids make levels, parameterizations say what a 
 tables of numbers over levels, and `sample` runs them in one scan.
 """
 
+import importlib
+import typing
+
 from diffusers_fn import (
-    backbones,
     few_step,
     grids,
     guidance,
-    latents,
     likelihood,
     losses,
     oracles,
     parameterizations,
-    pretrained,
     processes,
     solvers,
     training,
-)
-from diffusers_fn.build import (
-    Autoencoder,
-    Diffusion,
-    NoisyClassifier,
-    Objective,
-    build,
-    build_autoencoder,
-    build_classifier,
-    build_denoiser,
-    build_objective,
 )
 from diffusers_fn.coupling import Coupled, couple, invert_coupled, sample_coupled
 from diffusers_fn.denoisers import (
@@ -78,6 +67,35 @@ from diffusers_fn.parameterizations import Parameterization, Prediction, target,
 from diffusers_fn.sampling import Samples, python_scan, sample, while_scan
 from diffusers_fn.solvers import Solver
 from diffusers_fn.variances import Variance, fixed_large, fixed_small, learned, learned_range
+
+# Networks, and what is made of them, are imported when they are first asked for: most of the time that an import of
+# this package would take beside that of jax and flax.
+if typing.TYPE_CHECKING:
+    from diffusers_fn import backbones, latents, pretrained
+    from diffusers_fn.from_config.autoencoder import Autoencoder, build_autoencoder
+    from diffusers_fn.from_config.classifier import NoisyClassifier, build_classifier
+    from diffusers_fn.from_config.diffusion import Diffusion, build, build_denoiser, build_objective
+    from diffusers_fn.from_config.objectives import Objective
+else:
+    _LATER = {
+        "from_config.autoencoder": ("Autoencoder", "build_autoencoder"),
+        "from_config.classifier": ("NoisyClassifier", "build_classifier"),
+        "from_config.diffusion": ("Diffusion", "build", "build_denoiser", "build_objective"),
+        "from_config.objectives": ("Objective",),
+    }
+
+    def __getattr__(name):
+        if name in ("backbones", "latents", "pretrained"):
+            return importlib.import_module(f"{__name__}.{name}")
+        for module, names in _LATER.items():
+            if name in names:
+                globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Autoencoder",

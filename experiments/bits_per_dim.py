@@ -31,8 +31,7 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from diffusers_fn import Level, likelihood
-from diffusers_fn.build import make_noise
-from diffusers_fn.from_config.noise import Noise
+from diffusers_fn.from_config.noise import Noise, make_noise
 from diffusers_fn.from_config.objectives import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4

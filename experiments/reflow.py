@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffusers_fn.build import make_noise
+from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.from_config.objectives import VARIANCES
 from diffusers_fn.from_config.samplers import make_plan
 from diffusers_fn.solvers.stages import start_level

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from diffusers_fn import Denoiser, Level, grids, solvers
-from diffusers_fn.build import make_parameterization, make_schedule
+from diffusers_fn.from_config.noise import make_schedule
+from diffusers_fn.from_config.objectives import make_parameterization
 from experiments import data, runs, tasks
 from experiments.files import write_atomically, write_text
 

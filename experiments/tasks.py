@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from diffusers_fn.build import make_noise
+from diffusers_fn.from_config.noise import make_noise
 from experiments import data, latent, latent_cache, runs
 from experiments.pictures import save_line
 

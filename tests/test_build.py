@@ -20,7 +20,8 @@ import diffusers_fn as dfn
 from configs.default import customise, default_backbone, default_config
 from diffusers_fn import training
 from diffusers_fn.backbones.fields import tupled
-from diffusers_fn.build import BACKBONES, SOLVERS, backbone_fields, check_backbone_field
+from diffusers_fn.from_config.network import BACKBONES, backbone_fields, check_backbone_field
+from diffusers_fn.from_config.samplers import SOLVERS
 from experiments import data, runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -12,7 +12,7 @@ from configs.default import customise
 from configs.few_step import get_config
 from diffusers_fn import few_step, losses
 from diffusers_fn.backbones import MLP, TwoTimes, UNet
-from diffusers_fn.build import make_noise
+from diffusers_fn.from_config.noise import make_noise
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

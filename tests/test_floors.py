@@ -41,7 +41,6 @@ FLOORS = {
     "pretrained": 3,
     "training": 3,
     "from_config": 4,
-    "build": 4,
 }
 # What the core may import from outside, beside the standard library.
 THIRD_PARTY = {"jax", "flax", "optax", "chex", "ml_collections", "absl", "numpy"}
@@ -79,7 +78,7 @@ def test_every_module_has_a_floor():
 def test_a_module_imports_from_its_floor_and_below(name):
     family = name.split(".")[0]
     allowed = {other for other, floor in FLOORS.items() if floor <= FLOORS[family]}
-    if family not in ("build", "from_config", "latents", "pretrained", "backbones"):
+    if family not in ("from_config", "latents", "pretrained", "backbones"):
         allowed -= {"backbones"}
     if family == "backbones":
         allowed = {"backbones"}
@@ -104,22 +103,45 @@ def test_the_core_imports_only_its_dependencies(name):
     # Imported where they are used, inside a function: see the next test.
     extra = {"safetensors"} if name.startswith("pretrained") else {"diffrax"} if name == "solvers.adaptive" else set()
     assert outside <= THIRD_PARTY | extra
-    assert "ml_collections" not in roots or name.split(".")[0] in ("build", "from_config")
+    assert "ml_collections" not in roots or name.startswith("from_config")
     if name.split(".")[0] not in ("backbones", "from_config", "pretrained"):
         assert "flax" not in roots
     if name.startswith("backbones"):  # networks see arrays, never a Level, and no optimizer
         assert not outside & {"optax", "ml_collections", "absl"}
 
 
-def test_importing_the_core_pulls_in_none_of_the_experiments():
-    code = "import sys, diffusers_fn; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
-    names = set(loaded.stdout.split())
-    assert "jax" in names
+def loaded_by(code):
+    """Names of the modules that an interpreter has loaded after it ran `code`."""
+    code += "; import sys; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    return set(ran.stdout.split())
+
+
+def test_importing_the_core_pulls_in_its_dependencies_alone():
+    loaded = loaded_by("import diffusers_fn")
+    assert "jax" in loaded
+    # Networks, and what is made of them, wait until they are asked for.
+    later = ("backbones", "latents", "pretrained", "from_config")
+    assert not {name for name in loaded if name.startswith(tuple(f"diffusers_fn.{part}" for part in later))}
+    ours = {name for name in loaded if name.startswith("diffusers_fn")}
+    theirs = loaded_by("import jax, flax.linen, optax, chex, ml_collections, absl, numpy")
+    assert loaded - ours - theirs == set()
+
+
+def test_networks_and_configs_pull_in_none_of_the_experiments():
+    loaded = loaded_by("from diffusers_fn import *")
+    assert {"diffusers_fn.backbones.unet", "diffusers_fn.from_config.diffusion"} <= loaded
+    names = {name.split(".")[0] for name in loaded}
     heavy = {"grain", "orbax", "matplotlib", "sklearn", "tensorboardX", "PIL", "tqdm", "pandas", "torch", "tensorflow"}
-    assert not names & (heavy | {"experiments", "configs", "clu", "safetensors", "diffrax"})
+    assert not names & (heavy | {"experiments", "configs", "clu", "safetensors", "diffrax", "scipy"})
+
+
+def test_what_comes_later_is_what_was_promised():
+    assert dfn.build is dfn.from_config.diffusion.build
+    assert dfn.backbones.UNet.__module__ == "diffusers_fn.backbones.unet"
+    assert {"build", "backbones", "sample"} <= set(dir(dfn))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        dfn.nothing  # noqa: B018
 
 
 # Public names.

@@ -10,7 +10,7 @@ from small_models import small_config, some_params
 
 import diffusers_fn as dfn
 from diffusers_fn import losses, parameterizations, processes, training
-from diffusers_fn.build import make_noise
+from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.levels import Level, log_snr
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

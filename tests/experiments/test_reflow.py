@@ -8,7 +8,7 @@ import pytest
 
 import diffusers_fn as dfn
 from configs.default import customise
-from diffusers_fn.build import make_noise
+from diffusers_fn.from_config.noise import make_noise
 from experiments import data, tasks
 from experiments.data.dataset import Dataset
 from experiments.reflow import check_plan, reflow

@@ -1,7 +1,6 @@
-"""From a config to pure functions.
+"""From a config to a diffusion model as pure functions.
 
-Everything else in this library takes functions; here and in `from_config/`, and only there, a string in a config
-chooses one.
+Everything else in this library takes functions; in this package, and only there, a string in a config chooses one.
 """
 
 from __future__ import annotations
@@ -18,19 +17,11 @@ from diffusers_fn import _random
 from diffusers_fn._arrays import concrete
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
 from diffusers_fn.from_config import few_step, self_conditioning
-from diffusers_fn.from_config.autoencoder import Autoencoder, build_autoencoder
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.choices import check_sections, choose
-from diffusers_fn.from_config.classifier import NoisyClassifier, build_classifier
 from diffusers_fn.from_config.guiding import make_guidance
-from diffusers_fn.from_config.network import (
-    BACKBONES,
-    backbone_fields,
-    check_backbone_field,
-    check_fit,
-    make_backbone,
-)
-from diffusers_fn.from_config.noise import Noise, make_noise, make_schedule
+from diffusers_fn.from_config.network import check_fit, make_backbone
+from diffusers_fn.from_config.noise import Noise, make_noise
 from diffusers_fn.from_config.objectives import (
     VARIANCES,
     Objective,
@@ -40,32 +31,13 @@ from diffusers_fn.from_config.objectives import (
     make_parameterization,
     make_read,
 )
-from diffusers_fn.from_config.samplers import SOLVERS, make_plan
+from diffusers_fn.from_config.samplers import make_plan
 from diffusers_fn.noise_schedules import level_at
 from diffusers_fn.parameterizations import Parameterization
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.self_conditioning import self_conditioned
 from diffusers_fn.solvers import Solver, Step
 from diffusers_fn.solvers.stages import start_level
-
-__all__ = [
-    "BACKBONES",
-    "SOLVERS",
-    "Autoencoder",
-    "Diffusion",
-    "NoisyClassifier",
-    "Objective",
-    "backbone_fields",
-    "build",
-    "build_autoencoder",
-    "build_classifier",
-    "build_denoiser",
-    "build_objective",
-    "check_backbone_field",
-    "make_noise",
-    "make_parameterization",
-    "make_schedule",
-]
 
 
 class Diffusion(NamedTuple):
