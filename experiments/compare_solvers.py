@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from diffusers_fn import Level, Solver, grids, oracles, processes, sample, solvers
 from diffusers_fn.processes import Process
+from experiments import compilation
 from experiments.files import write_atomically, write_text
 
 WEIGHTS, MEANS, STDS = np.array([0.35, 0.65]), np.array([-0.8, 0.6]), np.array([0.15, 0.3])
@@ -191,6 +192,7 @@ def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
 def main(_: list[str]) -> None:
     """Measures, writes both files and says where they are."""
     jax.config.update("jax_enable_x64", True)
+    compilation.use_cache(flags.FLAGS.compilation_cache)
     output, begin = Path(flags.FLAGS.output), time.time()
     figures = measure(processes.vp(), list(SOLVERS))
     write_text(output / "solvers.json", json.dumps(figures, indent=1) + "\n")
@@ -200,4 +202,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("output", "runs/solvers", "Folder for solvers.png and solvers.json.")
+    compilation.define_flags()
     app.run(main)

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 import diffusers_fn as dfn
 from diffusers_fn import Level, grids, guidance, likelihood, oracles, processes, solvers
+from experiments import compilation
 from experiments.files import write_atomically, write_text
 
 STD = 0.5
@@ -143,6 +144,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 def main(_: list[str]) -> None:
     """Measures, writes and prints."""
+    compilation.use_cache(flags.FLAGS.compilation_cache)
     output = Path(flags.FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     sizes = [int(size) for size in flags.FLAGS.sizes]
@@ -161,4 +163,5 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("output", "runs/exact", "Folder for the picture and the figures.")
     flags.DEFINE_list("sizes", ["20", "50", "100", "200", "500", "1000"], "Numbers of levels.")
+    compilation.define_flags()
     app.run(main)

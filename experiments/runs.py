@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from configs.default import default_config
-from experiments import data
+from experiments import compilation, data
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_text
 from experiments.pictures import save_grid, save_points, save_sequences
@@ -44,6 +44,7 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         if not any(arg.startswith(("--verbosity", "-v", "--v=")) for arg in sys.argv):
             logging.set_verbosity(logging.WARNING)  # app.run's own default is INFO, which floods the progress bar
+        compilation.use_cache(flags.FLAGS.compilation_cache)
         try:
             main(flags.FLAGS.config, Path(flags.FLAGS.workdir))
         except (ValueError, OSError, FloatingPointError) as error:
@@ -52,6 +53,7 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
             raise SystemExit(f"error: {error}\n(--debug shows where)") from None
 
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    compilation.define_flags()
     app.run(with_flags, flags_parser=_parse_flags)
 
 
@@ -206,11 +208,13 @@ def draw_in_batches(
     padded = -(-num_samples // batch_size) * batch_size
     keys = jax.random.split(key, padded)
     conds = None if labels is None else np.resize(labels, padded)
-    run, parts = jax.jit(draw), []
-    for start in tqdm(range(0, padded, batch_size), desc=what, unit="batch", disable=padded == batch_size):
-        part = slice(start, start + batch_size)
-        drawn = run(params, keys[part], None if conds is None else conds[part])
-        parts.append(jax.tree.map(np.asarray, drawn))
+    batches = [
+        (keys[start : start + batch_size], None if conds is None else conds[start : start + batch_size])
+        for start in range(0, padded, batch_size)
+    ]
+    run, parts = compilation.compile_now("the sampler", jax.jit(draw), params, *batches[0]), []
+    for batch in tqdm(batches, desc=what, unit="batch", disable=len(batches) == 1):
+        parts.append(jax.tree.map(np.asarray, run(params, *batch)))
     return jax.tree.map(lambda *each: np.concatenate(each)[:num_samples], *parts)
 
 

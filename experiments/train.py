@@ -8,11 +8,14 @@ tensorboard/, samples/ (a picture every sample_every steps), samples.png and cur
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +25,7 @@ from tqdm import tqdm
 import diffusers_fn as dfn
 from experiments import data, runs
 from experiments.checkpoints import Checkpoints
+from experiments.compilation import compile_now
 from experiments.metric_log import MetricLog
 from experiments.pictures import save_curves
 from experiments.tasks import make_task
@@ -44,7 +48,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     step_fn = dfn.training.make_train_step(
         task.loss, optimizer, ema_decay=settings.ema_decay, update_extras=task.update_extras
     )
-    train_step = jax.jit(step_fn, donate_argnums=0)
+    mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    train_step = jax.jit(step_fn, donate_argnums=0, out_shardings=everywhere)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
@@ -62,8 +68,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         make_state = lambda key, extras: dfn.training.make_train_state(task.init(key), optimizer, extras)  # noqa: E731
         state = jax.jit(make_state)(init_key, extras)
 
-    mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
-    state = dfn.training.replicate(state, mesh)
+    state, run_key = dfn.training.replicate((state, run_key), mesh)
     (workdir / "samples").mkdir(exist_ok=True)
     draw = task.make_pictures(dataset, grid_key)
     log = MetricLog(workdir, start)
@@ -71,24 +76,25 @@ def train(config: ConfigDict, workdir: Path) -> None:
     batches = data.batches(examples, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
     if config.data.coupling == "ot":
         batches = data.coupled(batches, config.seed, start_step=start)
+    on_devices: Iterator[Any] = (dfn.training.split_batch(batch, mesh) for batch in batches)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{len(dataset)} examples, {num_params:,} parameters, {jax.device_count()} {jax.default_backend()} device(s)")
+
+    if start < settings.num_steps:
+        first = next(on_devices)
+        train_step = compile_now("the training step", train_step, state, run_key, first)
+        on_devices = itertools.chain([first], on_devices)
 
     stop = StopSignal()
     step = saved = start
     window: list[dict[str, jax.Array]] = []  # metrics since the last log entry, which holds their means
     since, when = start, time.monotonic()
-    with tqdm(total=settings.num_steps, initial=start, unit="step", desc="compiling", mininterval=0.5) as bar:
+    with tqdm(total=settings.num_steps, initial=start, unit="step", desc="training", mininterval=0.5) as bar:
         while step < settings.num_steps and not stop.requested:
-            batch = dfn.training.split_batch(next(batches), mesh)
-            state, metrics = train_step(state, run_key, batch)
+            state, metrics = train_step(state, run_key, next(on_devices))
             window.append(metrics)
             step += 1
             bar.update()
-            if step == start + 1:
-                jax.block_until_ready(metrics)
-                bar.set_description("training")
-                since, when = step, time.monotonic()
             saving = step % settings.checkpoint_every == 0 or step == settings.num_steps
             if step % settings.log_every == 0 or saving:
                 values = mean_metrics(window, step)

@@ -1,4 +1,4 @@
-"""What tests that train in their own process need."""
+"""What tests of the experiments need: signals given back, and a compilation cache that is not the user's."""
 
 import signal
 
@@ -12,3 +12,12 @@ def signal_handlers():
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Binaries that tests start keep their compiled programs here, and not in the user's home."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))  # read by JAX when it is imported: not by this process
+        yield folder

@@ -1,0 +1,128 @@
+"""The cache of compiled programs: where it is, that it is used, and that nothing about it stops a run."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import compilation
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import sys, jax, jax.numpy as jnp
+from experiments import compilation
+print("folder:", compilation.use_cache(sys.argv[1] if len(sys.argv) > 1 else None))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+run = compilation.compile_now("it", jax.jit(lambda x: jnp.sort(x)[:2], donate_argnums=0), jnp.arange(3.0))
+print("result:", run(jnp.array([3.0, 1.0, 2.0])).tolist())
+"""
+
+
+def run(*options, limit=None, **extra):
+    """Output of a process that uses the cache."""
+    env = {name: value for name, value in os.environ.items() if name not in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *options],
+        cwd=ROOT,
+        env={**env, "PYTHONPATH": str(ROOT), **extra},
+        capture_output=True,
+        text=True,
+        preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "result: [1.0, 2.0]" in done.stdout
+    return done.stdout + done.stderr
+
+
+def entries(folder):
+    return sorted(path for path in folder.rglob("*-cache"))
+
+
+def test_the_second_run_reads_what_the_first_one_compiled(tmp_path):
+    assert "from the cache" not in run(XDG_CACHE_HOME=str(tmp_path))
+    assert entries(tmp_path / "diffusers_fn" / "jax" / compilation.machine())
+    assert "from the cache" in run(XDG_CACHE_HOME=str(tmp_path))
+
+
+def test_jaxs_own_variable_is_respected(tmp_path):
+    folder = tmp_path / "mine"
+    output = run(XDG_CACHE_HOME=str(tmp_path / "xdg"), JAX_COMPILATION_CACHE_DIR=str(folder))
+    assert f"folder: {folder}\n" in output
+    assert entries(folder)
+    assert not (tmp_path / "xdg").exists()
+
+
+def test_it_can_be_turned_off_and_put_elsewhere(tmp_path):
+    home, chosen = tmp_path / "xdg", tmp_path / "chosen"
+    assert "folder: None" in run("off", XDG_CACHE_HOME=str(home))
+    assert f"folder: {chosen / compilation.machine()}\n" in run(str(chosen), XDG_CACHE_HOME=str(home))
+    assert entries(chosen)
+    assert not home.exists()
+
+
+def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    output = run(str(tmp_path / "file"))
+    assert "no compilation cache (" in output
+    assert "--compilation_cache names another folder, or off" in output
+
+
+def test_a_full_disk_and_damaged_entries_stop_nothing(tmp_path):
+    assert "from the cache" not in run(str(tmp_path), limit=100)  # bytes that a file may hold
+    damaged = entries(tmp_path)
+    assert damaged
+    assert max(path.stat().st_size for path in damaged) <= 100
+    output = run(str(tmp_path))
+    assert "from the cache" not in output
+    assert "Error reading persistent compilation cache entry" in output  # said, and gone on without
+
+
+def test_an_unwritable_folder_is_said_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert compilation.use_cache(str(tmp_path)) is None
+    assert "is not writable" in capsys.readouterr().out
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert compilation.use_cache() is None
+    assert "no home" in capsys.readouterr().out
+    assert not jax.config.jax_compilation_cache_dir
+
+
+def test_other_cpus_have_other_folders(monkeypatch):
+    names = []
+    for told in ("flags : fma avx2\n", "flags : avx2 fma\n", "flags : avx2 fma avx512f\n"):
+        monkeypatch.setattr(Path, "read_text", lambda self, told=told: "processor : 0\n" + told)
+        names.append(compilation.machine())
+    assert names[0] == names[1] != names[2]
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path):
+    for age, name in enumerate("abc"):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (1_000 - age, 1_000 - age))
+    compilation.prune(tmp_path, 20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    compilation.prune(tmp_path, 20)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_program_compiled_ahead_donates_and_takes_no_other_shape(capsys):
+    run = compilation.compile_now(
+        "it", jax.jit(lambda x: x + 1, donate_argnums=0), jax.ShapeDtypeStruct((3,), "float32")
+    )
+    assert capsys.readouterr().out.startswith("compiling it ... ")
+    x = jnp.zeros(3)
+    assert run(x).tolist() == [1, 1, 1]
+    assert x.is_deleted()
+    with pytest.raises(TypeError):
+        run(jnp.zeros(4))
+
+
+def test_tests_write_nothing_into_the_users_cache(compilation_cache, tmp_path_factory):
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(compilation_cache)
+    assert tmp_path_factory.getbasetemp() in compilation_cache.parents
