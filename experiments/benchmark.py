@@ -29,7 +29,7 @@ from experiments.benchmarks.rows import Settings, measure, ticks
 from experiments.benchmarks.work import Row
 from experiments.files import write_text
 
-SECTIONS = ("networks",)
+SECTIONS = ("networks", "samplers", "scaling", "data", "scans", "recompilations", "memory", "startup")
 
 
 def run(config: ConfigDict, output: Path) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def run(config: ConfigDict, output: Path) -> dict[str, Any]:
             found = measure(row, settings, Path(folder), bar.update)
             done += ticks(row, settings)
             bar.update(done - bar.n)
-            results["sections"].setdefault(name, []).append({**found, "timed": row.timed})
+            results["sections"].setdefault(name, []).append({**found, "timed": row.timed, "rate": row.rate})
             for entry in found["contenders"].values():
                 results["versions"] |= entry.pop("versions", {})
             write(results, output)

@@ -69,8 +69,11 @@ def forward(folder: str, shape: Sequence[int], num_classes: int = 0) -> Work:
     )
 
 
-def train(folder: str, shape: Sequence[int], num_classes: int = 0) -> Work:
-    """Trains the network of a folder by Adam on one batch; the output is its first two losses."""
+def train(folder: str, shape: Sequence[int], num_classes: int = 0, of_an_example: bool = False) -> Work:
+    """Trains the network of a folder by Adam on one batch; the output is its first two losses.
+
+    Times are of a step, or of an example.
+    """
     module, params = dfn.pretrained.load(folder)
     given = jax.tree.map(jnp.asarray, inputs.draw(shape, num_classes))
     optimizer = optax.adam(LEARNING_RATE)
@@ -85,7 +88,7 @@ def train(folder: str, shape: Sequence[int], num_classes: int = 0) -> Work:
         jax.block_until_ready(state)
         losses.append(float(loss))
 
-    return Work(run=run, output=lambda: np.array(losses[:2]))
+    return Work(run=run, output=lambda: np.array(losses[:2]), units=shape[0] if of_an_example else 1)
 
 
 def make_step(module: nn.Module, optimizer: optax.GradientTransformation) -> Any:

@@ -53,6 +53,17 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int]] = {
         (32, 32, 3),
         0,
     ),
+    "small_unet": (
+        "unet2d",
+        {
+            "block_out_channels": [64, 128],
+            "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+            "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+            "layers_per_block": 1,
+        },
+        (32, 32, 3),
+        0,
+    ),
     "tiny_unet": (
         "unet2d",
         {
@@ -106,4 +117,6 @@ def saved(name: str) -> Contender:
 
 def torch_contender(label: str, what: str, kwargs: dict[str, Any]) -> Contender:
     """Returns a contender of torch; all need the diffusers library, whose networks they are."""
-    return Contender(label, f"experiments.benchmarks.torch_networks:{what}", kwargs, package="diffusers", peer=True)
+    return Contender(
+        label, f"experiments.benchmarks.peers.torch_networks:{what}", kwargs, package="diffusers", peer=True
+    )

@@ -129,10 +129,10 @@ def file_name(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def interpreter(contender: Contender, peer_python: str) -> str:
-    """Returns the interpreter of a contender.
+def interpreters(contender: Contender, peer_python: str) -> list[str]:
+    """Returns the interpreters that may have what a contender needs.
 
-    >>> interpreter(Contender("torch", "m:f", peer=True), "/opt/torch/bin/python")
-    '/opt/torch/bin/python'
+    >>> interpreters(Contender("torch", "m:f", peer=True), "/opt/torch/bin/python,/opt/artifex/bin/python")
+    ['/opt/torch/bin/python', '/opt/artifex/bin/python']
     """
-    return peer_python if contender.peer and peer_python else sys.executable
+    return peer_python.split(",") if contender.peer and peer_python else [sys.executable]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-TIMED = ("", "", "median ms", "min - max", "ours / it", "compile s", "peak MB", "peak MB, running")
+TIMED = ("", "", "median ms", "min - max", "first / it", "compile s", "peak MB", "peak MB, running")
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def render(results: Mapping[str, Any]) -> str:
             parts.append(table(TIMED, [line for row in timed for line in timed_lines(row)]))
         if facts:
             parts.append(facts_table(facts))
-        parts += [f"{row['title']}: {row['status']}, {row['why']}" for row in rows if row["status"] != "ok"]
+        parts += [line for row in rows for line in complaints(row)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -40,9 +40,10 @@ def timed_lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
             yield [title, name, row["status"] if entry["status"] == "ok" else entry["status"], *[""] * 5]
             continue
         ratio = row["ratios"].get(name)
+        rate = f" ({number(1 / entry['median'])} {row['rate']})" if row["rate"] else ""
         yield [
             title,
-            name,
+            name + rate,
             number(1e3 * entry["median"]),
             f"{number(1e3 * entry['min'])} - {number(1e3 * entry['max'])}",
             "" if ratio is None else f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})",
@@ -50,6 +51,15 @@ def timed_lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
             number(entry["peak_mb"]),
             number(entry["run_peak_mb"]),
         ]
+
+
+def complaints(row: Mapping[str, Any]) -> Iterable[str]:
+    """Yields why a row was refused and why contenders failed."""
+    if row["status"] != "ok":
+        yield f"{row['title']}: {row['status']}: {row['why']}"
+    for name, entry in row["contenders"].items():
+        if entry["status"] == "failed":
+            yield f"{row['title']}: {name}: {entry['status']}: {entry['why']}"
 
 
 def facts_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmarks import stats
-from experiments.benchmarks.processes import Missing, Worker, WorkerError, file_name, interpreter
+from experiments.benchmarks.processes import Missing, Worker, WorkerError, file_name, interpreters
 from experiments.benchmarks.work import Contender, Row
 
 
@@ -23,7 +23,7 @@ class Settings(NamedTuple):
       turn_seconds: what quick work is repeated to fill in a turn; slow work is done once.
       tolerance: relative difference of outputs above which a row is refused.
       timeout_s: longest wait for an answer.
-      peer_python: interpreter of peers; "" is this one.
+      peer_python: interpreters of peers, commas between, each peer's the first that has its package; "" is this one.
     """
 
     rounds: int
@@ -85,8 +85,13 @@ def ticks(row: Row, settings: Settings) -> int:
 
 def _start(contender: Contender, folder: Path, settings: Settings, keep: bool = False) -> Worker:
     output = str(folder / f"{file_name(contender.name)}.npy") if keep else ""
-    python = interpreter(contender, settings.peer_python)
-    return Worker(contender, folder, python, settings.timeout_s, output)
+    missing = Missing()
+    for python in interpreters(contender, settings.peer_python):
+        try:
+            return Worker(contender, folder, python, settings.timeout_s, output)
+        except Missing as error:
+            missing = error
+    raise missing
 
 
 def _compare(entries: dict[str, Any], first: str, row: Row, tolerance: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Contender:
       target: "module:function"; the function, called with kwargs in the process, returns its `Work`.
       kwargs: what JSON can hold.
       package: what must be installed there ("torch"); where it is not, the row says so and goes on.
-      peer: whether config.peer_python is the interpreter, and not this one.
+      peer: whether its interpreter is one of config.peer_python, and not this one.
       env: environment variables of the process, beside those of this one.
     """
 
@@ -37,6 +37,7 @@ class Row:
       contenders: the first is ours.
       timed: whether they run in turns; otherwise each is started once, says its facts and ends.
       same: names of contenders whose output must be the first one's; None for all that have an output.
+      rate: what is done in the time that is measured, "examples/s"; the table then says how many a second, too.
       prepare: run to its end before the others start: writes what they read.
     """
 
@@ -44,6 +45,7 @@ class Row:
     contenders: tuple[Contender, ...]
     timed: bool = True
     same: tuple[str, ...] | None = None
+    rate: str = ""
     prepare: Contender | None = None
 
 

@@ -25,7 +25,7 @@ def load(folder: str, layout: str) -> tuple[torch.nn.Module, Callable[..., torch
     """
     kind = json.loads((Path(folder) / "config.json").read_text())["_class_name"]
     if kind == "UViT":
-        from experiments.benchmarks import torch_uvit
+        from experiments.benchmarks.peers import torch_uvit
 
         network = torch_uvit.load(folder)
     else:

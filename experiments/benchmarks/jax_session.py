@@ -1,0 +1,82 @@
+"""A session that changes everything that may change without a compilation, and counts compilations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.monitoring
+import numpy as np
+import optax
+
+import diffusers_fn as dfn
+from configs import ddpm_digits
+from diffusers_fn import grids, solvers
+from experiments.benchmarks.jax_samplers import schedule
+from experiments.benchmarks.work import Work
+
+COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX records it for every program
+
+
+@contextmanager
+def count_compilations() -> Iterator[list[float]]:
+    """Collects the seconds that each program took that is compiled inside.
+
+    >>> with count_compilations() as seconds:
+    ...     _ = jax.jit(lambda x: 3 * x + 7)(np.ones(5, np.float32))
+    >>> len(seconds)
+    1
+    """
+    seconds: list[float] = []
+    counting = True
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if counting and event == COMPILED:
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        counting = False  # a listener can only be taken back together with all others
+
+
+def session(calls: int, batch: int, max_steps: int) -> Work:
+    """Samples and trains the digits' network `calls` times over with other values, after once with the first ones.
+
+    What changes: eta, the guidance scale, the number of steps (padded to `max_steps`), labels, keys, the contents of
+    the batch. The facts count the programs that were compiled, in the first call and in all others.
+    """
+    diffusion = dfn.build(ddpm_digits.get_config())
+    shape, null, optimizer = (8, 8, 1), 10, optax.adam(1e-3)
+    step = jax.jit(dfn.training.make_train_step(diffusion.loss, optimizer), donate_argnums=0)
+
+    @jax.jit
+    def sample(params: Any, key: jax.Array, solver: dfn.Solver, scale: Any, labels: Any) -> jax.Array:
+        start_key, noise_key = jax.random.split(key)
+        denoise = dfn.make_denoiser(diffusion.apply, params, dfn.parameterizations.epsilon)
+        guided = dfn.bind(dfn.guidance.classifier_free(scale, null)(denoise), labels)
+        return dfn.sample(noise_key, guided, solver, jax.random.normal(start_key, (batch, *shape))).x0
+
+    def call(number: int, state: dfn.training.TrainState) -> dfn.training.TrainState:
+        rng, key = np.random.default_rng(number), jax.random.key(number)
+        levels = grids.uniform_log_snr(schedule(), max_steps - number % (max_steps - 1))
+        plan = solvers.pad(solvers.ddim(levels, eta=np.asarray(number / calls)), max_steps)
+        labels = rng.integers(0, null, batch).astype(np.int32)
+        sample(state.params, key, plan, np.float32(1 + number), labels).block_until_ready()
+        image = rng.uniform(-1, 1, (batch, *shape)).astype(np.float32)
+        state, metrics = step(state, key, {"image": image, "label": labels})
+        return jax.block_until_ready((state, metrics))[0]
+
+    def facts() -> dict[str, int]:
+        state = dfn.training.make_train_state(diffusion.init(jax.random.key(0)), optimizer)
+        with count_compilations() as first:
+            state = call(0, state)
+        with count_compilations() as later:
+            for number in range(1, calls + 1):
+                state = call(number, state)
+        return {"programs_in_the_first_call": len(first), "later_calls": calls, "recompilations": len(later)}
+
+    return Work(facts=facts)

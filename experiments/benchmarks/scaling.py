@@ -1,0 +1,51 @@
+"""Section `scaling`: seconds to compile and temporary memory by steps, depth and batch, and from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.benchmarks.work import Contender, Row
+
+MODULE = "experiments.benchmarks.jax_compilation"
+
+
+def rows(config: ConfigDict) -> Iterator[Row]:
+    """Yields a row for each thing that grows, and one for a training step from an empty and from a full cache."""
+    section = config.scaling
+    name, depths = section.network, {depth: {"num_layers": depth} for depth in section.depths}
+    few = depths[section.depths[0]]
+    yield _row(
+        f"DDIM of {name}, {section.depths[0]} blocks, by steps",
+        "sample",
+        {f"{steps} steps": {"name": name, "batch": 4, "steps": steps, "changes": few} for steps in section.steps},
+    )
+    yield _row(
+        f"training step of {name}, batch 8, by depth",
+        "train",
+        {f"{depth} blocks": {"name": name, "batch": 8, "changes": changes} for depth, changes in depths.items()},
+    )
+    for kind in ("train", "forward"):
+        yield _row(
+            f"{'training step' if kind == 'train' else kind} of {name}, {section.depths[0]} blocks, by batch",
+            kind,
+            {f"batch {batch}": {"name": name, "batch": batch, "changes": few} for batch in section.batches},
+        )
+    # One after the other, on one folder: the first fills it, the second reads it.
+    cached = {
+        "JAX_COMPILATION_CACHE_DIR": f"compilations_{section.cached_network}",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    given = {"name": section.cached_network, "batch": section.cached_batch}
+    yield Row(
+        f"training step of {section.cached_network}, batch {section.cached_batch}, compiled",
+        tuple(Contender(when, f"{MODULE}:train", given, env=cached) for when in ("cold", "from the cache")),
+        timed=False,
+    )
+
+
+def _row(title: str, function: str, kwargs: dict[str, dict[str, Any]]) -> Row:
+    contenders = tuple(Contender(name, f"{MODULE}:{function}", given) for name, given in kwargs.items())
+    return Row(title, contenders, timed=False)
