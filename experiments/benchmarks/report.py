@@ -69,9 +69,9 @@ def facts_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         for i, (contender, entry) in enumerate(row["contenders"].items()):
             facts = entry.get("facts", {})
-            status = [] if entry["status"] == "ok" else [entry["status"]]
-            values = [number(facts[name]) if name in facts else "" for name in names]
-            lines.append(["" if i else row["title"], contender, *(status or values[:1]), *values[1:]])
+            said = "" if entry["status"] == "ok" else f" ({entry['status']})"
+            cells = [number(facts[name]) if name in facts else "" for name in names]
+            lines.append(["" if i else row["title"], contender + said, *cells])
     return table(["", "", *(name.replace("_", " ") for name in names)], lines)
 
 

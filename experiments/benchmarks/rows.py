@@ -103,12 +103,13 @@ def _compare(entries: dict[str, Any], first: str, row: Row, tolerance: float) ->
         if name != first and first in outputs and (row.same is None or name in row.same)
     }
     wrong = {name: value for name, value in differences.items() if not value <= tolerance}
+    said = {
+        name: value if math.isfinite(value) else None for name, value in differences.items()
+    }  # JSON has no infinity
     if not wrong:
-        return {"differences": differences}
-    why = ", ".join(
-        f"the output of {name} differs from that of {first} by {value:.2g}" for name, value in wrong.items()
-    )
-    return {"differences": differences, "status": "invalid", "why": why}
+        return {"differences": said}
+    why = ", ".join(f"the output of {name} differs from that of {first} by {wrong[name]:.2g}" for name in wrong)
+    return {"differences": said, "status": "invalid", "why": why}
 
 
 def _time(found: dict[str, Any], workers: dict[str, Worker], settings: Settings, tick: Callable[[], Any]) -> None:
