@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from experiments.benchmarks.work import Contender, Row
 
 MODULE = "experiments.benchmarks.jax_compilation"
-XL = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "out_channels": 8}
+XL = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28}
 
 
 def rows(config: ConfigDict) -> Iterator[Row]:

@@ -46,7 +46,7 @@ def timed_lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
             name + rate,
             number(1e3 * entry["median"]),
             f"{number(1e3 * entry['min'])} - {number(1e3 * entry['max'])}",
-            "" if ratio is None else f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})",
+            "" if ratio is None else "{} ({} - {})".format(*(factor(ratio[name]) for name in ("median", "min", "max"))),
             number(entry["compile_s"]),
             number(entry["peak_mb"]),
             number(entry["run_peak_mb"]),
@@ -95,6 +95,15 @@ def number(value: Any) -> str:
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def factor(value: float) -> str:
+    """Returns a ratio with two digits behind the point, small ones with two that count.
+
+    >>> factor(1.0), factor(0.00123)
+    ('1.00', '0.0012')
+    """
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _line(cells: Sequence[str]) -> str:
