@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusers_fn import _threefry
+
 
 def is_batched(key: jax.Array) -> bool:
     """Returns whether `key` holds one key an example; accepts typed keys and raw uint32 keys."""
@@ -38,12 +40,12 @@ def split(key: jax.Array, num: int = 2) -> jax.Array:
 def draw(sampler: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Returns sampler(key, shape, dtype) for shape [B, ...], drawn example by example when there are B keys."""
     if not is_batched(key):
-        return sampler(key, shape, dtype)
+        return sampler(_threefry.faster(key), shape, dtype)
     if key.shape[0] != shape[0]:
         raise ValueError(
             f"there must be one key, or one key an example: got {key.shape[0]} keys for a batch of {shape[0]}"
         )
-    return jax.vmap(lambda k: sampler(k, shape[1:], dtype))(key)
+    return jax.vmap(lambda k: sampler(k, shape[1:], dtype))(_threefry.faster(key))
 
 
 def normal(key: jax.Array, x: jax.Array) -> jax.Array:

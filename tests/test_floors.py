@@ -17,6 +17,7 @@ PACKAGE = pathlib.Path(dfn.__file__).parent
 FLOORS = {
     "_arrays": 0,
     "_random": 0,
+    "_threefry": 0,
     "levels": 0,
     "noise_schedules": 0,
     "variances": 0,

@@ -1,0 +1,88 @@
+"""Random bits of our own are those of JAX, in every width and shape, and wherever they are drawn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import diffusers_fn as dfn
+from diffusers_fn import _random, _threefry
+
+KEY = jax.random.key(11)
+SHAPES = [(), (0,), (1,), (7,), (2, 3), (5, 4, 3, 2), (300, 401)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_bit_is_jaxs(shape):
+    ours = _threefry.faster(KEY)
+    assert str(jax.random.key_impl(ours)) != str(jax.random.key_impl(KEY))  # or this compares JAX with itself
+    for dtype in ("uint8", "uint16", "uint32"):
+        bits = jax.random.bits(ours, shape, dtype)
+        assert bits.dtype == dtype
+        np.testing.assert_array_equal(bits, jax.random.bits(KEY, shape, dtype))
+    for dtype in ("float32", "bfloat16", "float16"):
+        np.testing.assert_array_equal(
+            jax.random.normal(ours, shape, dtype).astype("float32"),
+            jax.random.normal(KEY, shape, dtype).astype("float32"),
+        )
+
+
+def test_every_bit_of_64_is_jaxs(x64):
+    ours = _threefry.faster(KEY)
+    np.testing.assert_array_equal(jax.random.bits(ours, (3, 5), "uint64"), jax.random.bits(KEY, (3, 5), "uint64"))
+    np.testing.assert_array_equal(jax.random.normal(ours, (9,), "float64"), jax.random.normal(KEY, (9,), "float64"))
+    np.testing.assert_array_equal(jax.random.randint(ours, (9,), 0, 1000), jax.random.randint(KEY, (9,), 0, 1000))
+
+
+def test_splits_and_keys_folded_in_are_jaxs():
+    ours = _threefry.faster(KEY)
+    for change in (jax.random.split, lambda key: jax.random.fold_in(key, 5)):
+        np.testing.assert_array_equal(jax.random.key_data(change(ours)), jax.random.key_data(change(KEY)))
+
+
+def test_one_key_and_a_key_an_example_draw_what_jax_does():
+    x = jnp.zeros((4, 5, 3))
+    keys = jax.random.split(KEY, 4)
+    np.testing.assert_array_equal(jax.jit(_random.normal)(KEY, x), jax.random.normal(KEY, x.shape))
+    each = np.stack([jax.random.normal(key, x.shape[1:]) for key in keys])
+    np.testing.assert_array_equal(jax.jit(_random.normal)(keys, x), each)
+    np.testing.assert_array_equal(jax.lax.scan(lambda c, key: (c, _random.normal(key, x[0])), 0, keys)[1], each)
+
+
+def test_other_generators_and_jaxs_older_numbers_stay_as_they_are(monkeypatch):
+    for key in (jax.random.key(0, impl="rbg"), jax.random.PRNGKey(0)):
+        assert _threefry.faster(key) is key
+    with jax.threefry_partitionable(False):
+        assert _threefry.faster(KEY) is KEY
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _threefry.faster(KEY) is KEY
+
+
+def test_devices_draw_their_own_part_without_talking():
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    split = NamedSharding(mesh, PartitionSpec("batch"))
+    x = jax.device_put(jnp.zeros((16, 6, 3)), split)
+    draw = jax.jit(_random.normal, out_shardings=split).lower(KEY, x).compile()
+    np.testing.assert_array_equal(draw(KEY, x), jax.random.normal(KEY, x.shape))
+    for message in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+        assert message not in draw.as_text()
+    keys = jax.device_put(jax.random.split(KEY, 16), split)
+    part = jax.shard_map(_random.normal, mesh=mesh, in_specs=PartitionSpec("batch"), out_specs=PartitionSpec("batch"))
+    np.testing.assert_array_equal(jax.jit(part)(keys, x), _random.normal(keys, jnp.zeros(x.shape)))
+
+
+def test_an_exported_program_draws_the_same_on_every_platform():
+    draw = jax.jit(lambda data: _random.normal(jax.random.wrap_key_data(data), jnp.zeros((4, 3))))
+    exported = jax.export.export(draw, platforms=["cpu", "cuda", "tpu"])(jax.random.key_data(KEY))
+    np.testing.assert_array_equal(exported.call(jax.random.key_data(KEY)), jax.random.normal(KEY, (4, 3)))
+
+
+def test_a_row_of_a_sampler_costs_one_fold_in_and_one_draw():
+    levels = dfn.grids.karras(5)
+    solver, x = dfn.solvers.ancestral(levels), jnp.zeros((2, 3))
+    for key in (KEY, jax.random.split(KEY, 2)):
+        denoise = dfn.oracles.gaussian(0.0, 1.0)
+        text = str(jax.make_jaxpr(lambda key: dfn.sample(key, denoise, solver, x).x0)(key))  # noqa: B023
+        assert text.count("random_fold_in") == text.count("random_bits") == 1
+        assert "random_split" not in text
