@@ -55,12 +55,15 @@ def run(config: ConfigDict, output: Path) -> dict[str, Any]:
         done = 0
         for name, row in plan:
             bar.set_description(f"{name}: {row.title}")
+            load = machine.busy()
             found = measure(row, settings, Path(folder), bar.update)
             done += ticks(row, settings)
             bar.update(done - bar.n)
-            results["sections"].setdefault(name, []).append({**found, "timed": row.timed, "rate": row.rate})
+            results["sections"].setdefault(name, []).append(
+                {**found, "timed": row.timed, "rate": row.rate, "load_before": load}
+            )
             for entry in found["contenders"].values():
-                results["versions"] |= entry.pop("versions", {})
+                results["versions"] = entry.pop("versions", {}) | results["versions"]  # ours, where peers have others
             write(results, output)
     return results
 

@@ -4,6 +4,8 @@
     python -m experiments.benchmark --config=experiments/benchmarks/config.py:quick --output=runs/quick
     python -m experiments.benchmark --config.sections=networks,samplers --config.peer_python=/opt/torch/bin/python
 
+    python -m experiments.benchmark --config.sections=networks --config.networks.networks="('unet',)"
+
 Variants: `full` (the default), `quick` (few rounds, batch 8 alone), `tiny` (networks of a few parameters, for tests).
 """
 

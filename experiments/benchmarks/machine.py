@@ -12,7 +12,7 @@ SETS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_b
 
 
 def describe(cpuinfo: str | None = None) -> dict[str, Any]:
-    """Returns the model, the cores that this process may use, instruction sets and memory; what is unknown is absent.
+    """Returns the model, the cores that this process may use, instruction sets, memory and load; absent if unknown.
 
     >>> describe("model name : A\\nflags : sse2 avx2 fma\\n")["instruction_sets"]
     ['avx2', 'fma']
@@ -34,4 +34,17 @@ def describe(cpuinfo: str | None = None) -> dict[str, Any]:
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+    found |= {"load": load} if (load := busy()) is not None else {}
     return found
+
+
+def busy() -> float | None:
+    """Returns how many processes ran or waited for a core in the last minute; None where the system does not say.
+
+    Thread pools that wait for each other lose far more than their share on a busy machine: figures are good where this
+    is near 0 before the first row, and near the number of cores during the others.
+
+    >>> busy() is None or busy() >= 0
+    True
+    """
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

@@ -28,8 +28,9 @@ def machine_line(results: Mapping[str, Any]) -> str:
     machine, versions = results["machine"], results["versions"]
     sets = ", ".join(machine["instruction_sets"]) or "unknown instruction sets"
     memory = f", {machine['memory_gb']:g} GB" if "memory_gb" in machine else ""
+    load = f"; load before the first row {machine['load']:g}" if "load" in machine else ""
     known = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return f"{machine['cpu']}, {machine['cores']} cores ({sets}){memory}, {machine['system']}. {known}."
+    return f"{machine['cpu']}, {machine['cores']} cores ({sets}){memory}, {machine['system']}{load}. {known}."
 
 
 def timed_lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
