@@ -15,6 +15,7 @@ def default_config() -> ConfigDict:
     """Returns a config with all fields that `build` and the experiments read, locked and typed."""
     config = ConfigDict()
     config.seed = 0
+    config.prng_impl = "threefry2x32"  # of random keys, or rbg, unsafe_rbg: batch size and devices then change samples
 
     config.data = ConfigDict()
     config.data.name = "digits"  # digits, idx, images, arrays or toy2d
@@ -40,6 +41,7 @@ def default_config() -> ConfigDict:
     config.latent.enabled = False  # diffuse in the latents of an autoencoder
     config.latent.autoencoder_workdir = ""  # the run that trained it; needed for training only
     config.latent.cache = ""  # a file of experiments.encode, trained on instead of the images
+    config.latent.decode_batch_size = 0  # samples that are decoded at once; 0: all of a batch
 
     config.noise_schedule = ConfigDict()
     config.noise_schedule.process = "table"  # of betas, or continuous: vp, sub_vp, ve, cosine, trigonometric, flow, edm
@@ -98,6 +100,9 @@ def default_config() -> ConfigDict:
     config.sampler.guidance = "classifier_free"  # or classifier_free_pp, projected: how cfg_scale acts
     config.sampler.apg_eta = 0.0  # projected: how much of the parallel part is kept
     config.sampler.apg_norm_threshold = placeholder(float)  # None: none
+    config.sampler.cfg_batched = (
+        True  # both predictions in a batch of twice the size; False: in two passes, with less memory
+    )
     config.sampler.cfg_channels = 0  # guide the first so many channels; 0: all
     config.sampler.cfg_rescale = 0.0  # share of the conditional prediction's spread that is restored
     config.sampler.cfg_interval = (0.0, math.inf)  # of sigma / alpha, where to guide

@@ -47,7 +47,8 @@ def sample(
 
     Args:
       key: one key, or [B] keys: then an example's noise depends on its own key alone, and every device layout and
-        batch split gives the same samples. May be None for a deterministic solver.
+        batch split gives the same samples; not so with keys of "rbg" and "unsafe_rbg", of which JAX lets the first
+        draw for the whole batch. May be None for a deterministic solver.
       denoise: the denoiser, its conditioning bound (see `bind`).
       solver: the plan, e.g. `solvers.ddim(levels)`.
       x: [B, ...] the state at the first level, e.g. levels.sigma[0] times standard normal noise.

@@ -35,7 +35,7 @@ from diffusers_fn.from_config.noise import Noise, make_noise
 from diffusers_fn.from_config.objectives import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4
-from experiments import data, runs, tasks
+from experiments import data, runs, trained
 from experiments.files import write_text
 
 OBJECTIVES = ("denoising", "hybrid", "vlb")  # those whose network is a denoiser at every level
@@ -73,7 +73,7 @@ def bits_per_dim(
         )
     heldout = data.load(runs.data_seed(config), "heldout")
     runs.check_data_fits(config, heldout)
-    _, params, step = tasks.load_trained(config, workdir)
+    _, networks, step = trained.load_trained(config, workdir)
     indices = np.arange(min(num_images or len(heldout), len(heldout)))
     images = data.float_images(heldout, indices)
     labels = heldout.labels[indices] if config.backbone.num_classes and heldout.labels is not None else None
@@ -81,8 +81,8 @@ def bits_per_dim(
     scores = make_scores(config, levels, steps, num_probes)
     bits = {}
     for i, (name, score) in enumerate(scores.items()):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), i), len(images))
-        bits[name] = score_images(score, params, keys, images, labels, config.evaluation.batch_size, name)
+        keys = jax.random.split(jax.random.fold_in(runs.random_key(config, seed), i), len(images))
+        bits[name] = score_images(score, networks.own, keys, images, labels, config.evaluation.batch_size, name)
     figures: dict[str, Any] = {
         "step": step,
         "num_images": len(images),

@@ -40,8 +40,9 @@ def use_cache(folder: str | None = None) -> Path | None:
     if folder == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    if folder is None and jax.config.jax_compilation_cache_dir:  # the user's own choice, which JAX has read
-        return Path(jax.config.jax_compilation_cache_dir)
+    config: Any = jax.config
+    if folder is None and config.jax_compilation_cache_dir:  # the user's own choice, which JAX has read
+        return Path(config.jax_compilation_cache_dir)
     try:
         path = (Path(folder).expanduser() if folder else _user_cache() / "diffusers_fn" / "jax") / machine()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

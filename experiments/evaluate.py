@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import data, runs, tasks
+from experiments import data, runs, trained
 from experiments.files import write_text
 from experiments.metrics import evaluate_samples
 
@@ -26,12 +26,14 @@ def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
     """Writes evaluation.json and prints it as a table."""
     train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
-    diffusion, params, step = tasks.load_trained(config, workdir)
+    diffusion, networks, step = trained.load_trained(config, workdir)
     num_samples, num_classes = config.evaluation.num_samples, runs.sampled_classes(config)
     labels = np.resize(np.arange(num_classes, dtype=np.int32), num_samples) if num_classes else None
-    samples = runs.draw_samples(diffusion, params, seed, labels, num_samples, config.evaluation.batch_size)
+    samples = trained.draw_samples(
+        diffusion, networks, runs.random_key(config, seed), labels, num_samples, config.evaluation.batch_size
+    )
     figures: dict[str, Any] = {"step": step, "seed": seed, "sampler": config.sampler.to_dict()}
-    figures["network_evaluations"] = runs.network_evaluations(config, diffusion)
+    figures["network_evaluations"] = trained.network_evaluations(config, diffusion)
     figures |= evaluate_samples(samples, labels, train, heldout)
     write_text(workdir / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     print(table(figures))

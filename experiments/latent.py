@@ -75,13 +75,23 @@ def make_extras(config: ConfigDict, stage: ConfigDict, autoencoder: dfn.Autoenco
         held = latent_cache.read(config, state.ema)
         scale, shift = dfn.latents.calibrate(held["mean"], held["logvar"])
     else:
-        scale, shift = _calibrate(jax.jit(lambda x: autoencoder.encode(state.ema, x)), dataset)
+        encode, params = jax.jit(autoencoder.encode), jax.device_put(state.ema)
+        scale, shift = _calibrate(lambda x: encode(params, x), dataset)
     return {"autoencoder": state.ema, "scale": np.float32(scale), "shift": np.float32(shift)}
 
 
-def decoded(diffusion: dfn.Diffusion, autoencoder: dfn.Autoencoder, extras: Any) -> dfn.Diffusion:
-    """Returns the model of data that a model of latents is, with what `make_extras` returned."""
+def decoded(config: ConfigDict, diffusion: dfn.Diffusion, autoencoder: dfn.Autoencoder, extras: Any) -> dfn.Diffusion:
+    """Returns the model of data that a model of latents is, with what `make_extras` returned.
+
+    Raises:
+      ValueError: if config.latent.decode_batch_size is negative.
+    """
     codec = dfn.latents.make_codec(autoencoder.encode, autoencoder.decode, extras["autoencoder"])
+    size = config.latent.decode_batch_size
+    if size < 0:
+        raise ValueError(f"config.latent.decode_batch_size must be 0 (all at once) or more; got {size}")
+    if size:
+        codec = dfn.latents.in_chunks(codec, size)
     model: Any = diffusion
     return dfn.latents.in_latent_space(model, codec, scale=extras["scale"], shift=extras["shift"])
 

@@ -25,7 +25,7 @@ from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.from_config.objectives import VARIANCES
 from diffusers_fn.from_config.samplers import make_plan
 from diffusers_fn.solvers.stages import start_level
-from experiments import runs, tasks
+from experiments import runs, trained
 from experiments.files import write_atomically
 
 
@@ -51,10 +51,10 @@ def reflow(
       ValueError: if noise does not determine the sample, or the process does not start at pure noise.
     """
     check_plan(config)
-    model, params, step = tasks.load_trained(config, workdir)
+    model, params, step = trained.load_trained(config, workdir)
     num_classes = config.backbone.num_classes
     labels = np.resize(np.arange(num_classes, dtype=np.int32), num_pairs) if num_classes else None
-    key = jax.random.fold_in(jax.random.key(seed), 2)  # 0 trains, 1 samples
+    key = jax.random.fold_in(runs.random_key(config, seed), 2)  # 0 trains, 1 samples
 
     def draw(params: Any, keys: jax.Array, cond: Any) -> tuple[jax.Array, jax.Array]:
         emit = lambda step: (step.x, step.level.sigma)  # noqa: E731
@@ -62,7 +62,7 @@ def reflow(
         x, sigma = samples.trace
         return x[0] / sigma[0], samples.x0
 
-    noise, images = runs.draw_in_batches(draw, params, key, labels, num_pairs, batch_size, "drawing pairs")
+    noise, images = trained.draw_in_batches(draw, params, key, labels, num_pairs, batch_size, "drawing pairs")
     arrays: dict[str, Any] = {"noise": noise, "images": images}
     if labels is not None:
         arrays["labels"] = labels

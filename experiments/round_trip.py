@@ -27,7 +27,7 @@ import diffusers_fn as dfn
 from diffusers_fn import Denoiser, Level, grids, solvers
 from diffusers_fn.from_config.noise import make_schedule
 from diffusers_fn.from_config.objectives import make_parameterization
-from experiments import data, runs, tasks
+from experiments import data, runs, trained
 from experiments.files import write_atomically, write_text
 
 
@@ -63,16 +63,16 @@ ROUND_TRIPS = {
 
 
 def measure(
-    denoise: Denoiser, schedule: dfn.NoiseSchedule, x0: jax.Array, sizes: Sequence[int]
+    make: Callable[[Any], Denoiser], params: Any, schedule: dfn.NoiseSchedule, x0: jax.Array, sizes: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Returns {name: {"levels", "rmse"}} over numbers of levels."""
+    """Returns {name: {"levels", "rmse"}} over numbers of levels, by the denoiser make(params)."""
     figures: dict[str, dict[str, Any]] = {name: {"levels": sizes, "rmse": []} for name in ROUND_TRIPS}
     with tqdm(total=len(sizes) * len(ROUND_TRIPS), desc="round trips") as progress:
         for name, round_trip in ROUND_TRIPS.items():
-            run = jax.jit(lambda levels, x0, round_trip=round_trip: round_trip(denoise, levels, x0))
+            run = jax.jit(lambda params, levels, x0, round_trip=round_trip: round_trip(make(params), levels, x0))
             for num_levels in sizes:
                 levels = grids.uniform_log_snr(schedule, num_levels)
-                back = run(jax.tree.map(jnp.float32, levels), x0)
+                back = run(params, jax.tree.map(jnp.float32, levels), x0)
                 figures[name]["rmse"].append(float(jnp.sqrt(jnp.mean((back - x0) ** 2))))
                 progress.update()
     return figures
@@ -84,14 +84,17 @@ def round_trip(
     """Writes round_trip.json and round_trip.png, and prints the errors as a table."""
     heldout = data.load(runs.data_seed(config), "heldout")
     runs.check_data_fits(config, heldout)
-    diffusion, params, step = tasks.load_trained(config, workdir)
+    diffusion, params, step = trained.load_trained(config, workdir)
     indices = np.arange(min(num_images, len(heldout)))
     images = data.float_images(heldout, indices)
-    denoise = dfn.make_denoiser(diffusion.apply, params, make_parameterization(config))
     cond = None
     if config.backbone.num_classes and heldout.labels is not None:
         cond = jnp.asarray(heldout.labels[indices])
-    figures = measure(dfn.bind(denoise, cond), make_schedule(config.noise_schedule), jnp.asarray(images), sizes)
+
+    def make(params: Any) -> Denoiser:
+        return dfn.bind(dfn.make_denoiser(diffusion.apply, params, make_parameterization(config)), cond)
+
+    figures = measure(make, params, make_schedule(config.noise_schedule), jnp.asarray(images), sizes)
     write_text(workdir / "round_trip.json", json.dumps({"step": step, "figures": figures}, indent=1) + "\n")
     draw(workdir / "round_trip.png", figures)
     print(f"{'rmse, by number of levels':26}" + "".join(f"{n:>10}" for n in sizes))

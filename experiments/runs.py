@@ -1,4 +1,4 @@
-"""What the binaries share: the work directory of a run, its trained model, drawing many samples."""
+"""What the binaries share: the command line, the work directory of a run, its state and its pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 import diffusers_fn as dfn
 from configs.default import default_config
@@ -22,9 +21,11 @@ from experiments.files import write_text
 from experiments.pictures import save_grid, save_points, save_sequences
 
 # May change between two commands on one work directory: they do not touch what was learned.
-_FREE = ("sampler", "evaluation", "latent.autoencoder_workdir", "latent.cache",
+_FREE = ("sampler", "evaluation", "latent.autoencoder_workdir", "latent.cache", "latent.decode_batch_size",
           "training.log_every", "training.sample_every", "training.checkpoint_every",
          "training.keep_checkpoints")  # fmt: skip
+
+PRNG_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 def define_flags() -> None:
@@ -112,6 +113,17 @@ def data_seed(config: ConfigDict) -> ConfigDict:
     return ConfigDict({**config.data.to_dict(), "seed": config.seed})
 
 
+def random_key(config: ConfigDict, seed: int) -> jax.Array:
+    """Returns the key of a seed, of the generator config.prng_impl.
+
+    Raises:
+      ValueError: if there is no such generator.
+    """
+    if config.prng_impl not in PRNG_IMPLS:
+        raise ValueError(f"config.prng_impl must be one of {', '.join(PRNG_IMPLS)}; got {config.prng_impl!r}")
+    return jax.random.key(seed, impl=config.prng_impl)
+
+
 def make_optimizer(config: ConfigDict) -> Any:
     """Returns the optimizer that config.training describes."""
     training = config.training
@@ -159,80 +171,6 @@ def load_state(config: ConfigDict, workdir: Path, like: Any) -> tuple[int, Any]:
     if restored is None:
         raise ValueError(f"{workdir} holds no checkpoint yet: train on")
     return restored
-
-
-def draw_samples(
-    diffusion: dfn.Diffusion, params: Any, seed: int, labels: np.ndarray | None, num_samples: int, batch_size: int
-) -> np.ndarray:
-    """Returns samples [num_samples, *shape], drawn in batches under one compiled program with a progress bar.
-
-    Each sample has a key of its own: the same seed gives the same samples for every batch size.
-
-    Args:
-      diffusion: the model.
-      params: its parameters.
-      seed: of the samples.
-      labels: [num_samples], or None for unconditional samples.
-      num_samples: how many.
-      batch_size: how many at once.
-    """
-    key = jax.random.fold_in(jax.random.key(seed), 1)  # 0 is for training, 2 for pairs
-
-    def draw(params: Any, keys: jax.Array, cond: Any) -> jax.Array:
-        return diffusion.sample(params, keys, keys.shape[0], cond=cond).x0
-
-    return draw_in_batches(draw, params, key, labels, num_samples, batch_size, "sampling")
-
-
-def draw_in_batches(
-    draw: Callable[[Any, jax.Array, Any], Any],
-    params: Any,
-    key: jax.Array,
-    labels: np.ndarray | None,
-    num_samples: int,
-    batch_size: int,
-    what: str,
-) -> Any:
-    """Returns what `draw` makes of a key a sample, in batches under one compiled program with a progress bar.
-
-    Args:
-      draw: (params, keys [b], labels [b] or None) -> a tree of arrays [b, ...].
-      params: its parameters.
-      key: that the samples' own come from.
-      labels: [num_samples], or None.
-      num_samples: how many.
-      batch_size: how many at once; it does not change them.
-      what: the progress bar's word.
-    """
-    batch_size = min(batch_size, num_samples)
-    padded = -(-num_samples // batch_size) * batch_size
-    keys = jax.random.split(key, padded)
-    conds = None if labels is None else np.resize(labels, padded)
-    batches = [
-        (keys[start : start + batch_size], None if conds is None else conds[start : start + batch_size])
-        for start in range(0, padded, batch_size)
-    ]
-    run, parts = compilation.compile_now("the sampler", jax.jit(draw), params, *batches[0]), []
-    for batch in tqdm(batches, desc=what, unit="batch", disable=len(batches) == 1):
-        parts.append(jax.tree.map(np.asarray, run(params, *batch)))
-    return jax.tree.map(lambda *each: np.concatenate(each)[:num_samples], *parts)
-
-
-def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
-    """Returns how often the network is evaluated for one sample; guidance of classes evaluates it twice a time.
-
-    Nothing is computed: the rows of the sampler are counted. The gradients of a classifier are not.
-    """
-    num_classes = config.backbone.num_classes
-    cond = np.zeros(1, np.int32) if sampled_classes(config) else None
-    key = jax.random.key(0)
-    trace = jax.eval_shape(
-        lambda key: diffusion.sample(diffusion.init(key), key, 1, cond=cond, emit=lambda step: step.x).trace, key
-    )
-    rows = jax.tree.leaves(trace)[0].shape[0]
-    a_row = 1 + config.sampler.num_corrector_steps if config.sampler.name == "predictor_corrector" else 1
-    guided = num_classes and config.sampler.cfg_scale != 1
-    return rows * a_row * (2 if guided else 1)
 
 
 def sampled_classes(config: ConfigDict) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import runs, tasks
+from experiments import runs, trained
 from experiments.files import write_atomically
 
 
@@ -41,8 +41,8 @@ def sample(
       output: folder for samples.npz and samples.png; WORKDIR/sampled by default.
     """
     chosen = choose_labels(labels, runs.sampled_classes(config), num_samples)
-    diffusion, params, step = tasks.load_trained(config, workdir)
-    samples = runs.draw_samples(diffusion, params, seed, chosen, num_samples, batch_size)
+    diffusion, networks, step = trained.load_trained(config, workdir)
+    samples = trained.draw_samples(diffusion, networks, runs.random_key(config, seed), chosen, num_samples, batch_size)
     output = output or workdir / "sampled"
     output.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"samples": samples} | ({} if chosen is None else {"labels": chosen})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,10 +78,12 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
             f"config.loss.time_sampler = {config.loss.time_sampler!r} does not go with latents: set it to 'uniform'"
         )
 
+    decoded = functools.partial(latent.decoded, config, model, net)
+
     def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array], extras: Any) -> Any:
         if config.latent.cache:
             batch = latent_cache.split(batch)
-        return latent.decoded(model, net, extras).loss(params, key, batch)
+        return decoded(extras).loss(params, key, batch)
 
     def make_extras(dataset: data.Dataset) -> Any:
         latent.keep_first_stage(stage, workdir)
@@ -96,7 +97,7 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
     return Task(
         model.init,
         loss,
-        lambda dataset, key: sample_grid(config, lambda extras: latent.decoded(model, net, extras), dataset, key),
+        lambda dataset, key: sample_grid(config, decoded, dataset, key),
         extras_like=latent.extras_like(net),
         make_extras=make_extras,
         examples=examples,
@@ -149,7 +150,7 @@ def classifier(config: ConfigDict, workdir: Path) -> Task:
         u = np.linspace(0.0, 1.0, 21)[:-1]
 
         @jax.jit
-        def accuracies(params: Any) -> tuple[jax.Array, jax.Array]:
+        def accuracies(params: Any, images: Any) -> tuple[jax.Array, jax.Array]:
             def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
                 level = noise.level(u)
                 eps = jax.random.normal(key, images.shape)
@@ -159,71 +160,12 @@ def classifier(config: ConfigDict, workdir: Path) -> Task:
             return jax.lax.map(at, jnp.asarray(u, jnp.float32))
 
         def draw(params: Any, extras: Any, path: Path) -> None:
-            ratio, accuracy = (np.asarray(each) for each in accuracies(params))
+            ratio, accuracy = (np.asarray(each) for each in accuracies(params, images))
             save_line(path, ratio, accuracy, "sigma / alpha", "accuracy on training data")
 
         return draw
 
     return Task(net.init, net.loss, make_pictures)
-
-
-def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Any, int]:
-    """Returns (diffusion, params, step): the model of a work directory with its averaged parameters.
-
-    Its samples are decoded where it is a model of latents, and guided by config.sampler.classifier_workdir if that is
-    set.
-
-    Raises:
-      ValueError: if the directory holds no run, or one of another config, or model and classifier do not fit.
-    """
-    runs.open_workdir(workdir, config, create=False)
-    if config.task != "diffusion":
-        raise ValueError(f"config.task is {config.task!r}: only runs of the task 'diffusion' have samples")
-    if config.latent.enabled:
-        net = dfn.build_autoencoder(latent.first_stage(config, workdir))
-        model, like = dfn.build(latent.in_latents(config, net)), latent.extras_like(net)
-    else:
-        model, like = dfn.build(config), dfn.build_objective(config).extras
-    step, state = runs.load_state(config, workdir, runs.state_like(config, model.init, like))
-    state = jax.device_put(state)
-    if config.latent.enabled:
-        model = latent.decoded(model, net, state.extras)
-    if config.sampler.classifier_workdir:
-        model = guided_by_classifier(model, config)
-    return model, state.ema, step
-
-
-def guided_by_classifier(model: dfn.Diffusion, config: ConfigDict) -> dfn.Diffusion:
-    """Returns the model with samples guided by the classifier of config.sampler.classifier_workdir.
-
-    Raises:
-      ValueError: if there is no classifier, or it is of other data, classes or noise than the model.
-    """
-    folder = Path(config.sampler.classifier_workdir)
-    where = f"config.sampler.classifier_workdir = {str(folder)!r}"
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{where} holds no run: train configs/classifier.py there, or set it to ''")
-    held = ConfigDict(json.loads((folder / "config.json").read_text()))
-    if held.get("task") != "classifier":
-        raise ValueError(f"{where} holds a run of task {held.get('task')!r}, no classifier")
-    if config.latent.enabled or tuple(held.data.shape) != tuple(config.data.shape):
-        raise ValueError(f"{where} is for data of shape {tuple(held.data.shape)}, the model's data are others")
-    if held.backbone.num_classes != config.data.num_classes:
-        raise ValueError(
-            f"{where} knows {held.backbone.num_classes} classes, the data {config.data.num_classes} "
-            "(config.data.num_classes): train a classifier on these data"
-        )
-    theirs, ours = held.noise_schedule.to_dict(), config.noise_schedule.to_dict()
-    differing = [name for name in ours if ours[name] != theirs.get(name)]
-    if differing:
-        raise ValueError(
-            f"{where} was trained on other noise: noise_schedule.{differing[0]} is {theirs.get(differing[0])!r} there "
-            f"and {ours[differing[0]]!r} here; train the classifier with the model's noise_schedule"
-        )
-    net = dfn.build_classifier(held)
-    _, state = runs.load_state(held, folder, runs.state_like(held, net.init))
-    transform = dfn.guidance.classifier(net.log_prob(state.ema), config.sampler.classifier_scale)
-    return model._replace(sample=functools.partial(model.sample, transform=transform))
 
 
 TASKS: Mapping[str, Callable[[ConfigDict, Path], Task]] = {

@@ -44,6 +44,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     task = make_task(config, workdir)
     settings = config.training
     check_intervals(config, jax.device_count())
+    key = runs.random_key(config, config.seed)
     optimizer = runs.make_optimizer(config)
     step_fn = dfn.training.make_train_step(
         task.loss, optimizer, ema_decay=settings.ema_decay, update_extras=task.update_extras
@@ -57,7 +58,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
     runs.open_workdir(workdir, config, create=True)  # the last check: from here on the folder is this config's
 
-    init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), 3)
+    init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(key, 0), 3)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
     restored = checkpoints.restore(runs.state_like(config, task.init, task.extras_like))
     if restored is not None:

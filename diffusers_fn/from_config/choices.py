@@ -58,6 +58,7 @@ WANTED: Mapping[str, tuple[str, ...]] = {
         "clip_denoised",
         "cfg_scale",
         "guidance",
+        "cfg_batched",
         "apg_eta",
         "apg_norm_threshold",
         "cfg_channels",

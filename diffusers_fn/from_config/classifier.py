@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from diffusers_fn import _random
+from diffusers_fn import _random, _threefry
 from diffusers_fn.from_config.batches import check_images, check_labels
 from diffusers_fn.from_config.network import make_classifier
 from diffusers_fn.from_config.noise import make_noise
@@ -56,7 +56,7 @@ def build_classifier(config: ConfigDict) -> NoisyClassifier:
         return module.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)))["params"]
 
     def apply(params: Any, x: jax.Array, t: Any, *, key: jax.Array | None = None, train: bool = False) -> jax.Array:
-        rngs = {} if key is None else {"dropout": key}
+        rngs = {} if key is None else {"dropout": _threefry.faster(key)}
         logits = module.apply({"params": params}, x, t, train=train, rngs=rngs)
         assert isinstance(logits, jax.Array)
         return logits

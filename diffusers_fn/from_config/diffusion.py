@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusers_fn import _random
+from diffusers_fn import _random, _threefry
 from diffusers_fn._arrays import concrete
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
 from diffusers_fn.from_config import few_step, self_conditioning
@@ -228,7 +228,7 @@ def _make_model(config: ConfigDict) -> _Model:
             raise ValueError("apply with train=True draws dropout masks: pass key")
         if x0 is not None and not config.self_conditioning:
             raise ValueError("x0 was given, but this network is told no estimate: set config.self_conditioning")
-        rngs = {} if key is None else {"dropout": key}
+        rngs = {} if key is None else {"dropout": _threefry.faster(key)}
         estimate: dict[str, Any] = {} if x0 is None else {"x0": x0}
         out = module.apply({"params": params}, x, t, cond, **estimate, train=train, rngs=rngs)
         assert isinstance(out, jax.Array)  # and no (out, mutated variables): none are mutable

@@ -42,13 +42,13 @@ def make_guidance(config: ConfigDict, null_cond: Any) -> Callable[[Any], Transfo
             f"config.sampler.cfg_rescale is {settings.cfg_rescale}, which goes with guidance 'classifier_free'; got "
             f"{settings.guidance!r}"
         )
-    options: dict[str, Any] = {"channels": settings.cfg_channels or None}
+    options: dict[str, Any] = {"batched": settings.cfg_batched, "channels": settings.cfg_channels or None}
     if settings.guidance == "projected":
         options["rule"] = guidance.projected(settings.apg_eta, settings.apg_norm_threshold)
     elif settings.guidance == "classifier_free_pp":
         if settings.cfg_channels:
             raise ValueError("config.sampler.cfg_channels goes with guidance 'classifier_free': set it to 0")
-        options = {}
+        del options["channels"]
     elif settings.cfg_rescale:
         options["rule"] = guidance.rescaled(settings.cfg_rescale)
 

@@ -1,7 +1,7 @@
 """Diffusion in the latent space of an autoencoder: the codec, its scale, and the losses of both stages."""
 
 from diffusers_fn.latents.calibration import calibrate, calibrate_codec
-from diffusers_fn.latents.codec import Codec, make_codec, reparameterize, scale_latents, scaled
+from diffusers_fn.latents.codec import Codec, in_chunks, make_codec, reparameterize, scale_latents, scaled
 from diffusers_fn.latents.first_stage import autoencoder_loss, gaussian_nll, perceptual
 from diffusers_fn.latents.second_stage import in_latent_space
 
@@ -11,6 +11,7 @@ __all__ = [
     "calibrate",
     "calibrate_codec",
     "gaussian_nll",
+    "in_chunks",
     "in_latent_space",
     "make_codec",
     "perceptual",

@@ -120,6 +120,38 @@ def scaled(codec: Codec, scale: Any, shift: Any = 0.0) -> Codec:
     return Codec(encode, decode)
 
 
+def in_chunks(codec: Codec, size: int) -> Codec:
+    """Returns the codec that decodes `size` latents at a time: a batch needs no more memory than so many.
+
+    Decoding is where the memory of latent diffusion is highest. A batch that is split over devices is better left
+    whole, for its chunks follow one another.
+
+    Args:
+      codec: whose encoder stays as it is.
+      size: of a chunk, at least 1; the last one is what is left over.
+
+    Raises:
+      ValueError: if size is less than 1.
+
+    >>> codec = in_chunks(Codec(lambda x: (x, x), lambda z: z * len(z)), 2)  # shows how many it was given
+    >>> codec.decode(jnp.ones((5, 1))).ravel().tolist()
+    [2.0, 2.0, 2.0, 2.0, 1.0]
+    """
+    if size < 1:
+        raise ValueError(f"size, of a chunk, must be at least 1; got {size}")
+
+    def decode(z: jax.Array) -> jax.Array:
+        num_chunks = z.shape[0] // size
+        whole, rest = z[: num_chunks * size], z[num_chunks * size :]
+        decoded = [codec.decode(rest)] if rest.shape[0] else []
+        if num_chunks:
+            chunks = jax.lax.map(codec.decode, whole.reshape(num_chunks, size, *z.shape[1:]))
+            decoded.insert(0, chunks.reshape(num_chunks * size, *chunks.shape[2:]))
+        return jnp.concatenate(decoded)
+
+    return Codec(codec.encode, decode)
+
+
 def _per_latent(name: str, value: Any, z: jax.Array) -> jax.Array:
     """A number, [C] or an array of a latent's shape, shaped to combine with z [B, *latent]."""
     value = jnp.asarray(value, working_dtype(z))

@@ -1,7 +1,6 @@
 """The cache of compiled programs: where it is, that it is used, and that nothing about it stops a run."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +13,18 @@ from experiments import compilation
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import sys, jax, jax.numpy as jnp
+import os, resource, sys, jax, jax.numpy as jnp
 from experiments import compilation
 print("folder:", compilation.use_cache(sys.argv[1] if len(sys.argv) > 1 else None))
+if "LARGEST_FILE" in os.environ:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LARGEST_FILE"]),) * 2)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 run = compilation.compile_now("it", jax.jit(lambda x: jnp.sort(x)[:2], donate_argnums=0), jnp.arange(3.0))
 print("result:", run(jnp.array([3.0, 1.0, 2.0])).tolist())
 """
 
 
-def run(*options, limit=None, **extra):
+def run(*options, **extra):
     """Output of a process that uses the cache."""
     env = {name: value for name, value in os.environ.items() if name not in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")}
     done = subprocess.run(
@@ -32,7 +33,6 @@ def run(*options, limit=None, **extra):
         env={**env, "PYTHONPATH": str(ROOT), **extra},
         capture_output=True,
         text=True,
-        preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
     )
     assert done.returncode == 0, done.stderr
     assert "result: [1.0, 2.0]" in done.stdout
@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
 
 
 def test_a_full_disk_and_damaged_entries_stop_nothing(tmp_path):
-    assert "from the cache" not in run(str(tmp_path), limit=100)  # bytes that a file may hold
+    assert "from the cache" not in run(str(tmp_path), LARGEST_FILE="100")  # in bytes
     damaged = entries(tmp_path)
     assert damaged
     assert max(path.stat().st_size for path in damaged) <= 100

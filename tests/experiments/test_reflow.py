@@ -9,7 +9,7 @@ import pytest
 import diffusers_fn as dfn
 from configs.default import customise
 from diffusers_fn.from_config.noise import make_noise
-from experiments import data, tasks
+from experiments import data, trained
 from experiments.data.dataset import Dataset
 from experiments.reflow import check_plan, reflow
 from experiments.sample import sample
@@ -38,9 +38,9 @@ def test_pairs_are_noise_and_where_the_flow_takes_it_and_are_trained_on(tmp_path
     assert abs(pairs["noise"].std() - 1) < 0.07
 
     # The same path by the library's own parts.
-    _, params, _ = tasks.load_trained(config, tmp_path / "flow")
+    _, networks, _ = trained.load_trained(config, tmp_path / "flow")
     levels = make_noise(config).grid("trailing", 3)
-    denoise = dfn.build_denoiser(config)(params, jax.numpy.asarray(pairs["labels"]))
+    denoise = dfn.build_denoiser(config)(networks.own, jax.numpy.asarray(pairs["labels"]))
     taken = dfn.sample(None, denoise, dfn.solvers.heun(levels), jax.numpy.asarray(pairs["noise"])).x0
     np.testing.assert_allclose(pairs["images"], taken, atol=1e-4)
 

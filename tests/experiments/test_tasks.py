@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.default import customise
-from experiments import compare_variants, tasks
+from experiments import compare_variants, trained
 from experiments.evaluate import evaluate
 from experiments.sample import sample
 from experiments.train import train
@@ -79,7 +79,7 @@ def test_an_unlabelled_model_is_guided_by_a_classifier(stages, tmp_path):
     ):
         section, name = field.split(".")
         with pytest.raises(ValueError, match=message):
-            tasks.load_trained(
+            trained.load_trained(
                 customise(guided.copy_and_resolve_references(), **{section: {name: value}}), tmp_path / "run"
             )
 
@@ -92,14 +92,14 @@ def test_a_classifier_of_other_classes_or_noise_is_refused(stages):
         ({"data": {"shape": (4, 4, 1)}}, "is for data of shape"),
     ):
         with pytest.raises(ValueError, match=message):
-            tasks.guided_by_classifier(None, customise(config.copy_and_resolve_references(), **changes))
+            trained.load_classifier(customise(config.copy_and_resolve_references(), **changes))
 
 
 def test_latents_are_decoded_and_need_their_own_work_directory_alone(stages, tmp_path):
     config = tiny("latent", latent={"autoencoder_workdir": str(stages / "autoencoder")})
     finish(config, tmp_path / "run")
     alone = customise(config, latent={"autoencoder_workdir": ""})
-    _, _, step = tasks.load_trained(alone, tmp_path / "run")
+    _, _, step = trained.load_trained(alone, tmp_path / "run")
     assert step == 3
     with pytest.raises(ValueError, match=r"set config.latent.autoencoder_workdir to the --workdir"):
         train(alone, tmp_path / "other")
@@ -113,7 +113,7 @@ def test_latents_are_decoded_and_need_their_own_work_directory_alone(stages, tmp
     with pytest.raises(ValueError, match="holds a run of task 'classifier'"):
         train(customise(config, latent={"autoencoder_workdir": str(stages / "classifier")}), tmp_path / "other")
     with pytest.raises(ValueError, match=r"only runs of the task 'diffusion' have samples"):
-        tasks.load_trained(tiny("autoencoder"), stages / "autoencoder")
+        trained.load_trained(tiny("autoencoder"), stages / "autoencoder")
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
@@ -123,7 +123,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     held = json.loads(path.read_text())
     del held["loss"]["mode_scale"], held["latent"]
     path.write_text(json.dumps(held))
-    tasks.load_trained(config, tmp_path / "run")
+    trained.load_trained(config, tmp_path / "run")
 
 
 def test_the_table_of_variants_has_held_out_data_first(tmp_path):
