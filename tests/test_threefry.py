@@ -1,5 +1,6 @@
 """Random bits of our own are those of JAX, in every width and shape, and wherever they are drawn."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,3 +87,10 @@ def test_a_row_of_a_sampler_costs_one_fold_in_and_one_draw():
         text = str(jax.make_jaxpr(lambda key: dfn.sample(key, denoise, solver, x).x0)(key))  # noqa: B023
         assert text.count("random_fold_in") == text.count("random_bits") == 1
         assert "random_split" not in text
+
+
+def test_dropout_drops_what_it_would_with_jaxs_own_bits():
+    x, module = jnp.ones((8, 9, 3)), nn.Dropout(0.3, deterministic=False)
+    drop = jax.jit(lambda key: module.apply({}, x, rngs={"dropout": key}))
+    np.testing.assert_array_equal(drop(_threefry.faster(KEY)), drop(KEY))
+    assert 0 < float(jnp.mean(drop(KEY) == 0)) < 0.6
