@@ -38,6 +38,7 @@ class AutoencoderKL(nn.Module):
       scaling_factor, shift_factor, latents_mean, latents_std: see `scale`; the last two have Z numbers each.
       image_size: of training. No output depends on it.
       remat: the backward pass computes every block again instead of keeping what is inside it.
+      native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, 1, channels].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics and the softmax stay in
         float32 or wider.
@@ -68,6 +69,7 @@ class AutoencoderKL(nn.Module):
     latents_std: Sequence[float] | None = None
     image_size: int = 512
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -90,6 +92,7 @@ class AutoencoderKL(nn.Module):
             "norm_groups": self.norm_groups,
             "norm_eps": self.norm_eps,
             "remat": self.remat,
+            "native_conv": self.native_conv,
             "attention_fn": self.attention_fn,
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
@@ -167,6 +170,7 @@ class Encoder(nn.Module):
     norm_groups: int = 32
     norm_eps: float = 1e-6
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -202,6 +206,7 @@ class Decoder(nn.Module):
     norm_groups: int = 32
     norm_eps: float = 1e-6
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -234,14 +239,15 @@ class PlainResBlock(nn.Module):
     norm_eps: float = 1e-6
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    native_conv: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_0", **types)(x))
-        h = blocks.Conv3x3(self.features, name="conv_0", **types)(h)
+        h = blocks.Conv3x3(self.features, native=self.native_conv, name="conv_0", **types)(h)
         h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_1", **types)(h))
-        h = blocks.Conv3x3(self.features, name="conv_1", **types)(h)
+        h = blocks.Conv3x3(self.features, native=self.native_conv, name="conv_1", **types)(h)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, name="skip", kernel_init=dense_init, **types)(x)
         return x + h
@@ -253,13 +259,15 @@ def _parts(net: Encoder | Decoder) -> tuple[Callable[..., Any], ...]:
     norm: dict[str, Any] = {"norm_groups": net.norm_groups, "norm_eps": net.norm_eps}
 
     def conv(features: int, **fields: Any) -> nn.Module:
-        return blocks.Conv3x3(features, **fields, **types)
+        return blocks.Conv3x3(features, native=net.native_conv, **fields, **types)
 
     def group_norm(name: str) -> nn.Module:
         return blocks.GroupNorm(net.norm_groups, net.norm_eps, name=name, **types)
 
     def block(features: int, name: str) -> Callable[..., jax.Array]:
-        return blocks.rematerialised(PlainResBlock(features, name=name, **norm, **types), net.remat)
+        return blocks.rematerialised(
+            PlainResBlock(features, native_conv=net.native_conv, name=name, **norm, **types), net.remat
+        )
 
     def attention(name: str) -> Callable[..., jax.Array]:
         fields = {"zero_init": False, "attention_fn": net.attention_fn, **norm, **types}

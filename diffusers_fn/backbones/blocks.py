@@ -10,24 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusers_fn.backbones.conv import conv2d
 from diffusers_fn.backbones.embeddings import dense_init
-
-
-def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[int, int]) -> jax.Array:
-    """Returns the convolution of x [B, H, W, C] with a kernel [h, w, C, D], zero-padded by (before, after).
-
-    Every spatial convolution of the backbones runs through here.
-
-    >>> conv2d(jnp.ones([1, 8, 8, 3]), jnp.ones([3, 3, 3, 5]), stride=2, padding=(0, 1)).shape
-    (1, 4, 4, 5)
-    """
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 class Conv3x3(nn.Module):
     """Computes a 3x3 convolution with bias: [B, H, W, C] -> [B, H / stride, W / stride, features].
+
+    native: see `conv.conv2d`.
 
     >>> conv = Conv3x3(features=4, stride=2, padding=(0, 1))
     >>> jax.eval_shape(conv.init_with_output, jax.random.key(0), jnp.ones([1, 8, 8, 3]))[0].shape
@@ -40,12 +30,14 @@ class Conv3x3(nn.Module):
     kernel_init: Callable[..., Any] = dense_init
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    native: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = conv2d(x, kernel, stride=self.stride, padding=self.padding, native=self.native)
         return x + bias.astype(self.dtype)[None, None, None, :]
 
 

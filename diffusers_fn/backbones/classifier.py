@@ -38,7 +38,7 @@ class Classifier(nn.Module):
       pool_width: of that hidden layer.
       zero_init_output: start with every block as its skip connection, and with zero logits if pool="adaptive".
       scale_shift_norm, resblock_updown, resample_conv, norm_groups, norm_eps, time_cos_first, time_freq_shift,
-        downsample_padding, new_attention_order, remat, attention_fn, dtype, param_dtype: as in `UNet`.
+        downsample_padding, new_attention_order, remat, native_conv, attention_fn, dtype, param_dtype: as in `UNet`.
 
     Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
 
@@ -71,6 +71,7 @@ class Classifier(nn.Module):
     downsample_padding: tuple[int, int] = (1, 1)
     new_attention_order: bool = False
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -83,14 +84,15 @@ class Classifier(nn.Module):
         norm["zero_init"] = self.zero_init_output
         heads: dict[str, Any] = {"num_heads": self.num_heads, "head_dim": self.head_dim}
         heads["attention_fn"] = self.attention_fn
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
         widths = self.widths()
         attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
         emb = self._embed(x, t)
 
         def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
-            block = blocks.ResBlock(width, self.dropout, self.scale_shift_norm, resample, name=name, **norm, **types)
+            fields: dict[str, Any] = {"conv": conv, **norm, **types}
+            block = blocks.ResBlock(width, self.dropout, self.scale_shift_norm, resample, name=name, **fields)
             return blocks.rematerialised(block, self.remat)(h, emb, train=train)
 
         def attention(h: jax.Array, name: str) -> jax.Array:

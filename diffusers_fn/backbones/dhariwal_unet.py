@@ -29,8 +29,8 @@ class DhariwalUNet(nn.Module):
       num_res_blocks: residual blocks per level on the way down.
       embedding_multiplier: times channels, the width of the embedding.
       head_width: an attention of C channels has C // head_width heads; where that is zero there is no attention.
-      num_classes, augment_width, label_dropout, zero_init_output, remat, attention_fn, dtype, param_dtype: as in
-        `SongUNet`.
+      num_classes, augment_width, label_dropout, zero_init_output, remat, native_conv, attention_fn, dtype,
+        param_dtype: as in `SongUNet`.
 
     Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
 
@@ -56,6 +56,7 @@ class DhariwalUNet(nn.Module):
     zero_init_output: bool = True
     norm_eps: float = 1e-5
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -68,13 +69,13 @@ class DhariwalUNet(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         common: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **types}
         common |= {"zero_init": self.zero_init_output}
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
         widths = self.widths()
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
         emb = self._embed(x, t, cond, train)
 
         def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
-            block = blocks.ResBlock(width, self.dropout, True, resample, name=name, **common)
+            block = blocks.ResBlock(width, self.dropout, True, resample, conv=conv, name=name, **common)
             return blocks.rematerialised(block, self.remat)(h, emb, train=train)
 
         def attention(h: jax.Array, name: str) -> jax.Array:

@@ -54,6 +54,7 @@ class SongUNet(nn.Module):
         1e-5 away.
       norm_eps: of every group normalisation, which has min(32, channels / 4) groups.
       remat: the backward pass computes every block again instead of keeping what is inside it.
+      native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, 1, channels].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the
         embeddings stay in float32 or wider.
@@ -88,6 +89,7 @@ class SongUNet(nn.Module):
     sigma_labels: bool = False
     mid_divisor: float = math.sqrt(2)
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -110,7 +112,7 @@ class SongUNet(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         common: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **types}
         common["zero_init"] = self.zero_init_output
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
         down = functools.partial(fir.fir_down, taps=tuple(self.resample_taps))
         up = functools.partial(fir.fir_up, taps=tuple(self.resample_taps))
         last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
@@ -124,7 +126,7 @@ class SongUNet(nn.Module):
             h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None, scale: float = HALF
         ) -> jax.Array:
             fields: dict[str, Any] = {"dropout": self.dropout, "resample": resample, "skip_scale": scale, **common}
-            block = blocks.ResBlock(width, project_skip=resample is not None, name=name, **fields)
+            block = blocks.ResBlock(width, conv=conv, project_skip=resample is not None, name=name, **fields)
             return blocks.rematerialised(block, self.remat)(h, emb, train=train)
 
         def attention(h: jax.Array, name: str, scale: float = HALF) -> jax.Array:

@@ -54,6 +54,7 @@ class UNet(nn.Module):
       new_attention_order: how published weights order the outputs of a query, key and value projection; it is the
         same function.
       remat: the backward pass computes every block again instead of keeping what is inside it.
+      native_conv: use XLA's convolution on CPUs too, where matrix products are faster; see `conv.conv2d`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
         and the label embedding stay in float32 or wider.
@@ -95,6 +96,7 @@ class UNet(nn.Module):
     null_class: bool = True
     new_attention_order: bool = False
     remat: bool = False
+    native_conv: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
@@ -102,13 +104,14 @@ class UNet(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps}
         norm["zero_init"] = self.zero_init_output
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
         heads_up = self.num_heads if self.num_heads_up is None else self.num_heads_up
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
         emb = self._embed(x, t, cond)
 
         def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
-            block = blocks.ResBlock(width, self.dropout, self.scale_shift_norm, resample, name=name, **norm, **types)
+            fields: dict[str, Any] = {"conv": conv, **norm, **types}
+            block = blocks.ResBlock(width, self.dropout, self.scale_shift_norm, resample, name=name, **fields)
             return blocks.rematerialised(block, self.remat)(h, emb, train=train)
 
         def attention(h: jax.Array, name: str, num_heads: int | None = self.num_heads) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, walks
+from diffusers_fn.backbones.conv import conv2d
 
 
 class UNet1D(nn.Module):
@@ -32,8 +33,8 @@ class UNet1D(nn.Module):
       attention_levels: levels whose blocks are followed by attention; the middle attends in any case.
       num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
       num_classes: None, or the number of classes besides the null class.
-      scale_shift_norm, dropout, learned_variance, zero_init_output, norm_groups, norm_eps, remat, attention_fn, dtype,
-        param_dtype: as in `UNet`.
+      scale_shift_norm, dropout, learned_variance, zero_init_output, norm_groups, norm_eps, remat, native_conv,
+        attention_fn, dtype, param_dtype: as in `UNet`.
 
     Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
 
@@ -58,6 +59,7 @@ class UNet1D(nn.Module):
     norm_groups: int = 8
     norm_eps: float = 1e-5
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -68,14 +70,14 @@ class UNet1D(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps}
         norm["zero_init"] = self.zero_init_output
-        conv: Callable[..., Any] = functools.partial(Conv3, **types)
+        conv: Callable[..., Any] = functools.partial(Conv3, native=self.native_conv, **types)
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
         attends = [level in self.attention_levels for level in range(len(widths))]
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
         emb = self._embed(x, t, cond)
 
         def res_block(h: jax.Array, width: int, name: str) -> jax.Array:
-            fields: dict[str, Any] = {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "conv": Conv3}
+            fields: dict[str, Any] = {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "conv": conv}
             block = blocks.ResBlock(width, name=name, **fields, **norm, **types)
             return blocks.rematerialised(block, self.remat)(h, emb, train=train)
 
@@ -146,16 +148,12 @@ class Conv3(nn.Module):
     kernel_init: Callable[..., Any] = embeddings.dense_init
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    native: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        out = jax.lax.conv_general_dilated(
-            x[:, :, 0].astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride,),
-            (self.padding,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
-        return (out + bias.astype(self.dtype)[None, None, :])[:, :, None]
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)[:, None]
+        out = conv2d(x, kernel, stride=self.stride, padding=(self.padding, (0, 0)), native=self.native)
+        return out + bias.astype(self.dtype)[None, None, None, :]

@@ -47,7 +47,7 @@ class UNet2D(nn.Module):
       center_input: the network sees 2 x - 1.
       activation: of the residual blocks.
       scale_shift_norm, dropout, learned_variance, zero_init_output, norm_groups, norm_eps, time_cos_first,
-        time_freq_shift, downsample_padding, remat, attention_fn, dtype, param_dtype: as in `UNet`.
+        time_freq_shift, downsample_padding, remat, native_conv, attention_fn, dtype, param_dtype: as in `UNet`.
 
     Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
 
@@ -89,6 +89,7 @@ class UNet2D(nn.Module):
     time_freq_shift: float = 1.0
     downsample_padding: tuple[int, int] = (0, 1)
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -98,7 +99,7 @@ class UNet2D(nn.Module):
         self._check(x)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm: dict[str, Any] = {"norm_eps": self.norm_eps, "zero_init": self.zero_init_output}
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
         resample_blocks = self.per_level("down_resample_block"), self.per_level("up_resample_block")
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
         times = embeddings.time_labels(t, x.shape[0], jnp.promote_types(self.dtype, jnp.float32))
@@ -106,7 +107,8 @@ class UNet2D(nn.Module):
 
         def res_block(h: jax.Array, width: int, name: str, **fields: Any) -> jax.Array:
             fields |= {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "activation": self.activation}
-            block = blocks.ResBlock(width, norm_groups=self.norm_groups, name=name, **fields, **norm, **types)
+            fields |= {"norm_groups": self.norm_groups, "conv": conv, **norm, **types}
+            block = blocks.ResBlock(width, name=name, **fields)
             return blocks.rematerialised(block, self.remat)(h, emb, train=train)
 
         def attention(h: jax.Array, name: str, groups: int = self.norm_groups, **fields: Any) -> jax.Array:

@@ -67,6 +67,7 @@ class UNet2DCondition(nn.Module):
       time_cos_first, time_freq_shift: see `embeddings.sinusoidal_features`.
       downsample_padding: zeros (before, after) each axis of a strided convolution.
       remat: the backward pass computes every block again instead of keeping what is inside it.
+      native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W or M, heads, head_dim], with a mask
         [B, 1, 1, M] where there is one.
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
@@ -107,6 +108,7 @@ class UNet2DCondition(nn.Module):
     time_freq_shift: float = 0.0
     downsample_padding: tuple[int, int] = (1, 1)
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -149,12 +151,13 @@ class UNet2DCondition(nn.Module):
         cond = conditions.checked(cond, self, x.shape[0])
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output}
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, **types)
+        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
         res_block: Callable[..., Any] = functools.partial(
             blocks.ResBlock,
             dropout=self.dropout,
             scale_shift=self.scale_shift_norm,
             norm_eps=self.norm_eps,
+            conv=conv,
             **norm,
             **types,
         )

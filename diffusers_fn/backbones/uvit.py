@@ -42,6 +42,7 @@ class UViT(nn.Module):
       conv_out: whether the last convolution is there.
       zero_init_output: start as the zero function. The published networks do not.
       remat: the backward pass computes every block again instead of keeping what is inside it.
+      native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, L, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the time
         token stay in float32 or wider.
@@ -73,6 +74,7 @@ class UViT(nn.Module):
     conv_out: bool = True
     zero_init_output: bool = False
     remat: bool = False
+    native_conv: bool = False
     attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -142,7 +144,9 @@ class UViT(nn.Module):
         h = nn.Dense(self.patch_size**2 * channels, kernel_init=dense_init, name="dense_out", **types)(h[:, extras:])
         h = transformer.unpatchify(h, self.patch_size, x.shape[1], x.shape[2])
         if self.conv_out:
-            h = blocks.Conv3x3(channels, kernel_init=last_init or torch_init, name="conv_out", **types)(h)
+            last_init = last_init or torch_init
+            conv = blocks.Conv3x3(channels, kernel_init=last_init, native=self.native_conv, name="conv_out", **types)
+            h = conv(h)
         return h.astype(out_dtype)
 
     def _extra_tokens(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> list[jax.Array]:
