@@ -66,15 +66,22 @@ class GroupNorm(nn.Module):
                 f"norm_groups must divide the channels of every layer; got norm_groups={groups} "
                 f"and a layer of {x.shape[-1]} channels"
             )
-        norm = nn.GroupNorm(
-            num_groups=groups,
-            epsilon=self.eps,
-            use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where the mean is large
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        nn.share_scope(self, norm)
-        return norm(x)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, wide))
+        x = x - _group_means(x, groups)  # E[x^2] - E[x]^2 would cancel where the mean is large
+        scale, bias = (each.astype(wide)[None, None, None, :] for each in (scale, bias))
+        return (x * (jax.lax.rsqrt(_group_means(x * x, groups) + self.eps) * scale) + bias).astype(self.dtype)
+
+
+def _group_means(x: jax.Array, groups: int) -> jax.Array:
+    """Returns the means of groups of channels, for every channel: [B, H, W, C] -> [B, 1, 1, C].
+
+    Over the pixels first: whole rows of channels are added, not a few numbers at a time.
+    """
+    means = x.mean((1, 2)).reshape(len(x), groups, -1).mean(-1)
+    return jnp.repeat(means, x.shape[-1] // groups, axis=-1)[:, None, None, :]
 
 
 class ResBlock(nn.Module):

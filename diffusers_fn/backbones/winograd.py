@@ -87,8 +87,9 @@ def winograd(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, in
 
 def _of_kernel(kernel: jax.Array) -> list[jax.Array]:
     """Returns G g G^T of a kernel [3, 3, C, D]: for each of 6 rows, the 4 columns [4, C, D]."""
-    rows = jnp.stack(_combined(_ROW_FILTER[1], _unstack(kernel, 0)))
-    return _unstack(jnp.stack(_combined(_COLUMN_FILTER[1], _unstack(rows, 1)), 1), 0)
+    both = np.kron(_ROW_FILTER[1], _COLUMN_FILTER[1])  # [24, 9]
+    products = jnp.asarray(both, kernel.dtype) @ kernel.reshape(9, -1)
+    return _unstack(products.reshape(6, 4, *kernel.shape[2:]), 0)
 
 
 def _of_tiles(x: jax.Array, kernel: list[jax.Array]) -> jax.Array:

@@ -184,7 +184,14 @@ CHANGES = {
     "mid_divisor": 1.0,
     "attention_fn": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, scale=0.0),
 }
-ELSEWHERE = {"label_dropout", "zero_init_output", "remat", "dtype", "param_dtype"}  # above and test_laws.py
+ELSEWHERE = {
+    "native_conv",
+    "label_dropout",
+    "zero_init_output",
+    "remat",
+    "dtype",
+    "param_dtype",
+}  # above and test_laws.py
 
 
 @pytest.fixture(scope="module")

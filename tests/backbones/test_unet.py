@@ -92,7 +92,12 @@ CHANGES = {
     "num_heads_up": 2,
     "resample_conv": False,
 }
-ELSEWHERE = {"null_class", "new_attention_order", "remat"}  # below, test_unet_parity.py, test_unet_laws.py
+ELSEWHERE = {
+    "native_conv",
+    "null_class",
+    "new_attention_order",
+    "remat",
+}  # below, test_unet_parity.py, test_unet_laws.py
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ CHANGES = {
     "norm_eps": 0.1,
     "attention_fn": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, scale=0.0),
 }
-ELSEWHERE = {"zero_init_output", "remat", "dtype", "param_dtype"}  # in the laws
+ELSEWHERE = {"native_conv", "zero_init_output", "remat", "dtype", "param_dtype"}  # in the laws
 
 
 def test_every_field_has_a_change():

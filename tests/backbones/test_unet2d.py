@@ -79,7 +79,7 @@ CHANGES = {
     "downsample_padding": (1, 1),
     "attention_fn": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, scale=0.0),
 }
-ELSEWHERE = {"null_class", "zero_init_output", "remat", "dtype", "param_dtype"}  # below and in the laws
+ELSEWHERE = {"native_conv", "null_class", "zero_init_output", "remat", "dtype", "param_dtype"}  # below and in the laws
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,7 @@ CHANGES = {  # field: (its value, further inputs)
     "downsample_padding": ((0, 1), {}),
     "attention_fn": (lambda q, k, v: jax.nn.dot_product_attention(q, k, v, scale=0.0), {}),
 }
-ELSEWHERE = {"dropout", "linear_projection", "zero_init_output", "remat", "dtype", "param_dtype"}
+ELSEWHERE = {"native_conv", "dropout", "linear_projection", "zero_init_output", "remat", "dtype", "param_dtype"}
 
 
 def test_every_field_has_a_change():
