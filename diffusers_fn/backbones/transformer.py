@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusers_fn.backbones.dense import dot_general
 from diffusers_fn.backbones.embeddings import dense_init
 
 
@@ -127,7 +128,8 @@ class Attention(nn.Module):
         width, heads = x.shape[-1], self.num_heads
         if heads < 1 or width % heads:
             raise ValueError(f"num_heads must divide hidden_size; got num_heads={heads}, hidden_size={width}")
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
+        types["dot_general"] = dot_general
         qkv = nn.DenseGeneral((3, heads, width // heads), use_bias=self.qkv_bias, name="qkv", **types)(x)
         h = self.attention_fn(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return nn.DenseGeneral(width, axis=(-2, -1), name="out", **types)(h)
@@ -151,6 +153,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
+        types["dot_general"] = dot_general
         h = nn.gelu(nn.Dense(self.hidden, name="dense_0", **types)(x), approximate=self.approximate)
         return nn.Dense(x.shape[-1], name="dense_1", **types)(h)

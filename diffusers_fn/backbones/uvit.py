@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, transformer
+from diffusers_fn.backbones.dense import dot_general
 
 
 class UViT(nn.Module):
@@ -235,6 +236,8 @@ class Block(nn.Module):
         mlp = transformer.FeedForward(self.mlp_hidden, name="mlp", **inner)
 
         if skip is not None:
-            h = nn.Dense(h.shape[-1], name="skip", **inner)(jnp.concatenate([h, skip], axis=-1))
+            h = nn.Dense(h.shape[-1], name="skip", dot_general=dot_general, **inner)(
+                jnp.concatenate([h, skip], axis=-1)
+            )
         h = h + drop(attention(norm(name="norm_0")(h)))
         return h + drop(mlp(norm(name="norm_1")(h)))
