@@ -36,9 +36,9 @@ def conv2d(
 ) -> jax.Array:
     """Returns the convolution of x [B, H, W, C] with a kernel [h, w, C, D]: [B, H', W', D].
 
-    Every convolution of the backbones with a learned kernel runs through here. On a CPU, half precision is computed in float32 and
-    rounded once. The platform is asked when the program is lowered, so that an exported program is right on all the
-    platforms it is exported for.
+    Every convolution of the backbones with a learned kernel runs through here. On a CPU, half precision is computed in
+    float32 and rounded once. The platform is asked when the program is lowered, so that an exported program is right on
+    all the platforms it is exported for.
 
     Args:
       x: the images.
