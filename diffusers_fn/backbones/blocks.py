@@ -120,7 +120,7 @@ class ResBlock(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm: dict[str, Any] = {"groups": self.norm_groups, "eps": self.norm_eps, **types}
         last_init = nn.initializers.zeros if self.zero_init else dense_init
-        activation = self.activation
+        activation = jax.checkpoint(self.activation)  # its inside is cheaper to compute again than to keep
 
         h = activation(GroupNorm(name="norm_0", **norm)(x))
         if self.resample is not None:

@@ -25,7 +25,8 @@ from jax import lax
 
 from diffusers_fn.backbones.winograd import TILE, winograd
 
-Padding = tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]  # (before, after), of both axes or of each
+Zeros = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of each axis
+Padding = tuple[int, int] | Zeros  # of both axes alike, or of each
 
 _FEW_CHANNELS = 12  # too few for Winograd's products, and few enough to shift and add
 _FEW_TILES = 100  # too few to pay for transforming the kernel
@@ -51,23 +52,26 @@ def conv2d(
     (1, 4, 4, 5)
     """
     zeros: Any = (padding, padding) if isinstance(padding[0], int) else padding
-
-    def own(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        layout = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, (stride, stride), zeros, dimension_numbers=layout)
-
-    def by_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        way = _best_way(x.shape, kernel.shape, stride, zeros)
-        y = jax.checkpoint(functools.partial(way, padding=zeros))(x.astype(wide), kernel.astype(wide))
-        return y.astype(x.dtype)
-
+    fields = {"stride": stride, "padding": tuple(map(tuple, zeros))}
+    own, by_products = functools.partial(_own, **fields), functools.partial(_by_products, **fields)
     return own(x, kernel) if native else lax.platform_dependent(x, kernel, cpu=by_products, default=own)
 
 
-def _best_way(
-    shape: Sequence[int], kernel: Sequence[int], stride: int, padding: Sequence[tuple[int, int]]
-) -> Callable[..., jax.Array]:
+def _own(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Zeros) -> jax.Array:
+    """Returns XLA's convolution."""
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@functools.partial(jax.jit, static_argnames=("stride", "padding"))  # traced and lowered once for each shape
+def _by_products(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Zeros) -> jax.Array:
+    """Returns the convolution in the best way by products."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    way = _best_way(x.shape, kernel.shape, stride, padding)
+    y = jax.checkpoint(functools.partial(way, padding=padding))(x.astype(wide), kernel.astype(wide))
+    return y.astype(x.dtype)
+
+
+def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: Zeros) -> Callable[..., jax.Array]:
     """Returns the way to convolve images of a shape with a kernel of a shape: (x, kernel, *, padding) -> y."""
     *size, channels, features = kernel
     if stride == 1 and size == [3, 3] and min(channels, features) > _FEW_CHANNELS:
@@ -80,7 +84,7 @@ def _best_way(
     return functools.partial(patches_first, stride=stride)
 
 
-def patches_first(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, int]], stride: int = 1) -> jax.Array:
+def patches_first(x: jax.Array, kernel: jax.Array, *, padding: Zeros, stride: int = 1) -> jax.Array:
     """Returns the convolution as one product of the patches [B, H', W', h w C] with the kernel [h w C, D]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = (side - extent + 1 for side, extent in zip(x.shape[1:3], kernel.shape))
@@ -89,7 +93,7 @@ def patches_first(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[in
     return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def product_first(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, int]]) -> jax.Array:
+def product_first(x: jax.Array, kernel: jax.Array, *, padding: Zeros) -> jax.Array:
     """Returns the convolution as one product [B, H, W, C] with [C, h w D], whose parts are shifted and added."""
     height, width, channels, features = kernel.shape
     y = jnp.pad(x @ kernel.transpose(2, 0, 1, 3).reshape(channels, -1), ((0, 0), *padding, (0, 0)))
