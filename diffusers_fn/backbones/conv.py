@@ -52,9 +52,11 @@ def conv2d(
     (1, 4, 4, 5)
     """
     zeros: Any = (padding, padding) if isinstance(padding[0], int) else padding
-    fields = {"stride": stride, "padding": tuple(map(tuple, zeros))}
-    own, by_products = functools.partial(_own, **fields), functools.partial(_by_products, **fields)
-    return own(x, kernel) if native else lax.platform_dependent(x, kernel, cpu=by_products, default=own)
+    fields: dict[str, Any] = {"stride": stride, "padding": tuple(map(tuple, zeros))}
+    if native:
+        return _own(x, kernel, **fields)
+    ways = {"cpu": functools.partial(_by_products, **fields), "default": functools.partial(_own, **fields)}
+    return lax.platform_dependent(x, kernel, **ways)
 
 
 def _own(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Zeros) -> jax.Array:

@@ -99,7 +99,8 @@ class PatchEmbed(nn.Module):
 
         kernel = self.param("kernel", init).reshape(-1, self.features)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        return patches.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None, None]
+        tokens = dot_general(patches.astype(self.dtype), kernel.astype(self.dtype), (((2,), (0,)), ((), ())))
+        return tokens + bias.astype(self.dtype)[None, None]
 
 
 class Attention(nn.Module):
