@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -43,13 +44,12 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _product_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    y = _product(x, kernel)
-    dy = jnp.zeros_like(y)
+    terms = []
     if not isinstance(dx, SymbolicZero):
-        dy += _product(dx, kernel)
+        terms.append(_product(dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
-        dy += lax.platform_dependent(x, dkernel, cpu=_in_parts, default=jnp.matmul)
-    return y, dy
+        terms.append(lax.platform_dependent(x, dkernel, cpu=_in_parts, default=jnp.matmul))
+    return _product(x, kernel), functools.reduce(jnp.add, terms)
 
 
 _product.defjvp(_product_jvp, symbolic_zeros=True)

@@ -3,6 +3,7 @@
 Tokens are [B, L, D]: B examples, L tokens of width D. Images are NHWC; patches of P x P pixels are taken row by row.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -156,5 +157,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
         types["dot_general"] = dot_general
-        h = nn.gelu(nn.Dense(self.hidden, name="dense_0", **types)(x), approximate=self.approximate)
+        # What gelu holds inside is cheaper to compute again in the backward pass than to keep.
+        gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=self.approximate))
+        h = gelu(nn.Dense(self.hidden, name="dense_0", **types)(x))
         return nn.Dense(x.shape[-1], name="dense_1", **types)(h)
