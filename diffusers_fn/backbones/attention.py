@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.embeddings import dense_init
+from diffusers_fn.backbones.norms import LayerNorm
 
 
 class Attention(nn.Module):
@@ -35,7 +37,7 @@ class Attention(nn.Module):
 
     num_heads: int
     bias: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -76,7 +78,7 @@ class TransformerBlock(nn.Module):
 
     num_heads: int
     only_cross_attention: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -102,7 +104,7 @@ def layer_norm(name: str, *, eps: float = 1e-5, dtype: Any = jnp.float32, param_
     >>> jax.eval_shape(norm.init_with_output, jax.random.key(0), jnp.ones([1, 3, 4]))[0].shape
     (1, 3, 4)
     """
-    return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name=name)
+    return LayerNorm(eps, dtype=dtype, param_dtype=param_dtype, name=name)
 
 
 class SpatialTransformer(nn.Module):
@@ -125,7 +127,7 @@ class SpatialTransformer(nn.Module):
     norm_eps: float = 1e-6
     zero_init: bool = True
     remat: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

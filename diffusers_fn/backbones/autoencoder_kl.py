@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn.backbones import blocks
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.diagonal_gaussian import LOGVAR_RANGE
 from diffusers_fn.backbones.embeddings import dense_init
 
@@ -70,7 +71,7 @@ class AutoencoderKL(nn.Module):
     image_size: int = 512
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -171,7 +172,7 @@ class Encoder(nn.Module):
     norm_eps: float = 1e-6
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -207,7 +208,7 @@ class Decoder(nn.Module):
     norm_eps: float = 1e-6
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

@@ -10,8 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.conv import conv2d
 from diffusers_fn.backbones.embeddings import dense_init
+from diffusers_fn.backbones.norms import GroupNorm
 
 
 class Conv3x3(nn.Module):
@@ -39,49 +41,6 @@ class Conv3x3(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = conv2d(x, kernel, stride=self.stride, padding=self.padding, native=self.native)
         return x + bias.astype(self.dtype)[None, None, None, :]
-
-
-class GroupNorm(nn.Module):
-    """Computes group normalisation of [B, H, W, C], learned scale and bias included.
-
-    Statistics are taken in float32 or wider. Wu and He, "Group Normalization" (2018),
-    https://arxiv.org/abs/1803.08494. Raises ValueError unless the groups divide C: a smaller number of groups
-    would silently be another network. `groups` may be a function of C.
-
-    >>> norm = GroupNorm(groups=2)
-    >>> jax.eval_shape(norm.init_with_output, jax.random.key(0), jnp.ones([1, 2, 2, 4]))[0].shape
-    (1, 2, 2, 4)
-    """
-
-    groups: int | Callable[[int], int] = 32
-    eps: float = 1e-6
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        groups = self.groups(x.shape[-1]) if callable(self.groups) else self.groups
-        if groups < 1 or x.shape[-1] % groups:
-            raise ValueError(
-                f"norm_groups must divide the channels of every layer; got norm_groups={groups} "
-                f"and a layer of {x.shape[-1]} channels"
-            )
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        x = x.astype(jnp.promote_types(x.dtype, wide))
-        x = x - _group_means(x, groups)  # E[x^2] - E[x]^2 would cancel where the mean is large
-        scale, bias = (each.astype(wide)[None, None, None, :] for each in (scale, bias))
-        return (x * (jax.lax.rsqrt(_group_means(x * x, groups) + self.eps) * scale) + bias).astype(self.dtype)
-
-
-def _group_means(x: jax.Array, groups: int) -> jax.Array:
-    """Returns the means of groups of channels, for every channel: [B, H, W, C] -> [B, 1, 1, C].
-
-    Over the pixels first: whole rows of channels are added, not a few numbers at a time.
-    """
-    means = x.mean((1, 2)).reshape(len(x), groups, -1).mean(-1)
-    return jnp.repeat(means, x.shape[-1] // groups, axis=-1)[:, None, None, :]
 
 
 class ResBlock(nn.Module):
@@ -164,7 +123,7 @@ class SelfAttention(nn.Module):
     norm_groups: int | Callable[[int], int] = 32
     norm_eps: float = 1e-6
     zero_init: bool = True
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     normalise: bool = True

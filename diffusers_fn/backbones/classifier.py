@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, walks
+from diffusers_fn.backbones.attend import dot_product_attention
 
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
@@ -72,7 +73,7 @@ class Classifier(nn.Module):
     new_attention_order: bool = False
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -192,7 +193,7 @@ class AttentionPool(nn.Module):
     features: int
     num_heads: int | None = None
     head_dim: int | None = None
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

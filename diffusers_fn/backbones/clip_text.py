@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.attention import Attention, layer_norm
 from diffusers_fn.backbones.embeddings import dense_init
 
@@ -92,7 +93,7 @@ class ClipTextEncoder(nn.Module):
     projection_width: int | None = None
     norm_eps: float = 1e-5
     remat: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -165,7 +166,7 @@ class ClipLayer(nn.Module):
     mlp_width: int
     activation: Callable[[jax.Array], jax.Array] = quick_gelu
     norm_eps: float = 1e-5
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

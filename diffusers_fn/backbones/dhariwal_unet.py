@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, vector_labels
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.song_unet import check_unet, quarter_groups
 
 
@@ -57,7 +58,7 @@ class DhariwalUNet(nn.Module):
     norm_eps: float = 1e-5
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, transformer
+from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones.norms import LayerNorm
 
 
 class DiT(nn.Module):
@@ -80,7 +82,7 @@ class DiT(nn.Module):
     mlp_norm_eps: float = 1e-6
     mlp_norm_affine: bool = False
     remat: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -197,7 +199,7 @@ class Block(nn.Module):
     mlp_norm_eps: float = 1e-6
     mlp_norm_affine: bool = False
     modulation_init: Callable[..., Any] = nn.initializers.zeros
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -247,4 +249,4 @@ class Embedding(nn.Module):
 
 def plain_norm(types: dict[str, Any], eps: float = 1e-6, *, affine: bool = False, name: str | None = None) -> nn.Module:
     """Returns a layer normalisation without scale and bias, or with them if affine."""
-    return nn.LayerNorm(eps, use_scale=affine, use_bias=affine, use_fast_variance=False, name=name, **types)
+    return LayerNorm(eps, affine, name=name, **types)

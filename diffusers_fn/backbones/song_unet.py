@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, fir, vector_labels
+from diffusers_fn.backbones.attend import dot_product_attention
 
 HALF = math.sqrt(0.5)  # of the variance: what keeps a sum of two at the variance of one
 
@@ -90,7 +91,7 @@ class SongUNet(nn.Module):
     mid_divisor: float = math.sqrt(2)
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

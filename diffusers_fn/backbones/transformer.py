@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.dense import dot_general
 from diffusers_fn.backbones.embeddings import dense_init
 
@@ -121,7 +122,7 @@ class Attention(nn.Module):
     num_heads: int
     qkv_bias: bool = True
     kernel_init: Callable[..., Any] = dense_init
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, walks
+from diffusers_fn.backbones.attend import dot_product_attention
 
 
 class UNet(nn.Module):
@@ -88,7 +89,7 @@ class UNet(nn.Module):
     time_cos_first: bool = False
     time_freq_shift: float = 1.0
     downsample_padding: tuple[int, int] = (0, 1)
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     num_heads_up: int | None = None

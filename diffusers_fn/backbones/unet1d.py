@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, walks
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.conv import conv2d
 
 
@@ -60,7 +61,7 @@ class UNet1D(nn.Module):
     norm_eps: float = 1e-5
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

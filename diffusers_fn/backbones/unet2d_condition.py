@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, conditions, embeddings
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.attention import SpatialTransformer
 
 Depth = int | Sequence[int]  # of a level's transformers: one for all of them, or one for each
@@ -109,7 +110,7 @@ class UNet2DCondition(nn.Module):
     downsample_padding: tuple[int, int] = (1, 1)
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, transformer
+from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.dense import dot_general
+from diffusers_fn.backbones.norms import LayerNorm
 
 
 class UViT(nn.Module):
@@ -76,7 +78,7 @@ class UViT(nn.Module):
     zero_init_output: bool = False
     remat: bool = False
     native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -137,7 +139,7 @@ class UViT(nn.Module):
         h = block(h, None, "mid")
         for i in range(self.depth // 2):
             h = block(h, saved.pop() if self.long_skips else None, f"out_{i}")
-        h = nn.LayerNorm(EPS, use_fast_variance=False, name="norm_out", **types)(h)
+        h = LayerNorm(EPS, name="norm_out", **types)(h)
 
         channels = 2 * x.shape[-1] if self.learned_variance else x.shape[-1]
         last_init = nn.initializers.zeros if self.zero_init_output else None
@@ -220,14 +222,14 @@ class Block(nn.Module):
     mlp_hidden: int
     dropout: float = 0.0
     qkv_bias: bool = False
-    attention_fn: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, h: jax.Array, skip: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = functools.partial(nn.LayerNorm, EPS, use_fast_variance=False, **types)
+        norm = functools.partial(LayerNorm, EPS, **types)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         inner = {"kernel_init": init, **types}
         attention = transformer.Attention(

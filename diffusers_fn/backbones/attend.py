@@ -1,0 +1,59 @@
+"""Dot-product attention: JAX's own on accelerators, one head after another on a CPU."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_LARGE = 1 << 18  # weights of one head, for all of the batch: a megabyte is more than a core's cache holds
+
+
+def dot_product_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Returns softmax(query key^T / sqrt(D)) value [B, L, heads, D], for a query of that shape.
+
+    Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, equation 1. The softmax is
+    taken in float32 or wider. On a CPU, where the [B, heads, L, M] weights cost more than the products, large ones are
+    made for one head at a time, and made again in the backward pass, not kept. `jax.nn.dot_product_attention` serves
+    the other platforms; the platform is asked when the program is lowered.
+
+    Args:
+      query: [B, L, heads, D].
+      key: [B, M, heads, D].
+      value: [B, M, heads, D].
+      mask: boolean, broadcastable to [B, heads, L, M] and of that rank, False where a query must not look; or None.
+
+    >>> dot_product_attention(jnp.ones([1, 2, 3, 4]), *2 * [jnp.ones([1, 5, 3, 4])]).shape
+    (1, 2, 3, 4)
+    """
+    return lax.platform_dependent(query, key, value, mask, cpu=_heads_first, default=_own)
+
+
+def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+@jax.jit  # traced and lowered once for each shape
+def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns attention with the heads as the axis of a loop, or of a batch where all weights together are small."""
+    batch, length, heads, _ = query.shape
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    operands = [jnp.moveaxis(a.astype(wide), 2, 0) for a in (query, key, value)]
+    if mask is not None:
+        mask = jnp.moveaxis(jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:])), 1, 0)
+    if heads > 1 and batch * length * key.shape[1] >= _LARGE:
+        # In the body of a loop no pass of the compiler can join what is computed again with what was computed before.
+        y = lax.map(jax.checkpoint(lambda given: _one_head(*given), prevent_cse=False), (*operands, mask))
+    else:
+        y = jax.vmap(_one_head)(*operands, mask)
+    return jnp.moveaxis(y, 0, 2).astype(query.dtype)
+
+
+def _one_head(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Returns attention of one head, [B, L, D]."""
+    logits = jnp.einsum("bld,bmd->blm", query * query.shape[-1] ** -0.5, key)
+    if mask is not None:  # finite: a row that may look nowhere looks everywhere, as with JAX's own
+        logits = jnp.where(mask, logits, -0.7 * jnp.finfo(logits.dtype).max)
+    return jnp.einsum("blm,bmd->bld", jax.nn.softmax(logits, axis=-1), value)

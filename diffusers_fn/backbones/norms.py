@@ -1,0 +1,121 @@
+"""Normalisation by means and variances: of groups of channels of an image, of the features of a token."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class GroupNorm(nn.Module):
+    """Computes group normalisation of [B, H, W, C], learned scale and bias included.
+
+    Statistics are taken in float32 or wider. Wu and He, "Group Normalization" (2018),
+    https://arxiv.org/abs/1803.08494. Raises ValueError unless the groups divide C: a smaller number of groups
+    would silently be another network. `groups` may be a function of C.
+
+    >>> norm = GroupNorm(groups=2)
+    >>> jax.eval_shape(norm.init_with_output, jax.random.key(0), jnp.ones([1, 2, 2, 4]))[0].shape
+    (1, 2, 2, 4)
+    """
+
+    groups: int | Callable[[int], int] = 32
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        groups = self.groups(x.shape[-1]) if callable(self.groups) else self.groups
+        if groups < 1 or x.shape[-1] % groups:
+            raise ValueError(
+                f"norm_groups must divide the channels of every layer; got norm_groups={groups} "
+                f"and a layer of {x.shape[-1]} channels"
+            )
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = normalise(functools.partial(_group_means, groups), self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
+        scale, bias = (each.astype(wide)[None, None, None, :] for each in (scale, bias))
+        return (x * scale + bias).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Computes layer normalisation of [..., D], with a learned scale and bias if affine.
+
+    Statistics are taken in float32 or wider. Ba et al., "Layer Normalization" (2016),
+    https://arxiv.org/abs/1607.06450, section 3.
+
+    >>> LayerNorm(affine=False).apply({}, jnp.array([[1.0, 3.0]])).round(3)
+    Array([[-1.,  1.]], dtype=float32)
+    """
+
+    eps: float = 1e-6
+    affine: bool = True
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = normalise(_feature_means, self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+            scale, bias = (jnp.expand_dims(each.astype(wide), range(x.ndim - 1)) for each in (scale, bias))
+            x = x * scale + bias
+        return x.astype(self.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def normalise(means: Callable[[jax.Array], jax.Array], eps: float, x: jax.Array) -> jax.Array:
+    """Returns y = (x - means(x)) / std, with std = sqrt(means((x - means(x))^2) + eps).
+
+    The derivative is written out, and its factors are in the order that makes its transpose
+
+        dx = (dy - means(dy) - y means(y dy)) / std
+
+    with the division last: so XLA's CPU compiler computes dx once, in other orders again in every operation of the
+    layer before that uses it (a training step of DiT then takes 1.2 times as long).
+
+    Args:
+      means: the means of what is normalised together, broadcastable to x: linear, symmetric, its own square.
+      eps: added to the variance.
+      x: float32 or wider.
+
+    >>> normalise(lambda x: x.mean(keepdims=True), 0.0, jnp.array([1.0, 3.0]))
+    Array([-1.,  1.], dtype=float32)
+    """
+    return _parts(means, eps, x)[0]
+
+
+@normalise.defjvp
+def _normalise_jvp(means: Any, eps: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
+    y, std = _parts(means, eps, *primals)
+    dx = tangents[0] / std
+    return y, dx - means(dx) - y * means(y * dx)
+
+
+def _parts(means: Callable[[jax.Array], jax.Array], eps: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns (y, std)."""
+    x = x - means(x)  # E[x^2] - E[x]^2 would cancel where the mean is large
+    std = jnp.sqrt(means(x * x) + eps)
+    return x * (1 / std), std
+
+
+def _group_means(groups: int, x: jax.Array) -> jax.Array:
+    """Returns the means of groups of channels, for every channel: [B, H, W, C] -> [B, 1, 1, C].
+
+    Over the pixels first: whole rows of channels are added, not a few numbers at a time.
+    """
+    means = x.mean((1, 2)).reshape(len(x), groups, -1).mean(-1)
+    return jnp.repeat(means, x.shape[-1] // groups, axis=-1)[:, None, None, :]
+
+
+def _feature_means(x: jax.Array) -> jax.Array:
+    """Returns the mean of the last axis: [..., D] -> [..., 1]."""
+    return x.mean(-1, keepdims=True)
