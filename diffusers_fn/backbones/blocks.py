@@ -3,6 +3,7 @@
 Images are NHWC: [B, H, W, C], with B the batch size.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.conv import conv2d
+from diffusers_fn.backbones.dense import dot_general
 from diffusers_fn.backbones.embeddings import dense_init
 from diffusers_fn.backbones.norms import GroupNorm
 
@@ -98,7 +100,7 @@ class ResBlock(nn.Module):
         h = self.conv(self.features, name="conv_1", kernel_init=last_init, **types)(h)
 
         if x.shape[-1] != self.features or self.project_skip:
-            x = nn.Dense(self.features, name="skip", kernel_init=dense_init, **types)(x)
+            x = nn.Dense(self.features, name="skip", kernel_init=dense_init, dot_general=dot_general, **types)(x)
         return _scaled(x + h, self.skip_scale)
 
 
@@ -133,14 +135,19 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         heads, head_dim = head_split(channels, self.num_heads, self.head_dim)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = functools.partial(nn.DenseGeneral, dot_general=dot_general, **types)
 
         h = GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x) if self.normalise else x
         h = h.reshape(batch, height * width, channels)
-        qkv = nn.DenseGeneral((3, heads, head_dim), name="qkv", kernel_init=qkv_init, **types)(h)
+        qkv = nn.DenseGeneral((3, heads, head_dim), name="qkv", kernel_init=qkv_init, dot_general=dot_general, **types)(
+            h
+        )
         h = self.attention_fn(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         out_init = nn.initializers.zeros if self.zero_init else dense_init
-        h = nn.DenseGeneral(channels, axis=(-2, -1), name="out", kernel_init=out_init, **types)(h)
+        h = nn.DenseGeneral(
+            channels, axis=(-2, -1), name="out", kernel_init=out_init, dot_general=dot_general, **types
+        )(h)
         return _scaled(x + h.reshape(x.shape), self.skip_scale)
 
 

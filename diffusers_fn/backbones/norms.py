@@ -79,8 +79,8 @@ def normalise(means: Callable[[jax.Array], jax.Array], eps: float, x: jax.Array)
 
         dx = (dy - means(dy) - y means(y dy)) / std
 
-    with the division last: so XLA's CPU compiler computes dx once, in other orders again in every operation of the
-    layer before that uses it (a training step of DiT then takes 1.2 times as long).
+    with the factor 1 / std last: so XLA's CPU compiler computes dx once, in other orders again in every operation of
+    the layer before that uses it (a training step of DiT then takes 1.2 times as long).
 
     Args:
       means: the means of what is normalised together, broadcastable to x: linear, symmetric, its own square.
@@ -95,16 +95,16 @@ def normalise(means: Callable[[jax.Array], jax.Array], eps: float, x: jax.Array)
 
 @normalise.defjvp
 def _normalise_jvp(means: Any, eps: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
-    y, std = _parts(means, eps, *primals)
-    dx = tangents[0] / std
+    y, rstd = _parts(means, eps, *primals)
+    dx = tangents[0] * rstd
     return y, dx - means(dx) - y * means(y * dx)
 
 
 def _parts(means: Callable[[jax.Array], jax.Array], eps: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns (y, std)."""
+    """Returns (y, 1 / std)."""
     x = x - means(x)  # E[x^2] - E[x]^2 would cancel where the mean is large
-    std = jnp.sqrt(means(x * x) + eps)
-    return x * (1 / std), std
+    rstd = jax.lax.rsqrt(means(x * x) + eps)
+    return x * rstd, rstd
 
 
 def _group_means(groups: int, x: jax.Array) -> jax.Array:
