@@ -38,20 +38,20 @@ def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | N
 @jax.jit  # traced and lowered once for each shape
 def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns attention with the heads as the axis of a loop, or of a batch where all weights together are small."""
-    batch, length, heads, _ = query.shape
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    operands = [jnp.moveaxis(a.astype(wide), 2, 0) for a in (query, key, value)]
+    (batch, length, heads, _), dtype = query.shape, query.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    query, key, value = (jnp.moveaxis(a.astype(wide), 2, 0) for a in (query, key, value))
     if mask is not None:
         mask = jnp.moveaxis(jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:])), 1, 0)
-    if heads > 1 and batch * length * key.shape[1] >= _LARGE:
+    if heads > 1 and batch * length * key.shape[2] >= _LARGE:
         # In the body of a loop no pass of the compiler can join what is computed again with what was computed before.
-        y = lax.map(jax.checkpoint(lambda given: _one_head(*given), prevent_cse=False), (*operands, mask))
+        y = lax.map(jax.checkpoint(lambda given: _one_head(*given), prevent_cse=False), (query, key, value, mask))
     else:
-        y = jax.vmap(_one_head)(*operands, mask)
-    return jnp.moveaxis(y, 0, 2).astype(query.dtype)
+        y = jax.vmap(_one_head)(query, key, value, mask)
+    return jnp.moveaxis(y, 0, 2).astype(dtype)
 
 
-def _one_head(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def _one_head(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns attention of one head, [B, L, D]."""
     logits = jnp.einsum("bld,bmd->blm", query * query.shape[-1] ** -0.5, key)
     if mask is not None:  # finite: a row that may look nowhere looks everywhere, as with JAX's own

@@ -3,6 +3,7 @@
 Tokens are [B, L, C], with B the batch size and L their number; a context is [B, M, D].
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks
 from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones.dense import dot_general
 from diffusers_fn.backbones.embeddings import dense_init
 from diffusers_fn.backbones.norms import LayerNorm
 
@@ -46,7 +48,7 @@ class Attention(nn.Module):
         context = x if context is None else context
         batch, length, channels = x.shape
         heads, head_dim = blocks.head_split(channels, self.num_heads, None)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "dot_general": dot_general}
 
         def project(name: str, tokens: jax.Array) -> jax.Array:
             projection = nn.Dense(channels, self.bias, kernel_init=blocks.qkv_init, name=name, **types)
@@ -90,11 +92,18 @@ class TransformerBlock(nn.Module):
 
         x = x + Attention(name="self_attention", **heads, **types)(layer_norm("norm_0", **types)(x), first)
         x = x + Attention(name="cross_attention", **heads, **types)(layer_norm("norm_1", **types)(x), context, mask)
-        width = x.shape[-1]
-        h = nn.Dense(8 * width, name="feed_in", kernel_init=dense_init, **types)(layer_norm("norm_2", **types)(x))
-        h, gate = jnp.split(h, 2, axis=-1)
-        h = h * jax.nn.gelu(gate.astype(jnp.promote_types(gate.dtype, jnp.float32)), approximate=False)
-        return x + nn.Dense(width, name="feed_out", kernel_init=dense_init, **types)(h)
+        dense: Callable[..., Any] = functools.partial(
+            nn.Dense, kernel_init=dense_init, dot_general=dot_general, **types
+        )
+        h = dense(8 * x.shape[-1], name="feed_in")(layer_norm("norm_2", **types)(x))
+        return x + dense(x.shape[-1], name="feed_out")(_gated(h))
+
+
+@jax.checkpoint  # what is inside is cheaper to compute again in the backward pass than to keep
+def _gated(h: jax.Array) -> jax.Array:
+    """Returns a * gelu(g) for h = (a, g)."""
+    h, gate = jnp.split(h, 2, axis=-1)
+    return h * jax.nn.gelu(gate.astype(jnp.promote_types(gate.dtype, jnp.float32)), approximate=False)
 
 
 def layer_norm(name: str, *, eps: float = 1e-5, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Any:
@@ -134,16 +143,17 @@ class SpatialTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, height, width, channels = x.shape
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense: Callable[..., Any] = functools.partial(nn.Dense, channels, dot_general=dot_general, **types)
         out_init = nn.initializers.zeros if self.zero_init else dense_init
 
         h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x)
         h = h.reshape(batch, height * width, channels)
-        h = nn.Dense(channels, name="proj_in", kernel_init=dense_init, **types)(h)
+        h = dense(name="proj_in", kernel_init=dense_init)(h)
         h = h.astype(jnp.promote_types(self.dtype, jnp.float32))  # sums of many terms: not rounded at each
         settings = (self.num_heads, self.only_cross_attention, self.attention_fn)
         for i in range(self.depth):
             block = TransformerBlock(*settings, name=f"block_{i}", **types)
             h = blocks.rematerialised(block, self.remat)(h, context, mask)
-        h = nn.Dense(channels, name="proj_out", kernel_init=out_init, **types)(h)
+        h = dense(name="proj_out", kernel_init=out_init)(h)
         return x + h.reshape(x.shape)

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusers_fn.backbones import blocks
 from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones.dense import dot_general
 from diffusers_fn.backbones.diagonal_gaussian import LOGVAR_RANGE
 from diffusers_fn.backbones.embeddings import dense_init
 
@@ -244,13 +245,14 @@ class PlainResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_0", **types)(x))
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        silu = jax.checkpoint(nn.silu)  # its inside is cheaper to compute again in the backward pass than to keep
+        h = silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_0", **types)(x))
         h = blocks.Conv3x3(self.features, native=self.native_conv, name="conv_0", **types)(h)
-        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_1", **types)(h))
+        h = silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_1", **types)(h))
         h = blocks.Conv3x3(self.features, native=self.native_conv, name="conv_1", **types)(h)
         if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, name="skip", kernel_init=dense_init, **types)(x)
+            x = nn.Dense(self.features, name="skip", kernel_init=dense_init, dot_general=dot_general, **types)(x)
         return x + h
 
 

@@ -136,18 +136,14 @@ class SelfAttention(nn.Module):
         batch, height, width, channels = x.shape
         heads, head_dim = head_split(channels, self.num_heads, self.head_dim)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = functools.partial(nn.DenseGeneral, dot_general=dot_general, **types)
+        dense: Callable[..., Any] = functools.partial(nn.DenseGeneral, dot_general=dot_general, **types)
 
         h = GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x) if self.normalise else x
         h = h.reshape(batch, height * width, channels)
-        qkv = nn.DenseGeneral((3, heads, head_dim), name="qkv", kernel_init=qkv_init, dot_general=dot_general, **types)(
-            h
-        )
+        qkv = dense((3, heads, head_dim), name="qkv", kernel_init=qkv_init)(h)
         h = self.attention_fn(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         out_init = nn.initializers.zeros if self.zero_init else dense_init
-        h = nn.DenseGeneral(
-            channels, axis=(-2, -1), name="out", kernel_init=out_init, dot_general=dot_general, **types
-        )(h)
+        h = dense(channels, axis=(-2, -1), name="out", kernel_init=out_init)(h)
         return _scaled(x + h.reshape(x.shape), self.skip_scale)
 
 
