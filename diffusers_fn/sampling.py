@@ -13,7 +13,7 @@ import numpy as np
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, concrete, working_dtype
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
-from diffusers_fn.solvers.base import Solver, Step
+from diffusers_fn.solvers.base import Row, Solver, Step
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +71,7 @@ def sample(
     x = jnp.asarray(x, working_dtype(x))
     if hasattr(solver.rows, "level"):
         check_pure_noise(denoise, solver.rows.level, x)
-    rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), solver.rows)
+    rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), _weighed(solver.rows))
     if not final_denoise:
         rows = jax.tree.map(lambda a: a[:-1], rows)
     if solver.stochastic and key is None:
@@ -87,6 +87,13 @@ def sample(
 
     state, trace = scan(body, solver.init(x, rows), (left if solver.stochastic else None, rows))
     return Samples(state.x, trace)
+
+
+def _weighed(rows: Any) -> Any:
+    """Returns rows without the columns of states, where they can be read and weigh none: as in DDIM."""
+    if isinstance(rows, Row) and (known := concrete(rows.x)) is not None and not known.any():
+        return dataclasses.replace(rows, x=rows.x[:, :0])
+    return rows
 
 
 def while_scan(length: Any) -> Callable[..., Any]:

@@ -120,6 +120,19 @@ def test_the_trace_tells_of_each_row(start):
     assert dfn.sample(None, DENOISE, solvers.ddim(LEVELS), start).trace is None
 
 
+def test_a_readable_plan_without_weights_of_the_state_multiplies_none(start):
+    plan = solvers.ddim(LEVELS)
+    padded = solvers.pad(plan, 9)  # whose first rows keep the state
+    passed = jax.jit(lambda plan, x: dfn.sample(None, DENOISE, plan, x).x0)
+    known = jax.jit(lambda x: dfn.sample(None, DENOISE, plan, x).x0)
+    for got in (known(start), jax.jit(lambda x: dfn.sample(None, DENOISE, padded, x).x0)(start)):
+        np.testing.assert_allclose(got, passed(plan, start), rtol=1e-6, atol=1e-7)
+    products = [
+        str(jax.make_jaxpr(f)(*args)).count(" mul ") for f, args in ((known, (start,)), (passed, (plan, start)))
+    ]
+    assert products[0] == products[1] - 1
+
+
 def test_without_the_final_denoise_the_state_is_left_at_the_last_level(start):
     emit = lambda step: step.x  # noqa: E731
     whole = dfn.sample(None, DENOISE, solvers.ddim(LEVELS), start, emit=emit)

@@ -189,7 +189,7 @@ def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[
     x0, eps = prediction.x0.astype(x.dtype), prediction.eps.astype(x.dtype)
     xs, ms = (x, *state.xs[1:]), state.ms
 
-    terms = [expand(row.x[j], x) * x_j for j, x_j in enumerate(xs)]
+    terms = [expand(row.x[j], x) * xs[j] for j in range(row.x.shape[0])]  # none, where `sample` knows them to be 0
     if ms:
         ms = (expand(row.x0, x) * x0 + expand(row.eps, x) * eps, *ms)
         terms += [expand(row.m[k], x) * m_k for k, m_k in enumerate(ms)]

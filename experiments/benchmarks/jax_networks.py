@@ -16,6 +16,7 @@ import diffusers_fn as dfn
 from diffusers_fn.pretrained.load import find_family
 from experiments.benchmarks import inputs
 from experiments.benchmarks.work import Work
+from experiments.compilation import compile_now
 
 LEARNING_RATE = 1e-4
 
@@ -72,18 +73,20 @@ def forward(folder: str, shape: Sequence[int], num_classes: int = 0) -> Work:
 def train(folder: str, shape: Sequence[int], num_classes: int = 0, of_an_example: bool = False) -> Work:
     """Trains the network of a folder by Adam on one batch; the output is its first two losses.
 
-    Times are of a step, or of an example.
+    Times are of a step, or of an example. It is compiled as in the training binary.
     """
     module, params = dfn.pretrained.load(folder)
     given = jax.tree.map(jnp.asarray, inputs.draw(shape, num_classes))
     optimizer = optax.adam(LEARNING_RATE)
-    step = jax.jit(make_step(module, optimizer), donate_argnums=0)
     state: Any = (params, optimizer.init(params))
     del params
+    step: Any = None
     losses: list[float] = []
 
     def run() -> None:
-        nonlocal state
+        nonlocal state, step
+        if step is None:
+            step = compile_now("the step", jax.jit(make_step(module, optimizer), donate_argnums=0), state, given)
         state, loss = step(state, given)
         jax.block_until_ready(state)
         losses.append(float(loss))

@@ -71,12 +71,20 @@ def products(shape: Sequence[int], steps: int, solver: str, way: str) -> Work:
 # Sampling with the network 0.1 x, which predicts noise: what peers can do too.
 
 
-def deterministic(shape: Sequence[int], steps: int, by_hand: bool = False) -> Work:
-    """DDIM, with the sampler or by a scan of its formula."""
+def deterministic(shape: Sequence[int], steps: int, by_hand: bool = False, constant: bool = False) -> Work:
+    """DDIM, with the sampler or by a scan of its formula.
+
+    Args:
+      shape: of the samples.
+      steps: how many.
+      by_hand: the scan.
+      constant: the solver is known to the compiled sampler, not an argument of it.
+    """
     levels = grids.leading(schedule(), steps)
     if not by_hand:
-        run = lambda solver, x: dfn.sample(None, tenth(), solver, x).x0  # noqa: E731
-        return _repeat(run, jax.tree.map(jnp.float32, solvers.ddim(levels)), start(shape))
+        known = solvers.ddim(levels)
+        run = lambda solver, x: dfn.sample(None, tenth(), known if constant else solver, x).x0  # noqa: E731
+        return _repeat(run, jax.tree.map(jnp.float32, known), start(shape))
 
     def hand(columns: Any, x: jax.Array) -> jax.Array:
         def body(x: jax.Array, row: Any) -> tuple[jax.Array, None]:

@@ -11,6 +11,7 @@ from experiments.benchmarks import networks
 from experiments.benchmarks.networks import HERE, LAYOUTS
 from experiments.benchmarks.work import Contender, Row
 
+DETERMINISTIC = "experiments.benchmarks.jax_samplers:deterministic"
 TORCH = "experiments.benchmarks.peers.torch_samplers:sample"
 ARTIFEX = "experiments.benchmarks.peers.artifex_samplers:sample"
 
@@ -23,8 +24,9 @@ def rows(config: ConfigDict) -> Iterator[Row]:
     yield Row(
         f"DDIM, {section.steps} steps, network 0.1 x",
         (
-            Contender(HERE, "experiments.benchmarks.jax_samplers:deterministic", given),
-            Contender("scan by hand", "experiments.benchmarks.jax_samplers:deterministic", {**given, "by_hand": True}),
+            Contender(f"{HERE}, solver a constant", DETERMINISTIC, {**given, "constant": True}),
+            Contender(f"{HERE}, solver an argument", DETERMINISTIC, given),
+            Contender("scan by hand", DETERMINISTIC, {**given, "by_hand": True}),
             Contender("diffusers", TORCH, given, package="diffusers", peer=True),
             Contender("artifex", ARTIFEX, {**given, "deterministic": True}, package="artifex", peer=True),
         ),
