@@ -1,6 +1,7 @@
 """Attention of the backbones against the sum of its definition, in float64."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest

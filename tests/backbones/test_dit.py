@@ -1,6 +1,7 @@
 """DiT's sizes, its start, its sizes of image; remat, sharding and lowering of the transformers and the autoencoder."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import nets
 import numpy as np
