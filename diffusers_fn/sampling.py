@@ -13,7 +13,7 @@ import numpy as np
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, concrete, working_dtype
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
-from diffusers_fn.solvers.base import Row, Solver, Step
+from diffusers_fn.solvers.base import Solver, Step, linear_step
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +71,7 @@ def sample(
     x = jnp.asarray(x, working_dtype(x))
     if hasattr(solver.rows, "level"):
         check_pure_noise(denoise, solver.rows.level, x)
-    rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), _weighed(solver.rows))
+    rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), _weighed(solver))
     if not final_denoise:
         rows = jax.tree.map(lambda a: a[:-1], rows)
     if solver.stochastic and key is None:
@@ -89,9 +89,10 @@ def sample(
     return Samples(state.x, trace)
 
 
-def _weighed(rows: Any) -> Any:
-    """Returns rows without the columns of states, where they can be read and weigh none: as in DDIM."""
-    if isinstance(rows, Row) and (known := concrete(rows.x)) is not None and not known.any():
+def _weighed(solver: Solver) -> Any:
+    """Returns the rows without the columns of states, where the host can read that they weigh none: as in DDIM."""
+    rows = solver.rows
+    if solver.step is linear_step and isinstance(rows.x, np.ndarray) and not rows.x.any():
         return dataclasses.replace(rows, x=rows.x[:, :0])
     return rows
 

@@ -15,13 +15,14 @@ def dot_product_attention(
     """Returns softmax(query key^T / sqrt(D)) value [B, L, heads, D], for a query of that shape.
 
     Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, equation 1. The softmax is
-    taken in float32 or wider. On a CPU, where the [B, heads, L, M] weights cost more than the products, large ones are
-    made for one head at a time, and made again in the backward pass, not kept. `jax.nn.dot_product_attention` serves
-    the other platforms; the platform is asked when the program is lowered.
+    taken in float32 (on a CPU, or wider). On a CPU, where the [B, heads, L, M] weights cost more than the products,
+    large ones of several heads are made for one head at a time, and made again in the backward pass, not kept; axes
+    that vmap adds do not count as large. `jax.nn.dot_product_attention` serves the other platforms, and whoever wants
+    its options; the platform is asked when the program is lowered.
 
     Args:
       query: [B, L, heads, D].
-      key: [B, M, heads, D].
+      key: [B, M, heads, D], as many heads as the query.
       value: [B, M, heads, D].
       mask: boolean, broadcastable to [B, heads, L, M] and of that rank, False where a query must not look; or None.
 

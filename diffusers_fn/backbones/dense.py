@@ -12,17 +12,26 @@ from jax import lax
 def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
     """Returns `lax.dot_general` of activations and a kernel, for the field `dot_general` of linen's dense layers.
 
-    The rows of x are its leading axes joined. With more axes, XLA's CPU compiler transposes x for the gradient of the
-    kernel, x^T g, and computes what precedes the transposition again for it, against the order of memory.
+    On a CPU the leading axes of x are joined to rows. With more axes, XLA's compiler transposes x there for the
+    gradient of the kernel, x^T g, and computes what precedes the transposition again for it, against the order of
+    memory. Other platforms keep the axes, any of which may be sharded.
 
+    >>> import jax.numpy as jnp
     >>> dot_general(jnp.ones([2, 3, 4]), jnp.ones([4, 5]), (((2,), (0,)), ((), ()))).shape
     (2, 3, 5)
     """
     (x_axes, kernel_axes), (x_batch, _) = dimension_numbers
     count = len(kernel_axes)
     last, first = tuple(range(x.ndim - count, x.ndim)), tuple(range(count))
-    if x_batch or tuple(x_axes) != last or tuple(kernel_axes) != first:
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.dot_general(x, kernel, dimension_numbers, **options)
-    width = math.prod(kernel.shape[:count])
-    rows = lax.dot_general(x.reshape(-1, width), kernel.reshape(width, -1), (((1,), (0,)), ((), ())), **options)
-    return rows.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
+
+    def joined(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        width = math.prod(kernel.shape[:count])
+        rows = lax.dot_general(x.reshape(-1, width), kernel.reshape(width, -1), (((1,), (0,)), ((), ())), **options)
+        return rows.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
+
+    if x_batch or tuple(x_axes) != last or tuple(kernel_axes) != first or x.ndim + kernel.ndim == 4:
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=joined, default=plain)

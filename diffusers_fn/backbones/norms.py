@@ -83,7 +83,7 @@ def normalise(means: Callable[[jax.Array], jax.Array], eps: float, x: jax.Array)
     the layer before that uses it (a training step of DiT then takes 1.2 times as long).
 
     Args:
-      means: the means of what is normalised together, broadcastable to x: linear, symmetric, its own square.
+      means: the means of what is normalised together, broadcastable to x: a projection, linear and symmetric.
       eps: added to the variance.
       x: float32 or wider.
 

@@ -15,6 +15,7 @@ CASES = {
     "head after head": ((1, 512, 512, 3, 4), None),
     "head after head, a mask of the batch": ((2, 256, 512, 2, 4), (2, 1, 1, 512)),
     "head after head, a mask for each": ((1, 512, 512, 2, 4), (1, 2, 512, 512)),
+    "head after head, a mask for all of the batch": ((2, 384, 512, 3, 4), (1, 1, 384, 512)),
     "one large head": ((1, 512, 512, 1, 4), (1, 1, 512, 512)),
 }
 
