@@ -36,12 +36,9 @@ class GroupNorm(nn.Module):
                 f"norm_groups must divide the channels of every layer; got norm_groups={groups} "
                 f"and a layer of {x.shape[-1]} channels"
             )
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         x = normalise(functools.partial(_group_means, groups), self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
-        scale, bias = (each.astype(wide)[None, None, None, :] for each in (scale, bias))
-        return (x * scale + bias).astype(self.dtype)
+        return _affine(self, x).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -63,12 +60,16 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = jnp.promote_types(self.dtype, jnp.float32)
         x = normalise(_feature_means, self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
-        if self.affine:
-            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
-            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-            scale, bias = (jnp.expand_dims(each.astype(wide), range(x.ndim - 1)) for each in (scale, bias))
-            x = x * scale + bias
-        return x.astype(self.dtype)
+        return (_affine(self, x) if self.affine else x).astype(self.dtype)
+
+
+def _affine(norm: GroupNorm | LayerNorm, x: jax.Array) -> jax.Array:
+    """Returns x [..., C] times the norm's learned scale plus its bias."""
+    wide = jnp.promote_types(norm.dtype, jnp.float32)
+    inits = {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
+    arrays = (norm.param(name, init, (x.shape[-1],), norm.param_dtype) for name, init in inits.items())
+    scale, bias = (jnp.expand_dims(array.astype(wide), range(x.ndim - 1)) for array in arrays)
+    return x * scale + bias
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
