@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from diffusers_fn.backbones.apart import compiled_apart
 
 _LARGE = 1 << 18  # weights of one head, for all of the batch: a megabyte is more than a core's cache holds
 
@@ -15,10 +19,10 @@ def dot_product_attention(
     """Returns softmax(query key^T / sqrt(D)) value [B, L, heads, D], for a query of that shape.
 
     Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, equation 1. The softmax is
-    taken in float32 (on a CPU, or wider). On a CPU, where the [B, heads, L, M] weights cost more than the products,
-    large ones of several heads are made for one head at a time, and made again in the backward pass, not kept; axes
-    that vmap adds do not count as large. `jax.nn.dot_product_attention` serves the other platforms, and whoever wants
-    its options; the platform is asked when the program is lowered.
+    taken in float32 (on a CPU, or wider). On a CPU the [B, heads, L, M] weights are made again in the backward pass, not
+    kept, and large ones of several heads are made for one head at a time, because there they cost more than the
+    products; axes that vmap adds do not count as large. `jax.nn.dot_product_attention` serves the other platforms, and
+    whoever wants its options; the platform is asked when the program is lowered.
 
     Args:
       query: [B, L, heads, D].
@@ -36,7 +40,8 @@ def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | N
     return jax.nn.dot_product_attention(query, key, value, mask=mask)
 
 
-@jax.jit  # traced and lowered once for each shape
+@compiled_apart
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns attention with the heads as the axis of a loop, or of a batch where all weights together are small."""
     (batch, length, heads, _), dtype = query.shape, query.dtype
@@ -45,7 +50,6 @@ def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.A
     if mask is not None:
         mask = jnp.moveaxis(jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:])), 1, 0)
     if heads > 1 and batch * length * key.shape[2] >= _LARGE:
-        # In the body of a loop no pass of the compiler can join what is computed again with what was computed before.
         y = lax.map(jax.checkpoint(lambda given: _one_head(*given), prevent_cse=False), (query, key, value, mask))
     else:
         y = jax.vmap(_one_head)(query, key, value, mask)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from diffusers_fn.backbones.apart import compiled_apart
 from diffusers_fn.backbones.winograd import TILE, winograd
 
 Zeros = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of each axis
@@ -64,7 +65,7 @@ def _own(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Zeros) -> jax
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@functools.partial(jax.jit, static_argnames=("stride", "padding"))  # traced and lowered once for each shape
+@functools.partial(compiled_apart, static_argnames=("stride", "padding"))
 def _by_products(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Zeros) -> jax.Array:
     """Returns the convolution in the best way by products."""
     wide = jnp.promote_types(x.dtype, jnp.float32)

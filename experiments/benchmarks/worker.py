@@ -6,6 +6,9 @@
 
 run_peak_mb is the largest memory after the first two runs: setting up and compiling may have needed more (peak_mb).
 
+Before the calls that are timed one is not: while the others had their turns, the memory that a step or a sampler takes
+anew went back to the system. So the times are those of steps in a row.
+
 What it prints goes to standard error. Between two lines it sleeps, so that thread pools do not fight. This file needs
 the standard library alone, because it also runs where JAX is not installed.
 """
@@ -115,6 +118,8 @@ def serve(orders: TextIO, answers: TextIO) -> None:
             order = json.loads(line)
             assert work is not None
             if "calls" in order:
+                assert work.run is not None
+                work.run()
                 say({"seconds": timed(work, order["calls"])})
             else:
                 run_peak = peak_mb()
