@@ -19,10 +19,10 @@ def dot_product_attention(
     """Returns softmax(query key^T / sqrt(D)) value [B, L, heads, D], for a query of that shape.
 
     Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, equation 1. The softmax is
-    taken in float32 (on a CPU, or wider). On a CPU the [B, heads, L, M] weights are made again in the backward pass, not
-    kept, and large ones of several heads are made for one head at a time, because there they cost more than the
-    products; axes that vmap adds do not count as large. `jax.nn.dot_product_attention` serves the other platforms, and
-    whoever wants its options; the platform is asked when the program is lowered.
+    taken in float32 (on a CPU, or wider). On a CPU the [B, heads, L, M] weights are made again in the backward pass
+    instead of kept, and large ones of several heads are made for one head at a time, because there they cost more than
+    the products; axes that vmap adds do not count as large. `jax.nn.dot_product_attention` serves the other platforms,
+    and whoever wants its options; the platform is asked when the program is lowered.
 
     Args:
       query: [B, L, heads, D].

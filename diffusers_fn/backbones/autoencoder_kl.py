@@ -189,7 +189,7 @@ class Encoder(nn.Module):
             if level < len(self.channels) - 1:
                 h = conv(width, stride=2, padding=(0, 1), name=f"down_{level}_downsample")(h)
         h = _middle(self, h)
-        return conv(self.features, name="conv_out")(nn.silu(norm(name="norm_out")(h)))
+        return conv(self.features, name="conv_out")(norm(name="norm_out").deferred(h, activation=nn.silu))
 
 
 class Decoder(nn.Module):
@@ -225,7 +225,7 @@ class Decoder(nn.Module):
                     h = attention(name=f"up_{level}_attention_{i}")(h)
             if level > 0:
                 h = conv(width, name=f"up_{level}_upsample")(blocks.nearest(h))
-        return conv(self.features, name="conv_out")(nn.silu(norm(name="norm_out")(h)))
+        return conv(self.features, name="conv_out")(norm(name="norm_out").deferred(h, activation=nn.silu))
 
 
 class PlainResBlock(nn.Module):
@@ -246,11 +246,11 @@ class PlainResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        silu = jax.checkpoint(nn.silu)  # its inside is cheaper to compute again in the backward pass than to keep
-        h = silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_0", **types)(x))
-        h = blocks.Conv3x3(self.features, native=self.native_conv, name="conv_0", **types)(h)
-        h = silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_1", **types)(h))
-        h = blocks.Conv3x3(self.features, native=self.native_conv, name="conv_1", **types)(h)
+        h = x
+        for i in range(2):
+            norm = blocks.GroupNorm(self.norm_groups, self.norm_eps, name=f"norm_{i}", **types)
+            conv = blocks.Conv3x3(self.features, native=self.native_conv, name=f"conv_{i}", **types)
+            h = conv(norm.deferred(h, activation=nn.silu))
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, name="skip", kernel_init=dense_init, dot_general=dot_general, **types)(x)
         return x + h

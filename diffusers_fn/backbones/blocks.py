@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.conv import conv2d
+from diffusers_fn.backbones.deferred import Deferred
 from diffusers_fn.backbones.dense import dot_general
 from diffusers_fn.backbones.embeddings import dense_init
 from diffusers_fn.backbones.norms import GroupNorm
@@ -21,7 +22,7 @@ from diffusers_fn.backbones.norms import GroupNorm
 class Conv3x3(nn.Module):
     """Computes a 3x3 convolution with bias: [B, H, W, C] -> [B, H / stride, W / stride, features].
 
-    native: see `conv.conv2d`.
+    x may be `Deferred`. native: see `conv.conv2d`.
 
     >>> conv = Conv3x3(features=4, stride=2, padding=(0, 1))
     >>> jax.eval_shape(conv.init_with_output, jax.random.key(0), jnp.ones([1, 8, 8, 3]))[0].shape
@@ -37,12 +38,12 @@ class Conv3x3(nn.Module):
     native: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Deferred) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = conv2d(x, kernel, stride=self.stride, padding=self.padding, native=self.native)
-        return x + bias.astype(self.dtype)[None, None, None, :]
+        x = x if isinstance(x, Deferred) else x.astype(self.dtype)
+        fields: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "native": self.native}
+        return conv2d(x, kernel.astype(self.dtype), **fields) + bias.astype(self.dtype)[None, None, None, :]
 
 
 class ResBlock(nn.Module):
@@ -81,22 +82,19 @@ class ResBlock(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm: dict[str, Any] = {"groups": self.norm_groups, "eps": self.norm_eps, **types}
         last_init = nn.initializers.zeros if self.zero_init else dense_init
-        activation = jax.checkpoint(self.activation)  # its inside is cheaper to compute again than to keep
 
-        h = activation(GroupNorm(name="norm_0", **norm)(x))
+        h: Any = GroupNorm(name="norm_0", **norm).deferred(x, activation=self.activation)
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
+            h, x = self.resample(h()), self.resample(x)
         h = self.conv(self.features, name="conv_0", **types)(h)
 
         width = 2 * self.features if self.scale_shift else self.features
-        film = nn.Dense(width, name="emb", kernel_init=dense_init, **types)(activation(emb))
+        film = nn.Dense(width, name="emb", kernel_init=dense_init, **types)(self.activation(emb))
         film = film[:, None, None, :]
-        if self.scale_shift:
-            scale, shift = jnp.split(film, 2, axis=-1)
-            h = GroupNorm(name="norm_1", **norm)(h) * (1 + scale) + shift
-        else:
-            h = GroupNorm(name="norm_1", **norm)(h + film)
-        h = nn.Dropout(self.dropout, deterministic=not train)(activation(h))
+        norm_1 = functools.partial(GroupNorm(name="norm_1", **norm).deferred, activation=self.activation)
+        h = norm_1(h, *jnp.split(film, 2, axis=-1)) if self.scale_shift else norm_1(h + film)
+        if train and self.dropout > 0:
+            h = nn.Dropout(self.dropout, deterministic=False)(h())
         h = self.conv(self.features, name="conv_1", kernel_init=last_init, **types)(h)
 
         if x.shape[-1] != self.features or self.project_skip:

@@ -24,9 +24,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffusers_fn.backbones.apart import compiled_apart
+from diffusers_fn.backbones.deferred import Deferred
 from diffusers_fn.backbones.winograd import TILE, winograd
 
 Zeros = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of each axis
+Fun = Callable[..., jax.Array]  # of images that are yet to be computed
 Padding = tuple[int, int] | Zeros  # of both axes alike, or of each
 
 _FEW_CHANNELS = 12  # too few for Winograd's products, and few enough to shift and add
@@ -34,7 +36,7 @@ _FEW_TILES = 100  # too few to pay for transforming the kernel
 
 
 def conv2d(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding = (1, 1), native: bool = False
+    x: jax.Array | Deferred, kernel: jax.Array, *, stride: int = 1, padding: Padding = (1, 1), native: bool = False
 ) -> jax.Array:
     """Returns the convolution of x [B, H, W, C] with a kernel [h, w, C, D]: [B, H', W', D].
 
@@ -43,7 +45,7 @@ def conv2d(
     all the platforms it is exported for.
 
     Args:
-      x: the images.
+      x: the images, computed or to be computed with the convolution.
       kernel: of x's dtype.
       stride: of both axes.
       padding: zeros (before, after) both axes, or a pair for each.
@@ -53,25 +55,40 @@ def conv2d(
     (1, 4, 4, 5)
     """
     zeros: Any = (padding, padding) if isinstance(padding[0], int) else padding
-    fields: dict[str, Any] = {"stride": stride, "padding": tuple(map(tuple, zeros))}
+    given = x if isinstance(x, Deferred) else Deferred(_same, (x,))
+    fields: dict[str, Any] = {"fun": given.fun, "stride": stride, "padding": tuple(map(tuple, zeros))}
+    return _by_platform(kernel, *given.arrays, native=native, **fields)
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+@functools.partial(jax.jit, static_argnames=("native", "fun", "stride", "padding"))  # traced once for each shape
+def _by_platform(kernel: jax.Array, *arrays: jax.Array, native: bool, **fields: Any) -> jax.Array:
     if native:
-        return _own(x, kernel, **fields)
+        return _own(kernel, *arrays, **fields)
     ways = {"cpu": functools.partial(_by_products, **fields), "default": functools.partial(_own, **fields)}
-    return lax.platform_dependent(x, kernel, **ways)
+    return lax.platform_dependent(kernel, *arrays, **ways)
 
 
-def _own(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Zeros) -> jax.Array:
-    """Returns XLA's convolution."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _own(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
+    """Returns XLA's convolution of fun(*arrays)."""
+    x, axes = fun(*arrays), ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=axes)
 
 
-@functools.partial(compiled_apart, static_argnames=("stride", "padding"))
-def _by_products(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Zeros) -> jax.Array:
-    """Returns the convolution in the best way by products."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    way = _best_way(x.shape, kernel.shape, stride, padding)
-    y = jax.checkpoint(functools.partial(way, padding=padding))(x.astype(wide), kernel.astype(wide))
-    return y.astype(x.dtype)
+@functools.partial(compiled_apart, static_argnames=("fun", "stride", "padding"))
+def _by_products(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
+    """Returns the convolution of fun(*arrays) in the best way by products."""
+
+    def convolved(kernel: jax.Array, *arrays: jax.Array) -> jax.Array:
+        x = fun(*arrays)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        way = _best_way(x.shape, kernel.shape, stride, padding)
+        return way(x.astype(wide), kernel.astype(wide), padding=padding).astype(x.dtype)
+
+    return jax.checkpoint(convolved)(kernel, *arrays)
 
 
 def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: Zeros) -> Callable[..., jax.Array]:

@@ -109,7 +109,7 @@ class DhariwalUNet(nn.Module):
             if level > 0:
                 h = res_block(h, width, f"up_{level}_upsample", blocks.nearest)
 
-        h = nn.silu(blocks.GroupNorm(quarter_groups, self.norm_eps, name="norm_out", **types)(h))
+        h = blocks.GroupNorm(quarter_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
         last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         out_channels = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
         return conv(out_channels, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)

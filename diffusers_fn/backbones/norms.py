@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from diffusers_fn.backbones.deferred import Deferred
 
 
 class GroupNorm(nn.Module):
@@ -28,17 +31,42 @@ class GroupNorm(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.deferred(x)()
+
+    @nn.compact
+    def deferred(
+        self, x: jax.Array, *film: jax.Array, activation: Callable[[jax.Array], jax.Array] | None = None
+    ) -> Deferred:
+        """Returns activation(norm(x)), or with film = (scale, shift) activation(norm(x) (1 + scale) + shift), to come.
+
+        scale and shift are broadcast to x. What the activation holds inside is computed again in the backward pass.
+        """
         groups = self.groups(x.shape[-1]) if callable(self.groups) else self.groups
         if groups < 1 or x.shape[-1] % groups:
             raise ValueError(
                 f"norm_groups must divide the channels of every layer; got norm_groups={groups} "
                 f"and a layer of {x.shape[-1]} channels"
             )
+        return Deferred(_GroupNorm(groups, self.eps, self.dtype, activation), (x, *_affine_params(self, x), *film))
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupNorm:
+    """The function behind `GroupNorm`."""
+
+    groups: int
+    eps: float
+    dtype: Any
+    activation: Callable[[jax.Array], jax.Array] | None
+
+    def __call__(self, x: jax.Array, scale: jax.Array, bias: jax.Array, *film: jax.Array) -> jax.Array:
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        x = normalise(functools.partial(_group_means, groups), self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
-        return _affine(self, x).astype(self.dtype)
+        means = functools.partial(_group_means, self.groups)
+        x = normalise(means, self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
+        y = (x * scale.astype(wide) + bias.astype(wide)).astype(self.dtype)
+        y = y * (1 + film[0]) + film[1] if film else y
+        return y if self.activation is None else jax.checkpoint(self.activation)(y)
 
 
 class LayerNorm(nn.Module):
@@ -60,16 +88,17 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = jnp.promote_types(self.dtype, jnp.float32)
         x = normalise(_feature_means, self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
-        return (_affine(self, x) if self.affine else x).astype(self.dtype)
+        if self.affine:
+            scale, bias = _affine_params(self, x)
+            x = x * scale.astype(wide) + bias.astype(wide)
+        return x.astype(self.dtype)
 
 
-def _affine(norm: GroupNorm | LayerNorm, x: jax.Array) -> jax.Array:
-    """Returns x [..., C] times the norm's learned scale plus its bias."""
-    wide = jnp.promote_types(norm.dtype, jnp.float32)
+def _affine_params(norm: GroupNorm | LayerNorm, x: jax.Array) -> list[jax.Array]:
+    """Returns a norm's learned scale and bias, of as many axes as x [..., C]."""
     inits = {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
     arrays = (norm.param(name, init, (x.shape[-1],), norm.param_dtype) for name, init in inits.items())
-    scale, bias = (jnp.expand_dims(array.astype(wide), range(x.ndim - 1)) for array in arrays)
-    return x * scale + bias
+    return [jnp.expand_dims(array, range(x.ndim - 1)) for array in arrays]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -167,9 +167,8 @@ class SongUNet(nn.Module):
             if attends[level]:
                 h = attention(h, f"up_{level}_attention")
             if level == 0 or self.output_pyramid:
-                image = nn.silu(
-                    blocks.GroupNorm(quarter_groups, self.norm_eps, name=f"up_{level}_norm_out", **types)(h)
-                )
+                norm = blocks.GroupNorm(quarter_groups, self.norm_eps, name=f"up_{level}_norm_out", **types)
+                image = norm.deferred(h, activation=nn.silu)
                 image = conv(out_channels, kernel_init=last_init, name=f"up_{level}_conv_out")(image)
                 out = image if level == len(widths) - 1 or not self.output_pyramid else up(out) + image
             if level > 0:

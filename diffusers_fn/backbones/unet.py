@@ -142,7 +142,7 @@ class UNet(nn.Module):
         attention_up = functools.partial(attention, num_heads=heads_up)
         h = walks.walk_up(h, saved, widths, attends, self.num_res_blocks, res_block, attention_up, double)
 
-        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(h))
+        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
         last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         features = x.shape[-1] if self.out_channels is None else self.out_channels
         features = 2 * features if self.learned_variance else features

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import blocks, embeddings, walks
 from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.conv import conv2d
+from diffusers_fn.backbones.deferred import Deferred
 
 
 class UNet1D(nn.Module):
@@ -99,7 +100,7 @@ class UNet1D(nn.Module):
         h = res_block(attention(h, "mid_attention"), widths[-1], "mid_block_1")
         h = walks.walk_up(h, saved, widths, attends, self.num_res_blocks, res_block, attention, double)
 
-        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(h))
+        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
         last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         features = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
         return conv(features, kernel_init=last_init, name="conv_out")(h)[:, :, 0].astype(out_dtype)
@@ -152,9 +153,10 @@ class Conv3(nn.Module):
     native: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Deferred) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)[:, None]
+        x = x if isinstance(x, Deferred) else x.astype(self.dtype)
+        kernel = kernel.astype(self.dtype)[:, None]
         out = conv2d(x, kernel, stride=self.stride, padding=(self.padding, (0, 0)), native=self.native)
         return out + bias.astype(self.dtype)[None, None, None, :]

@@ -141,7 +141,7 @@ class UNet2D(nn.Module):
             h = res_block(h, self.widths[-1], "mid_block_1", **scale)
         h = walks.walk_up(h, saved, *up, double)
 
-        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(h))
+        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
         last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         features = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
         out = conv(features, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)

@@ -205,7 +205,7 @@ class UNet2DCondition(nn.Module):
                 height, breadth = saved[-1].shape[1:3]
                 h = conv(width, name=f"up_{level}_upsample")(blocks.nearest(h)[:, :height, :breadth])
 
-        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(h))
+        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
         last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         return conv(self.out_channels, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)
 

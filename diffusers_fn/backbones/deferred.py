@@ -1,0 +1,37 @@
+"""Images that are computed where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+
+class Deferred(NamedTuple):
+    """Images fun(*arrays) [B, H, W, C], not computed yet.
+
+    A convolution computes them with its own products and, on a CPU, again in the backward pass: only the arrays are
+    kept for it. Call it for the images.
+
+    Attributes:
+      fun: hashable, equal to what computes the same, so that layers of one shape are traced once.
+      arrays: the first has the shape of the images.
+
+    >>> import jax.numpy as jnp
+    >>> later = Deferred(jnp.add, (jnp.ones([1, 2, 2, 3]), jnp.ones([3])))
+    >>> later.shape, later().sum().item()
+    ((1, 2, 2, 3), 24.0)
+    """
+
+    fun: Callable[..., jax.Array]
+    arrays: tuple[jax.Array, ...]
+
+    def __call__(self) -> jax.Array:
+        """Returns the images."""
+        return self.fun(*self.arrays)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the images."""
+        return self.arrays[0].shape
