@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import platform
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,9 @@ def compile_now(what: str, function: Any, *args: Any) -> Any:
     print(f"compiling {what} ...", end=" ", flush=True)
     hits, start = _cache_hits(), time.monotonic()
     before = len(hits)
-    compiled = function.lower(*args).compile()
+    with _without_collecting():
+        lowered = function.lower(*args)
+    compiled = lowered.compile()
     return_memory()
     print(f"{time.monotonic() - start:.1f} s{', from the cache' if len(hits) > before else ''}", flush=True)
     return compiled
@@ -119,6 +123,18 @@ def return_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Keeps Python from looking for unreachable cycles: tracing makes millions of objects, and all of them live."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @functools.cache

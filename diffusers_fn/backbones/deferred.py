@@ -19,7 +19,7 @@ class Deferred(NamedTuple):
       arrays: the first has the shape of the images.
 
     >>> import jax.numpy as jnp
-    >>> later = Deferred(jnp.add, (jnp.ones([1, 2, 2, 3]), jnp.ones([3])))
+    >>> later = Deferred(jnp.add, (jnp.ones([1, 2, 2, 3]), jnp.ones([1, 1, 1, 3])))
     >>> later.shape, later().sum().item()
     ((1, 2, 2, 3), 24.0)
     """

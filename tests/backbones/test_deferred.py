@@ -1,0 +1,90 @@
+"""Norms that wait for their convolution: the same numbers, and less kept for the backward pass."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusers_fn.backbones.apart import compiled_apart
+from diffusers_fn.backbones.blocks import Conv3x3, ResBlock
+from diffusers_fn.backbones.norms import GroupNorm
+
+
+class Layer(nn.Module):
+    """conv(silu(film(norm(x)))), with the norm in the convolution or before it."""
+
+    waits: bool
+    features: int
+    native: bool = False
+
+    @nn.compact
+    def __call__(self, x, *film):
+        norm = GroupNorm(4, name="norm")
+        conv = Conv3x3(self.features, native=self.native, name="conv")
+        if self.waits:
+            return conv(norm.deferred(x, *film, activation=nn.silu))
+        h = norm(x)
+        return conv(nn.silu(h * (1 + film[0]) + film[1] if film else h))
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("films", [0, 2])
+@pytest.mark.parametrize(("side", "features"), [(16, 16), (4, 16), (8, 3)])  # each way of `conv`
+def test_waiting_changes_no_number_and_no_derivative(side, features, films, native):
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = 1 + jax.random.normal(keys[0], [4, side, side, 16])
+    film = [jax.random.normal(key, [4, 1, 1, 16]) for key in keys[1 : 1 + films]]
+    waiting, plain = (Layer(waits, features, native) for waits in (True, False))
+    params = plain.init(keys[3], x, *film)
+    jax.tree.map(np.testing.assert_array_equal, waiting.init(keys[3], x, *film), params)
+    weights = jax.random.normal(keys[4], [4, side, side, features])
+
+    def all_of(layer):
+        loss = lambda *args: jnp.vdot(layer.apply(*args), weights)  # noqa: E731
+        along = lambda *args: jax.jvp(loss, args, args)[1]  # noqa: E731
+        return jax.jit(lambda *args: (layer.apply(*args), jax.grad(loss, tuple(range(len(args))))(*args), along(*args)))
+
+    for got, wanted in zip(*(jax.tree.leaves(all_of(layer)(params, x, *film)) for layer in (waiting, plain))):
+        np.testing.assert_allclose(got, wanted, atol=2e-5 * float(jnp.abs(wanted).max()))
+
+
+def test_an_unknown_number_of_groups_is_said():
+    with pytest.raises(ValueError, match="norm_groups must divide the channels of every layer; got norm_groups=4"):
+        jax.eval_shape(Layer(True, 8).init, jax.random.key(0), jnp.ones([1, 4, 4, 6]))
+
+
+def test_a_chain_of_blocks_keeps_two_arrays_of_a_block_on_a_cpu():
+    block, x, emb = ResBlock(32, norm_groups=8), jnp.ones([4, 16, 16, 32]), jnp.ones([1, 8])
+    params = block.init(jax.random.key(0), x, emb)
+
+    def temporary_bytes(blocks):
+        run = lambda x: functools.reduce(lambda h, _: block.apply(params, h, emb), range(blocks), x)  # noqa: E731
+        program = jax.jit(jax.grad(lambda x: run(x).sum())).lower(x).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    of_a_block = (temporary_bytes(8) - temporary_bytes(4)) / 4
+    assert of_a_block < 2.5 * x.nbytes + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def test_what_is_computed_again_is_not_kept_behind_a_border():
+    def temporary_bytes(border):
+        layer = border(jax.checkpoint(lambda x, w: jnp.tanh(jnp.sin(x @ w) @ w.T), prevent_cse=True))
+        chain = lambda x, w: functools.reduce(lambda h, _: layer(h, w), range(6), x).sum()  # noqa: E731
+        program = jax.jit(jax.grad(chain)).lower(jnp.ones([64, 64]), jnp.ones([64, 1024])).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(compiled_apart) < 0.6 * temporary_bytes(lambda layer: layer)
+
+
+def test_a_border_is_passed_by_every_transformation():
+    apart = compiled_apart(lambda x, power: x**power, static_argnames=("power",))
+    x = jnp.arange(1.0, 4.0)
+    plain = lambda x: x**3  # noqa: E731
+    run = lambda x: apart(x, power=3)  # noqa: E731
+    for transform in (jax.jit, jax.vmap, lambda f: jax.vmap(jax.grad(f)), lambda f: jax.jacfwd(f), jax.hessian):
+        np.testing.assert_array_equal(transform(run)(x), transform(plain)(x))
+    _, ys = jax.lax.scan(lambda c, x: (c, run(x)), 0, x)
+    np.testing.assert_array_equal(ys, plain(x))
