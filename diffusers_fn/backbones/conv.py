@@ -9,8 +9,8 @@ three ways:
 - `patches_first`: all else, the patches side by side (im2col), then one product.
 
 They are plain array operations, chosen so that what automatic differentiation makes of them is as fast, in both modes
-and to any order, under vmap and inside loops. What they make of x is computed again in the backward pass, not kept;
-so is x itself where it is `Deferred`.
+and to any order, under vmap and inside loops. What they make of x and of the kernel is computed again in the backward
+pass, not kept; so is x itself where it is `Deferred`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from diffusers_fn.backbones.apart import compiled_apart
 from diffusers_fn.backbones.deferred import Deferred
-from diffusers_fn.backbones.winograd import TILE, by_tiles, transform, winograd
+from diffusers_fn.backbones.winograd import TILE, winograd
 
 Zeros = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of each axis
 Fun = Callable[..., jax.Array]  # of images that are yet to be computed
@@ -68,14 +67,11 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("native", "fun", "stride", "padding"))  # traced once for each shape
-def _by_platform(
-    kernel: jax.Array, *arrays: jax.Array, native: bool, fun: Fun, stride: int, padding: Zeros
-) -> jax.Array:
-    own = functools.partial(_own, fun=fun, stride=stride, padding=padding)
+def _by_platform(kernel: jax.Array, *arrays: jax.Array, native: bool, **fields: Any) -> jax.Array:
+    own = functools.partial(_own, **fields)
     if native:
         return own(kernel, *arrays)
-    products = functools.partial(_by_products, fun, stride, padding)
-    return lax.platform_dependent(kernel, *arrays, cpu=products, default=own)
+    return lax.platform_dependent(kernel, *arrays, cpu=functools.partial(_by_products, **fields), default=own)
 
 
 def _own(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
@@ -84,49 +80,17 @@ def _own(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: 
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=axes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _by_products(fun: Fun, stride: int, padding: Zeros, kernel: jax.Array, *arrays: jax.Array) -> jax.Array:
-    """Returns the convolution of fun(*arrays) in the best way by products.
-
-    Where nothing is differentiated, Winograd's transformation of the kernel stays outside of what is compiled apart: a
-    loop that evaluates a network does it once, before it starts.
-    """
-    if _best_way(arrays[0].shape, kernel.shape, stride, padding) is winograd:
-        return _with_transformed(transform(_widened(kernel)), *arrays, fun=fun, padding=padding)
-    return _compute_again(kernel, *arrays, fun=fun, stride=stride, padding=padding)
-
-
-@functools.partial(_by_products.defjvp, symbolic_zeros=True)
-def _by_products_jvp(fun: Fun, stride: int, padding: Zeros, primals: Any, tangents: Any) -> Any:
-    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
-
-    def convolved(*moved: jax.Array) -> jax.Array:
-        given = dict(enumerate(primals)) | dict(zip(moving, moved))
-        return _compute_again(*given.values(), fun=fun, stride=stride, padding=padding)
-
-    return jax.jvp(convolved, [primals[i] for i in moving], [tangents[i] for i in moving])
-
-
-@functools.partial(compiled_apart, static_argnames=("fun", "padding"))
-def _with_transformed(transformed: list[jax.Array], *arrays: jax.Array, fun: Fun, padding: Zeros) -> jax.Array:
-    x = fun(*arrays)
-    return by_tiles(_widened(x), transformed, padding=padding).astype(x.dtype)
-
-
 @functools.partial(compiled_apart, static_argnames=("fun", "stride", "padding"))
-def _compute_again(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
-    """Returns the convolution; all but its arguments is computed again in the backward pass."""
+def _by_products(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
+    """Returns the convolution of fun(*arrays) in the best way by products."""
 
     def convolved(kernel: jax.Array, *arrays: jax.Array) -> jax.Array:
         x = fun(*arrays)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
         way = _best_way(x.shape, kernel.shape, stride, padding)
-        return way(_widened(x), _widened(kernel), padding=padding).astype(x.dtype)
+        return way(x.astype(wide), kernel.astype(wide), padding=padding).astype(x.dtype)
 
-    return jax.checkpoint(convolved, prevent_cse=False)(kernel, *arrays)
-
-
-def _widened(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.checkpoint(convolved)(kernel, *arrays)
 
 
 def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: Zeros) -> Callable[..., jax.Array]:

@@ -57,21 +57,10 @@ def winograd(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, in
     >>> winograd(x, kernel, padding=((1, 1), (1, 1)))[0, :3, :3, 0].round(4).tolist()
     [[8.0, 12.0, 12.0], [12.0, 18.0, 18.0], [12.0, 18.0, 18.0]]
     """
-    return by_tiles(x, transform(kernel), padding=padding)
-
-
-def by_tiles(x: jax.Array, transformed: Sequence[jax.Array], *, padding: Sequence[tuple[int, int]]) -> jax.Array:
-    """Returns `winograd` of x and a kernel that `transform` transformed.
-
-    >>> x, kernel = jnp.ones([1, 5, 5, 2]), jnp.ones([3, 3, 2, 1])
-    >>> by_tiles(x, transform(kernel), padding=((1, 1), (1, 1))).shape
-    (1, 5, 5, 1)
-    """
-    features = transformed[0].shape[-1]
     batch, height, width, channels = x.shape
     out_height, out_width = (side + sum(zeros) - 2 for side, zeros in zip((height, width), padding))
     tall, wide = -(-out_height // TILE[0]), -(-out_width // TILE[1])
-    most = max(_CHUNK // (channels + features), _ROWS)  # tiles in a chunk
+    most = max(_CHUNK // (channels + kernel.shape[-1]), _ROWS)  # tiles in a chunk
     images, band = _even_parts(batch, most // (tall * wide)), _even_parts(tall, most // wide)
     tall = -(-tall // band) * band
     (above, _), (left, _) = padding
@@ -82,31 +71,28 @@ def by_tiles(x: jax.Array, transformed: Sequence[jax.Array], *, padding: Sequenc
         chunks = _bands(jnp.pad(x, ((0, 0), rows, (0, 0), (0, 0))), band)
         rows = (0, 0)
 
-    def of_chunk(images: jax.Array, transformed: Sequence[jax.Array]) -> jax.Array:
+    def of_chunk(images: jax.Array, transformed: list[jax.Array]) -> jax.Array:
         return _of_tiles(jnp.pad(images, ((0, 0), rows, columns, (0, 0))), transformed)
 
+    transformed = _of_kernel(kernel)
     if len(chunks) == images:
         y = of_chunk(chunks, transformed)
     else:
         one = jax.checkpoint(of_chunk, prevent_cse=False)
         chunks = chunks.reshape(-1, images, *chunks.shape[1:])
         _, y = lax.scan(lambda _, chunk: (None, one(chunk, transformed)), None, chunks)
-    y = y.reshape(-1, TILE[0] * tall, TILE[1] * wide, features)
+    y = y.reshape(-1, TILE[0] * tall, TILE[1] * wide, kernel.shape[-1])
     return y[:batch, :out_height, :out_width]
 
 
-def transform(kernel: jax.Array) -> list[jax.Array]:
-    """Returns G g G^T of a kernel [3, 3, C, D]: for each of 6 rows, the 4 columns [4, C, D].
-
-    >>> [row.shape for row in transform(jnp.ones([3, 3, 2, 1]))][:2]
-    [(4, 2, 1), (4, 2, 1)]
-    """
+def _of_kernel(kernel: jax.Array) -> list[jax.Array]:
+    """Returns G g G^T of a kernel [3, 3, C, D]: for each of 6 rows, the 4 columns [4, C, D]."""
     both = np.kron(_ROW_FILTER[1], _COLUMN_FILTER[1])  # [24, 9]
     products = jnp.asarray(both, kernel.dtype) @ kernel.reshape(9, -1)
     return _unstack(products.reshape(6, 4, *kernel.shape[2:]), 0)
 
 
-def _of_tiles(x: jax.Array, kernel: Sequence[jax.Array]) -> jax.Array:
+def _of_tiles(x: jax.Array, kernel: list[jax.Array]) -> jax.Array:
     """Returns the convolution of padded images [N, 4 h + 4, 2 w + 2, C] with a transformed kernel: [N, 4 h, 2 w, D]."""
     shape = (len(x), x.shape[1] // TILE[0] - 1, x.shape[2] // TILE[1] - 1)
     rows = _combined(_ROW_FILTER[2], _overlapping(x, 1, TILE[0]))

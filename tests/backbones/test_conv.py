@@ -7,7 +7,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import diffusers_fn as dfn
 from diffusers_fn.backbones import winograd
@@ -146,17 +145,6 @@ def test_the_config_field_changes_no_more_than_rounding():
     a, b = jax.jit(ours.apply)(params, x, t), jax.jit(native.apply)(params, x, t)
     np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
     assert not np.array_equal(a, b)
-
-
-def test_a_loop_transforms_its_kernel_once_before_it_starts():
-    x, kernel, _ = make("winograd")
-    kernel = jnp.asarray(kernel[..., :16], jnp.float32)
-    loop = lambda x, kernel: lax.scan(lambda x, _: (conv2d(x, kernel), None), x, length=5)[0]  # noqa: E731
-    bodies, entry = jax.jit(loop).lower(jnp.float32(x), kernel).compile().as_text().split("ENTRY")
-    assert " while(" in entry
-    transformed = "f32[24,256]"
-    assert transformed in entry
-    assert not any(transformed in line and "fusion(" in line for line in bodies.splitlines())
 
 
 def test_what_does_not_move_costs_no_products():
