@@ -67,11 +67,12 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("native", "fun", "stride", "padding"))  # traced once for each shape
-def _by_platform(kernel: jax.Array, *arrays: jax.Array, native: bool, **fields: Any) -> jax.Array:
-    own = functools.partial(_own, **fields)
-    if native:
-        return own(kernel, *arrays)
-    return lax.platform_dependent(kernel, *arrays, cpu=functools.partial(_by_products, **fields), default=own)
+def _by_platform(
+    kernel: jax.Array, *arrays: jax.Array, native: bool, fun: Fun, stride: int, padding: Zeros
+) -> jax.Array:
+    fields: dict[str, Any] = {"fun": fun, "stride": stride, "padding": padding}
+    own, products = (functools.partial(way, **fields) for way in (_own, _by_products))
+    return own(kernel, *arrays) if native else lax.platform_dependent(kernel, *arrays, cpu=products, default=own)
 
 
 def _own(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
