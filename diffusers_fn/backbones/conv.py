@@ -71,7 +71,8 @@ def _by_platform(
     kernel: jax.Array, *arrays: jax.Array, native: bool, fun: Fun, stride: int, padding: Zeros
 ) -> jax.Array:
     fields: dict[str, Any] = {"fun": fun, "stride": stride, "padding": padding}
-    own, products = (functools.partial(way, **fields) for way in (_own, _by_products))
+    own: Callable[..., jax.Array] = functools.partial(_own, **fields)
+    products = functools.partial(_by_products, **fields)
     return own(kernel, *arrays) if native else lax.platform_dependent(kernel, *arrays, cpu=products, default=own)
 
 
