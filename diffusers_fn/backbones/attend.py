@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -41,7 +39,6 @@ def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | N
 
 
 @compiled_apart
-@functools.partial(jax.checkpoint, prevent_cse=False)
 def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns attention with the heads as the axis of a loop, or of a batch where all weights together are small."""
     (batch, length, heads, _), dtype = query.shape, query.dtype

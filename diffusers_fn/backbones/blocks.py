@@ -41,9 +41,9 @@ class Conv3x3(nn.Module):
     def __call__(self, x: jax.Array | Deferred) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x = x if isinstance(x, Deferred) else x.astype(self.dtype)
-        fields: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "native": self.native}
-        return conv2d(x, kernel.astype(self.dtype), **fields) + bias.astype(self.dtype)[None, None, None, :]
+        kernel = kernel.astype(self.dtype)
+        out = conv2d(x, kernel, stride=self.stride, padding=self.padding, native=self.native)
+        return out + bias.astype(self.dtype)[None, None, None, :]
 
 
 class ResBlock(nn.Module):

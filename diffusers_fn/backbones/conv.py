@@ -47,7 +47,7 @@ def conv2d(
 
     Args:
       x: the images, computed or to be computed with the convolution.
-      kernel: of x's dtype.
+      kernel: its dtype is that of the result; x is cast to it.
       stride: of both axes.
       padding: zeros (before, after) both axes, or a pair for each.
       native: XLA's convolution everywhere.
@@ -56,7 +56,7 @@ def conv2d(
     (1, 4, 4, 5)
     """
     zeros: Any = (padding, padding) if isinstance(padding[0], int) else padding
-    given = x if isinstance(x, Deferred) else Deferred(_same, (x,))
+    given = x if isinstance(x, Deferred) else Deferred(_same, (x.astype(kernel.dtype),))
     return _by_platform(
         kernel, *given.arrays, native=native, fun=given.fun, stride=stride, padding=tuple(map(tuple, zeros))
     )
@@ -85,14 +85,10 @@ def _own(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: 
 @functools.partial(compiled_apart, static_argnames=("fun", "stride", "padding"))
 def _by_products(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
     """Returns the convolution of fun(*arrays) in the best way by products."""
-
-    def convolved(kernel: jax.Array, *arrays: jax.Array) -> jax.Array:
-        x = fun(*arrays)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        way = _best_way(x.shape, kernel.shape, stride, padding)
-        return way(x.astype(wide), kernel.astype(wide), padding=padding).astype(x.dtype)
-
-    return jax.checkpoint(convolved)(kernel, *arrays)
+    x = fun(*arrays)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    way = _best_way(x.shape, kernel.shape, stride, padding)
+    return way(x.astype(wide), kernel.astype(wide), padding=padding).astype(x.dtype)
 
 
 def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: Zeros) -> Callable[..., jax.Array]:

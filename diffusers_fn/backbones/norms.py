@@ -61,10 +61,7 @@ class _GroupNorm:
     activation: Callable[[jax.Array], jax.Array] | None
 
     def __call__(self, x: jax.Array, scale: jax.Array, bias: jax.Array, *film: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        means = functools.partial(_group_means, self.groups)
-        x = normalise(means, self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
-        y = (x * scale.astype(wide) + bias.astype(wide)).astype(self.dtype)
+        y = _normed(functools.partial(_group_means, self.groups), self.eps, self.dtype, x, scale, bias)
         y = y * (1 + film[0]) + film[1] if film else y
         return y if self.activation is None else jax.checkpoint(self.activation)(y)
 
@@ -86,12 +83,17 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        x = normalise(_feature_means, self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
-        if self.affine:
-            scale, bias = _affine_params(self, x)
-            x = x * scale.astype(wide) + bias.astype(wide)
-        return x.astype(self.dtype)
+        return _normed(_feature_means, self.eps, self.dtype, x, *(_affine_params(self, x) if self.affine else ()))
+
+
+def _normed(means: Callable[..., jax.Array], eps: float, dtype: Any, x: jax.Array, *affine: jax.Array) -> jax.Array:
+    """Returns x normalised, with affine = (scale, bias) times a scale plus a bias, as dtype."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    y = normalise(means, eps, x.astype(jnp.promote_types(x.dtype, wide)))
+    if affine:
+        scale, bias = (array.astype(wide) for array in affine)
+        y = y * scale + bias
+    return y.astype(dtype)
 
 
 def _affine_params(norm: GroupNorm | LayerNorm, x: jax.Array) -> list[jax.Array]:

@@ -156,7 +156,6 @@ class Conv3(nn.Module):
     def __call__(self, x: jax.Array | Deferred) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x = x if isinstance(x, Deferred) else x.astype(self.dtype)
         kernel = kernel.astype(self.dtype)[:, None]
         out = conv2d(x, kernel, stride=self.stride, padding=(self.padding, (0, 0)), native=self.native)
         return out + bias.astype(self.dtype)[None, None, None, :]
