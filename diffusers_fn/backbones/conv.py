@@ -107,10 +107,11 @@ def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding:
 def patches_first(x: jax.Array, kernel: jax.Array, *, padding: Zeros, stride: int = 1) -> jax.Array:
     """Returns the convolution as one product of the patches [B, H', W', h w C] with the kernel [h w C, D]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = (side - extent + 1 for side, extent in zip(x.shape[1:3], kernel.shape))
-    offsets = itertools.product(range(kernel.shape[0]), range(kernel.shape[1]))
-    patches = [x[:, i : i + rows : stride, j : j + columns : stride] for i, j in offsets]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    (height, width), (rows, columns) = kernel.shape[:2], (s - k + 1 for s, k in zip(x.shape[1:3], kernel.shape))
+    part = lambda i, j: x[:, i : i + rows : stride, j : j + columns : stride]  # noqa: E731
+    # One stack of all parts would be a program for each of them.
+    patches = jnp.stack([jnp.stack([part(i, j) for j in range(width)], 3) for i in range(height)], 3)
+    return patches.reshape(*patches.shape[:3], -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def product_first(x: jax.Array, kernel: jax.Array, *, padding: Zeros) -> jax.Array:

@@ -71,7 +71,7 @@ def winograd(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, in
         chunks = _bands(jnp.pad(x, ((0, 0), rows, (0, 0), (0, 0))), band)
         rows = (0, 0)
 
-    def of_chunk(images: jax.Array, transformed: list[jax.Array]) -> jax.Array:
+    def of_chunk(images: jax.Array, transformed: jax.Array) -> jax.Array:
         return _of_tiles(jnp.pad(images, ((0, 0), rows, columns, (0, 0))), transformed)
 
     transformed = _of_kernel(kernel)
@@ -85,22 +85,28 @@ def winograd(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, in
     return y[:batch, :out_height, :out_width]
 
 
-def _of_kernel(kernel: jax.Array) -> list[jax.Array]:
-    """Returns G g G^T of a kernel [3, 3, C, D]: for each of 6 rows, the 4 columns [4, C, D]."""
-    both = np.kron(_ROW_FILTER[1], _COLUMN_FILTER[1])  # [24, 9]
-    products = jnp.asarray(both, kernel.dtype) @ kernel.reshape(9, -1)
-    return _unstack(products.reshape(6, 4, *kernel.shape[2:]), 0)
+def _of_kernel(kernel: jax.Array) -> jax.Array:
+    """Returns G g G^T of a kernel [3, 3, C, D]: [4 * 6, C, D], columns first as in `_of_tiles`."""
+    both = np.einsum("ra,cb->crab", _ROW_FILTER[1], _COLUMN_FILTER[1]).reshape(24, 9)
+    return (jnp.asarray(both, kernel.dtype) @ kernel.reshape(9, -1)).reshape(24, *kernel.shape[2:])
 
 
-def _of_tiles(x: jax.Array, kernel: list[jax.Array]) -> jax.Array:
-    """Returns the convolution of padded images [N, 4 h + 4, 2 w + 2, C] with a transformed kernel: [N, 4 h, 2 w, D]."""
-    shape = (len(x), x.shape[1] // TILE[0] - 1, x.shape[2] // TILE[1] - 1)
-    rows = _combined(_ROW_FILTER[2], _overlapping(x, 1, TILE[0]))
-    tiles = [jnp.stack(_combined(_COLUMN_FILTER[2], _overlapping(row, 2, TILE[1]))) for row in rows]
-    products = [jnp.einsum("jtc,jcd->jtd", v.reshape(len(v), -1, v.shape[-1]), u) for v, u in zip(tiles, kernel)]
-    columns = [jnp.stack(_combined(_COLUMN_FILTER[0], _unstack(product, 0)), axis=1) for product in products]
-    y = jnp.stack(_combined(_ROW_FILTER[0], [column.reshape(*shape, TILE[1], -1) for column in columns]), axis=2)
-    return y.reshape(len(x), x.shape[1] - TILE[0], x.shape[2] - TILE[1], -1)
+def _of_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns the convolution of padded images [N, 4 h + 4, 2 w + 2, C] with a transformed kernel: [N, 4 h, 2 w, D].
+
+    Axes that an operation treats alike are one: short loops cost the compiler most of its time.
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width * channels)
+    rows = jnp.stack(_combined(_ROW_FILTER[2], _overlapping(x, TILE[0])))  # [6, N, h, (2 w + 2) C]
+    rows = rows.reshape(-1, width, channels)
+    tiles = jnp.stack(_combined(_COLUMN_FILTER[2], _overlapping(rows, TILE[1])))  # [4, 6 N h, w, C]
+    products = jnp.einsum("jtc,jcd->jtd", tiles.reshape(24, -1, channels), kernel)
+    products = products.reshape(4, -1, kernel.shape[-1])
+    columns = jnp.stack(_combined(_COLUMN_FILTER[0], _unstack(products, 0)), axis=1)  # [6 N h w, 2, D]
+    columns = columns.reshape(6, batch * (height // TILE[0] - 1), -1)
+    y = jnp.stack(_combined(_ROW_FILTER[0], _unstack(columns, 0)), axis=1)  # [N h, 4, 2 w D]
+    return y.reshape(batch, height - TILE[0], width - TILE[1], -1)
 
 
 def _combined(matrix: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -110,12 +116,10 @@ def _combined(matrix: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array
     return [functools.reduce(jnp.add, terms(row)) for row in matrix]
 
 
-def _overlapping(x: jax.Array, axis: int, tile: int) -> list[jax.Array]:
-    """Returns value 0, 1, .. tile + 1 of every tile along an axis: tile + 2 arrays; neighbours share two values."""
-    shape = (*x.shape[:axis], -1, tile, *x.shape[axis + 1 :])
-    values = _unstack(x.reshape(shape), axis + 1)
-    first = [lax.slice_in_dim(value, 0, -1, axis=axis) for value in values]
-    return first + [lax.slice_in_dim(value, 1, None, axis=axis) for value in values[:2]]
+def _overlapping(x: jax.Array, tile: int) -> list[jax.Array]:
+    """Returns value 0, 1, .. tile + 1 of every tile along axis 1: tile + 2 arrays; neighbours share two values."""
+    values = _unstack(x.reshape(len(x), -1, tile, x.shape[-1]), 2)
+    return [value[:, :-1] for value in values] + [value[:, 1:] for value in values[:2]]
 
 
 def _unstack(x: jax.Array, axis: int) -> list[jax.Array]:

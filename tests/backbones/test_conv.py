@@ -157,4 +157,4 @@ def test_what_does_not_move_costs_no_products():
     both = products(conv2d, x, kernel)
     of_x = products(lambda x: conv2d(x, kernel), x)
     of_kernel = products(lambda kernel: conv2d(x, kernel), kernel)
-    assert max(of_x, of_kernel) <= both - 6
+    assert max(of_x, of_kernel) < both

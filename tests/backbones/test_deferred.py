@@ -70,13 +70,12 @@ def test_a_chain_of_blocks_keeps_two_arrays_of_a_block_on_a_cpu():
 
 
 def test_what_is_computed_again_is_not_kept_behind_a_border():
-    def temporary_bytes(border):
-        layer = border(jax.checkpoint(lambda x, w: jnp.tanh(jnp.sin(x @ w) @ w.T), prevent_cse=True))
-        chain = lambda x, w: functools.reduce(lambda h, _: layer(h, w), range(6), x).sum()  # noqa: E731
-        program = jax.jit(jax.grad(chain)).lower(jnp.ones([64, 64]), jnp.ones([64, 1024])).compile()
-        return program.memory_analysis().temp_size_in_bytes
-
-    assert temporary_bytes(compiled_apart) < 0.6 * temporary_bytes(lambda layer: layer)
+    x, w = jnp.ones([64, 64]), jnp.ones([64, 1024])
+    layer = compiled_apart(lambda x, w: jnp.tanh(jnp.sin(x @ w) @ w.T))
+    chain = lambda x, w: functools.reduce(lambda h, _: layer(h, w), range(6), x).sum()  # noqa: E731
+    program = jax.jit(jax.grad(chain)).lower(x, w).compile()
+    hidden = 6 * (x @ w).nbytes  # JAX 0.10 keeps it without the border
+    assert program.memory_analysis().temp_size_in_bytes < 0.5 * hidden
 
 
 def test_a_border_is_passed_by_every_transformation():
