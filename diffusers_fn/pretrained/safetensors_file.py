@@ -20,7 +20,7 @@ import numpy as np
 
 MAX_HEADER = 100_000_000  # bytes, as in the reference: the header of a 100-billion-parameter network has a few million
 MAX_AXES = 64  # as in NumPy
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
