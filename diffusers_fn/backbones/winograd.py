@@ -94,7 +94,7 @@ def _of_kernel(kernel: jax.Array) -> jax.Array:
 def _of_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the convolution of padded images [N, 4 h + 4, 2 w + 2, C] with a transformed kernel: [N, 4 h, 2 w, D].
 
-    Axes that an operation treats alike are one: short loops cost the compiler most of its time.
+    Axes that an operation treats alike are one: the compiler takes several times as long for many short loops.
     """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width * channels)

@@ -39,7 +39,7 @@ def between(frm: Level, to: Level, fraction: Any, process: Process | None = None
         return at_log_snr(process, middle)
 
     constant = frm.alpha == to.alpha
-    circle = _is_on_circle(frm) & _is_on_circle(to) & (frm.alpha != to.alpha)
+    circle = _is_on_circle(frm) & _is_on_circle(to) & xp.logical_not(constant)
     # Where the ray alpha = ratio sigma meets the chord.
     ratio = xp.exp(middle / 2)
     cross = frm.sigma * to.alpha - frm.alpha * to.sigma
