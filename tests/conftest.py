@@ -1,8 +1,12 @@
-"""Shared test set-up: eight emulated devices, strict rank promotion, double precision, replayed noise."""
+"""Shared test set-up: eight devices, quick compilation, strict rank promotion, float64, recorded noise."""
 
+import contextlib
 import os
+from importlib.metadata import version
 
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+if version("jax").startswith("0.10."):  # its emitter of fusions takes two thirds of a small program's compilation
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
@@ -18,11 +22,25 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
-    """A network runs once or twice in a test: what costs is its compilation, so XLA compiles quickly here."""
+    """What a test runs it runs once or twice: the compilation is what costs, so XLA compiles quickly here."""
+    with compiling(quickly=True):
+        yield
+
+
+@pytest.fixture
+def quick_runs():
+    """The other way round, for a test that runs longer than it compiles."""
+    with compiling(quickly=False):
+        yield
+
+
+@contextlib.contextmanager
+def compiling(quickly):
+    """XLA leaves most of its optimizations out, or makes them all."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", quickly)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 

@@ -20,7 +20,6 @@ PROCESSES = {
     "flow": processes.flow(),
     "edm": processes.edm(),
 }
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def levels_of(process, num_levels=9):

@@ -24,8 +24,6 @@ from diffusers_fn.from_config.network import BACKBONES, backbone_fields, check_b
 from diffusers_fn.from_config.samplers import SOLVERS
 from experiments import data, runs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def conditional():

@@ -14,8 +14,6 @@ from diffusers_fn import few_step, losses
 from diffusers_fn.backbones import MLP, TwoTimes, UNet
 from diffusers_fn.from_config.noise import make_noise
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VARIANTS = ("mean_flow", "consistency")
 BATCH = {
     "image": jax.random.uniform(jax.random.key(1), (8, 2), minval=-1),

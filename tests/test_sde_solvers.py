@@ -47,6 +47,7 @@ def test_the_std_of_the_data_at_1000_steps(name):
     assert final_std(solvers.reverse_diffusion(process(t))) == pytest.approx(STD, rel=0.01)
 
 
+@pytest.mark.usefixtures("quick_runs")
 @pytest.mark.parametrize("name", PROCESSES)
 def test_predictor_corrector_reaches_the_std_of_the_data_at_1000_steps(name):
     process = PROCESSES[name]

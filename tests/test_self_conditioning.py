@@ -101,7 +101,7 @@ def config(**sections):
     return customise(made, **sections)
 
 
-def test_a_config_trains_and_samples_with_estimates(quick_compilation):
+def test_a_config_trains_and_samples_with_estimates():
     model = dfn.build(config())
     params = model.init(jax.random.key(0))
     # The output starts at zero: make it depend on what the network sees.

@@ -13,8 +13,6 @@ from diffusers_fn import losses, parameterizations, processes, training
 from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.levels import Level, log_snr
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PROCESSES = {
     "vp": processes.vp(),
     "sub_vp": processes.sub_vp(),

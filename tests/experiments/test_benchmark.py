@@ -14,8 +14,6 @@ from experiments.benchmarks import config as benchmark_config
 from experiments.benchmarks import inputs, jax_samplers, jax_session, machine, report, rows, samplers, stats, worker
 from experiments.benchmarks.work import Contender, Row, Work
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Contenders that need the standard library alone; the processes find them where they work.
 FAKES = """
 import os

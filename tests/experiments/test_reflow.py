@@ -27,7 +27,6 @@ def tiny(variant, **sections):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_pairs_are_noise_and_where_the_flow_takes_it_and_are_trained_on(tmp_path):
     config = tiny("uniform", sampler={"num_inference_steps": 3, "cfg_scale": 1.0})
     train(config, tmp_path / "flow")
