@@ -31,7 +31,7 @@ def quick_compilation():
 
 @pytest.fixture
 def quick_runs():
-    """The other way round, for a test that runs longer than it compiles."""
+    """The other way round, for a test that runs longer than it compiles, or needs two programs to round alike."""
     with compiling(quickly=False):
         yield
 
