@@ -1,6 +1,7 @@
 """Shared test set-up: eight devices, quick compilation, strict rank promotion, float64, recorded noise."""
 
 import contextlib
+import gc
 import os
 from importlib.metadata import version
 
@@ -13,6 +14,7 @@ import pytest
 from golden_files import ReplayedNoise
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000)  # every trace makes many small objects, and looking through all of them takes its time
 
 
 @pytest.fixture

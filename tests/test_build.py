@@ -120,18 +120,14 @@ def test_every_config_builds_and_trains(name, variant):
         batch["label"] = jax.ShapeDtypeStruct((2,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def start_and_loss(key, batch):
-        params = diffusion.init(key)
-        return params, objective.loss(params, key, batch, *extras)[0]
-
-    params, loss = jax.eval_shape(start_and_loss, key, batch)
-    assert loss.shape == (2,)
+    params = jax.eval_shape(diffusion.init, key)
     assert (module.__doc__ or "").count("--config=configs/") >= 1  # it says how to launch it
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if (name, variant) in PUBLISHED:
         assert count == PUBLISHED[name, variant]
-        return
-    if (name, variant) in LARGE:
+    if (name, variant) in PUBLISHED or (name, variant) in LARGE:
+        losses = jax.eval_shape(lambda *given: objective.loss(*given, *extras)[0], params, key, batch)
+        assert losses.shape == (2,)
         return
     assert count < 2e7  # a small variant: it takes a step, and samples
 

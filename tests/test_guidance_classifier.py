@@ -54,14 +54,14 @@ def levels_of(name, num):
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.usefixtures("x64")
 def test_the_exact_classifier_at_scale_one_makes_the_conditional_denoiser(name, batch):
-    guided = guidance.classifier(log_prob)(mixture)
+    guided, wanted_from = jax.jit(guidance.classifier(log_prob)(mixture)), jax.jit(component)
     labels = jnp.arange(batch) % 3
     for level in map(lambda i: jax.tree.map(lambda a: a[i], levels_of(name, 9)), (0, 3, 5, 8)):
         # From the noisy data of another class too, where the classifier is sure of the opposite.
         x = level.alpha * MEANS[(np.arange(batch) + 1) % 3] + level.sigma * np.sin(np.arange(4 * batch)).reshape(
             batch, 4
         )
-        ours, wanted = guided(jnp.asarray(x), level, labels), component(jnp.asarray(x), level, labels)
+        ours, wanted = guided(x, level, labels), wanted_from(x, level, labels)
         # x0 is what is left of x after sigma^2 / alpha times a gradient: that many roundings of 1e-16.
         amplified = 1e-12 * max(1.0, float(level.sigma / level.alpha) ** 2)
         np.testing.assert_allclose(ours.x0, wanted.x0, atol=amplified)
@@ -107,7 +107,7 @@ def test_samples_follow_the_class_in_float32():
 
 def test_the_strength_does_not_depend_on_the_batch():
     """The original took the mean over the batch: 64 examples were guided a 64th as much as one."""
-    guided, level = guidance.classifier(log_prob, 2.0)(mixture), dfn.Level(0.8, 0.6, 3.0)
+    guided, level = jax.jit(guidance.classifier(log_prob, 2.0)(mixture)), dfn.Level(0.8, 0.6, 3.0)
     x, labels = jax.random.normal(jax.random.key(0), (64, 4)), jnp.arange(64) % 3
     one, many = guided(x[:1], level, labels[:1]), guided(x, level, labels)
     np.testing.assert_allclose(many.eps[:1] - mixture(x, level).eps[:1], one.eps - mixture(x[:1], level).eps, atol=2e-6)

@@ -87,12 +87,15 @@ def test_an_example_is_guided_alone(name, x):
     scales = jnp.linspace(0.0, 4.0, 8)
     levels = dfn.Level(jnp.linspace(0.5, 0.9, 8), jnp.linspace(0.9, 0.4, 8), jnp.arange(8.0))
     by_example = lambda x, level, cond: smooth(x, jax.tree.map(lambda a: jnp.reshape(a, (-1, 1)), level), cond)  # noqa: E731
-    together = make(scales, by_example)(by_example)(x, levels, LABELS)
+    together = jax.jit(make(scales, by_example)(by_example))(x, levels, LABELS)
+
+    @jax.jit
+    def guided_alone(x, level, label, scale):
+        return make(lambda level: scale + 0 * level.t, by_example)(by_example)(x, level, label)
+
     for i in (0, 5):
         level = jax.tree.map(lambda a, i=i: a[i], levels)
-        alone = make(lambda level, i=i: scales[i] + 0 * level.t, by_example)(by_example)(
-            x[i : i + 1], level, LABELS[i : i + 1]
-        )
+        alone = guided_alone(x[i : i + 1], level, LABELS[i : i + 1], scales[i])
         np.testing.assert_allclose(alone.x0[0], together.x0[i], rtol=1e-12)
         np.testing.assert_allclose(alone.eps[0], together.eps[i], rtol=1e-12)
 
@@ -106,22 +109,22 @@ def test_the_guided_pair_still_makes_x_and_has_derivatives(name, x):
     def x0(x, scale):
         return make(scale, smooth)(smooth)(x, LEVEL, LABELS)
 
-    prediction = x0(x, 2.5)
+    prediction = jax.jit(x0)(x, 2.5)
     np.testing.assert_allclose(0.8 * prediction.x0 + 0.6 * prediction.eps, x, atol=1e-12)
     direction = jnp.cos(jnp.arange(32.0)).reshape(8, 4)
-    total = lambda h: jnp.sum(x0(x + h * direction, 2.5 + h).x0 ** 2)  # noqa: E731
+    total = jax.jit(lambda h: jnp.sum(x0(x + h * direction, 2.5 + h).x0 ** 2))
     h = 1e-5
     tolerance = 1e-4 if name == "pigdm" else 1e-6  # the system is solved to 1e-5
-    np.testing.assert_allclose(jax.grad(total)(0.0), (total(h) - total(-h)) / (2 * h), rtol=tolerance)
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(0.0), (total(h) - total(-h)) / (2 * h), rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", GUIDANCES)
 def test_vmap_and_sharding_change_nothing(name, x):
     make, _ = GUIDANCES[name]
-    run = lambda x: make(2.5, smooth)(smooth)(x, LEVEL, LABELS).x0  # noqa: E731
+    run = jax.jit(lambda x: make(2.5, smooth)(smooth)(x, LEVEL, LABELS).x0)
     wanted = run(x)
     # Rounding of sines and sums of this size, here and there compiled otherwise.
-    np.testing.assert_allclose(jax.vmap(run)(jnp.stack([x, 2 * x]))[0], wanted, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(run))(jnp.stack([x, 2 * x]))[0], wanted, rtol=1e-4, atol=2e-5)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     sharded = jax.jit(run, out_shardings=split)(jax.device_put(x, split))

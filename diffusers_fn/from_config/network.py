@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,18 +128,19 @@ def _given(config: ConfigDict) -> dict[str, Any]:
 def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *, doubled: bool = False) -> None:
     """Raises ValueError unless the network takes data of this shape and returns the same. Nothing is computed.
 
-    With `doubled`, for a learned variance, it must return twice the channels.
+    With `doubled`, for a learned variance, it must return twice the channels. Equal networks are traced once.
     """
-
-    def run(key: jax.Array) -> Any:
-        return module.init_with_output(key, jnp.zeros((1, *shape)), jnp.ones((1,)), cond)[0]
-
     where = f"config.data.shape = {shape} and config.backbone (name = {name!r}) do not fit"
     try:
-        out: Any = jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)))
+        out: Any = _output.eval_shape(jax.eval_shape(lambda: jax.random.key(0)), cond, module=module, shape=shape)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     wanted = (*shape[:-1], 2 * shape[-1]) if doubled else shape
     if out.shape[1:] != wanted:
         learned = f", but a learned variance needs {wanted}; see its learned_variance and" if doubled else "; see its"
         raise ValueError(f"{where}: the network's output has shape {out.shape[1:]}{learned} out_channels")
+
+
+@functools.partial(jax.jit, static_argnames=("module", "shape"))
+def _output(key: jax.Array, cond: Any, *, module: nn.Module, shape: tuple[int, ...]) -> Any:
+    return module.init_with_output(key, jnp.zeros((1, *shape)), jnp.ones((1,)), cond)[0]

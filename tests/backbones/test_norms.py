@@ -1,5 +1,7 @@
 """Normalisations against linen's and, in float64, their derivatives against those of the definition."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,11 +51,12 @@ def test_derivatives_are_those_of_the_definition_in_both_modes_and_again(x64, na
     params = {"params": {"scale": jnp.ones(12), "bias": jnp.zeros(12)}} if name == "groups" else {}
     ours = lambda x: OURS[name].clone(dtype=jnp.float64).apply(params, x)  # noqa: E731
 
-    def derivatives(run):
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(run, x):
         loss = lambda x: jnp.vdot(jnp.sin(run(x)), direction)  # noqa: E731
         slope = lambda x: jax.jvp(loss, (x,), (direction,))[1]  # noqa: E731
         each = jax.vmap(jax.grad(loss))(jnp.stack([x, direction]))
         return run(x), jax.grad(loss)(x), slope(x), jax.grad(slope)(x), each
 
-    for got, wanted in zip(derivatives(ours), derivatives(lambda x: by_definition(name, x))):
+    for got, wanted in zip(derivatives(ours, x), derivatives(lambda x: by_definition(name, x), x)):
         np.testing.assert_allclose(got, wanted, atol=1e-10)

@@ -16,8 +16,10 @@ def signal_handlers():
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Binaries that tests start keep their compiled programs here, and not in the user's home."""
+    """Binaries that tests start compile quickly, and keep their programs here and not in the user's home."""
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))  # read by JAX when it is imported: not by this process
+        # JAX reads these when it is imported: not in this process.
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield folder
