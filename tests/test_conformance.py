@@ -60,8 +60,8 @@ def test_the_gradient_of_the_density_is_the_score(independent):
         means, stds = MEANS, STDS
     x = jnp.array([[0.2, -0.3], [1.1, 0.4]])
     log_prob = oracles.mixture_log_prob(WEIGHTS, means, stds, independent=independent)
-    gradient = jax.grad(lambda x: log_prob(x, MIDDLE).sum())(x)
-    eps = oracles.mixture(WEIGHTS, means, stds, independent=independent)(x, MIDDLE).eps
+    gradient = jax.jit(jax.grad(lambda x: log_prob(x, MIDDLE).sum()))(x)
+    eps = jax.jit(oracles.mixture(WEIGHTS, means, stds, independent=independent))(x, MIDDLE).eps
     np.testing.assert_allclose(gradient, -eps / MIDDLE.sigma, rtol=1e-10)
 
 

@@ -63,10 +63,11 @@ def test_a_config_trains_and_samples_with_it(impl):
     key = jax.random.key(1, impl=impl)
     params = model.init(key)
     step = jax.jit(dfn.training.make_train_step(model.loss, optimizer))
+    sample = jax.jit(model.sample, static_argnums=2)
     for keys in (key, jax.random.split(key, 6)):
         state, metrics = step(dfn.training.make_train_state(params, optimizer), keys, {"image": jnp.ones((6, 2))})
         assert bool(jnp.isfinite(metrics["loss"]))
-        samples = model.sample(state.params, keys, 6).x0
+        samples = sample(state.params, keys, 6).x0
         assert samples.shape == (6, 2)
         assert len(np.unique(samples)) == 12
 

@@ -107,7 +107,7 @@ def test_a_config_trains_and_samples_with_estimates():
     # The output starts at zero: make it depend on what the network sees.
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(1), p.shape), params)
     batch = {"image": start(8).astype(jnp.float32) @ jnp.ones((3, 4)) / 4, "label": jnp.arange(8) % 3}
-    gradients = jax.grad(lambda p: model.loss(p, jax.random.key(2), batch)[0].mean())(params)
+    gradients = jax.jit(jax.grad(lambda p: model.loss(p, jax.random.key(2), batch)[0].mean()))(params)
     estimate_rows = gradients["net"]["dense_in"]["kernel"][4:]
     assert np.abs(estimate_rows).max() > 1e-6
 

@@ -56,9 +56,9 @@ def test_transforms_and_second_derivatives(x64, name):
 
     def twice(run):
         loss = lambda query: jnp.sum(jnp.sin(run(query, key, value)))  # noqa: E731
-        return lambda query: jax.jvp(jax.grad(loss), (query,), (jnp.cos(query),))[1]
+        return jax.jit(lambda query: jax.jvp(jax.grad(loss), (query,), (jnp.cos(query),))[1])
 
-    got = jax.vmap(twice(dot_product_attention))(jnp.stack([query, 2 * query]))
+    got = jax.jit(jax.vmap(twice(dot_product_attention)))(jnp.stack([query, 2 * query]))
     np.testing.assert_allclose(got[1], twice(by_definition)(2 * query), atol=1e-9)
 
 
