@@ -19,15 +19,16 @@ SHAPES = [(), (0,), (1,), (7,), (2, 3), (5, 4, 3, 2), (300, 401)]
 def test_every_bit_is_jaxs(shape):
     ours = _threefry.faster(KEY)
     assert str(jax.random.key_impl(ours)) != str(jax.random.key_impl(KEY))  # or this compares JAX with itself
-    for dtype in ("uint8", "uint16", "uint32"):
-        bits = jax.random.bits(ours, shape, dtype)
-        assert bits.dtype == dtype
-        np.testing.assert_array_equal(bits, jax.random.bits(KEY, shape, dtype))
-    for dtype in ("float32", "bfloat16", "float16"):
-        np.testing.assert_array_equal(
-            jax.random.normal(ours, shape, dtype).astype("float32"),
-            jax.random.normal(KEY, shape, dtype).astype("float32"),
-        )
+
+    @jax.jit
+    def draws(key):
+        bits = [jax.random.bits(key, shape, dtype) for dtype in ("uint8", "uint16", "uint32")]
+        normal = [jax.random.normal(key, shape, dtype) for dtype in ("float32", "bfloat16", "float16")]
+        return bits, [numbers.astype("float32") for numbers in normal]
+
+    got, wanted = draws(ours), draws(KEY)
+    assert [bits.dtype for bits in got[0]] == ["uint8", "uint16", "uint32"]
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
 def test_every_bit_of_64_is_jaxs(x64):

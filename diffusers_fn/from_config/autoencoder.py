@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffusers_fn import latents
 from diffusers_fn.from_config.batches import check_images
 from diffusers_fn.from_config.choices import choose
-from diffusers_fn.from_config.network import make_autoencoder
+from diffusers_fn.from_config.network import init_params, make_autoencoder
 from diffusers_fn.from_config.objectives import LOSS_TYPES
 
 
@@ -52,7 +52,7 @@ def build_autoencoder(config: ConfigDict) -> Autoencoder:
         raise ValueError(f"config.loss.kl_weight must not be negative; got {kl_weight}")
 
     def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, *shape)))["params"]
+        return init_params(key, jnp.zeros((1, *shape)), module=module)
 
     def encode(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         coded: Any = module.apply({"params": params}, x, method="encode")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import _random, _threefry
 from diffusers_fn.from_config.batches import check_images, check_labels
-from diffusers_fn.from_config.network import make_classifier
+from diffusers_fn.from_config.network import init_params, make_classifier
 from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.from_config.objectives import make_draw_level
 from diffusers_fn.guidance import class_log_prob
@@ -53,7 +53,7 @@ def build_classifier(config: ConfigDict) -> NoisyClassifier:
     draw_level = make_draw_level(config, make_noise(config))
 
     def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)))["params"]
+        return init_params(key, jnp.zeros((1, *shape)), jnp.ones((1,)), module=module)
 
     def apply(params: Any, x: jax.Array, t: Any, *, key: jax.Array | None = None, train: bool = False) -> jax.Array:
         rngs = {} if key is None else {"dropout": _threefry.faster(key)}

@@ -20,7 +20,7 @@ from diffusers_fn.from_config import few_step, self_conditioning
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.choices import check_sections, choose
 from diffusers_fn.from_config.guiding import make_guidance
-from diffusers_fn.from_config.network import check_fit, make_backbone
+from diffusers_fn.from_config.network import check_fit, init_params, make_backbone
 from diffusers_fn.from_config.noise import Noise, make_noise
 from diffusers_fn.from_config.objectives import (
     VARIANCES,
@@ -212,7 +212,7 @@ def _make_model(config: ConfigDict) -> _Model:
     check_fit(module, some_label, shape, config.backbone.name, doubled=variance.learned)
 
     def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)), some_label)["params"]
+        return init_params(key, jnp.zeros((1, *shape)), jnp.ones((1,)), some_label, module=module)
 
     def apply(
         params: Any,

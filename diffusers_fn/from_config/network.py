@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusers_fn import backbones
+from diffusers_fn import _threefry, backbones
 from diffusers_fn.backbones import fields
 from diffusers_fn.from_config.choices import choose
 
@@ -132,7 +132,8 @@ def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *
     """
     where = f"config.data.shape = {shape} and config.backbone (name = {name!r}) do not fit"
     try:
-        out: Any = _output.eval_shape(jax.eval_shape(lambda: jax.random.key(0)), cond, module=module, shape=shape)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        out, _ = _start.eval_shape(key, jnp.zeros((1, *shape)), jnp.ones((1,)), cond, module=module)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     wanted = (*shape[:-1], 2 * shape[-1]) if doubled else shape
@@ -141,6 +142,18 @@ def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *
         raise ValueError(f"{where}: the network's output has shape {out.shape[1:]}{learned} out_channels")
 
 
-@functools.partial(jax.jit, static_argnames=("module", "shape"))
-def _output(key: jax.Array, cond: Any, *, module: nn.Module, shape: tuple[int, ...]) -> Any:
-    return module.init_with_output(key, jnp.zeros((1, *shape)), jnp.ones((1,)), cond)[0]
+@functools.partial(jax.jit, static_argnames="module")
+def init_params(key: jax.Array, *args: Any, module: nn.Module) -> Any:
+    """Returns the parameters of a network that is called with args, in one program: nothing else is computed.
+
+    >>> jax.tree.map(jnp.shape, init_params(jax.random.key(0), jnp.ones((1, 2)), module=nn.Dense(3)))
+    {'bias': (3,), 'kernel': (2, 3)}
+    """
+    return _start(key, *args, module=module)[1]
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _start(key: jax.Array, *args: Any, module: nn.Module) -> Any:
+    """Returns the first output and the parameters."""
+    out, variables = module.init_with_output(_threefry.faster(key), *args)
+    return out, variables["params"]

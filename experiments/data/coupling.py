@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 
 def coupled(
@@ -37,6 +36,8 @@ def optimal_pairing(image: np.ndarray, noise: np.ndarray, label: np.ndarray | No
     >>> optimal_pairing(np.array([[0.0], [5.0]]), np.array([[4.0], [1.0]])).tolist()
     [[1.0], [4.0]]
     """
+    from scipy.optimize import linear_sum_assignment  # a quarter of a second, for runs that couple alone
+
     paired = noise.copy()
     groups = [np.arange(len(image))] if label is None else [np.flatnonzero(label == y) for y in np.unique(label)]
     for group in groups:
