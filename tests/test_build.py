@@ -121,13 +121,14 @@ def test_every_config_builds_and_trains(name, variant):
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     params = jax.eval_shape(diffusion.init, key)
+    losses = jax.eval_shape(lambda *given: objective.loss(*given, *extras)[0], params, key, batch)
+    assert losses.shape == (2,)
     assert (module.__doc__ or "").count("--config=configs/") >= 1  # it says how to launch it
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if (name, variant) in PUBLISHED:
         assert count == PUBLISHED[name, variant]
-    if (name, variant) in PUBLISHED or (name, variant) in LARGE:
-        losses = jax.eval_shape(lambda *given: objective.loss(*given, *extras)[0], params, key, batch)
-        assert losses.shape == (2,)
+        return
+    if (name, variant) in LARGE:
         return
     assert count < 2e7  # a small variant: it takes a step, and samples
 
@@ -145,6 +146,24 @@ def test_every_config_builds_and_trains(name, variant):
         return
     samples = jax.eval_shape(lambda params, key: diffusion.sample(params, key, 2), params, key)
     assert samples.x0.shape == (2, *shape)
+
+
+def test_the_network_of_a_config_is_traced_once():
+    """For the checks of build and build_objective, and for init."""
+    calls = []
+
+    def counted(call, args, kwargs, context):
+        if context.method_name == "__call__" and not context.module.scope.path:  # the network, none of its layers
+            calls.append(context.module)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(counted):
+        model = dfn.build(small_config(backbone={"width": 11}))
+        dfn.build_objective(small_config(backbone={"width": 11}))
+        model.init(jax.random.key(0))
+        assert len(calls) == 1
+        dfn.build(small_config(backbone={"width": 13}))
+        assert len(calls) == 2
 
 
 def test_an_unknown_variant_is_refused():

@@ -130,10 +130,13 @@ def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *
 
     With `doubled`, for a learned variance, it must return twice the channels. Equal networks are traced once.
     """
+
+    def run(key: jax.Array) -> Any:
+        return _start(key, jnp.zeros((1, *shape)), jnp.ones((1,)), cond, module=module)[0]
+
     where = f"config.data.shape = {shape} and config.backbone (name = {name!r}) do not fit"
     try:
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        out, _ = _start.eval_shape(key, jnp.zeros((1, *shape)), jnp.ones((1,)), cond, module=module)
+        out: Any = jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     wanted = (*shape[:-1], 2 * shape[-1]) if doubled else shape
@@ -154,6 +157,6 @@ def init_params(key: jax.Array, *args: Any, module: nn.Module) -> Any:
 
 @functools.partial(jax.jit, static_argnames="module")
 def _start(key: jax.Array, *args: Any, module: nn.Module) -> Any:
-    """Returns the first output and the parameters."""
+    """Returns the first output and the parameters: one trace of the network for `check_fit` and `init_params`."""
     out, variables = module.init_with_output(_threefry.faster(key), *args)
     return out, variables["params"]

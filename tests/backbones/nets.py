@@ -23,6 +23,12 @@ def random_params(net, x, seed=0, **call):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+@jax.jit
+def moved(params, grads):
+    """Returns the parameters a twentieth further down, each."""
+    return jax.tree.map(lambda p, g: p - 0.05 * jnp.sign(g), params, grads)
+
+
 def quick_key(seed):
     """Returns a key whose bits are one operation to compile."""
     return jax.random.key(seed, impl="unsafe_rbg")
