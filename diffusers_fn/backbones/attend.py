@@ -1,4 +1,4 @@
-"""Dot-product attention: JAX's own on accelerators, one head after another on a CPU."""
+"""Dot-product attention: JAX's own on accelerators, on a CPU products of a moderate size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jax import lax
 
 from diffusers_fn.backbones.apart import compiled_apart
 
-_LARGE = 1 << 18  # weights of one head, for all of the batch: a megabyte is more than a core's cache holds
+_LARGE = 1 << 23  # weights of several heads that are held at a time: 32 megabytes
 
 
 def dot_product_attention(
@@ -18,9 +18,9 @@ def dot_product_attention(
 
     Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, equation 1. The softmax is
     taken in float32 (on a CPU, or wider). On a CPU the [B, heads, L, M] weights are made again in the backward pass
-    instead of kept, and large ones of several heads are made for one head at a time, because there they cost more than
-    the products; axes that vmap adds do not count as large. `jax.nn.dot_product_attention` serves the other platforms,
-    and whoever wants its options; the platform is asked when the program is lowered.
+    instead of kept, and where those of all heads are large they are made for a few heads at a time, or one; axes that
+    vmap adds do not count as large. `jax.nn.dot_product_attention` serves the other platforms, and whoever wants its
+    options; the platform is asked when the program is lowered.
 
     Args:
       query: [B, L, heads, D].
@@ -31,31 +31,43 @@ def dot_product_attention(
     >>> dot_product_attention(jnp.ones([1, 2, 3, 4]), *2 * [jnp.ones([1, 5, 3, 4])]).shape
     (1, 2, 3, 4)
     """
-    return lax.platform_dependent(query, key, value, mask, cpu=_heads_first, default=_own)
+    return lax.platform_dependent(query, key, value, mask, cpu=_heads_apart, default=_own)
 
 
 def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value, mask=mask)
 
 
-@compiled_apart
-def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention with the heads as the axis of a loop, or of a batch where all weights together are small."""
-    (batch, length, heads, _), dtype = query.shape, query.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
-    query, key, value = (jnp.moveaxis(a.astype(wide), 2, 0) for a in (query, key, value))
+def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns attention by products over examples and heads together, for as many heads at a time as are not large."""
+    (batch, length, heads, width), dtype = query.shape, query.dtype
+    weights = batch * length * key.shape[1]
+    group = max((n for n in range(1, heads + 1) if heads % n == 0 and n * weights <= _LARGE), default=1)
+
+    def split(a: jax.Array) -> jax.Array:
+        """[B, L, heads, D] -> [heads / group, B group, L, D]."""
+        a = a.reshape(*a.shape[:2], heads // group, group, a.shape[-1]).transpose(2, 0, 3, 1, 4)
+        return a.reshape(heads // group, batch * group, *a.shape[-2:])
+
     if mask is not None:
-        mask = jnp.moveaxis(jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:])), 1, 0)
-    if heads > 1 and batch * length * key.shape[2] >= _LARGE:
-        y = lax.map(jax.checkpoint(lambda given: _one_head(*given), prevent_cse=False), (query, key, value, mask))
-    else:
-        y = jax.vmap(_one_head)(query, key, value, mask)
-    return jnp.moveaxis(y, 0, 2).astype(dtype)
+        mask = split(jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).swapaxes(1, 2))
+    wide = jnp.promote_types(dtype, jnp.float32)
+    y = _all_groups(*(split(a.astype(wide)) for a in (query, key, value)), mask)
+    y = y.reshape(heads // group, batch, group, length, width).transpose(1, 3, 0, 2, 4)
+    return y.reshape(batch, length, heads, width).astype(dtype)
 
 
-def _one_head(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention of one head, [B, L, D]."""
-    logits = jnp.einsum("bld,bmd->blm", query * query.shape[-1] ** -0.5, key)
+@compiled_apart
+def _all_groups(*given: jax.Array | None) -> jax.Array:
+    """Returns attention of groups, [groups, N, L, D], one after the other: of query, key and value, and of the mask."""
+    if len(jax.tree.leaves(given)[0]) == 1:
+        return _attention(*jax.tree.map(lambda a: a[0], given))[None]
+    return lax.map(jax.checkpoint(lambda given: _attention(*given), prevent_cse=False), given)
+
+
+def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns attention [N, L, D], for N examples and heads."""
+    logits = jnp.einsum("nld,nmd->nlm", query * query.shape[-1] ** -0.5, key)
     if mask is not None:  # finite: a row that may look nowhere looks everywhere, as with JAX's own
         logits = jnp.where(mask, logits, -0.7 * jnp.finfo(logits.dtype).max)
-    return jnp.einsum("blm,bmd->bld", jax.nn.softmax(logits, axis=-1), value)
+    return jnp.einsum("nlm,nmd->nld", jax.nn.softmax(logits, axis=-1), value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,3 +36,23 @@ def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **optio
     if x_batch or tuple(x_axes) != last or tuple(kernel_axes) != first or x.ndim + kernel.ndim == 4:
         return plain(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=joined, default=plain)
+
+
+def dot_general_of(fun: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """Returns `dot_general` of fun(x), for the same field: only x is kept for the backward pass.
+
+    fun keeps the shape and is cheap: it is computed again there. On a CPU it would cost more to keep what it returns,
+    because every training step starts with fresh memory: the first touch of 3 MB takes as long as a pass over 12.
+
+    >>> import jax.numpy as jnp
+    >>> dot_general_of(jnp.exp)(jnp.zeros([1, 1, 3]), jnp.ones([3, 1]), (((2,), (0,)), ((), ()))).item()
+    3.0
+    """
+
+    def product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
+        def of_kept(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return dot_general(jax.checkpoint(fun)(x), kernel, dimension_numbers, **options)
+
+        return jax.checkpoint(of_kept)(x, kernel)
+
+    return product

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.dense import dot_general
+from diffusers_fn.backbones.dense import dot_general, dot_general_of
 from diffusers_fn.backbones.embeddings import dense_init
 
 
@@ -158,7 +158,6 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
         types["dot_general"] = dot_general
-        # What gelu holds inside is cheaper to compute again in the backward pass than to keep.
-        gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=self.approximate))
-        h = gelu(nn.Dense(self.hidden, name="dense_0", **types)(x))
-        return nn.Dense(x.shape[-1], name="dense_1", **types)(h)
+        gelu = functools.partial(nn.gelu, approximate=self.approximate)
+        h = nn.Dense(self.hidden, name="dense_0", **types)(x)
+        return nn.Dense(x.shape[-1], name="dense_1", **types | {"dot_general": dot_general_of(gelu)})(h)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusers_fn.backbones import attend
 from diffusers_fn.backbones.attend import dot_product_attention
 
 # (B, L, M, heads, D) and the shape of a mask
@@ -16,8 +17,14 @@ CASES = {
     "head after head, a mask of the batch": ((2, 256, 512, 2, 4), (2, 1, 1, 512)),
     "head after head, a mask for each": ((1, 512, 512, 2, 4), (1, 2, 512, 512)),
     "head after head, a mask for all of the batch": ((2, 384, 512, 3, 4), (1, 1, 384, 512)),
+    "two heads at a time": ((1, 128, 256, 6, 4), (1, 6, 1, 256)),
     "one large head": ((1, 512, 512, 1, 4), (1, 1, 512, 512)),
 }
+
+
+@pytest.fixture(autouse=True)
+def few_weights_are_large(monkeypatch):
+    monkeypatch.setattr(attend, "_LARGE", 1 << 16)
 
 
 def make(name, dtype=np.float32):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones.dense import dot_general
+from diffusers_fn.backbones.dense import dot_general, dot_general_of
 
 
 @pytest.mark.parametrize(("shape", "axis", "features"), [((2, 5, 6), -1, 7), ((2, 4, 3, 2), (-2, -1), (2, 4))])
@@ -42,3 +42,13 @@ def test_the_gradient_transposes_no_activations_and_wants_none_where_none_is_ask
     assert "f32[32,512]" not in both  # x^T
     of_x = jax.jit(lambda x, kernel: jax.jvp(lambda x: run(x, kernel), (x,), (x,))[1]).lower(x, kernel)
     assert of_x.as_text().count("stablehlo.dot_general") == 1
+
+
+def test_a_function_of_the_activations_is_computed_again_instead_of_kept():
+    x, kernel = jnp.ones([2, 3, 4]), jnp.ones([4, 5])
+    product = lambda x, kernel: dot_general_of(jnp.sin)(x, kernel, (((2,), (0,)), ((), ())))  # noqa: E731
+    plain = lambda x, kernel: jnp.einsum("blc,cd->bld", jnp.sin(x), kernel)  # noqa: E731
+    for a, b in zip(*(jax.vjp(f, x, kernel)[1](plain(x, kernel)) for f in (product, plain))):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    kept = jax.tree.leaves(jax.vjp(product, x, kernel)[1])
+    assert sorted(array.shape for array in kept) == [x.shape, kernel.shape]
