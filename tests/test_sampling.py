@@ -167,7 +167,8 @@ def test_images_of_few_channels_are_carried_in_wide_rows(make):
     run = lambda scan, x: dfn.sample(keys, DENOISE, make(LEVELS), x, emit=emit, scan=scan)  # noqa: E731
     as_given = lambda *args: jax.lax.scan(*args)  # noqa: E731
     wide, wanted = (jax.jit(run, static_argnums=0)(scan, x) for scan in (jax.lax.scan, as_given))
-    assert wide.x0.shape == x.shape and wide.trace.shape == (6, *x.shape)
+    assert wide.x0.shape == x.shape
+    assert wide.trace.shape == (6, *x.shape)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), wide, wanted)
     carried = [str(jax.make_jaxpr(lambda x, scan=scan: run(scan, x))(x)) for scan in (jax.lax.scan, as_given)]
     assert ["f32[2,3,12] = reshape" in text for text in carried] == [True, False]
