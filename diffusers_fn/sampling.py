@@ -102,10 +102,10 @@ def _wide_scan(shape: tuple[int, ...]) -> Callable[..., Any]:
     def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
         shapes = jax.tree.map(jnp.shape, init)
 
-        def join(array: jax.Array) -> jax.Array:
-            if array.shape[-len(shape) :] != shape:
+        def join(array: Any) -> Any:
+            if jnp.shape(array)[-len(shape) :] != shape:
                 return array
-            return array.reshape(*array.shape[:-2], shape[-2] * shape[-1])
+            return jnp.reshape(array, (*jnp.shape(array)[:-2], shape[-2] * shape[-1]))
 
         def joined(carry: Any, inputs: Any) -> tuple[Any, Any]:
             carry, output = body(jax.tree.map(jnp.reshape, carry, shapes), inputs)

@@ -49,8 +49,9 @@ def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.A
         a = a.reshape(*a.shape[:2], heads // group, group, a.shape[-1]).transpose(2, 0, 3, 1, 4)
         return a.reshape(heads // group, batch * group, *a.shape[-2:])
 
-    if mask is not None:
-        mask = split(jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).swapaxes(1, 2))
+    if mask is not None:  # [heads / group, B or 1, group, L or 1, M or 1]
+        mask = jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:]))
+        mask = jnp.moveaxis(mask.reshape(mask.shape[0], heads // group, group, *mask.shape[2:]), 1, 0)
     wide = jnp.promote_types(dtype, jnp.float32)
     y = _all_groups(*(split(a.astype(wide)) for a in (query, key, value)), mask)
     y = y.reshape(heads // group, batch, group, length, width).transpose(1, 3, 0, 2, 4)
@@ -58,16 +59,18 @@ def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.A
 
 
 @compiled_apart
-def _all_groups(*given: jax.Array | None) -> jax.Array:
-    """Returns attention of groups, [groups, N, L, D], one after the other: of query, key and value, and of the mask."""
-    if len(jax.tree.leaves(given)[0]) == 1:
+def _all_groups(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns attention of groups of heads, [groups, N, L, D], one after the other."""
+    given = (query, key, value, mask)
+    if len(query) == 1:
         return _attention(*jax.tree.map(lambda a: a[0], given))[None]
     return lax.map(jax.checkpoint(lambda given: _attention(*given), prevent_cse=False), given)
 
 
 def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention [N, L, D], for N examples and heads."""
+    """Returns attention [N, L, D], for N = B group examples and heads, with a mask for [B, group, L, M]."""
     logits = jnp.einsum("nld,nmd->nlm", query * query.shape[-1] ** -0.5, key)
     if mask is not None:  # finite: a row that may look nowhere looks everywhere, as with JAX's own
-        logits = jnp.where(mask, logits, -0.7 * jnp.finfo(logits.dtype).max)
+        apart = logits.reshape(-1, mask.shape[1], *logits.shape[1:])
+        logits = jnp.where(mask, apart, -0.7 * jnp.finfo(logits.dtype).max).reshape(logits.shape)
     return jnp.einsum("nlm,nmd->nld", jax.nn.softmax(logits, axis=-1), value)
