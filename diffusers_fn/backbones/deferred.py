@@ -1,4 +1,4 @@
-"""Images that are computed where they are used."""
+"""Images and tokens that are computed where they are used."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import jax
 
 
 class Deferred(NamedTuple):
-    """Images fun(*arrays) [B, H, W, C], not computed yet.
+    """Images [B, H, W, C] or tokens [B, L, D] fun(*arrays), not computed yet.
 
-    A convolution computes them with its own products and, on a CPU, again in the backward pass: only the arrays are
-    kept for it. Call it for the images.
+    A convolution (on a CPU) or a dense layer computes them with its own product and again in the backward pass: only
+    the arrays are kept for it. Call it for the images or tokens.
 
     Attributes:
       fun: hashable, equal to what computes the same, so that layers of one shape are traced once.
-      arrays: the first has the shape of the images.
+      arrays: the first has the shape of the images or tokens.
 
     >>> import jax.numpy as jnp
     >>> later = Deferred(jnp.add, (jnp.ones([1, 2, 2, 3]), jnp.ones([1, 1, 1, 3])))
@@ -28,10 +28,10 @@ class Deferred(NamedTuple):
     arrays: tuple[jax.Array, ...]
 
     def __call__(self) -> jax.Array:
-        """Returns the images."""
+        """Returns the images or tokens."""
         return self.fun(*self.arrays)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the images."""
+        """The shape of the images or tokens."""
         return self.arrays[0].shape

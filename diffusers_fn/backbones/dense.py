@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from diffusers_fn.backbones.deferred import Deferred
+
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
     """Returns `lax.dot_general` of activations and a kernel, for the field `dot_general` of linen's dense layers.
@@ -38,11 +40,12 @@ def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **optio
     return lax.platform_dependent(x, kernel, cpu=joined, default=plain)
 
 
-def dot_general_of(fun: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
-    """Returns `dot_general` of fun(x), for the same field: only x is kept for the backward pass.
+def dot_general_of(fun: Callable[..., jax.Array], *others: jax.Array) -> Callable[..., jax.Array]:
+    """Returns `dot_general` of fun(x, *others), for the same field: only x and others are kept for the backward pass.
 
-    fun keeps the shape and is cheap: it is computed again there. On a CPU it would cost more to keep what it returns,
-    because every training step starts on fresh memory, whose first touch takes as long as three or four passes over it.
+    fun keeps the shape of x and is cheap: it is computed again there. On a CPU it would cost more to keep what it
+    returns, because every training step starts on fresh memory, whose first touch takes as long as three or four passes
+    over it.
 
     >>> import jax.numpy as jnp
     >>> dot_general_of(jnp.exp)(jnp.zeros([1, 1, 3]), jnp.ones([3, 1]), (((2,), (0,)), ((), ()))).item()
@@ -50,9 +53,24 @@ def dot_general_of(fun: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.A
     """
 
     def product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
-        def of_kept(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            return dot_general(jax.checkpoint(fun)(x), kernel, dimension_numbers, **options)
+        def of_kept(x: jax.Array, kernel: jax.Array, *others: jax.Array) -> jax.Array:
+            return dot_general(jax.checkpoint(fun)(x, *others), kernel, dimension_numbers, **options)
 
-        return jax.checkpoint(of_kept)(x, kernel)
+        return jax.checkpoint(of_kept)(x, kernel, *others)
 
     return product
+
+
+def opened(x: jax.Array | Deferred) -> tuple[jax.Array, Callable[..., jax.Array]]:
+    """Returns what a dense layer of x needs, which may be `Deferred`: its input and its field `dot_general`.
+
+    The layer casts the first of deferred arrays to its dtype, as it casts x.
+
+    >>> import jax.numpy as jnp
+    >>> x, product = opened(Deferred(jnp.add, (jnp.ones([1, 1, 3]), jnp.ones([1, 1, 3]))))
+    >>> product(x, jnp.ones([3, 1]), (((2,), (0,)), ((), ()))).item()
+    6.0
+    """
+    if isinstance(x, Deferred):
+        return x.arrays[0], dot_general_of(x.fun, *x.arrays[1:])
+    return x, dot_general

@@ -216,8 +216,8 @@ class Block(nn.Module):
         mlp = transformer.FeedForward(self.mlp_hidden, self.gelu_approximate, name="mlp", **types)
         mlp_norm = plain_norm(types, self.mlp_norm_eps, affine=self.mlp_norm_affine, name="mlp_norm")
 
-        h = h + gate_1 * drop(attention(plain_norm(types)(h) * (1 + scale_1) + shift_1))
-        return h + gate_2 * drop(mlp(mlp_norm(h) * (1 + scale_2) + shift_2))
+        h = h + gate_1 * drop(attention(plain_norm(types).deferred(h, scale_1, shift_1)))
+        return h + gate_2 * drop(mlp(mlp_norm.deferred(h, scale_2, shift_2)))
 
 
 class Embedding(nn.Module):
@@ -247,6 +247,6 @@ class Embedding(nn.Module):
         return emb + nn.Embed(self.rows, self.width, embedding_init=init, name="class_table", **types)(labels)
 
 
-def plain_norm(types: dict[str, Any], eps: float = 1e-6, *, affine: bool = False, name: str | None = None) -> nn.Module:
+def plain_norm(types: dict[str, Any], eps: float = 1e-6, *, affine: bool = False, name: str | None = None) -> LayerNorm:
     """Returns a layer normalisation without scale and bias, or with them if affine."""
     return LayerNorm(eps, affine, name=name, **types)

@@ -48,22 +48,7 @@ class GroupNorm(nn.Module):
                 f"norm_groups must divide the channels of every layer; got norm_groups={groups} "
                 f"and a layer of {x.shape[-1]} channels"
             )
-        return Deferred(_GroupNorm(groups, self.eps, self.dtype, activation), (x, *_affine_params(self, x), *film))
-
-
-@dataclasses.dataclass(frozen=True)
-class _GroupNorm:
-    """The function behind `GroupNorm`."""
-
-    groups: int
-    eps: float
-    dtype: Any
-    activation: Callable[[jax.Array], jax.Array] | None
-
-    def __call__(self, x: jax.Array, scale: jax.Array, bias: jax.Array, *film: jax.Array) -> jax.Array:
-        y = _normed(functools.partial(_group_means, self.groups), self.eps, self.dtype, x, scale, bias)
-        y = y * (1 + film[0]) + film[1] if film else y
-        return y if self.activation is None else jax.checkpoint(self.activation)(y)
+        return Deferred(_Norm(groups, self.eps, self.dtype, 2, activation), (x, *_affine_params(self, x), *film))
 
 
 class LayerNorm(nn.Module):
@@ -81,19 +66,35 @@ class LayerNorm(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _normed(_feature_means, self.eps, self.dtype, x, *(_affine_params(self, x) if self.affine else ()))
+        return self.deferred(x)()
+
+    @nn.compact
+    def deferred(self, x: jax.Array, *film: jax.Array) -> Deferred:
+        """Returns norm(x), or with film = (scale, shift) norm(x) (1 + scale) + shift, to come."""
+        affine = _affine_params(self, x) if self.affine else []
+        return Deferred(_Norm(None, self.eps, self.dtype, len(affine)), (x, *affine, *film))
 
 
-def _normed(means: Callable[..., jax.Array], eps: float, dtype: Any, x: jax.Array, *affine: jax.Array) -> jax.Array:
-    """Returns x normalised, with affine = (scale, bias) times a scale plus a bias, as dtype."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    y = normalise(means, eps, x.astype(jnp.promote_types(x.dtype, wide)))
-    if affine:
-        scale, bias = (array.astype(wide) for array in affine)
-        y = y * scale + bias
-    return y.astype(dtype)
+@dataclasses.dataclass(frozen=True)
+class _Norm:
+    """The function behind both, of groups of channels, or of features where there are none."""
+
+    groups: int | None
+    eps: float
+    dtype: Any
+    affine: int  # how many arrays are the norm's own scale and bias
+    activation: Callable[[jax.Array], jax.Array] | None = None
+
+    def __call__(self, x: jax.Array, *arrays: jax.Array) -> jax.Array:
+        affine, film = arrays[: self.affine], arrays[self.affine :]
+        means = _feature_means if self.groups is None else functools.partial(_group_means, self.groups)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        y = normalise(means, self.eps, x.astype(jnp.promote_types(x.dtype, wide)))
+        y = y * affine[0].astype(wide) + affine[1].astype(wide) if affine else y
+        y = y.astype(self.dtype)
+        y = y * (1 + film[0]) + film[1] if film else y
+        return y if self.activation is None else jax.checkpoint(self.activation)(y)
 
 
 def _affine_params(norm: GroupNorm | LayerNorm, x: jax.Array) -> list[jax.Array]:

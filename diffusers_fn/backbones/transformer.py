@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.dense import dot_general, dot_general_of
+from diffusers_fn.backbones.deferred import Deferred
+from diffusers_fn.backbones.dense import dot_general, dot_general_of, opened
 from diffusers_fn.backbones.embeddings import dense_init
 
 
@@ -106,7 +107,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Computes out(attention(query, key, value of x)) for tokens x [B, L, D].
+    """Computes out(attention(query, key, value of x)) for tokens x [B, L, D], which may be `Deferred`.
 
     The projection `qkv` has a kernel [D, 3, heads, D / heads]. attention_fn takes query, key and value of shape
     [B, L, heads, D / heads] and returns that shape; the default takes the softmax in float32, whatever the dtype.
@@ -127,19 +128,22 @@ class Attention(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Deferred) -> jax.Array:
         width, heads = x.shape[-1], self.num_heads
         if heads < 1 or width % heads:
             raise ValueError(f"num_heads must divide hidden_size; got num_heads={heads}, hidden_size={width}")
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
-        types["dot_general"] = dot_general
-        qkv = nn.DenseGeneral((3, heads, width // heads), use_bias=self.qkv_bias, name="qkv", **types)(x)
+        x, product = opened(x)
+        project = nn.DenseGeneral(
+            (3, heads, width // heads), use_bias=self.qkv_bias, dot_general=product, name="qkv", **types
+        )
+        qkv = project(x)
         h = self.attention_fn(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return nn.DenseGeneral(width, axis=(-2, -1), name="out", **types)(h)
+        return nn.DenseGeneral(width, axis=(-2, -1), dot_general=dot_general, name="out", **types)(h)
 
 
 class FeedForward(nn.Module):
-    """Computes Dense(gelu(Dense(x))) with `hidden` units in between, for tokens x [B, L, D].
+    """Computes Dense(gelu(Dense(x))) with `hidden` units in between, for tokens x [B, L, D], which may be `Deferred`.
 
     Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016), https://arxiv.org/abs/1606.08415: x Phi(x), or with
     `approximate` its tanh form.
@@ -155,9 +159,9 @@ class FeedForward(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Deferred) -> jax.Array:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
-        types["dot_general"] = dot_general
         gelu = functools.partial(nn.gelu, approximate=self.approximate)
-        h = nn.Dense(self.hidden, name="dense_0", **types)(x)
-        return nn.Dense(x.shape[-1], name="dense_1", **types | {"dot_general": dot_general_of(gelu)})(h)
+        x, product = opened(x)
+        h = nn.Dense(self.hidden, dot_general=product, name="dense_0", **types)(x)
+        return nn.Dense(x.shape[-1], dot_general=dot_general_of(gelu), name="dense_1", **types)(h)

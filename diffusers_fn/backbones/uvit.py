@@ -241,5 +241,5 @@ class Block(nn.Module):
             h = nn.Dense(h.shape[-1], name="skip", dot_general=dot_general, **inner)(
                 jnp.concatenate([h, skip], axis=-1)
             )
-        h = h + drop(attention(norm(name="norm_0")(h)))
-        return h + drop(mlp(norm(name="norm_1")(h)))
+        h = h + drop(attention(norm(name="norm_0").deferred(h)))
+        return h + drop(mlp(norm(name="norm_1").deferred(h)))

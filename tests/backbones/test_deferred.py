@@ -1,4 +1,4 @@
-"""Norms that wait for their convolution: the same numbers, and less kept for the backward pass."""
+"""Norms that wait for their convolution or dense layer: the same numbers, and less kept for the backward pass."""
 
 import functools
 
@@ -10,7 +10,8 @@ import pytest
 
 from diffusers_fn.backbones.apart import compiled_apart
 from diffusers_fn.backbones.blocks import Conv3x3, ResBlock
-from diffusers_fn.backbones.norms import GroupNorm
+from diffusers_fn.backbones.norms import GroupNorm, LayerNorm
+from diffusers_fn.backbones.transformer import Attention, FeedForward
 
 
 class Layer(nn.Module):
@@ -30,17 +31,26 @@ class Layer(nn.Module):
         return conv(nn.silu(h * (1 + film[0]) + film[1] if film else h))
 
 
-@pytest.mark.parametrize("native", [False, True])
-@pytest.mark.parametrize("films", [0, 2])
-@pytest.mark.parametrize(("side", "features"), [(16, 16), (4, 16), (8, 3)])  # each way of `conv`
-def test_waiting_changes_no_number_and_no_derivative(side, features, films, native):
-    keys = jax.random.split(jax.random.key(0), 5)
-    x = 1 + jax.random.normal(keys[0], [4, side, side, 16])
-    film = [jax.random.normal(key, [4, 1, 1, 16]) for key in keys[1 : 1 + films]]
-    waiting, plain = (Layer(waits, features, native) for waits in (True, False))
-    params = plain.init(keys[3], x, *film)
-    jax.tree.map(np.testing.assert_array_equal, waiting.init(keys[3], x, *film), params)
-    weights = jax.random.normal(keys[4], [4, side, side, features])
+class TokenLayer(nn.Module):
+    """inner(film(norm(x))) for tokens, with the norm in the first dense layer or before it."""
+
+    waits: bool
+    inner: nn.Module
+    affine: bool
+
+    @nn.compact
+    def __call__(self, x, *film):
+        norm = LayerNorm(1e-3, self.affine, name="norm")
+        if self.waits:
+            return self.inner(norm.deferred(x, *film))
+        return self.inner(norm(x) * (1 + film[0]) + film[1] if film else norm(x))
+
+
+def check_equal(waiting, plain, x, film, key):
+    """Compares parameters, outputs, gradients and directional derivatives."""
+    params = plain.init(key, x, *film)
+    jax.tree.map(np.testing.assert_array_equal, waiting.init(key, x, *film), params)
+    weights = jax.random.normal(key, jax.eval_shape(plain.apply, params, x, *film).shape)
 
     def all_of(layer):
         loss = lambda *args: jnp.vdot(layer.apply(*args), weights)  # noqa: E731
@@ -49,6 +59,34 @@ def test_waiting_changes_no_number_and_no_derivative(side, features, films, nati
 
     for got, wanted in zip(*(jax.tree.leaves(all_of(layer)(params, x, *film)) for layer in (waiting, plain))):
         np.testing.assert_allclose(got, wanted, atol=2e-5 * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("films", [0, 2])
+@pytest.mark.parametrize(("side", "features"), [(16, 16), (4, 16), (8, 3)])  # each way of `conv`
+def test_waiting_changes_no_number_and_no_derivative(side, features, films, native):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = 1 + jax.random.normal(keys[0], [4, side, side, 16])
+    film = [jax.random.normal(key, [4, 1, 1, 16]) for key in keys[1 : 1 + films]]
+    waiting, plain = (Layer(waits, features, native) for waits in (True, False))
+    check_equal(waiting, plain, x, film, keys[3])
+
+
+@pytest.mark.parametrize(("films", "affine"), [(0, True), (2, False), (2, True)])
+@pytest.mark.parametrize("inner", [Attention(2), FeedForward(24)], ids=["attention", "feed-forward"])
+def test_tokens_that_wait_are_the_same_and_less_is_kept(inner, films, affine):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = 1 + jax.random.normal(keys[0], [2, 12, 8])
+    film = [jax.random.normal(key, [2, 1, 8]) for key in keys[1 : 1 + films]]
+    waiting, plain = (TokenLayer(waits, inner, affine) for waits in (True, False))
+    check_equal(waiting, plain, x, film, keys[3])
+
+    def kept(layer):
+        params = layer.init(keys[3], x, *film)
+        backward = jax.jit(lambda *args: jax.vjp(layer.apply, *args)[1])(params, x, *film)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
+
+    assert kept(waiting) <= kept(plain) - x.nbytes
 
 
 def test_an_unknown_number_of_groups_is_said():
