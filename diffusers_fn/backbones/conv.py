@@ -58,7 +58,7 @@ def conv2d(
     zeros: Any = (padding, padding) if isinstance(padding[0], int) else padding
     given = x if isinstance(x, Deferred) else Deferred(_same, (x.astype(kernel.dtype),))
     return _by_platform(
-        kernel, *given.arrays, native=native, fun=given.fun, stride=stride, padding=tuple(map(tuple, zeros))
+        kernel, *given.arrays, native=native, images=given.fun, stride=stride, padding=tuple(map(tuple, zeros))
     )
 
 
@@ -66,26 +66,26 @@ def _same(x: jax.Array) -> jax.Array:
     return x
 
 
-@functools.partial(jax.jit, static_argnames=("native", "fun", "stride", "padding"))  # traced once for each shape
+@functools.partial(jax.jit, static_argnames=("native", "images", "stride", "padding"))  # traced once for each shape
 def _by_platform(
-    kernel: jax.Array, *arrays: jax.Array, native: bool, fun: Fun, stride: int, padding: Zeros
+    kernel: jax.Array, *arrays: jax.Array, native: bool, images: Fun, stride: int, padding: Zeros
 ) -> jax.Array:
-    fields: dict[str, Any] = {"fun": fun, "stride": stride, "padding": padding}
+    fields: dict[str, Any] = {"images": images, "stride": stride, "padding": padding}
     own: Callable[..., jax.Array] = functools.partial(_own, **fields)
     products = functools.partial(_by_products, **fields)
     return own(kernel, *arrays) if native else lax.platform_dependent(kernel, *arrays, cpu=products, default=own)
 
 
-def _own(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
-    """Returns XLA's convolution of fun(*arrays)."""
-    x, axes = fun(*arrays), ("NHWC", "HWIO", "NHWC")
+def _own(kernel: jax.Array, *arrays: jax.Array, images: Fun, stride: int, padding: Zeros) -> jax.Array:
+    """Returns XLA's convolution of images(*arrays)."""
+    x, axes = images(*arrays), ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=axes)
 
 
-@functools.partial(compiled_apart, static_argnames=("fun", "stride", "padding"))
-def _by_products(kernel: jax.Array, *arrays: jax.Array, fun: Fun, stride: int, padding: Zeros) -> jax.Array:
-    """Returns the convolution of fun(*arrays) in the best way by products."""
-    x = fun(*arrays)
+@functools.partial(compiled_apart, static_argnames=("images", "stride", "padding"))
+def _by_products(kernel: jax.Array, *arrays: jax.Array, images: Fun, stride: int, padding: Zeros) -> jax.Array:
+    """Returns the convolution of images(*arrays) in the best way by products."""
+    x = images(*arrays)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     way = _best_way(x.shape, kernel.shape, stride, padding)
     return way(x.astype(wide), kernel.astype(wide), padding=padding).astype(x.dtype)
