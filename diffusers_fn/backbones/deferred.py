@@ -11,8 +11,8 @@ import jax
 class Deferred(NamedTuple):
     """Images [B, H, W, C] or tokens [B, L, D] fun(*arrays), not computed yet.
 
-    A convolution (on a CPU) or a dense layer computes them with its own product and again in the backward pass: only
-    the arrays are kept for it. Call it for the images or tokens.
+    A convolution or a dense layer computes them with its own product, and a dense layer, or a convolution on a CPU,
+    again in the backward pass: only the arrays are kept for it. Call it for the images or tokens.
 
     Attributes:
       fun: hashable, equal to what computes the same, so that layers of one shape are traced once.

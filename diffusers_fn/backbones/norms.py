@@ -48,7 +48,8 @@ class GroupNorm(nn.Module):
                 f"norm_groups must divide the channels of every layer; got norm_groups={groups} "
                 f"and a layer of {x.shape[-1]} channels"
             )
-        return Deferred(_Norm(groups, self.eps, self.dtype, 2, activation), (x, *_affine_params(self, x), *film))
+        affine = _affine_params(self, x)
+        return Deferred(_Norm(groups, self.eps, self.dtype, len(affine), activation), (x, *affine, *film))
 
 
 class LayerNorm(nn.Module):

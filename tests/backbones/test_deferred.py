@@ -48,9 +48,10 @@ class TokenLayer(nn.Module):
 
 def check_equal(waiting, plain, x, film, key):
     """Compares parameters, outputs, gradients and directional derivatives."""
-    params = plain.init(key, x, *film)
-    jax.tree.map(np.testing.assert_array_equal, waiting.init(key, x, *film), params)
-    weights = jax.random.normal(key, jax.eval_shape(plain.apply, params, x, *film).shape)
+    init_key, weights_key = jax.random.split(key)
+    params = plain.init(init_key, x, *film)
+    jax.tree.map(np.testing.assert_array_equal, waiting.init(init_key, x, *film), params)
+    weights = jax.random.normal(weights_key, jax.eval_shape(plain.apply, params, x, *film).shape)
 
     def all_of(layer):
         loss = lambda *args: jnp.vdot(layer.apply(*args), weights)  # noqa: E731
