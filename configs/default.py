@@ -117,6 +117,7 @@ def default_config() -> ConfigDict:
 
     config.training = ConfigDict()
     config.training.num_steps = 10_000
+    config.training.steps_per_call = 1  # steps in one compiled scan; num_steps and the *_every are multiples of it
     config.training.batch_size = 128
     config.training.optimizer = "adam"  # adam or adamw
     config.training.learning_rate = 1e-3

@@ -51,7 +51,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     )
     mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    train_step = jax.jit(step_fn, donate_argnums=0, out_shardings=everywhere)
+
+    def advance(state: Any, key: jax.Array, batches: Any) -> Any:  # steps_per_call steps; the metrics are stacked
+        return jax.lax.scan(lambda state, batch: step_fn(state, key, batch), state, batches)
+
+    train_steps = jax.jit(advance, donate_argnums=0, out_shardings=everywhere)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # raises now what it would later
@@ -77,13 +81,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
     batches = data.batches(examples, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
     if config.data.coupling == "ot":
         batches = data.coupled(batches, config.seed, start_step=start)
-    on_devices: Iterator[Any] = (dfn.training.split_batch(batch, mesh) for batch in batches)
+    stacks = (jax.tree.map(lambda *each: np.stack(each), *group) for group in zip(*[batches] * settings.steps_per_call))
+    on_devices: Iterator[Any] = (dfn.training.split_batch(stack, mesh, axis=1) for stack in stacks)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{len(dataset)} examples, {num_params:,} parameters, {jax.device_count()} {jax.default_backend()} device(s)")
 
     if start < settings.num_steps:
         first = next(on_devices)
-        train_step = compile_now("the training step", train_step, state, run_key, first)
+        train_steps = compile_now("the training step", train_steps, state, run_key, first)
         on_devices = itertools.chain([first], on_devices)
 
     stop = StopSignal()
@@ -92,10 +97,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     since, when = start, time.monotonic()
     with tqdm(total=settings.num_steps, initial=start, unit="step", desc="training", mininterval=0.5) as bar:
         while step < settings.num_steps and not stop.requested:
-            state, metrics = train_step(state, run_key, next(on_devices))
+            state, metrics = train_steps(state, run_key, next(on_devices))
             window.append(metrics)
-            step += 1
-            bar.update()
+            step += settings.steps_per_call
+            bar.update(settings.steps_per_call)
             saving = step % settings.checkpoint_every == 0 or step == settings.num_steps
             if step % settings.log_every == 0 or saving:
                 values = mean_metrics(window, step)
@@ -144,9 +149,16 @@ def mean_metrics(window: list[dict[str, jax.Array]], step: int) -> dict[str, flo
 
 def check_intervals(config: ConfigDict, num_devices: int) -> None:
     """Raises ValueError for step counts and batch sizes that no run can have."""
-    for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
-        if config.training[name] < 1:
-            raise ValueError(f"config.training.{name} must be at least 1; got {config.training[name]}")
+    settings = config.training
+    for name in ("num_steps", "steps_per_call", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if settings[name] < 1:
+            raise ValueError(f"config.training.{name} must be at least 1; got {settings[name]}")
+    for name in ("num_steps", "log_every", "checkpoint_every", "sample_every"):
+        if settings[name] % settings.steps_per_call:
+            raise ValueError(
+                f"config.training.{name} must be a multiple of training.steps_per_call = {settings.steps_per_call}; "
+                f"got {settings[name]}"
+            )
     if config.data.coupling not in ("none", "ot"):
         raise ValueError(f"config.data.coupling must be none or ot; got {config.data.coupling!r}")
     plain = config.task == "diffusion" and not config.latent.enabled and config.loss.objective == "denoising"
@@ -160,17 +172,16 @@ def check_intervals(config: ConfigDict, num_devices: int) -> None:
             "config.data.pairs holds pairs of data and noise for the objective 'denoising' outside latents, with "
             "data.coupling = 'none': set it to ''"
         )
-    if config.training.sample_every < 0:
-        raise ValueError(f"config.training.sample_every must be 0 (never) or more; got {config.training.sample_every}")
-    if config.training.batch_size % num_devices:
+    if settings.sample_every < 0:
+        raise ValueError(f"config.training.sample_every must be 0 (never) or more; got {settings.sample_every}")
+    if settings.batch_size % num_devices:
         raise ValueError(
-            f"config.training.batch_size must be a multiple of the {num_devices} devices; "
-            f"got {config.training.batch_size}"
+            f"config.training.batch_size must be a multiple of the {num_devices} devices; got {settings.batch_size}"
         )
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop after the current step."""
+    """Turns SIGTERM and Ctrl-C into a request to stop after the current call."""
 
     def __init__(self) -> None:
         self.requested = False

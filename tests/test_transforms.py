@@ -204,9 +204,24 @@ def test_training_under_sharded_jit(training_run, plain_steps, mesh):
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
 
 
+def test_training_steps_in_a_scan_under_sharded_jit(training_run, plain_steps, mesh):
+    make, state, keys, data = training_run
+    step = make()
+    twice = training.split_batch(jax.tree.map(lambda a: jnp.stack([a, a]), (keys, data)), mesh, axis=1)
+    assert all(leaf.sharding.spec == PartitionSpec(None, "batch") for leaf in jax.tree.leaves(twice))
+    run = jax.jit(lambda state, batches: jax.lax.scan(lambda state, each: step(state, *each), state, batches))
+    state, metrics = run(training.replicate(state, mesh), twice)
+    check_steps((state, jax.tree.map(lambda a: a[-1], metrics)), plain_steps)
+
+
 def test_a_batch_that_cannot_be_split_is_refused(mesh):
-    with pytest.raises(ValueError, match="cannot be split evenly over 8 devices"):
+    with pytest.raises(ValueError, match=r"axis 0 of a batch of shape \(12, 3\) cannot be split evenly over 8 devices"):
         training.split_batch(jnp.ones((12, 3)), mesh)
+    for axis in (1, 2):  # three examples, and no such axis
+        with pytest.raises(ValueError, match=f"axis {axis} of a batch"):
+            training.split_batch(jnp.ones((8, 3)), mesh, axis=axis)
+    with pytest.raises(ValueError, match="axis must be at least 0; got -1"):
+        training.split_batch(jnp.ones((8, 8)), mesh, axis=-1)
 
 
 # What compiles.

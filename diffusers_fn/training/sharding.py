@@ -18,18 +18,27 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree with the first axis of every array split over the first axis of the mesh: batches, keys.
+def split_batch(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Returns the tree with one axis of every array split over the first axis of the mesh: batches, keys.
+
+    Args:
+      tree: arrays, each with the examples along `axis`.
+      mesh: the devices.
+      axis: of the arrays, at least 0; 1 for batches stacked for a scan, [steps, B, ...].
 
     Raises:
-      ValueError: if an array's first axis is not divisible by the number of devices.
+      ValueError: if an array lacks that axis, or it is not divisible by the number of devices.
 
     >>> mesh = Mesh(jax.devices()[:1], ("batch",))
     >>> split_batch(jax.numpy.ones(3), mesh).sharding.spec[0]
     'batch'
     """
-    axis = mesh.axis_names[0]
+    if axis < 0:
+        raise ValueError(f"axis must be at least 0; got {axis}")
+    name = mesh.axis_names[0]
     for leaf in jax.tree.leaves(tree):
-        if leaf.ndim < 1 or leaf.shape[0] % mesh.shape[axis]:
-            raise ValueError(f"a batch of shape {leaf.shape} cannot be split evenly over {mesh.shape[axis]} devices")
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(axis)))
+        if leaf.ndim <= axis or leaf.shape[axis] % mesh.shape[name]:
+            raise ValueError(
+                f"axis {axis} of a batch of shape {leaf.shape} cannot be split evenly over {mesh.shape[name]} devices"
+            )
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*[None] * axis, name)))

@@ -73,8 +73,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.num_examples = 50_000
 
     config.scans = ConfigDict()
-    config.scans.networks = ("small_unet", "unet")
-    config.scans.batches = (32, 8)  # of each network
+    config.scans.networks = ("small_unet", "unet", "dit", "uvit")
+    config.scans.batches = (32, 8, 8, 8)  # of each network
     config.scans.length = 4
 
     config.recompilations = ConfigDict()

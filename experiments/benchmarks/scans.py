@@ -26,11 +26,13 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 
 
 def rows(config: ConfigDict) -> Iterator[Row]:
-    """Yields two rows for each network: a training step, and a sampler's step guided by a classifier."""
+    """Yields rows for each network: a training step, and for a UNet a sampler's step guided by a classifier."""
     section = config.scans
     for name, batch in zip(section.networks, section.batches, strict=True):
         given = {**networks.arguments(name, batch), "length": section.length}
         yield _row("training step", "train", name, batch, given, "alone")
+        if name not in CLASSIFIERS:
+            continue
         size = given["shape"][1]
         classifier = {"num_classes": 10, "image_size": size, **CLASSIFIERS[name]}
         del given["num_classes"]

@@ -119,12 +119,31 @@ def test_killed_run_resumes_to_the_same_bits(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_steps_in_one_call_are_the_steps_of_as_many_calls(trained, tmp_path):
+    workdir = tmp_path / "scanned"
+    run("train", "ddpm_digits.py", workdir, "--config.training.steps_per_call=5")
+    state, _ = final_parameters(workdir)
+    whole, _ = final_parameters(trained[0])
+    assert int(state["step"]) == 60
+    for name in ("params", "ema", "opt_state"):
+        for one, other in zip(leaves(state[name]), leaves(whole[name]), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    metrics, expected = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (workdir, trained[0])
+    )
+    assert [entry["step"] for entry in metrics] == [10, 20, 30, 40, 50, 60]
+    np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in expected], rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(trained, tmp_path):
     workdir = tmp_path / "stopped"
     # More steps than can be done before the signal; the config must be that of the whole run to be comparable.
     options = [
         *SMALL,
         "--config.training.num_steps=1000000",
+        "--config.training.steps_per_call=5",
         "--config.training.lr_schedule=constant",
         "--config.training.checkpoint_every=500000",  # none is due before the signal
     ]
@@ -142,6 +161,7 @@ def test_sigterm_saves_and_exits_cleanly(trained, tmp_path):
     assert process.returncode == 0, output
     assert "the same command resumes from there" in output
     newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert newest % 5 == 0  # a call is finished first
     assert f"stopped at step {newest} of 1000000" in output
 
 
@@ -207,6 +227,12 @@ def test_sample_and_evaluate(trained):
         ("train", "ddpm_toy2d.py", (), "holds a run of another config"),
         ("train", "ddpm_digits.py", ("--config.backbone.num_classes=7",), "set config.backbone.num_classes"),
         ("train", "ddpm_digits.py", ("--config.training.log_every=0",), "training.log_every must be at least 1; got 0"),
+        (
+            "train",
+            "ddpm_digits.py",
+            ("--config.training.steps_per_call=4",),
+            "log_every must be a multiple of training.steps_per_call = 4; got 10",
+        ),
         ("sample", "ddpm_digits.py", ("--labels=11",), r"--labels must lie in [0, 9]; got 11"),
     ],
 )
