@@ -96,7 +96,7 @@ def default_config() -> ConfigDict:
     config.sampler.num_inference_steps = 50
     config.sampler.eta = 0.0
     config.sampler.clip_denoised = True
-    config.sampler.cfg_scale = 1.0  # classifier-free guidance; 1 is none
+    config.sampler.cfg_scale = 1.0  # classifier-free guidance; 1 is none, of classifier_free_pp 0
     config.sampler.guidance = "classifier_free"  # or classifier_free_pp, projected: how cfg_scale acts
     config.sampler.apg_eta = 0.0  # projected: how much of the parallel part is kept
     config.sampler.apg_norm_threshold = placeholder(float)  # None: none

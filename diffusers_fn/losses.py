@@ -196,9 +196,10 @@ def sigmoid(bias: float = 0.0) -> Weight:
 def likelihood(process: Process) -> Weight:
     """Returns the weight g^2 alpha^2 / (2 sigma^4) = -d(SNR)/dt / 2, with t uniform on the process.
 
-    On the error of the score it is g^2 / 2, with which the loss bounds the negative log-likelihood, in nats over the
-    number of dimensions. Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021,
-    https://arxiv.org/abs/2101.09258, theorem 1; Kingma et al. 2021, https://arxiv.org/abs/2107.00630, eq. 18.
+    On the error of the score it is g^2 / 2, with which t_max - t_min times the mean loss over uniform t bounds the
+    negative log-likelihood, in nats over the number of dimensions; other time samplers change the weight. Song et al.,
+    "Maximum Likelihood Training of Score-Based Diffusion Models", 2021, https://arxiv.org/abs/2101.09258, theorem 1;
+    Kingma et al. 2021, https://arxiv.org/abs/2107.00630, eq. 18.
 
     >>> from diffusers_fn.processes import vp
     >>> round(float(likelihood(vp())(vp()(0.5))), 4)

@@ -144,7 +144,8 @@ def test_every_config_builds_and_trains(name, variant):
     assert all(jax.tree.leaves(same))
     if config.task != "diffusion":
         return
-    samples = jax.eval_shape(lambda params, key: diffusion.sample(params, key, 2), params, key)
+    cond = np.zeros(2, np.int32) if batch.get("label") is not None else None
+    samples = jax.eval_shape(lambda params, key: diffusion.sample(params, key, 2, cond=cond), params, key)
     assert samples.x0.shape == (2, *shape)
 
 
@@ -378,8 +379,10 @@ def test_a_network_without_a_null_class_is_trained_and_sampled_with_labels(batch
     images = {"image": jnp.zeros((8, 8, 8, 1)), "label": batch["label"]}
     assert np.isfinite(jax.jit(diffusion.loss)(params, jax.random.key(0), images)[0]).all()
     assert np.isfinite(diffusion.sample(params, jax.random.key(0), 3, cond=jnp.arange(3)).x0).all()
-    with pytest.raises(ValueError, match="no null class"):
+    with pytest.raises(ValueError, match="it has no prediction without a label"):
         diffusion.sample(params, jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="no null class"):
+        diffusion.apply(params, images["image"], 0)
 
 
 # What a network is told of the level.

@@ -126,6 +126,18 @@ def test_the_consistency_loss_is_the_change_of_the_end():
     np.testing.assert_allclose(loss_of(diffusion, params, index), jnp.mean(g**2), rtol=2e-3)
 
 
+@pytest.mark.parametrize("variant", ["mean_flow", "consistency"])
+def test_noise_that_a_batch_brings_is_taken(variant):
+    diffusion = dfn.build(small_config(variant, loss={"label_dropout": 0.0}))
+    params = some_params(diffusion.init)
+    key, _, eps, _ = own_draws(1)
+    one = jax.tree.map(lambda a: a[1:2], BATCH)
+    loss = lambda noise: float(diffusion.loss(params, key, {**one, "noise": noise})[0][0])  # noqa: E731
+    drawn = float(loss_of(diffusion, params, 1))
+    np.testing.assert_allclose(loss(eps), drawn, rtol=1e-6)
+    assert abs(loss(-eps) - drawn) > 1e-3 * drawn
+
+
 @pytest.mark.parametrize(
     ("variant", "sections", "message"),
     [
@@ -136,6 +148,11 @@ def test_the_consistency_loss_is_the_change_of_the_end():
         ("consistency", {"noise_schedule": {"process": "flow"}}, "set noise_schedule.process to 'trigonometric'"),
         ("consistency", {"parameterization": "x0"}, "parameterization to 'v'"),
         ("mean_flow", {"loss": {"guidance_scale": 2.0, "label_dropout": 0.0}}, "prediction without a label"),
+        ("mean_flow", {"noise_schedule": {"shift": 3.0}}, "set noise_schedule.shift to 1"),
+        ("mean_flow", {"noise_schedule": {"t_max": 0.9}}, "t_min and t_max to None; got 1.0, None and 0.9"),
+        ("mean_flow", {"loss": {"weight": "min_snr"}}, "has its own error and weight"),
+        ("consistency", {"loss": {"loss_type": "l1"}}, "has its own error and weight"),
+        ("consistency", {"loss": {"offset_noise": 0.5}}, "loss.offset_noise to 0; got 'mse', 'simple' and 0.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(variant, sections, message):

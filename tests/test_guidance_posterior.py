@@ -180,6 +180,14 @@ def test_super_resolution_keeps_the_means_and_takes_one_iteration():
     np.testing.assert_allclose(details(guided), details(plain), atol=1e-12)
 
 
+@pytest.mark.usefixtures("x64")
+def test_a_constant_that_the_operator_adds_is_the_measurements():
+    x, level, offset = jnp.array([[1.0, -0.3, 0.4]]), LEVELS[1], jnp.array([[1.0, -2.0]])
+    run = lambda operator, y: guidance.pigdm(operator, y, noise_std=0.3, data_std=STD, tolerance=1e-13)(prior)(x, level)  # noqa: E731
+    affine, linear = run(lambda x: operator(x) + offset, Y[None] + offset), run(operator, jnp.asarray(Y[None]))
+    np.testing.assert_allclose(affine.x0, linear.x0, rtol=1e-9)
+
+
 def test_a_changed_measurement_compiles_nothing():
     level, x = LEVELS[1], jnp.ones((1, 3))
     run = jax.jit(lambda y, s: guidance.pigdm(operator, y, noise_std=s, data_std=STD)(prior)(x, level).x0)

@@ -269,6 +269,18 @@ def test_guidance_of_the_first_three_channels_is_dits():
     assert published.error(2 * prediction.var_frac - 1, out[..., 4:]) < 2e-5
 
 
+@pytest.mark.parametrize("rule", [guidance.linear, guidance.rescaled(1.0), guidance.projected()])
+def test_channels_that_are_not_guided_stay_conditional(rule):
+    net = lambda params, x, t, cond: jnp.tanh(x * (1 + cond[:, None]))  # noqa: E731
+    denoise = dfn.make_denoiser(net, None, parameterizations.v)
+    x, cond, level = jax.random.normal(jax.random.key(0), (3, 4)), jnp.array([0, 1, 2]), dfn.Level(0.6, 0.8, 0.0)
+    guided = guidance.classifier_free(5.0, 3, channels=3, rule=rule)(denoise)(x, level, cond)
+    plain = denoise(x, level, cond)
+    for ours, conditional in ((guided.x0, plain.x0), (guided.eps, plain.eps)):
+        np.testing.assert_array_equal(ours[:, 3], conditional[:, 3])
+        assert float(jnp.abs(ours - conditional)[:, :3].max(axis=1).min()) > 1e-3
+
+
 def refused(transform, cond=None):
     return lambda: guided_output(transform, parameterizations.v, cond)
 

@@ -10,6 +10,7 @@ from small_models import small_config, some_params
 
 import diffusers_fn as dfn
 from diffusers_fn import losses, parameterizations, processes, training
+from diffusers_fn.from_config.guiding import make_guidance
 from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.levels import Level, log_snr
 
@@ -76,6 +77,13 @@ def test_the_ends_and_sigmas_of_a_config_reach_the_process():
         ({"sampler": {"cfg_interval": (2.0, 1.0)}}, "0 <= low < high"),
         ({"sampler": {"guidance": "projected", "cfg_rescale": 0.5}}, "goes with guidance 'classifier_free'"),
         ({"loss": {"offset_noise": -1.0}}, "offset_noise must not be negative"),
+        ({"sampler": {"guidance": "classifier_free_pp", "cfg_interval": (0.1, 1.0)}}, "cfg_interval goes with"),
+        ({"sampler": {"guidance": "classifier_free_pp"}, "loss": {"label_dropout": 0.0}}, "to do without its label"),
+        ({"sampler": {"name": "heun", "eta": 1.0}}, "eta is 1.0, but 'heun' has none"),
+        ({"noise_schedule": {"shift": 3.0}}, "shift is 3.0, which a table of betas does not have: leave it 1"),
+        ({"noise_schedule": {"t_max": 0.5}}, "t_max is 0.5, which a table .* leave it None"),
+        ({"noise_schedule": {"sigma_max": 5.0}}, "sigma_max is 5.0, which a table"),
+        ({"noise_schedule": {"process": "vp", "zero_terminal_snr": True}}, "is for tables of betas"),
     ],
 )
 def test_combinations_that_contradict_are_refused(sections, message):
@@ -186,6 +194,46 @@ def test_rescaled_projected_and_limited_guidance_are_those_of_the_library():
         assert float(jnp.abs(other - plain.x0).max()) > 1e-4, options
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [{"noise_schedule": {"zero_terminal_snr": True}}, {"noise_schedule": {"process": "flow"}}],
+    ids=["zero_terminal_snr", "flow"],
+)
+def test_rescaled_guidance_is_that_of_what_the_network_puts_out(sections):
+    """Lin et al. 2024, eq. 15-16, by hand on v: also at pure noise, where their paper needs it."""
+    config = small(parameterization="v", sampler={"cfg_rescale": 1.0, "clip_denoised": False}, **sections)
+    x, level = jax.random.normal(jax.random.key(0), (3, 2)), Level(0.6, 0.8, 500.0)
+    cond = jnp.array([0, 1, 2])
+    net = lambda params, x, t, cond: jnp.tanh(x * (1 + cond[:, None]))  # noqa: E731
+    denoise = dfn.make_denoiser(net, None, parameterizations.v)
+    prediction = make_guidance(config, 3)(4.0)(denoise)(x, level, cond)
+    with_label, without = net(None, x, 0, cond), net(None, x, 0, jnp.full(3, 3))
+    v = without + 4.0 * (with_label - without)
+    v *= jnp.std(with_label, axis=1, keepdims=True) / jnp.std(v, axis=1, keepdims=True)
+    np.testing.assert_allclose(level.alpha * prediction.eps - level.sigma * prediction.x0, v, rtol=1e-4, atol=1e-5)
+
+    diffusion = dfn.build(config)
+    samples = diffusion.sample(some_params(diffusion.init), jax.random.key(0), 3, cond=cond, guidance_scale=3.0).x0
+    assert np.isfinite(samples).all()
+
+
+def test_a_network_that_always_saw_its_label_is_not_asked_without():
+    diffusion = dfn.build(small(loss={"label_dropout": 0.0}))
+    params = some_params(diffusion.init)
+    assert np.isfinite(diffusion.sample(params, jax.random.key(0), 3, cond=jnp.array([0, 1, 2])).x0).all()
+    for asked in ({}, {"cond": jnp.array([0, 1, 2]), "guidance_scale": 1.5}):
+        with pytest.raises(ValueError, match="it has no prediction without a label"):
+            diffusion.sample(params, jax.random.key(0), 3, **asked)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\]; got 0 to 3"):
+        diffusion.sample(params, jax.random.key(0), 3, cond=jnp.array([0, 1, 3]))
+
+
+def test_a_guidance_scale_of_another_length_is_refused():
+    diffusion = dfn.build(small())
+    with pytest.raises(ValueError, match=r"guidance_scale must be \[\] or \[3\]; got shape \(2,\)"):
+        diffusion.sample(some_params(diffusion.init), jax.random.key(0), 3, cond=0, guidance_scale=jnp.ones(2))
+
+
 def test_a_transform_of_ones_own_sees_cond_where_the_network_has_none():
     config = small(backbone={"num_classes": 0}, sampler={"clip_denoised": False})
     diffusion = dfn.build(config)
@@ -262,6 +310,8 @@ def test_both_halves_of_an_autoencoder_learn():
         dfn.build_autoencoder(small())
     with pytest.raises(ValueError, match=r"backbone.name must be one of classifier, mlp_classifier; got 'mlp'"):
         dfn.build_classifier(small())
+    with pytest.raises(ValueError, match=r"a classifier sees x as it is. Set it to False"):
+        dfn.build_classifier(small(task="classifier", backbone={"name": "mlp_classifier"}, scale_input=True))
 
 
 # Averages.

@@ -47,6 +47,10 @@ def build_classifier(config: ConfigDict) -> NoisyClassifier:
     >>> net = build_classifier(classifier.get_config())
     >>> params = jax.eval_shape(net.init, jax.random.key(0))
     """
+    if config.scale_input:
+        raise ValueError(
+            "config.scale_input is for the networks of task 'diffusion': a classifier sees x as it is. Set it to False"
+        )
     shape = tuple(config.data.shape)
     module = make_classifier(config.backbone)
     num_classes = config.backbone.num_classes

@@ -99,10 +99,12 @@ def build(config: ConfigDict) -> Diffusion:
     loss = make_objective(parts).loss
     plan_solver = make_plan(config, parts.noise, parts.variance)
     guide = make_guidance(config, null_cond=num_classes)
-    if config.sampler.cfg_scale != 1 and not (num_classes and label_dropout):
+    guided = config.sampler.cfg_scale != 1 or config.sampler.guidance == "classifier_free_pp"
+    if guided and not (num_classes and label_dropout):
         raise ValueError(
-            f"config.sampler.cfg_scale is {config.sampler.cfg_scale}, but guidance needs a class-conditional model "
-            "that learned to do without its label: set backbone.num_classes and loss.label_dropout, or cfg_scale to 1"
+            f"config.sampler.cfg_scale is {config.sampler.cfg_scale} with guidance {config.sampler.guidance!r}, but "
+            "guidance needs a class-conditional model that learned to do without its label: set backbone.num_classes "
+            "and loss.label_dropout, or cfg_scale to 1 and guidance to 'classifier_free'"
         )
 
     def sample_fn(
@@ -125,14 +127,22 @@ def build(config: ConfigDict) -> Diffusion:
             raise ValueError("cond was given, but this model is unconditional: set config.backbone.num_classes")
         if guidance_scale is not None and (cond is None or not num_classes):
             raise ValueError("guidance_scale was given without cond: pass the class labels as cond")
-        if guidance_scale is not None and not label_dropout and not np.all(concrete(guidance_scale) == 1):
-            raise ValueError("this model was trained with loss.label_dropout = 0: it has no prediction without a label")
+        if guidance_scale is not None and jnp.shape(guidance_scale) not in ((), (num_samples,)):
+            raise ValueError(f"guidance_scale must be [] or [{num_samples}]; got shape {jnp.shape(guidance_scale)}")
+        needs_null = cond is None or (guidance_scale is not None and not np.all(concrete(guidance_scale) == 1))
+        if num_classes and needs_null and not label_dropout:
+            raise ValueError(
+                "this model was trained with loss.label_dropout = 0: it has no prediction without a label. Pass cond, "
+                "and no guidance_scale"
+            )
         scale = config.sampler.cfg_scale if guidance_scale is None else guidance_scale
         solver = plan_solver(num_inference_steps, eta)
 
         transforms: list[Transform] = []
         if cond is not None and num_classes:
-            cond = jnp.broadcast_to(check_labels(cond, num_classes, num_samples, allow_null=True), (num_samples,))
+            cond = jnp.broadcast_to(
+                check_labels(cond, num_classes, num_samples, allow_null=bool(label_dropout)), (num_samples,)
+            )
             transforms.append(guide(scale))
         elif not num_classes:
             transforms.append(ignore_cond)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from diffusers_fn import _random, backbones, few_step
 from diffusers_fn._arrays import expand
 from diffusers_fn.denoisers import network_output
+from diffusers_fn.from_config.batches import draw_noise
 from diffusers_fn.guidance import apply_guidance
 from diffusers_fn.levels import Level, add_noise, log_snr
 from diffusers_fn.losses import TimeSampler, mse
@@ -46,7 +47,7 @@ def consistency(parts: Parts) -> Loss:
         time_key, noise_key, label_key, dropout_key = _random.split(key, 4)
         x0, cond = parts.read(label_key, batch)
         level = parts.draw_level(time_key, x0.shape[0])
-        eps = _random.normal(noise_key, x0)
+        eps = draw_noise(noise_key, batch, x0)
         x, velocity = add_noise(x0, eps, level), target(parts.parameterization, x0, eps, level)
         masks = _random.one_key(dropout_key)
 
@@ -63,9 +64,15 @@ def mean_flow(parts: Parts, draw_time: TimeSampler) -> Loss:
     """Returns the loss of mean flows (see `few_step.mean_flow_target`), loss.guidance_scale learned by the network.
 
     Raises:
-      ValueError: unless the process is the flow, told its steps, and the parameterization velocity.
+      ValueError: unless the process is the flow from 0 to 1, told its steps, and the parameterization velocity.
     """
     process = _check(parts, "flow", "velocity")
+    noise = parts.config.noise_schedule
+    if noise.shift != 1 or noise.t_min is not None or noise.t_max is not None:
+        raise ValueError(
+            "config.loss.objective is 'mean_flow', which draws its times from 0 to 1, with x = (1 - t) x0 + t eps: set "
+            f"noise_schedule.shift to 1, t_min and t_max to None; got {noise.shift}, {noise.t_min} and {noise.t_max}"
+        )
     section, num_classes = parts.config.loss, int(parts.config.backbone.get("num_classes") or 0)
     if section.guidance_scale != 1 and not (num_classes and section.label_dropout):
         raise ValueError(
@@ -77,7 +84,7 @@ def mean_flow(parts: Parts, draw_time: TimeSampler) -> Loss:
         time_key, noise_key, label_key, dropout_key = _random.split(key, 4)
         x0, cond = parts.read(label_key, batch)
         t, r = few_step.draw_two_times(time_key, x0.shape[0], draw_time, share=section.two_times_share)
-        eps = _random.normal(noise_key, x0)
+        eps = draw_noise(noise_key, batch, x0)
         x, velocity = add_noise(x0, eps, process(t)), eps - x0
         masks = _random.one_key(dropout_key)
 
@@ -103,6 +110,13 @@ def _check(parts: Parts, process: str, parameterization: str) -> Process:
             f"config.loss.objective is {objective!r}: set noise_schedule.process to {process!r}, "
             f"noise_schedule.time_label to 'step' and parameterization to {parameterization!r}; got "
             f"{section.process!r}, {section.time_label!r} and {config.parameterization!r}"
+        )
+    loss = config.loss
+    if loss.loss_type != "mse" or loss.weight != "simple" or loss.offset_noise:
+        raise ValueError(
+            f"config.loss.objective is {objective!r}, which has its own error and weight: set loss.loss_type to 'mse', "
+            f"loss.weight to 'simple' and loss.offset_noise to 0; got {loss.loss_type!r}, {loss.weight!r} and "
+            f"{loss.offset_noise}"
         )
     assert parts.noise.process is not None
     return parts.noise.process

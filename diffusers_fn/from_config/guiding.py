@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusers_fn import guidance
 from diffusers_fn.denoisers import Transform
 from diffusers_fn.from_config.choices import choose
+from diffusers_fn.from_config.objectives import make_parameterization
 
 GUIDANCES: Mapping[str, Callable[..., Transform]] = {
     "classifier_free": guidance.classifier_free,
@@ -35,6 +36,7 @@ def make_guidance(config: ConfigDict, null_cond: Any) -> Callable[[Any], Transfo
             "config.sampler.cfg_interval must be two ends of sigma / alpha, 0 <= low < high; got "
             f"{settings.cfg_interval}"
         )
+    everywhere = low == 0 and high == float("inf")
     if settings.cfg_channels < 0:
         raise ValueError(f"config.sampler.cfg_channels must be 0 (all) or more; got {settings.cfg_channels}")
     if settings.guidance != "classifier_free" and settings.cfg_rescale:
@@ -48,12 +50,16 @@ def make_guidance(config: ConfigDict, null_cond: Any) -> Callable[[Any], Transfo
     elif settings.guidance == "classifier_free_pp":
         if settings.cfg_channels:
             raise ValueError("config.sampler.cfg_channels goes with guidance 'classifier_free': set it to 0")
+        if not everywhere:
+            raise ValueError(
+                "config.sampler.cfg_interval goes with guidance 'classifier_free' or 'projected': no scale of "
+                f"classifier_free_pp is the conditional prediction; got {settings.cfg_interval}"
+            )
         del options["channels"]
     elif settings.cfg_rescale:
-        options["rule"] = guidance.rescaled(settings.cfg_rescale)
+        options["rule"] = guidance.rescaled(settings.cfg_rescale, on=make_parameterization(config))
 
     def transform(scale: Any) -> Transform:
-        everywhere = low == 0 and high == float("inf")
         neutral = isinstance(scale, (int, float)) and scale == 1
         limited = scale if everywhere or neutral else guidance.interval(scale, low, high)
         return make(limited, null_cond, **options)

@@ -139,6 +139,14 @@ def make_noise(config: ConfigDict) -> Noise:
 
 def _on_table(section: ConfigDict) -> Noise:
     schedule = make_schedule(section)
+    ignored = [name for name in ("sigma_min", "sigma_max", "t_min", "t_max") if section[name] is not None]
+    if section.shift != 1:
+        ignored.append("shift")
+    if ignored:
+        raise ValueError(
+            f"config.noise_schedule.{ignored[0]} is {section[ignored[0]]}, which a table of betas does not have: leave "
+            f"it {1 if ignored[0] == 'shift' else None}, or set noise_schedule.process to a continuous one"
+        )
     if section.zero_terminal_snr and section.time_label != "step":
         raise ValueError(
             f"config.noise_schedule.time_label is {section.time_label!r}, which is infinite at pure noise, where "
@@ -158,6 +166,11 @@ def _on_table(section: ConfigDict) -> Noise:
 def _on_process(section: ConfigDict) -> Noise:
     make, fields = choose("noise_schedule.process", section.process, {"table": None, **PROCESSES})
     process = make(**{field: section[field] for field in fields if section[field] is not None})
+    if section.zero_terminal_snr:
+        raise ValueError(
+            "config.noise_schedule.zero_terminal_snr is for tables of betas: set it to False; the process is "
+            f"{section.process!r}"
+        )
     for field in ("sigma_min", "sigma_max"):
         if section[field] is not None and field not in fields:
             raise ValueError(

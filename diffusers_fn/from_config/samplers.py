@@ -121,6 +121,8 @@ def make_plan(config: ConfigDict, noise: Noise, variance: variances.Variance) ->
     settings = config.sampler
     check_eta(settings.eta)
     make_solver = choose("sampler.name", settings.name, SOLVERS)
+    if settings.eta and settings.name != "ddim":
+        raise ValueError(f"config.sampler.eta is {settings.eta}, but {settings.name!r} has none: set it to 0")
 
     def plan(num_steps: int | None = None, eta: Any = None) -> Solver:
         levels = noise.grid(settings.skip_type, settings.num_inference_steps if num_steps is None else num_steps)

@@ -51,8 +51,13 @@ def classifier_free(
     def transform(denoise: Denoiser) -> Denoiser:
         def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
             conditional, unconditional = with_and_without(denoise, x, level, cond, null_cond, batched)
-            w = _on_channels(expand(scale_at(scale, level), x), x, channels)
-            return rule(conditional, unconditional, w, level)
+            w = expand(scale_at(scale, level), x)
+            if channels is None:
+                return rule(conditional, unconditional, w, level)
+            first = _first_channels(x, channels)
+            combined = rule(conditional, unconditional, jnp.where(first, w, 1.0), level)
+            x0 = jnp.where(first, combined.x0, conditional.x0)
+            return Prediction(x0, jnp.where(first, combined.eps, conditional.eps), combined.var_frac)
 
         return guided
 
@@ -106,11 +111,8 @@ def with_and_without(
     return conditional, unconditional
 
 
-def _on_channels(scale: jax.Array, x: jax.Array, channels: int | None) -> jax.Array:
-    """The scale, 1 on the channels behind the first so many."""
-    if channels is None:
-        return scale
+def _first_channels(x: jax.Array, channels: int) -> jax.Array:
+    """Where x has its first so many channels: bool [1, ..., C]."""
     if channels > x.shape[-1]:
         raise ValueError(f"channels must be at most x's channels, {x.shape[-1]}; got {channels}")
-    first = (jnp.arange(x.shape[-1]) < channels).reshape((1,) * (x.ndim - 1) + (-1,))
-    return jnp.where(first, scale, 1.0)
+    return (jnp.arange(x.shape[-1]) < channels).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -96,7 +96,7 @@ def pigdm(
     The authors' experiments without noise multiply the gradient by r^2; give `scale` for that.
 
     Args:
-      operator: [B, ...] -> y's shape, linear (A 0 = 0; an offset belongs to y), example by example.
+      operator: [B, ...] -> y's shape, A x0 with or without a constant offset, example by example.
       y: [B, ...] the measurement.
       noise_std: [] or [B], the deviation of the measurement's noise, may be traced.
       data_std: [] or [B], the deviation of the data around what can be known; 1 in the paper.
@@ -130,7 +130,8 @@ def pigdm(
             r2 = (d * sigma) ** 2 / ((alpha * d) ** 2 + sigma**2)
             ridge = (expand(noise_std, x0) ** 2 / r2).reshape((-1,) + (1,) * (y.ndim - 1))
             residual = y.astype(x0.dtype) - operator(x0)
-            product = lambda u: operator(transpose(u)) + ridge * u  # noqa: E731
+            offset = operator(jnp.zeros_like(x0))
+            product = lambda u: operator(transpose(u)) - offset + ridge * u  # noqa: E731
             u = conjugate_gradients(product, residual, tolerance=tolerance, max_iterations=max_iterations)
             (grad,) = pull(transpose(u) / r2)
             return along_gradient(prediction, grad, scale_at(scale, level), level)

@@ -91,7 +91,8 @@ def interval(scale: Scale, low: Any, high: Any, *, outside: Any = 1.0) -> Callab
       scale: [] or [B], or a function of the level.
       low: [] or [B], may be traced.
       high: as low; jnp.inf for no upper end.
-      outside: the scale that guides nothing: 1 for `classifier_free` and `autoguidance`, 0 for `classifier`.
+      outside: the scale that guides nothing: 1 for `classifier_free` and `autoguidance`, 0 for `classifier`. No
+        scale of `classifier_free_pp` is the conditional prediction; 0 is the unconditional one.
 
     Raises:
       ValueError: unless 0 <= low < high, where they can be read.
