@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from diffusers_fn.pretrained.safetensors_file import Stored, open_safetensors, s
 # In this order, where a folder has several; a folder with one file of another name is as good.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_SHARD = re.compile(r"-\d+-of-\d+\.")  # of several files, which an index names
+_INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")  # .index.json, or .index.fp16.json of a variant
 
 
 class Checkpoint(NamedTuple):
@@ -39,8 +42,10 @@ def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> 
       ValueError: if what lies there is damaged, ambiguous or not of a kind that is read.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is nothing at {path}")
     weights = _weights_of(path) if path.is_dir() else path
-    tensors = _open_index(weights) if weights.name.endswith(".index.json") else _open_file(weights, key)
+    tensors = _open_index(weights) if _INDEX.search(weights.name) else _open_file(weights, key)
     config_path = weights.parent / "config.json"
     return Checkpoint(tensors, read_json(config_path) if config_path.is_file() else None)
 
@@ -62,12 +67,14 @@ def _weights_of(folder: Path) -> Path:
         for stem in STEMS:
             if (folder / f"{stem}{suffix}").is_file():
                 return folder / f"{stem}{suffix}"
-    for endings in ((".safetensors", ".index.json"), TORCH_SUFFIXES):
-        found = sorted(path for path in folder.iterdir() if path.name.endswith(endings))
+    names = sorted(path.name for path in folder.iterdir())
+    indices = [name for name in names if _INDEX.search(name)]
+    single = [name for name in names if name.endswith(".safetensors") and not _SHARD.search(name)]
+    for found in (indices + single, [name for name in names if name.endswith(TORCH_SUFFIXES)]):
         if len(found) == 1:
-            return found[0]
+            return folder / found[0]
         if found:
-            raise ValueError(f"{folder} has several files of weights, give the path of one: {[p.name for p in found]}")
+            raise ValueError(f"{folder} has several files of weights, give the path of one: {found}")
     raise ValueError(f"{folder} has no file of weights (.safetensors, .index.json, {', '.join(TORCH_SUFFIXES)})")
 
 

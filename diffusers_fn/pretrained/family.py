@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,8 @@ class Family(NamedTuple):
       name: how people speak of it, "dit".
       class_names: what the config.json of the reference calls it, in `_class_name`, `architectures` or `model_type`.
       from_config: the reference's config, a dict -> the linen module. ValueError for what the module cannot be.
-      to_config: the module -> the reference's config; from_config(to_config(module)) == module.
+      to_config: the module -> the reference's config. `save` refuses a module that from_config(to_config(module)) is
+        not, in `different_fields`.
       entries: the module -> all its parameters, each with the tensors that it is made of.
       inputs: the module -> the positional arguments of an `init` that makes every parameter; shapes are enough.
       constants: the module -> tensors of the checkpoint that are no parameters.
@@ -91,6 +93,38 @@ def read_config(
         raise ValueError("this config does not fit the family: " + "; ".join(problems))
     fields = {**{name: _frozen(value) for name, value in optional.items()}, **given}
     return {name: fields[name] for name in fields if name in optional or name in required}
+
+
+# Fields that change neither what a trained network computes nor what its parameters are.
+_FREE = frozenset({"dropout", "label_dropout", "zero_init_output", "remat", "attention_fn", "native_conv", "dtype",
+                   "param_dtype", "parent", "name"})  # fmt: skip
+
+
+def different_fields(module: nn.Module, other: nn.Module) -> list[str]:
+    """Returns in words how two modules of a class differ, in fields that make them different networks.
+
+    >>> different_fields(nn.Dense(3), nn.Dense(3, param_dtype="bfloat16")), different_fields(nn.Dense(3), nn.Dense(4))
+    ([], ['features is 3, not 4'])
+    """
+    one, another = _meaning(module), _meaning(other)
+    return [f"{name} is {one.get(name)!r}, not {another.get(name)!r}" for name in one if one[name] != another[name]]
+
+
+def _meaning(module: nn.Module) -> dict[str, Any]:
+    """Returns the fields of a module that matter; what may be said in two ways is said in one."""
+    found = {f.name: _frozen(getattr(module, f.name)) for f in dataclasses.fields(module) if f.name not in _FREE}
+    for name, value in found.items():
+        if isinstance(value, tuple) and value and isinstance(value[0], bool) and all(v is value[0] for v in value):
+            found[name] = value[0]  # (False, False) is False
+    if "num_heads" in found and "head_dim" in found:
+        found["num_heads"] = None if found["head_dim"] is not None else found["num_heads"] or 1
+    if "null_class" in found:  # the null class is one more label
+        null = found.pop("null_class")
+        found["num_classes"] = found["num_classes"] and found["num_classes"] + null
+    if "learned_variance" in found:  # a learned variance is as many channels again
+        learned, channels = found.pop("learned_variance"), found.get("out_channels") or found["in_channels"]
+        found["out_channels"] = channels and channels * (1 + learned)
+    return found
 
 
 def _frozen(value: Any) -> Any:

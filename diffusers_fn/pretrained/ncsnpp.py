@@ -9,7 +9,6 @@ are refused.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import SongUNet
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
-from diffusers_fn.pretrained.family import read_config
+from diffusers_fn.pretrained.family import different_fields, read_config
 from diffusers_fn.pretrained.unet2d_blocks import attention, res_block
 from diffusers_fn.pretrained.unet_layouts import pointwise
 
@@ -123,12 +122,8 @@ def to_config(module: SongUNet) -> dict[str, Any]:
         "dropout": module.dropout,
         "norm_eps": module.norm_eps,
     }
-    made = from_config(config)
-    free = {"label_dropout", "zero_init_output", "remat", "attention_fn", "dtype", "param_dtype", "parent", "name"}
-    names = [field.name for field in dataclasses.fields(module) if field.name not in free]
-    different = [name for name in names if _plain(getattr(made, name)) != _plain(getattr(module, name))]
-    if different:
-        raise ValueError(f"no UNet2DModel has these fields of SongUNet: {', '.join(different)}")
+    if different := different_fields(module, from_config(config)):
+        raise ValueError(f"no UNet2DModel has these fields of SongUNet: {'; '.join(different)}")
     return config
 
 
@@ -180,7 +175,3 @@ def entries(module: SongUNet) -> list[Entry]:
         before, convolution = (f"{name}.skip_norm", f"{name}.skip_conv") if level else ("conv_norm_out", "conv_out")
         found += norm(f"up_{level}_norm_out", before) + conv(f"up_{level}_conv_out", convolution)
     return found
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value

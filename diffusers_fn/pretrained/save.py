@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 
 from diffusers_fn.pretrained.convert import describe_tensors
-from diffusers_fn.pretrained.family import Family
+from diffusers_fn.pretrained.family import Family, different_fields
 from diffusers_fn.pretrained.load import find_family
 from diffusers_fn.pretrained.safetensors_file import write_safetensors
 
@@ -30,7 +30,8 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
 
     Raises:
       OSError: if the folder cannot be written.
-      ValueError: if the folder is there and not empty, or the parameters are not those of the module.
+      ValueError: if the folder is there and not empty, the parameters are not those of the module, or the family's
+        config cannot say what the module is.
 
     >>> import tempfile, jax, jax.numpy as jnp
     >>> from diffusers_fn.pretrained.entries import same
@@ -67,11 +68,18 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
 def module_config(module: nn.Module, family: Family) -> dict[str, Any]:
     """Returns the config of the reference, with the name of its class.
 
-    >>> from diffusers_fn.backbones import UNet
-    >>> module_config(UNet(out_channels=3), find_family("guided_unet", {}))["_class_name"]
-    'UNetModel'
+    Raises ValueError if that config cannot say what the module is.
+
+    >>> from diffusers_fn.backbones import UViT
+    >>> module_config(UViT(null_class=False), find_family("uvit", {}))["_class_name"]
+    'UViT'
     """
     config = family.to_config(module)
+    if different := different_fields(module, family.from_config(config)):
+        raise ValueError(
+            f"this {type(module).__name__} is no network of the family {family.name!r}, as its config cannot say: "
+            f"{'; '.join(different)}"
+        )
     if family.class_names and not {"_class_name", "architectures", "model_type"} & set(config):
         config = {"_class_name": family.class_names[0], **config}
     return config

@@ -294,6 +294,8 @@ def test_a_folder_is_searched_for_one_file_of_weights(net, tmp_path):
         pretrained.load(tmp_path / "empty", net.family)
     with pytest.raises(FileNotFoundError):
         pretrained.load(tmp_path / "nowhere.safetensors", net.family)
+    with pytest.raises(FileNotFoundError, match=r"there is nothing at .*nowhere"):
+        pretrained.load(tmp_path / "nowhere", net.family)
     (tmp_path / "weights.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"must end with \.safetensors"):
         pretrained.load(tmp_path / "weights.npz", net.family)
@@ -321,6 +323,8 @@ def test_a_checkpoint_in_several_files_is_one(net, shards):
     folder = shards()
     check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
     check_loaded(pretrained.load(folder / "model.safetensors.index.json", net.family)[1], net.tensors)
+    (folder / "model.safetensors.index.json").rename(folder / "net.safetensors.index.fp16.json")  # of a variant
+    check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
 
 
 @pytest.mark.parametrize(

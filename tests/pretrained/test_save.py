@@ -10,6 +10,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusers_fn import pretrained
+from diffusers_fn.backbones import DiT, SongUNet, UNet, UViT
+from diffusers_fn.pretrained.family import different_fields
 from diffusers_fn.pretrained.safetensors_file import open_safetensors
 
 
@@ -65,6 +67,46 @@ def test_parameters_of_another_network_are_refused_and_nothing_is_written(net, t
         "  of the wrong shape (1): conv/kernel [1, 3, 5, 4] instead of [1, 3, 5, 8]",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+SMALL = {
+    "out_channels": 3,
+    "image_size": 8,
+    "channels": 32,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (4,),
+}
+GUIDED = {"norm_eps": 1e-5, "time_cos_first": True, "time_freq_shift": 0, "downsample_padding": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("module", "family", "message"),
+    [
+        (UNet(**SMALL), "guided_unet", "norm_eps is 1e-06, not 1e-05; time_cos_first is False, not True"),
+        (UNet(**SMALL, **GUIDED, norm_groups=8), "guided_unet", "norm_groups is 8, not 32"),
+        (DiT(num_classes=3, gelu_approximate=False), "dit", "gelu_approximate is False, not True"),
+        (UViT(in_channels=3, null_class=False, learned_variance=True), "uvit", "out_channels is 6, not 3"),
+        (SongUNet(out_channels=3, mid_divisor=1.0), "edm", "mid_divisor is 1.0, not 1.41"),
+    ],
+)
+def test_a_network_that_the_config_cannot_describe_is_refused(module, family, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pretrained.save(tmp_path / "net", module, {}, family)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "other"),
+    [
+        ({"num_heads": None}, {"num_heads": 1}),
+        ({"head_dim": 16, "num_heads": None}, {"head_dim": 16, "num_heads": 4}),
+        ({"num_classes": 3, "null_class": True}, {"num_classes": 4, "null_class": False}),
+        ({"dropout": 0.1, "remat": True, "dtype": jnp.bfloat16}, {}),
+    ],
+)
+def test_what_makes_no_other_network_is_no_difference(module, other):
+    assert different_fields(UNet(**SMALL, **module), UNet(**SMALL, **other)) == []
 
 
 def test_a_checkpoint_is_a_new_folder(net, tmp_path):
