@@ -44,7 +44,8 @@ def invert(
 
     Args:
       denoise: the denoiser, its conditioning bound, without clipping or thresholding.
-      levels: Level[N], the plan of the sampler, noisiest first.
+      levels: Level[N], the plan of the sampler, noisiest first. A first level of pure noise (alpha = 0) must be
+        readable, and pure for every example: if it is traced, only ddim, euler and heun are right.
       x0: [B, ...] clean data.
       make: levels -> a deterministic solver, the one that samples. Inner stages get their labels between those of the
         levels; for exact ones give the solver `processes.exchanged(process)` here.
@@ -54,7 +55,8 @@ def invert(
       scan: as for `sample`.
 
     Raises:
-      ValueError: if levels are no plan, x0 is not of floating type, refine is negative or the solver draws noise.
+      ValueError: if levels are no plan or start at pure noise for some examples alone, x0 is not of floating type,
+        refine is negative or the solver draws noise.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> denoise, levels = oracles.gaussian(0.0, 1.0), grids.karras(200)
@@ -63,7 +65,7 @@ def invert(
     Array([[0.5, 0.5]], dtype=float32)
     """
     check_plan(levels)
-    _check_count("refine", refine, 0)
+    refine = _check_count("refine", refine, 0)
     last = jax.tree.map(lambda a: a[-1:], levels)
     x = invert_implicit(denoise, last, x0, evaluations=1 + refine, scan=scan)
     if levels.sigma.shape[0] == 1:
@@ -71,6 +73,8 @@ def invert(
     # A first level of pure noise is where the exchanged plan has its clean end, reached by the final denoise.
     alpha = concrete(levels.alpha)
     pure = alpha is not None and bool(np.all(alpha[0] == 0))
+    if alpha is not None and np.any(alpha[0] == 0) and not pure:
+        raise ValueError("the first level must be pure noise (alpha = 0) for every example or for none")
     upwards = make(_exchange_level(jax.tree.map(lambda a: a[: 0 if pure else None : -1], levels)))
     if upwards.stochastic:
         raise ValueError("only a deterministic solver can be inverted; this one draws noise: use eta = 0")
@@ -115,7 +119,7 @@ def invert_implicit(
     """
     check_plan(levels)
     check_data(x0=x0)
-    _check_count("evaluations", evaluations, 1)
+    evaluations = _check_count("evaluations", evaluations, 1)
     xp = namespace(levels)
     to = jax.tree.map(lambda a: a[::-1], levels)
     before = lambda a, clean: xp.concatenate([xp.full_like(a[:1], clean), a[:-1]])  # noqa: E731
@@ -155,6 +159,7 @@ def _exchange(denoise: Denoiser) -> Denoiser:
     return exchanged
 
 
-def _check_count(name: str, value: int, least: int) -> None:
+def _check_count(name: str, value: int, least: int) -> int:
     if value != int(value) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value}")
+    return int(value)

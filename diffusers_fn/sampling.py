@@ -145,7 +145,7 @@ def while_scan(length: Any) -> Callable[..., Any]:
 
     def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
         total = jax.tree.leaves(xs)[0].shape[0]
-        known = concrete(length)
+        known = None if (value := concrete(length)) is None else int(value)
         if known is not None and not 1 <= known <= total:
             raise ValueError(f"length must lie in 1 ... {total}, the number of rows; got {known}")
         entry = lambda i: jax.tree.map(lambda a: jnp.asarray(a)[i], xs)  # noqa: E731
@@ -157,7 +157,9 @@ def while_scan(length: Any) -> Callable[..., Any]:
             carry, output = body(carry, entry(i))
             return carry, jax.tree.map(lambda kept, new: kept.at[i].set(new), outputs, output)
 
-        return jax.lax.fori_loop(total - length, total, step, (init, outputs))
+        # Unsigned and small integers would wrap; a traced length above the number of rows is all of them.
+        first = total - known if known is not None else jnp.maximum(total - jnp.asarray(length).astype(jnp.int32), 0)
+        return jax.lax.fori_loop(first, total, step, (init, outputs))
 
     return scan
 

@@ -193,3 +193,10 @@ PLAN = GRIDS["karras"](5)
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_pure_noise_for_some_examples_alone_is_refused():
+    flow = processes.flow()
+    both = jax.tree.map(lambda *a: np.stack(a, 1), *(flow(np.linspace(t, 0.05, 4)) for t in (1.0, 0.9)))
+    with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\) for every example or for none"):
+        dfn.invert(DENOISE, both, jnp.ones((2, 1)))

@@ -219,3 +219,15 @@ def test_bad_input_is_refused(call, message):
 def test_the_gaussian_oracle_refuses_a_mean_of_another_shape():
     with pytest.raises(ValueError, match="must be numbers or have an example's shape"):
         oracles.gaussian(np.ones(4), 1.0)(jnp.ones((2, 3)), LEVELS[0])
+
+
+def test_a_mixture_is_drawn_of_integers_and_of_one_std_a_component():
+    """Components far apart: the spread within each is its own std, whatever the number of examples."""
+    draw = oracles.draw_mixture
+    one = np.asarray(draw(jax.random.key(0), [0.5, 0.5], [-1000, 1000], [1, 3], 4000))
+    for mean, std in ((-1000, 1), (1000, 3)):
+        assert abs(one[np.sign(one) == np.sign(mean)].std() / std - 1) < 0.08  # five standard errors
+    means, stds = jnp.array([[-1000.0, -1000.0], [1000.0, 1000.0]]), jnp.array([0.0, 3.0])
+    two = np.asarray(draw(jax.random.key(1), [0.5, 0.5], means, stds, 2000))
+    np.testing.assert_array_equal(two[two[:, 0] < 0], -1000.0)
+    np.testing.assert_allclose(two[two[:, 0] > 0].std(axis=0), 3.0, rtol=0.12)

@@ -73,6 +73,13 @@ def test_the_while_loop_evaluates_real_rows_only(start):
         assert len(calls) == wanted
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_a_length_of_any_integer_type_is_that_many_rows(start, dtype):
+    solver = solvers.pad(solvers.ddim(levels_of(5)), 200)  # more rows than int8 holds
+    run = jax.jit(lambda n, x: dfn.sample(None, DENOISE, solver, x, scan=dfn.while_scan(n)).x0)
+    np.testing.assert_allclose(run(dtype(5), start), run(np.int32(5), start), rtol=1e-6)
+
+
 def test_the_trace_of_a_padded_run_ends_with_the_real_rows(start):
     emit = lambda step: step.x  # noqa: E731
     wanted = dfn.sample(None, DENOISE, solvers.ddim(levels_of(5)), start, emit=emit).trace

@@ -103,6 +103,27 @@ def test_the_slopes_at_pure_noise_are_the_analytic_ones():
     np.testing.assert_allclose(rows.eps[0], 0.0, atol=1e-7)
 
 
+@pytest.mark.parametrize("tableau", [solvers.EULER, solvers.HEUN], ids=["euler", "heun"])
+def test_times_in_float32_start_at_pure_noise_too(tableau):
+    for process in (processes.flow(), processes.trigonometric()):
+        make = lambda t, process=process: solvers.runge_kutta_in_time(process, t, tableau).rows  # noqa: E731
+        wanted, rows = make(np.linspace(1, 0.1, 4)), make(jnp.linspace(1, 0.1, 4))
+        for one, other in zip(jax.tree.leaves(rows), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-3)  # slopes from half the digits
+
+
+def test_the_gradient_in_eta_passes_pure_noise():
+    """On a plan from alpha = 0, against central differences."""
+    levels, x = processes.flow()(np.linspace(1, 0.05, 6)), jax.random.normal(jax.random.key(0), (2, 3))
+    denoise = oracles.gaussian(0.3, 0.5)
+    for make in (solvers.ddim, solvers.dpmpp_1_sde, solvers.dpmpp_2m_sde, solvers.dpmpp_3m_sde):
+        total = lambda eta, make=make: dfn.sample(jax.random.key(1), denoise, make(levels, eta), x).x0.sum()  # noqa: E731
+        by_differences = (total(jnp.float32(0.51)) - total(jnp.float32(0.49))) / 0.02
+        np.testing.assert_allclose(jax.grad(total)(0.5), by_differences, rtol=5e-3, atol=5e-4)  # 1e-6 / 0.02, a few
+    through = jax.grad(lambda p: jnp.sum(solvers.ddim(processes.flow()(jnp.linspace(1, 0.05, 6) ** p), 1.0).rows.noise))
+    assert np.isfinite(through(1.2))
+
+
 @functools.cache
 def correlated_mixture():
     """Weights, means and stds of two components in two dimensions, and the mean and covariance of the whole."""

@@ -40,7 +40,7 @@ def check_num_steps(num_steps: int, num_timesteps: int | None = None) -> None:
     ...
     ValueError: num_steps must be an integer of at least 1; got 2.5
     """
-    if num_steps != int(num_steps) or num_steps < 1:
+    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
         raise ValueError(f"num_steps must be an integer of at least 1; got {num_steps}")
     if num_timesteps is not None and num_steps > num_timesteps:
         raise ValueError(f"num_steps must not exceed the {num_timesteps} timesteps of the schedule; got {num_steps}")

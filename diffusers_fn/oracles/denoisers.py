@@ -127,6 +127,7 @@ def check_components(weights: Any, means: Any, stds: Any) -> tuple[jax.Array, ja
     ValueError: weights must be [K], means and stds [K] or [K, ...]; got (2,), (1,), (1,)
     """
     log_weights, means, stds = jnp.log(jnp.asarray(weights)), jnp.asarray(means), jnp.asarray(stds)
+    means, stds = (a.astype(jnp.result_type(float, a)) for a in (means, stds))
     if log_weights.ndim != 1 or means.shape[:1] != log_weights.shape or stds.shape[:1] != log_weights.shape:
         raise ValueError(
             f"weights must be [K], means and stds [K] or [K, ...]; got {log_weights.shape}, {means.shape}, {stds.shape}"

@@ -55,7 +55,8 @@ def edm_stochastic(
       s_churn: [], how much noise in all; a Python 0 is `heun`, without noise. All four may be traced.
       s_min, s_max: [], the range of sigma / alpha that is churned.
       s_noise: [], what the noise is multiplied by, without changing the level.
-      process: where the churned levels lie and their labels. Without one alpha stays, and the label moves with log SNR
+      process: where the churned levels lie and their labels; with `final_denoise=False` the state is left at the alpha
+        that its last level would be churned to. Without one alpha stays, and the label moves with log SNR
         as it does in the hop before: exact for EDM's log(sigma) / 4.
 
     Raises:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_fn._arrays import namespace
 from diffusers_fn.discrete import check_eta
 from diffusers_fn.levels import Level, posterior, snr_ratio
 from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.forms import is_zero
+from diffusers_fn.solvers.stages import root
 from diffusers_fn.variances import Variance, fixed_small
 
 
@@ -42,9 +42,9 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
     if is_zero(eta):
         return linear_solver(levels, x=[0.0], x0=to.alpha, eps=to.sigma)
     # s and sqrt(sigma'^2 - s^2) in terms of r = SNR / SNR', so that float32 levels cannot make a root negative.
-    sqrt, r = namespace(levels, eta).sqrt, snr_ratio(frm, to)
-    s = eta * to.sigma * sqrt(1.0 - r)
-    direction = to.sigma * sqrt((1.0 - eta**2) + eta**2 * r)
+    r = snr_ratio(frm, to)
+    s = eta * to.sigma * root(1.0 - r)
+    direction = to.sigma * root((1.0 - eta**2) + eta**2 * r)
     return linear_solver(levels, x=[0.0], x0=to.alpha, eps=direction, noise=s)
 
 

@@ -85,7 +85,7 @@ def exact_hop(levels: Level, form: Form, eta: Any = 0.0) -> Hop:
         kappa, rate = 1.0 + 0.0 * to.alpha, (1.0 + eta) * to.sigma
         whole = rate - (1.0 + eta) * frm.sigma * x
         noise = root(eta * (1.0 - squared)) * frm.sigma * x  # sigma' e^h = sigma alpha' / alpha
-    slope = rate - form.sign * whole / (kappa * h)
+    slope = rate - form.sign * whole / kappa * (1.0 / h)  # 1 / h = 0 out of pure noise, also for gradients
     return Hop(x, rate, kappa, whole, slope, None if is_zero(eta) else noise)
 
 

@@ -204,7 +204,7 @@ def _multistep(
     used = orders(h.shape[0], order, lower_order_final, euler_at_final).reshape(-1, *(1,) * (h.ndim - 1))
     r0, r1 = _ratio(h, 1), _ratio(h, 2)
     second = hop.slope if taylor else 0.5 * hop.whole
-    curve = 0.5 * hop.rate - form.sign * hop.slope / (hop.kappa * h)
+    curve = 0.5 * hop.rate - form.sign * hop.slope / hop.kappa * (1.0 / h)
 
     over = 1.0 / xp.where(used < 3, 1.0, r0 + r1)
     of_d2 = xp.where(used < 3, 0.0, xp.where(used < 3, 0.0, r0) * hop.slope + curve) * over

@@ -16,6 +16,7 @@ import numpy as np
 from diffusers_fn._arrays import namespace
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process
+from diffusers_fn.processes.base import floating
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.ddim import ddim
 from diffusers_fn.solvers.stages import from_stages, on_chord
@@ -190,7 +191,7 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
     """
     if np.ndim(t) != 1:
         raise ValueError(f"t must be the [N] times of a plan; got shape {np.shape(t)}")
-    t = t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
+    t = floating(t)
     levels = process(t)
     check_plan(levels)
     check_num_levels(levels, 2)
@@ -200,7 +201,8 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
         now = t[:-1] + node * (t[1:] - t[:-1])
         level = process(now)
         # f and g^2 are infinite at pure noise, though the slopes of alpha and sigma are not: take them next to it.
-        inside = namespace(level).where(level.alpha == 0, now + 1e-8 * (t[1:] - t[:-1]), now)
+        next_to = now + np.sqrt(np.finfo(now.dtype).eps) * (t[1:] - t[:-1])
+        inside = namespace(level).where(level.alpha == 0, next_to, now)
         (f, g2), near = process.rates(inside), process.level(inside)
         visited.append(level)
         x0.append((t[1:] - t[:-1]) * f * near.alpha)

@@ -26,6 +26,7 @@ import numpy as np
 from diffusers_fn._arrays import concrete, namespace
 from diffusers_fn.levels import Array, Level, transition
 from diffusers_fn.processes import Process
+from diffusers_fn.processes.base import floating
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.forms import is_zero
 from diffusers_fn.solvers.stages import interleave, join_levels, root
@@ -129,7 +130,7 @@ def _levels(process: Process, t: Any) -> tuple[Level, Array]:
     """The plan at the times, and the times as an array of floating type."""
     if np.ndim(t) != 1:
         raise ValueError(f"t must be the [N] times of a plan; got shape {np.shape(t)}")
-    t = t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
+    t = floating(t)
     levels = process(t)
     levels = jax.tree.map(lambda a: namespace(a).broadcast_to(a, t.shape), levels)
     check_plan(levels)

@@ -211,7 +211,7 @@ def with_inner_levels(
     frm, to = neighbours(levels)
     last = jax.tree.map(lambda a: a[-1:], levels)
     num_hops = frm.sigma.shape[0]
-    orders = [order] * num_hops if isinstance(order, int) else list(order)
+    orders = [order] * num_hops if isinstance(order, int | np.integer) else list(order)
     _check_orders(orders, len(orders), num_hops, "their number")
     if form is noise_prediction or orders[0] > 1:
         check_alpha(levels)
