@@ -71,6 +71,8 @@ def bits_per_dim(
             "bits per dimension need a diffusion model whose network is a denoiser (task 'diffusion', loss.objective "
             f"{', '.join(OBJECTIVES)}); got task {config.task!r}, objective {config.loss.objective!r}"
         )
+    if config.latent.enabled:
+        raise ValueError("config.latent.enabled: bits per dimension are those of data, not of latents")
     heldout = data.load(runs.data_seed(config), "heldout")
     runs.check_data_fits(config, heldout)
     _, networks, step = trained.load_trained(config, workdir)

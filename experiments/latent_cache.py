@@ -71,7 +71,7 @@ def _load(config: ConfigDict) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in ("mean", "logvar", "labels", "checksum") if name in loaded.files}
-    except (ValueError, OSError, EOFError, TypeError, AttributeError) as error:
+    except data.UNREADABLE as error:
         raise ValueError(f"config.latent.cache = {str(path)!r} cannot be read ({error})") from error
     if not {"mean", "logvar", "checksum"} <= set(arrays):
         raise ValueError(f"config.latent.cache = {str(path)!r} was not written by experiments.encode")

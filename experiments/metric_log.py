@@ -23,9 +23,16 @@ class MetricLog:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds one entry."""
+        """Adds one entry.
+
+        Raises:
+          OSError: if it cannot be written, for instance to a full disk.
+        """
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
+        # tensorboardX writes in a thread, which an error ends; then its queue fills, and adding to it waits for ever.
+        if not self._events.file_writer.event_writer._worker.is_alive():
+            raise OSError(f"{self._events.logdir} cannot be written: is the disk full?")
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
 

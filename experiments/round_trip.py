@@ -82,6 +82,14 @@ def round_trip(
     config: ConfigDict, workdir: Path, *, num_images: int = 100, sizes: Sequence[int] = (5, 10, 20, 40, 80)
 ) -> None:
     """Writes round_trip.json and round_trip.png, and prints the errors as a table."""
+    section = config.noise_schedule
+    if config.latent.enabled or config.loss.objective in ("consistency", "mean_flow"):
+        raise ValueError("round trips need a network that denoises the data themselves: no latents, no few-step model")
+    if section.process != "table" or section.time_label != "step":
+        raise ValueError(
+            "round trips are measured on a table of betas, told its steps: noise_schedule.process is "
+            f"{section.process!r}, time_label {section.time_label!r}"
+        )
     heldout = data.load(runs.data_seed(config), "heldout")
     runs.check_data_fits(config, heldout)
     diffusion, params, step = trained.load_trained(config, workdir)

@@ -75,11 +75,11 @@ def choose_labels(given: list[str] | None, num_classes: int, num_samples: int) -
         raise ValueError("--labels was given, but this model is unconditional (config.backbone.num_classes is 0)")
     try:
         labels = np.array(range(num_classes) if given is None else [int(label) for label in given], np.int32)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(
             f"--labels must be integers separated by commas, or none; got {','.join(given or [])}"
         ) from None
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if not labels.size or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"--labels must lie in [0, {num_classes - 1}]; got {','.join(given or [])}")
     return np.resize(labels, num_samples)
 

@@ -8,6 +8,7 @@ tensorboard/, samples/ (a picture every sample_every steps), samples.png and cur
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import signal
@@ -95,7 +96,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     step = saved = start
     window: list[dict[str, jax.Array]] = []  # metrics since the last log entry, which holds their means
     since, when = start, time.monotonic()
-    with tqdm(total=settings.num_steps, initial=start, unit="step", desc="training", mininterval=0.5) as bar:
+    bar = tqdm(total=settings.num_steps, initial=start, unit="step", desc="training", mininterval=0.5)
+    with closed_on_error(checkpoints), bar:
         while step < settings.num_steps and not stop.requested:
             state, metrics = train_steps(state, run_key, next(on_devices))
             window.append(metrics)
@@ -129,6 +131,17 @@ def train(config: ConfigDict, workdir: Path) -> None:
     draw(state.ema, state.extras, workdir / "samples.png")
     save_curves(workdir / "curve.png", log.path)
     print(f"done: samples in {workdir / 'samples.png'}, loss curve in {workdir / 'curve.png'}, all else in {workdir}")
+
+
+@contextlib.contextmanager
+def closed_on_error(checkpoints: Checkpoints) -> Iterator[None]:
+    """Waits, when training fails, for the checkpoint that is being written: it is what the run resumes from."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            checkpoints.close()
+        raise
 
 
 def mean_metrics(window: list[dict[str, jax.Array]], step: int) -> dict[str, float]:

@@ -166,6 +166,8 @@ def draw_in_batches(
       batch_size: how many at once; it does not change them, unless the generator is rbg or unsafe_rbg.
       what: the progress bar's word.
     """
+    if batch_size < 1 or num_samples < 1:
+        raise ValueError(f"the number of samples and batch_size must be at least 1; got {num_samples}, {batch_size}")
     batch_size = min(batch_size, num_samples)
     padded = -(-num_samples // batch_size) * batch_size
     keys = jax.random.split(key, padded)

@@ -1,13 +1,14 @@
 """Data for the experiments: `load` a data set by config, then draw `batches` from it."""
 
 from experiments.data.coupling import coupled, optimal_pairing
-from experiments.data.dataset import Dataset, float_images, split_indices
+from experiments.data.dataset import UNREADABLE, Dataset, float_images, split_indices
 from experiments.data.load import KINDS, load
 from experiments.data.pairs import paired
 from experiments.data.pipeline import batch_at, batches
 
 __all__ = [
     "KINDS",
+    "UNREADABLE",
     "Dataset",
     "batch_at",
     "batches",

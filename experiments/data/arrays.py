@@ -1,12 +1,11 @@
 """Examples from a NumPy file."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.data.dataset import Dataset, check_labels, field, select_split
+from experiments.data.dataset import UNREADABLE, Dataset, check_labels, field, select_split
 
 
 def load_arrays(config: Any, split: str) -> Dataset:
@@ -81,7 +80,7 @@ def _read(path: Path, images_key: str, labels_key: str) -> tuple[np.ndarray, np.
         with loaded:
             arrays = {key: loaded[key] for key in (images_key, labels_key) if key in loaded.files}
             names = loaded.files
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read as NumPy arrays ({error})") from error
     if images_key not in arrays:
         raise ValueError(

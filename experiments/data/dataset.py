@@ -1,6 +1,8 @@
 """What a data set is, how it is split, and what is checked about it. Shared by every kind of data."""
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -8,6 +10,17 @@ import numpy as np
 
 # Pixel value 0..255 -> [-1, 1]; a table look-up is exact and needs no float64 in between.
 _FLOAT_OF_UINT8 = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
+# What np.load raises for files that are none of NumPy's, cut short or damaged.
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _SPLIT_STREAM = 2**64 - 1  # the second half of the Philox key; the epochs of the pipeline use 0, 1, 2, ...
 
 

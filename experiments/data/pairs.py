@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import UNREADABLE, Dataset
 
 
 def paired(path: str, dataset: Dataset) -> Dataset:
@@ -22,12 +22,16 @@ def paired(path: str, dataset: Dataset) -> Dataset:
     where = f"config.data.pairs = {path!r}"
     if not Path(path).expanduser().is_file():
         raise ValueError(f"{where} is no file: write one with experiments.reflow, or set it to ''")
-    with np.load(Path(path).expanduser(), allow_pickle=False) as arrays:
-        missing = {"images", "noise"} - set(arrays.files)
-        if missing:
-            raise ValueError(f"{where} holds no array {sorted(missing)[0]!r}: write it with experiments.reflow")
-        images, noise = (np.asarray(arrays[name], np.float32) for name in ("images", "noise"))
-        labels = np.asarray(arrays["labels"], np.int32) if "labels" in arrays.files else None
+    try:
+        with np.load(Path(path).expanduser(), allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in ("images", "noise", "labels") if name in loaded.files}
+    except UNREADABLE as error:
+        raise ValueError(f"{where} cannot be read ({error}): write it again with experiments.reflow") from error
+    missing = {"images", "noise"} - set(arrays)
+    if missing:
+        raise ValueError(f"{where} holds no array {sorted(missing)[0]!r}: write it with experiments.reflow")
+    images, noise = (np.asarray(arrays[name], np.float32) for name in ("images", "noise"))
+    labels = np.asarray(arrays["labels"], np.int32) if "labels" in arrays else None
     if images.shape != noise.shape or images.shape[1:] != tuple(dataset.shape) or not len(images):
         raise ValueError(
             f"{where} holds images {list(images.shape)} and noise {list(noise.shape)}; the data have shape "

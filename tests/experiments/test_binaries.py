@@ -119,6 +119,19 @@ def test_killed_run_resumes_to_the_same_bits(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
+    workdir = tmp_path / "diverged"
+    options = ("--config.training.learning_rate=1e30", "--config.training.grad_clip=0.0")
+    every = ("--config.training.checkpoint_every=1", "--config.training.log_every=1")
+    output = run("train", "ddpm_digits.py", workdir, *options, *every, code=1)
+    assert "the last checkpoint is kept" in output
+    assert "Traceback" not in output
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert names  # the steps before the loss was not finite, each whole
+    assert all(name.isdigit() for name in names)
+
+
+@pytest.mark.slow
 def test_steps_in_one_call_are_the_steps_of_as_many_calls(trained, tmp_path):
     workdir = tmp_path / "scanned"
     run("train", "ddpm_digits.py", workdir, "--config.training.steps_per_call=5")
