@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import diffusers_fn as dfn
-from configs import learned_variance, score_sde
+from configs import edm, few_step, latent, learned_variance, score_sde
 from configs.default import customise
 from diffusers_fn import likelihood, oracles
-from experiments import bits_per_dim
+from experiments import bits_per_dim, round_trip
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -98,3 +98,18 @@ def test_models_without_a_likelihood_are_refused(tmp_path):
     config = customise(learned_variance.get_config(), loss={"objective": "consistency"})
     with pytest.raises(ValueError, match=r"need a diffusion model whose network is a denoiser.*got task 'diffusion'"):
         bits_per_dim.bits_per_dim(config, tmp_path)
+    with pytest.raises(ValueError, match="are those of data, not of latents"):
+        bits_per_dim.bits_per_dim(latent.get_config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (latent.get_config(), "no latents"),
+        (few_step.get_config("mean_flow"), "no few-step"),
+        (edm.get_config(), "'edm'"),
+    ],
+)
+def test_round_trips_of_other_models_are_refused(config, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        round_trip.round_trip(config, tmp_path)

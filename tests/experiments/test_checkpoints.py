@@ -134,3 +134,11 @@ def test_metric_log_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path)
         {"step": 10, "loss": 1.0},
         {"step": 20, "loss": 0.25},
     ]
+
+
+def test_a_log_whose_writer_died_says_so_and_does_not_wait_for_ever(tmp_path, monkeypatch):
+    log = metric_log.MetricLog(tmp_path)
+    log.write(1, {"loss": 1.0})
+    monkeypatch.setattr(log._events.file_writer.event_writer._worker, "is_alive", lambda: False)  # as on a full disk
+    with pytest.raises(OSError, match="cannot be written: is the disk full"):
+        log.write(2, {"loss": 1.0})

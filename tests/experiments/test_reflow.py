@@ -76,6 +76,11 @@ def test_pairs_of_other_data_are_refused(tmp_path):
             data.paired(write(tmp_path / f"{name}.npz", **arrays), dataset)
     with pytest.raises(ValueError, match=r"is no file: write one with experiments.reflow"):
         data.paired(str(tmp_path / "none.npz"), dataset)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:100])
+    np.save(tmp_path / "one.npy", blank)
+    for name in ("cut.npz", "one.npy"):
+        with pytest.raises(ValueError, match=f"{name}.* cannot be read"):
+            data.paired(str(tmp_path / name), dataset)
 
 
 def test_what_does_not_go_with_pairs_is_refused():
