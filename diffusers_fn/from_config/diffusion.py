@@ -140,9 +140,8 @@ def build(config: ConfigDict) -> Diffusion:
 
         transforms: list[Transform] = []
         if cond is not None and num_classes:
-            cond = jnp.broadcast_to(
-                check_labels(cond, num_classes, num_samples, allow_null=bool(label_dropout)), (num_samples,)
-            )
+            labels = check_labels(cond, num_classes, num_samples, allow_null=bool(label_dropout))
+            cond = jnp.broadcast_to(labels, (num_samples,))
             transforms.append(guide(scale))
         elif not num_classes:
             transforms.append(ignore_cond)

@@ -139,14 +139,12 @@ def make_noise(config: ConfigDict) -> Noise:
 
 def _on_table(section: ConfigDict) -> Noise:
     schedule = make_schedule(section)
-    ignored = [name for name in ("sigma_min", "sigma_max", "t_min", "t_max") if section[name] is not None]
-    if section.shift != 1:
-        ignored.append("shift")
-    if ignored:
-        raise ValueError(
-            f"config.noise_schedule.{ignored[0]} is {section[ignored[0]]}, which a table of betas does not have: leave "
-            f"it {1 if ignored[0] == 'shift' else None}, or set noise_schedule.process to a continuous one"
-        )
+    for field, none in {"sigma_min": None, "sigma_max": None, "t_min": None, "t_max": None, "shift": 1}.items():
+        if section[field] != none:
+            raise ValueError(
+                f"config.noise_schedule.{field} is {section[field]}, which a table of betas does not have: leave it "
+                f"{none}, or set noise_schedule.process to a continuous one"
+            )
     if section.zero_terminal_snr and section.time_label != "step":
         raise ValueError(
             f"config.noise_schedule.time_label is {section.time_label!r}, which is infinite at pure noise, where "
