@@ -27,6 +27,13 @@ def expand(coefficient: Any, x: jax.Array) -> jax.Array:
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
 
 
+def entries(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns table[index], which mesh axes of type Explicit split as they split the index."""
+    split = jax.typeof(index).sharding
+    spec = jax.sharding.PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
+    return table.at[index].get(out_sharding=split.update(spec=spec) if split.mesh.explicit_axes else None)
+
+
 def working_dtype(x: Any) -> Any:
     """Returns the type that x is computed in: its own, but at least float32 (and at most what JAX is set to)."""
     return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))

@@ -18,6 +18,7 @@ import numpy as np
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
+_MANY = 1024  # counters worth the while of several cores
 
 
 def faster(key: jax.Array) -> jax.Array:
@@ -75,7 +76,7 @@ def _bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
 
 def _rounds(key_0: jax.Array, key_1: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The two words of the cipher of counters (0, count)."""
-    keys = (key_0, key_1, key_0 ^ key_1 ^ _PARITY)
+    keys = (key_0, key_1, _xor(key_0, key_1, sort=count.size >= _MANY) ^ _PARITY)
     x, y = jnp.broadcast_to(keys[0], count.shape), count + keys[1]
     for group in range(5):
         for bits in _ROTATIONS[group % 2]:
@@ -84,6 +85,16 @@ def _rounds(key_0: jax.Array, key_1: jax.Array, count: jax.Array) -> tuple[jax.A
             y = x ^ y
         x, y = x + keys[(group + 1) % 3], y + keys[(group + 2) % 3] + np.uint32(group + 1)
     return x, y
+
+
+def _xor(a: jax.Array, b: jax.Array, *, sort: bool) -> jax.Array:
+    """The exclusive or, of the two in order if `sort`, which changes nothing but how XLA compiles a loop around it.
+
+    JAX 0.12 makes one kernel of a whole loop, a sampler's too, if all of it is arithmetic, and runs that on one core.
+    A loop that holds a sort stays as it was, and the rounds of many counters are shared out to all cores.
+    """
+    a, b = jax.lax.sort(jnp.stack([a, b])) if sort else (a, b)
+    return a ^ b
 
 
 def _kept(bits: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, namespace
+from diffusers_fn._arrays import check_data, entries, namespace
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.parameterizations import Parameterization, target
 from diffusers_fn.processes import Process
@@ -395,7 +395,7 @@ def draw_times(
     """
     p = time_probabilities(record, uniform_prob)
     t = _random.draw(lambda k, shape, _: jax.random.choice(k, p.shape[0], shape, p=p), key, (batch_size,), None)
-    return t, 1.0 / (p.shape[0] * p[t])
+    return t, 1.0 / (p.shape[0] * entries(p, t))
 
 
 def update_loss_second_moment(record: LossSecondMoment, t: jax.Array, losses: jax.Array) -> LossSecondMoment:

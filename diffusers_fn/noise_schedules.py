@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete, is_traced, namespace
+from diffusers_fn._arrays import concrete, entries, is_traced, namespace
 from diffusers_fn.levels import Level
 
 
@@ -298,7 +298,7 @@ def _at(table: Any, t: Any, clean: float) -> Any:
         return np.concatenate([np.asarray(table, np.float64), [clean]])[np.asarray(t)]
     t = jnp.asarray(t).astype(jnp.result_type(int))  # a narrow or unsigned type cannot be compared with -1 and T
     table = jnp.asarray(table, jnp.result_type(float))
-    value = jnp.where(t == -1, clean, table[jnp.clip(t, 0, num_timesteps - 1)])
+    value = jnp.where(t == -1, clean, entries(table, jnp.clip(t, 0, num_timesteps - 1)))
     return jnp.where((t < -1) | (t >= num_timesteps), jnp.nan, value)
 
 

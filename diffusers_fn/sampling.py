@@ -85,36 +85,8 @@ def sample(
         state, step = solver.step(row_key, denoise, state, row)
         return state, None if emit is None else emit(step)
 
-    run = _wide_scan(x.shape) if scan is jax.lax.scan and x.ndim > 2 and x.shape[-1] < _VECTOR else scan
-    state, trace = run(body, solver.init(x, rows), (left if solver.stochastic else None, rows))
+    state, trace = scan(body, solver.init(x, rows), (left if solver.stochastic else None, rows))
     return Samples(state.x, trace)
-
-
-_VECTOR = 8  # numbers that a CPU computes at once
-
-
-def _wide_scan(shape: tuple[int, ...]) -> Callable[..., Any]:
-    """Returns `jax.lax.scan` that carries arrays [..., *shape] with the last two axes as one.
-
-    The arithmetic is the same. XLA's CPU compiler makes vectors along the last axis, and few channels fill none.
-    """
-
-    def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
-        shapes = jax.tree.map(jnp.shape, init)
-
-        def join(array: Any) -> Any:
-            if jnp.shape(array)[-len(shape) :] != shape:
-                return array
-            return jnp.reshape(array, (*jnp.shape(array)[:-2], shape[-2] * shape[-1]))
-
-        def joined(carry: Any, inputs: Any) -> tuple[Any, Any]:
-            carry, output = body(jax.tree.map(jnp.reshape, carry, shapes), inputs)
-            return jax.tree.map(join, carry), output
-
-        carry, outputs = jax.lax.scan(joined, jax.tree.map(join, init), xs)
-        return jax.tree.map(jnp.reshape, carry, shapes), outputs
-
-    return scan
 
 
 def _weighed(solver: Solver) -> Any:

@@ -200,5 +200,7 @@ def draw(figures: dict[str, Any], root: Path) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("root", "runs/variants", "Folder of all the runs.")
     flags.DEFINE_list("only", None, "Names of the variants to run; default: all.")
+    names = [variant.name for variant in VARIANTS]
+    flags.register_validator("only", lambda only: {*(only or ())} <= {*names}, f"must be some of {', '.join(names)}")
     flags.DEFINE_multi_string("override", [], "A further --config.a.b=value for every command.")
     app.run(main)

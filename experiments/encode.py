@@ -5,9 +5,9 @@
         --config.latent.autoencoder_workdir=runs/autoencoder --config.latent.cache=runs/autoencoder/latents.npz
 
 Writes --output, by default WORKDIR/latents.npz: `mean` and `logvar` [N, ...] of the training data in their order, not
-scaled, and `labels` where there are some; `heldout_mean`, `heldout_logvar` and `heldout_labels`; `checksum`, of the
-autoencoder. All of it has to fit into memory. Each training step draws latents anew from mean and logvar.
-A network on latents without this autoencoder reads the means alone: --config.data.name=arrays
+scaled, and `labels` where there are some; `heldout_mean`, `heldout_logvar` and `heldout_labels`, unless nothing is held
+out; `checksum`, of the autoencoder. All of it has to fit into memory. Each training step draws latents anew from mean
+and logvar. A network on latents without this autoencoder reads the means alone: --config.data.name=arrays
 --config.data.images_key=mean --config.data.normalize=False.
 """
 
@@ -42,6 +42,8 @@ def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, bat
     if config.task != "autoencoder":
         raise ValueError(f"config.task is {config.task!r}: only runs of the task 'autoencoder' encode")
     splits = {"": "train", "heldout_": "heldout"}
+    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # which has files of its own for it
+        del splits["heldout_"]
     datasets = {prefix: data.load(runs.data_seed(config), split) for prefix, split in splits.items()}
     runs.check_data_fits(config, datasets[""])
     autoencoder = dfn.build_autoencoder(config)
@@ -62,7 +64,8 @@ def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, bat
     output = output or workdir / "latents.npz"
     write_atomically(output, lambda file: np.savez(file, **arrays))
     shape = " x ".join(map(str, autoencoder.latent_shape))
-    print(f"{len(datasets[''])} + {len(datasets['heldout_'])} latents of {shape} at step {step}: {output}")
+    counts = " + ".join(str(len(dataset)) for dataset in datasets.values())
+    print(f"{counts} latents of {shape} at step {step}: {output}")
     return output
 
 

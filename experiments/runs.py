@@ -186,10 +186,10 @@ def grid_labels(config: ConfigDict) -> np.ndarray | None:
 
 
 def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, reference: Any = None) -> None:
-    """Writes a PNG file: images as a grid, points of the plane as a scatter plot, sequences as lines.
+    """Writes a PNG file: images as a grid, points of the plane as a scatter plot, sequences and other vectors as lines.
 
     Of images with other than one or three channels, such as latents, each channel is a grey image of its own, side by
-    side. Vectors of other lengths have no picture.
+    side.
     """
     if samples.ndim == 4:
         if samples.shape[-1] not in (1, 3):
@@ -199,6 +199,8 @@ def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, re
         save_sequences(path, samples, columns)
     elif samples.shape[1:] == (2,):
         save_points(path, samples, reference)
+    else:
+        save_sequences(path, samples[:100, :, None], columns)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -159,21 +159,6 @@ def test_python_scan_is_lax_scan(eta, start):
     assert dfn.sample(*arguments, scan=dfn.python_scan).trace is None
 
 
-@pytest.mark.parametrize("make", [solvers.ddim, solvers.dpmpp_2m_sde])
-def test_images_of_few_channels_are_carried_in_wide_rows(make):
-    x = jax.random.normal(jax.random.key(1), (2, 3, 4, 3))
-    keys = jax.random.split(jax.random.key(7), 2)
-    emit = lambda step: step.x  # noqa: E731
-    run = lambda scan, x: dfn.sample(keys, DENOISE, make(LEVELS), x, emit=emit, scan=scan)  # noqa: E731
-    as_given = lambda *args: jax.lax.scan(*args)  # noqa: E731
-    wide, wanted = (jax.jit(run, static_argnums=0)(scan, x) for scan in (jax.lax.scan, as_given))
-    assert wide.x0.shape == x.shape
-    assert wide.trace.shape == (6, *x.shape)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), wide, wanted)
-    carried = [str(jax.make_jaxpr(lambda x, scan=scan: run(scan, x))(x)) for scan in (jax.lax.scan, as_given)]
-    assert ["f32[2,3,12] = reshape" in text for text in carried] == [True, False]
-
-
 def test_half_precision_data_are_sampled_in_float32(start):
     low = dfn.sample(None, DENOISE, solvers.ddim(LEVELS), start.astype(jnp.bfloat16)).x0
     assert low.dtype == jnp.float32

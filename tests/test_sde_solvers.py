@@ -47,6 +47,30 @@ def test_the_std_of_the_data_at_1000_steps(name):
     assert final_std(solvers.reverse_diffusion(process(t))) == pytest.approx(STD, rel=0.01)
 
 
+CHURNED = {
+    "heun_sde": lambda process, t: solvers.heun_sde(process, t, 0.7),
+    "edm_stochastic": lambda process, t: solvers.edm_stochastic(process(t), 3.0, s_noise=1.5, process=process),
+    "euler_churn": lambda process, t: solvers.euler_churn(process(t), 3.0, s_noise=0.0, process=process),
+    "restarts": lambda process, t: solvers.with_restarts(
+        lambda levels: solvers.heun_sde(process, levels.t, 0.7), process(t), [(1, 3, 2)]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", CHURNED.values(), ids=CHURNED)
+def test_noise_before_the_first_evaluation_leaves_the_start_where_it_is(make):
+    process = processes.ve(0.1, 10.0)
+    t = np.linspace(0.8, 0.1, 6)
+    solver, first = make(process, t), process(t[:1])
+    assert solver.rows.churn[0] > 0 or solver.rows.rise[0] > 0
+    padded = solvers.pad(solver, solver.rows.x0.shape[0] + 2)
+    np.testing.assert_allclose(padded.rows.level.sigma[:2], np.repeat(first.sigma, 2), rtol=1e-12)
+    start = 0.3, float(np.hypot(STD, first.sigma[0]))
+    moments = oracles.marginal_moments(solver, 0.3, STD, start=start)
+    np.testing.assert_allclose(oracles.marginal_moments(solver, 0.3, STD), moments, rtol=1e-12)
+    np.testing.assert_allclose(oracles.marginal_moments(padded, 0.3, STD), moments, rtol=1e-12)
+
+
 @pytest.mark.usefixtures("quick_runs")
 @pytest.mark.parametrize("name", PROCESSES)
 def test_predictor_corrector_reaches_the_std_of_the_data_at_1000_steps(name):

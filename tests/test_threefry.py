@@ -86,6 +86,13 @@ def test_only_cpus_get_the_written_out_program(platform, loops):
     assert program.count("stablehlo.while") == loops  # the loop that keeps the bits from what follows
 
 
+@pytest.mark.parametrize(("size", "sorts"), [(1023, 0), (1024, 1)])
+def test_a_loop_that_draws_many_numbers_holds_a_sort(size, sorts):
+    """Which keeps XLA from making one kernel, for one core, of the whole loop."""
+    draw = jax.jit(lambda key: jax.random.bits(_threefry.faster(key), (size,)))
+    assert draw.lower(KEY).as_text().count("stablehlo.sort") == sorts
+
+
 def test_a_row_of_a_sampler_costs_one_fold_in_and_one_draw():
     levels = dfn.grids.karras(5)
     solver, x = dfn.solvers.ancestral(levels), jnp.zeros((2, 3))

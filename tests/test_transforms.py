@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, guidance, oracles, solvers, training
@@ -22,10 +22,10 @@ def run(keys, x, eta=0.7):
     return dfn.sample(keys, oracles.gaussian(0.3, 0.5), solvers.ddim(LEVELS, eta), x).x0
 
 
-@pytest.fixture(scope="module")
-def mesh():
+@pytest.fixture(scope="module", params=[AxisType.Auto, AxisType.Explicit], ids=str)
+def mesh(request):
     assert jax.device_count() == DEVICES
-    return Mesh(np.array(jax.devices()), ("batch",))
+    return jax.make_mesh((DEVICES,), ("batch",), axis_types=(request.param,))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_sampling_under_pmap(batch, plain):
 def test_sampling_under_shard_map(batch, plain, mesh):
     spec = PartitionSpec("batch")
     mapped = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
-    np.testing.assert_allclose(mapped(*batch), plain, **ROUNDING)
+    np.testing.assert_allclose(mapped(*training.split_batch(batch, mesh)), plain, **ROUNDING)
 
 
 def test_sampling_under_sharded_jit(batch, plain, mesh):
@@ -189,11 +189,12 @@ def test_training_under_pmap(training_run, plain_steps):
 
 
 def test_training_under_shard_map(training_run, plain_steps, mesh):
-    make, *rest = training_run
+    make, state, keys, data = training_run
     step = make(reduce=lambda tree: jax.lax.pmean(tree, "batch"))
     split, whole = PartitionSpec("batch"), PartitionSpec()
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(whole, split, split), out_specs=(whole, whole), check_vma=False)
-    check_steps(two_steps(jax.jit(mapped), *rest), plain_steps)
+    state, (keys, data) = training.replicate(state, mesh), training.split_batch((keys, data), mesh)
+    check_steps(two_steps(jax.jit(mapped), state, keys, data), plain_steps)
 
 
 def test_training_under_sharded_jit(training_run, plain_steps, mesh):

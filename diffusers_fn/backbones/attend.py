@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffusers_fn.backbones.apart import compiled_apart
+from diffusers_fn.backbones.platforms import by_platform
 
 _LARGE = 1 << 23  # weights of several heads that are held at a time: 32 megabytes
 
@@ -31,7 +32,7 @@ def dot_product_attention(
     >>> dot_product_attention(jnp.ones([1, 2, 3, 4]), *2 * [jnp.ones([1, 5, 3, 4])]).shape
     (1, 2, 3, 4)
     """
-    return lax.platform_dependent(query, key, value, mask, cpu=_heads_apart, default=_own)
+    return by_platform(query, key, value, mask, cpu=_heads_apart, default=_own)
 
 
 def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:

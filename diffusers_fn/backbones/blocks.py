@@ -15,6 +15,7 @@ from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.conv import conv2d
 from diffusers_fn.backbones.deferred import Deferred
 from diffusers_fn.backbones.dense import dot_general
+from diffusers_fn.backbones.dropout import Dropout
 from diffusers_fn.backbones.embeddings import dense_init
 from diffusers_fn.backbones.norms import GroupNorm
 
@@ -94,7 +95,7 @@ class ResBlock(nn.Module):
         norm_1 = functools.partial(GroupNorm(name="norm_1", **norm).deferred, activation=self.activation)
         h = norm_1(h, *jnp.split(film, 2, axis=-1)) if self.scale_shift else norm_1(h + film)
         if train and self.dropout > 0:
-            h = nn.Dropout(self.dropout, deterministic=False)(h())
+            h = Dropout(self.dropout, deterministic=False)(h())
         h = self.conv(self.features, name="conv_1", kernel_init=last_init, **types)(h)
 
         if x.shape[-1] != self.features or self.project_skip:
@@ -183,14 +184,37 @@ def head_split(channels: int, num_heads: int | None, head_dim: int | None) -> tu
     return (given, channels // given) if head_dim is None else (channels // given, given)
 
 
+def tiles(x: jax.Array, size: int) -> jax.Array:
+    """Returns the squares of size x size pixels: [B, H, W, C] -> [B, H / size, size, W / size, size, C].
+
+    One axis after the other, as here and in `untiled`, is what mesh axes of type Explicit allow.
+
+    >>> tiles(jnp.arange(4.0).reshape(1, 2, 2, 1), 2).shape
+    (1, 1, 2, 1, 2, 1)
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width, channels)
+    return x.reshape(*x.shape[:3], width // size, size, channels)
+
+
+def untiled(x: jax.Array) -> jax.Array:
+    """Returns the images of these squares, the inverse of `tiles`.
+
+    >>> untiled(jnp.arange(4.0).reshape(1, 1, 2, 1, 2, 1)).shape
+    (1, 2, 2, 1)
+    """
+    batch, rows, height, columns, width, channels = x.shape
+    x = x.reshape(batch, rows, height, columns * width, channels)
+    return x.reshape(batch, rows * height, columns * width, channels)
+
+
 def average_pool(x: jax.Array) -> jax.Array:
     """Returns the means of 2x2 squares: [B, H, W, C] -> [B, H / 2, W / 2, C].
 
     >>> average_pool(jnp.arange(4.0).reshape(1, 2, 2, 1)).item()
     1.5
     """
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+    return tiles(x, 2).mean((2, 4))
 
 
 def nearest(x: jax.Array) -> jax.Array:
@@ -200,8 +224,7 @@ def nearest(x: jax.Array) -> jax.Array:
     [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
     """
     batch, height, width, channels = x.shape
-    shape = (batch, height, 2, width, 2, channels)
-    return jnp.broadcast_to(x[:, :, None, :, None, :], shape).reshape(batch, 2 * height, 2 * width, channels)
+    return untiled(jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)))
 
 
 def _scaled(x: jax.Array, scale: float) -> jax.Array:

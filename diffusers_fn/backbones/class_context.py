@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones.embeddings import class_labels
+from diffusers_fn.backbones import embeddings
 from diffusers_fn.backbones.unet2d_condition import UNet2DCondition
 
 
@@ -55,10 +55,9 @@ class ClassContext(nn.Module):
             return net(x, t, cond, train=train)
 
         batch = x.shape[0]
-        labels = class_labels(cond, self.num_classes, batch)
+        labels = embeddings.class_labels(cond, self.num_classes, batch)
         labels = jnp.zeros([batch], int) if labels is None else labels
-        # A label that a trace hides and that is in no row gives NaN, not another class.
-        told = {name: jnp.take(table, labels, axis=0, mode="fill") for name, table in tables.items()}
+        told = {name: embeddings.rows(table, labels) for name, table in tables.items()}
         if net.text_time_widths is not None:
             height, width = x.shape[1:3]
             sizes = jnp.array([height, width, 0, 0, height, width], jnp.float32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import blocks
 from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.attention import Attention, layer_norm
-from diffusers_fn.backbones.embeddings import dense_init
+from diffusers_fn.backbones.embeddings import Embed, dense_init
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -130,7 +130,7 @@ class ClipTextEncoder(nn.Module):
         length = ids.shape[1]
 
         init = nn.initializers.normal(0.02)
-        table = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="tokens", **types)
+        table = Embed(self.vocab_size, self.width, embedding_init=init, name="tokens", **types)
         positions = self.param("positions", init, (self.max_length, self.width), self.param_dtype)
         x = table(ids) + positions.astype(self.dtype)[None, :length]
 

@@ -26,6 +26,7 @@ from jax import lax
 
 from diffusers_fn.backbones.apart import compiled_apart
 from diffusers_fn.backbones.deferred import Deferred
+from diffusers_fn.backbones.platforms import by_platform
 from diffusers_fn.backbones.winograd import TILE, winograd
 
 Zeros = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of each axis
@@ -57,7 +58,7 @@ def conv2d(
     """
     zeros: Any = (padding, padding) if isinstance(padding[0], int) else padding
     given = x if isinstance(x, Deferred) else Deferred(_same, (x.astype(kernel.dtype),))
-    return _by_platform(
+    return _in_best_way(
         kernel, *given.arrays, native=native, images=given.fun, stride=stride, padding=tuple(map(tuple, zeros))
     )
 
@@ -67,13 +68,13 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("native", "images", "stride", "padding"))  # traced once for each shape
-def _by_platform(
+def _in_best_way(
     kernel: jax.Array, *arrays: jax.Array, native: bool, images: Fun, stride: int, padding: Zeros
 ) -> jax.Array:
     fields: dict[str, Any] = {"images": images, "stride": stride, "padding": padding}
     own: Callable[..., jax.Array] = functools.partial(_own, **fields)
     products = functools.partial(_by_products, **fields)
-    return own(kernel, *arrays) if native else lax.platform_dependent(kernel, *arrays, cpu=products, default=own)
+    return own(kernel, *arrays) if native else by_platform(kernel, *arrays, cpu=products, default=own)
 
 
 def _own(kernel: jax.Array, *arrays: jax.Array, images: Fun, stride: int, padding: Zeros) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 from jax import lax
 
 from diffusers_fn.backbones.deferred import Deferred
+from diffusers_fn.backbones.platforms import by_platform
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
@@ -39,7 +40,7 @@ def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **optio
 
     if x_batch or tuple(x_axes) != last or tuple(kernel_axes) != first or x.ndim + kernel.ndim == 4:
         return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=joined, default=plain)
+    return by_platform(x, kernel, cpu=joined, default=plain)
 
 
 def dot_general_of(fun: Callable[..., jax.Array], *others: jax.Array) -> Callable[..., jax.Array]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, transformer
 from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones.dropout import Dropout
 from diffusers_fn.backbones.norms import LayerNorm
 
 
@@ -209,7 +210,7 @@ class Block(nn.Module):
         modulation = nn.Dense(6 * h.shape[-1], kernel_init=self.modulation_init, name="modulation", **types)
         parts = jnp.split(modulation(nn.silu(c))[:, None], 6, axis=-1)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout, deterministic=not train)
         attention = transformer.Attention(
             self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **types
         )
@@ -244,7 +245,7 @@ class Embedding(nn.Module):
         emb = nn.Dense(self.width, kernel_init=init, name="time_1", **types)(nn.silu(emb))
         if labels is None or self.rows is None:
             return emb
-        return emb + nn.Embed(self.rows, self.width, embedding_init=init, name="class_table", **types)(labels)
+        return emb + embeddings.Embed(self.rows, self.width, embedding_init=init, name="class_table", **types)(labels)
 
 
 def plain_norm(types: dict[str, Any], eps: float = 1e-6, *, affine: bool = False, name: str | None = None) -> LayerNorm:

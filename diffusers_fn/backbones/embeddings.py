@@ -100,6 +100,34 @@ def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
     return jnp.arcsinh(t / unit)
 
 
+class Embed(nn.Embed):
+    """Linen's table, read by `rows`.
+
+    >>> table = Embed(4, 8)
+    >>> table.apply(table.init(jax.random.key(0), jnp.arange(3)), jnp.arange(3)).shape
+    (3, 8)
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Returns the rows [..., features] of inputs [...]."""
+        promoted: Any = self.promote_dtype(self.embedding, dtype=self.dtype, inexact=False)
+        return rows(promoted[0], inputs)
+
+
+def rows(table: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the rows [..., *S] of a table [N, *S] for labels [...]: NaN, not another row, where there is none.
+
+    Mesh axes of type Explicit that split the labels split the rows.
+
+    >>> rows(jnp.arange(6.0).reshape(3, 2), jnp.array([1, 5])).tolist()
+    [[2.0, 3.0], [nan, nan]]
+    """
+    split = jax.typeof(labels).sharding
+    spec = jax.sharding.PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
+    out = split.update(spec=spec) if split.mesh.explicit_axes else None
+    return table.at[labels].get(mode="fill", out_sharding=out)
+
+
 class LabelEmbedding(nn.Module):
     """Computes Dense(silu(Dense(features))) + table[cond], [B, width], from time features [B, F].
 
@@ -133,7 +161,7 @@ class LabelEmbedding(nn.Module):
         emb = nn.Dense(self.width, name="time_1", **dense)(nn.silu(emb))
         if labels is None or self.num_classes is None:
             return emb
-        table = nn.Embed(
+        table = Embed(
             self.num_classes + self.null_class,
             self.width,
             embedding_init=nn.initializers.normal(1.0),

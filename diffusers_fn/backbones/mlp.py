@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import embeddings
+from diffusers_fn.backbones.dropout import Dropout
 
 
 class MLP(nn.Module):
@@ -76,7 +77,7 @@ class MLP(nn.Module):
             r = norm(use_scale=False, use_bias=False, name=f"block_{i}_norm")(h)
             r = r * (1 + scale) + shift
             r = dense(self.width, name=f"block_{i}_dense_0")(r)
-            r = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(r))
+            r = Dropout(self.dropout, deterministic=not train)(nn.silu(r))
             h = h + dense(self.width, kernel_init=last_init, name=f"block_{i}_dense_1")(r)
         h = norm(name="norm_out")(h)
         out = dense(math.prod(out_shape[1:]), kernel_init=last_init, name="dense_out")(h)

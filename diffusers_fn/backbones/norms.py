@@ -146,7 +146,7 @@ def _group_means(groups: int, x: jax.Array) -> jax.Array:
 
     Over the pixels first: whole rows of channels are added, not a few numbers at a time.
     """
-    means = x.mean((1, 2)).reshape(len(x), groups, -1).mean(-1)
+    means = x.mean((1, 2)).reshape(x.shape[0], groups, -1).mean(-1)
     return jnp.repeat(means, x.shape[-1] // groups, axis=-1)[:, None, None, :]
 
 

@@ -175,7 +175,7 @@ class SongUNet(nn.Module):
                 h = res_block(h, width, f"up_{level}_upsample", up)
         out = out.astype(out_dtype)
         if self.sigma_labels:
-            return out / embeddings.time_labels(t, len(x), out_dtype)[:, None, None, None]
+            return out / embeddings.time_labels(t, x.shape[0], out_dtype)[:, None, None, None]
         return out
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Any, train: bool) -> jax.Array:

@@ -42,7 +42,7 @@ class SuperResolution(nn.Module):
             given = sorted(cond) if isinstance(cond, Mapping) else type(cond).__name__
             raise ValueError(f'cond must be a dict with "low_res", and at most "cond" beside it; got {given}')
         low_res = jnp.asarray(cond["low_res"])
-        if x.ndim != 4 or low_res.ndim != 4 or len(low_res) != len(x):
+        if x.ndim != 4 or low_res.ndim != 4 or low_res.shape[0] != x.shape[0]:
             raise ValueError(
                 f'x must have shape [B, H, W, C] and cond["low_res"] [B, h, w, D]; got {list(x.shape)} and '
                 f"{list(low_res.shape)}"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones.blocks import tiles, untiled
 from diffusers_fn.backbones.deferred import Deferred
 from diffusers_fn.backbones.dense import dot_general, dot_general_of, opened
 from diffusers_fn.backbones.embeddings import dense_init
@@ -28,12 +29,12 @@ def patchify(x: jax.Array, patch_size: int) -> jax.Array:
     """
     if x.ndim != 4:
         raise ValueError(f"x must have shape [B, H, W, C]; got {list(x.shape)}")
-    batch, height, width, channels = x.shape
+    batch, height, width, _ = x.shape
     if patch_size < 1 or height % patch_size or width % patch_size:
         raise ValueError(f"H and W must be multiples of patch_size={patch_size}; got {height} and {width}")
     rows, columns = height // patch_size, width // patch_size
-    x = x.reshape(batch, rows, patch_size, columns, patch_size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+    x = tiles(x, patch_size).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * columns, *x.shape[3:]).reshape(batch, rows * columns, -1)
 
 
 def unpatchify(tokens: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:
@@ -44,8 +45,8 @@ def unpatchify(tokens: jax.Array, patch_size: int, height: int, width: int) -> j
     True
     """
     batch, rows, columns = tokens.shape[0], height // patch_size, width // patch_size
-    x = tokens.reshape(batch, rows, columns, patch_size, patch_size, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
+    x = tokens.reshape(batch, rows, columns, tokens.shape[-1]).reshape(batch, rows, columns, patch_size, patch_size, -1)
+    return untiled(x.transpose(0, 1, 3, 2, 4, 5))
 
 
 def sincos_positions(rows: int, columns: int, width: int, stretch_to: tuple[float, float] | None = None) -> np.ndarray:

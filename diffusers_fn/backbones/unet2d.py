@@ -163,11 +163,11 @@ class UNet2D(nn.Module):
         """Returns the embedding [B, embedding_width] of time and class that every residual block receives."""
         width = 4 * self.widths[0] if self.embedding_width is None else self.embedding_width
         types = {"dtype": times.dtype, "param_dtype": self.param_dtype}
-        batch = len(times)
+        batch = times.shape[0]
         if self.time_table is not None:
             if not jnp.issubdtype(t.dtype, jnp.integer):
                 raise ValueError(f"t must be integers, because it looks up a table of {self.time_table}; got {t.dtype}")
-            table = nn.Embed(self.time_table, self.widths[0], name="time_table", **types)
+            table = embeddings.Embed(self.time_table, self.widths[0], name="time_table", **types)
             features: Callable[[jax.Array], jax.Array] = lambda labels: table(labels.astype(jnp.int32))  # noqa: E731
         elif self.fourier_time:
             fourier = embeddings.FourierFeatures(2 * self.widths[0], name="fourier", **types)

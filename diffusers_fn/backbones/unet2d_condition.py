@@ -267,7 +267,7 @@ class UNet2DCondition(nn.Module):
         labels = cond.get("class_labels")
         if self.num_classes is not None:
             init = nn.initializers.normal(1.0)
-            table = nn.Embed(self.num_classes, width, embedding_init=init, name="class_table", **types)
+            table = embeddings.Embed(self.num_classes, width, embedding_init=init, name="class_table", **types)
             emb = emb + table(conditions.table_rows(labels, self.num_classes, batch))
         elif self.class_time:
             labels = sinusoids(embeddings.time_labels(labels, batch, dtype), self.widths[0])
@@ -276,7 +276,8 @@ class UNet2DCondition(nn.Module):
             emb = emb + mlp(name="class_embedding")(labels)
 
         if self.text_time_widths is not None:
-            sizes = sinusoids(cond["time_ids"].astype(dtype).reshape(-1), self.text_time_widths[0])
+            each = functools.partial(sinusoids, width=self.text_time_widths[0])
+            sizes = jax.vmap(each, 1, 1)(cond["time_ids"].astype(dtype))
             added = [cond["text_embeds"].astype(dtype), sizes.reshape(batch, -1)]
             emb = emb + mlp(name="text_time_embedding")(jnp.concatenate(added, axis=-1))
         return emb

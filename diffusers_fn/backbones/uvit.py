@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import blocks, embeddings, transformer
 from diffusers_fn.backbones.attend import dot_product_attention
 from diffusers_fn.backbones.dense import dot_general
+from diffusers_fn.backbones.dropout import Dropout
 from diffusers_fn.backbones.norms import LayerNorm
 
 
@@ -170,7 +171,7 @@ class UViT(nn.Module):
             return [time]
         rows = self.num_classes + self.null_class
         table_init = nn.initializers.normal(1.0)
-        table = nn.Embed(rows, self.hidden_size, embedding_init=table_init, name="class_table", **precise)
+        table = embeddings.Embed(rows, self.hidden_size, embedding_init=table_init, name="class_table", **precise)
         return [table(labels)[:, None], time]
 
     def _check(self, x: jax.Array) -> None:
@@ -230,7 +231,7 @@ class Block(nn.Module):
     def __call__(self, h: jax.Array, skip: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = functools.partial(LayerNorm, EPS, **types)
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout, deterministic=not train)
         inner = {"kernel_init": init, **types}
         attention = transformer.Attention(
             self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **inner

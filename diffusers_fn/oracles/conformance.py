@@ -18,6 +18,7 @@ from diffusers_fn.oracles.flows import gaussian_flow, mixture_flow
 from diffusers_fn.processes import Process, at_log_snr, edm, flow, vp
 from diffusers_fn.sampling import sample
 from diffusers_fn.solvers.base import Row, Solver
+from diffusers_fn.solvers.stages import start_level
 
 MakeSolver = Callable[[Level], Solver]
 PROCESSES: Mapping[str, Process] = {"vp": vp(), "flow": flow(), "edm": edm()}
@@ -111,8 +112,8 @@ def marginal_moments(solver: Solver, mean: Any = MEAN, std: Any = STD, *, start:
     rows = jax.tree.map(lambda a: np.asarray(a, np.float64), rows)
     level, num_states, num_kept = rows.level, rows.x.shape[1], rows.m.shape[1]
     if start is None:
-        churn = 0.0 if rows.churn is None else rows.churn[0]  # which the recursion adds
-        start = (level.alpha[0] * mean, np.sqrt((level.alpha[0] * std) ** 2 + level.sigma[0] ** 2 - churn**2))
+        first = start_level(rows)
+        start = (first.alpha[0] * mean, np.hypot(first.alpha[0] * std, first.sigma[0]))
     # The vector s = (x_1 ... x_J, m_1 ... m_K) has a mean and a covariance; a row is s <- A s + b, in two halves.
     size, one = num_states + num_kept, np.eye(num_states + num_kept)
     centre, covariance = np.zeros(size), np.zeros((size, size))

@@ -55,6 +55,8 @@ class Row:
       noise: [R, *S] standard deviation of fresh noise, or None for none.
       noise_range: [R, *S] or None: with a learned variance, the noise is noise * exp(var_frac * noise_range).
       churn: [R, *S] standard deviation of fresh noise added to x_1 before the evaluation, or None for none.
+      rise: [R, *S] standard deviation of the noise by which `level` lies above x_1 before churn, or None where that is
+        churn.
     """
 
     level: Level
@@ -65,6 +67,7 @@ class Row:
     noise: Array | None = None
     noise_range: Array | None = None
     churn: Array | None = None
+    rise: Array | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["init", "step", "stochastic"])
@@ -126,6 +129,7 @@ def linear_solver(
     noise: Any = None,
     noise_range: Any = None,
     churn: Any = None,
+    rise: Any = None,
 ) -> Solver:
     """Returns the solver whose table has the given columns; the final denoise is added as its last row.
 
@@ -141,12 +145,13 @@ def linear_solver(
       noise_range: a column, see `Row`.
       churn: [R + 1, *S], or None: the standard deviation of noise added before each evaluation, the final denoise's
         too; the levels are those after it.
+      rise: [R + 1, *S], see `Row`; None where levels rise by churn.
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
     >>> linear_solver(levels, x=[0.0], x0=levels.alpha[1:], eps=levels.sigma[1:]).rows.x0
     array([0.8, 1. ])
     """
-    xp = namespace(levels, x, x0, eps, m, noise, noise_range, churn)
+    xp = namespace(levels, x, x0, eps, m, noise, noise_range, churn, rise)
     shape = np.shape(levels.sigma)
 
     def extend(values: Any, last: float) -> Array:
@@ -167,6 +172,7 @@ def linear_solver(
         noise=None if noise is None else extend(noise, 0.0),
         noise_range=None if noise_range is None else extend(noise_range, 0.0),
         churn=None if churn is None else xp.broadcast_to(xp.asarray(churn), shape),
+        rise=None if rise is None else xp.broadcast_to(xp.asarray(rise), shape),
     )
     return Solver(linear_init, linear_step, rows, stochastic=noise is not None or churn is not None)
 

@@ -70,11 +70,11 @@ def edm_stochastic(
     """
     if is_zero(s_churn):
         return heun(levels)
-    hat, std, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
+    hat, rise, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
     frm, to, last = _hops(hat, levels)
     slopes = [to.alpha - frm.alpha] * 2, [to.sigma - frm.sigma] * 2
-    churn = _before_hops(std, 2)
-    return from_stages([frm, to], last, [1.0, 1.0, scale[1:]], [*HEUN.stages, HEUN.weights], *slopes, churn=churn)
+    weights, noise = [*HEUN.stages, HEUN.weights], _noise(rise, s_noise, 2)
+    return from_stages([frm, to], last, [1.0, 1.0, scale[1:]], weights, *slopes, **noise)
 
 
 def euler_churn(
@@ -96,10 +96,10 @@ def euler_churn(
     """
     if is_zero(s_churn):
         return euler(levels)
-    hat, std, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
+    hat, rise, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
     frm, to, last = _hops(hat, levels)
     slopes = [to.alpha - frm.alpha], [to.sigma - frm.sigma]
-    return from_stages([frm], last, [1.0, scale[1:]], [(), (1.0,)], *slopes, churn=std)
+    return from_stages([frm], last, [1.0, scale[1:]], [(), (1.0,)], *slopes, **_noise(rise, s_noise, 1))
 
 
 def dpm2_churn(
@@ -121,7 +121,7 @@ def dpm2_churn(
     """
     if is_zero(s_churn):
         return dpm2(levels, process)
-    hat, std, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
+    hat, rise, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
     frm, to, last = _hops(hat, levels)
     orders = [2] * frm.sigma.shape[0]
     place, size = places(orders)
@@ -130,13 +130,13 @@ def dpm2_churn(
     ends = ladder(at, Level(to.alpha * scale[1:], to.sigma * scale[1:], to.t), orders)
     hop, curve = hop_from_start(at, ends, place, noise_prediction)
     columns = one_state_rows(hop.x, stage_weights(at, ends, place, size, hop, curve), place)
-    return linear_solver(join_levels(at, last), x0=0.0, eps=1.0, churn=_before_hops(std, 2), **columns)
+    return linear_solver(join_levels(at, last), x0=0.0, eps=1.0, **_noise(rise, s_noise, 2), **columns)
 
 
 def _churned(
     levels: Level, s_churn: Any, s_min: Any, s_max: Any, s_noise: Any, process: Process | None
 ) -> tuple[Level, Array, Array]:
-    """(hat, std, scale) of each level, [N, *S]: where it goes up to, by what noise, and what x is scaled by before."""
+    """(hat, rise, scale) of each level, [N, *S]: where it goes up to, by what noise, and what x is scaled by before."""
     check_plan(levels)
     check_num_levels(levels, 2)
     check_alpha(levels)
@@ -161,7 +161,7 @@ def _churned(
         there = at_log_snr(process, log_snr(levels) - rise)
         hat = jax.tree.map(lambda a, b: xp.where(rise > 0, a, b), there, levels)
     scale = hat.alpha / levels.alpha
-    return hat, s_noise * hat.alpha * ratio * root(xp.expm1(rise)), scale
+    return hat, hat.alpha * ratio * root(xp.expm1(rise)), scale
 
 
 def _hops(hat: Level, levels: Level) -> tuple[Level, Level, Level]:
@@ -170,11 +170,11 @@ def _hops(hat: Level, levels: Level) -> tuple[Level, Level, Level]:
     return jax.tree.map(first, hat), jax.tree.map(rest, levels), jax.tree.map(lambda a: a[-1:], hat)
 
 
-def _before_hops(std: Array, num_stages: int) -> Array:
-    """The column of rows of hops of so many stages: noise before the first stage, and before the final denoise."""
-    xp = namespace(std)
-    others = [0.0 * std[:-1]] * (num_stages - 1)
-    return xp.concatenate([interleave(std[:-1], *others), std[-1:]])
+def _noise(rise: Array, s_noise: Any, num_stages: int) -> dict[str, Array]:
+    """The columns of rows of hops of so many stages: noise before the first stage, and before the final denoise."""
+    others = [0.0 * rise[:-1]] * (num_stages - 1)
+    rise = namespace(rise).concatenate([interleave(rise[:-1], *others), rise[-1:]])
+    return {"churn": s_noise * rise, "rise": rise}
 
 
 def _check_constant_alpha(levels: Level) -> None:

@@ -93,6 +93,7 @@ def heun_sde(process: Process, t: Array, diffusion: Diffusion = None) -> Solver:
         eps=interleave(-dt * d_sigma[:-1], -dt * d_sigma[1:]),
         m=[interleave(2 * half, half), interleave(none, -half)],
         churn=None if is_zero(diffusion) else namespace(noise).append(noise, 0.0),
+        rise=None if is_zero(diffusion) else 0.0,  # the network is asked at t, not at the level of x^
     )
 
 

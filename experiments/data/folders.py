@@ -147,7 +147,8 @@ def _header_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) >= 5
+            told = image.format == "JPEG" or "exif" in image.info  # to ask a PNG without it is to decode the whole file
+            turned = told and image.getexif().get(_ORIENTATION, 1) >= 5
     except _DAMAGED as error:
         raise ValueError(f"{file}: not a readable image ({error}); remove or replace the file") from error
     return (width, height) if turned else (height, width)

@@ -285,11 +285,12 @@ def test_crop_takes_the_centre_and_keeps_constants(tmp_path):
     assert (data.load(fields, "train").images == 200).all()
 
 
-def test_rotated_photographs_are_turned_upright(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_rotated_photographs_are_turned_upright(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6
     for i in range(2):
-        Image.new("RGB", (8, 4)).save(tmp_path / f"{i}.jpg", exif=exif)
+        Image.new("RGB", (8, 4)).save(tmp_path / f"{i}.{suffix}", exif=exif)
     part = data.load(config(name="images", path=str(tmp_path), heldout_fraction=0.5), "train")
     assert part.shape == (8, 4, 3)
 

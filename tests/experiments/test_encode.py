@@ -100,6 +100,15 @@ def test_a_file_that_does_not_fit_is_refused(stage, tmp_path, monkeypatch, chang
         latent_cache.in_place_of(config, data.load(runs.data_seed(config), "train"), None)
 
 
+def test_where_nothing_is_held_out_all_is_encoded(tmp_path, capsys):
+    config = tiny("autoencoder", data={"heldout_fraction": 0.0}, training={"num_steps": 1})
+    train(config, tmp_path)
+    held = np.load(encode(config, tmp_path, batch_size=1797))
+    assert held["mean"].shape == (1797, 16)
+    assert "heldout_mean" not in held
+    assert "1797 latents of" in capsys.readouterr().out
+
+
 def test_only_autoencoders_encode(tmp_path):
     with pytest.raises(ValueError, match=r"config.task is 'diffusion': only runs of the task 'autoencoder' encode"):
         encode(tiny("latent"), tmp_path)
