@@ -59,7 +59,7 @@ def add_noise(x0: jax.Array, noise: jax.Array, level: Level) -> jax.Array:
 
 
 def log_snr(level: Level) -> Array:
-    """Returns log(alpha^2 / sigma^2), shape S: +inf at the clean level, -inf where alpha = 0.
+    """Returns log(alpha^2 / sigma^2), shape S: +inf at the clean level, -inf, of slope 0, where alpha = 0.
 
     Kingma et al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630, eq. 3.
 
@@ -67,8 +67,9 @@ def log_snr(level: Level) -> Array:
     0.0
     """
     xp = namespace(level)
+    noisy = level.alpha > 0
     with np.errstate(divide="ignore"):
-        return 2.0 * (xp.log(level.alpha) - xp.log(level.sigma))
+        return xp.where(noisy, 2.0 * (xp.log(xp.where(noisy, level.alpha, 1.0)) - xp.log(level.sigma)), -np.inf)
 
 
 def transition(frm: Level, to: Level) -> tuple[Array, Array]:

@@ -117,8 +117,10 @@ def random_key(config: ConfigDict, seed: int) -> jax.Array:
     """Returns the key of a seed, of the generator config.prng_impl.
 
     Raises:
-      ValueError: if there is no such generator.
+      ValueError: if there is no such generator, or the seed is not of 32 bits, of which a key is made.
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"a seed must lie in 0 ... {2**32 - 1}; got {seed}")
     if config.prng_impl not in PRNG_IMPLS:
         raise ValueError(f"config.prng_impl must be one of {', '.join(PRNG_IMPLS)}; got {config.prng_impl!r}")
     return jax.random.key(seed, impl=config.prng_impl)

@@ -144,8 +144,29 @@ def test_the_gradient_in_eta_passes_pure_noise():
         total = lambda eta, make=make: dfn.sample(jax.random.key(1), denoise, make(levels, eta), x).x0.sum()  # noqa: E731
         by_differences = (total(jnp.float32(0.51)) - total(jnp.float32(0.49))) / 0.02
         np.testing.assert_allclose(jax.grad(total)(0.5), by_differences, rtol=5e-3, atol=5e-4)  # 1e-6 / 0.02, a few
-    through = jax.grad(lambda p: jnp.sum(solvers.ddim(processes.flow()(jnp.linspace(1, 0.05, 6) ** p), 1.0).rows.noise))
-    assert np.isfinite(through(1.2))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("taylor", [False, True])
+def test_the_gradient_in_the_levels_passes_pure_noise(eta, taylor):
+    """With respect to all that the tables of a plan from alpha = 0 hold, against central differences."""
+    t = jnp.linspace(1, 0.05, 6)
+
+    def tables(p):
+        levels = processes.flow()(t**p)
+        levels = dataclasses.replace(levels, sigma=levels.sigma * (1.0 + 0.3 * (p - 1.2)))
+        made = [solvers.ddim(levels, eta), solvers.dpmpp_1_sde(levels, eta)]
+        made += [make(levels, eta, taylor=taylor) for make in (solvers.dpmpp_2m_sde, solvers.dpmpp_3m_sde)]
+        if eta == 0:
+            made += [solvers.euler(levels), solvers.heun(levels)]
+        return [(solver.rows.x, solver.rows.x0, solver.rows.eps, solver.rows.m, solver.rows.noise) for solver in made]
+
+    slopes = jax.jacfwd(tables)(1.2)
+    differences = jax.tree.map(lambda a, b: (a - b) / 2e-6, tables(1.2 + 1e-6), tables(1.2 - 1e-6))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), slopes, differences)
+    total = lambda p: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(tables(p)))  # noqa: E731
+    np.testing.assert_allclose(jax.grad(total)(1.2), jax.jvp(total, (1.2,), (1.0,))[1], rtol=1e-9)
 
 
 @functools.cache

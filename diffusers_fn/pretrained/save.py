@@ -74,6 +74,8 @@ def module_config(module: nn.Module, family: Family) -> dict[str, Any]:
     >>> module_config(UViT(null_class=False), find_family("uvit", {}))["_class_name"]
     'UViT'
     """
+    if getattr(module, "in_channels", 0) is None:
+        raise ValueError(f"in_channels of this {type(module).__name__} must be set: its config tells it")
     config = family.to_config(module)
     if different := different_fields(module, family.from_config(config)):
         raise ValueError(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace
-from diffusers_fn.levels import Array, Level, log_snr, snr_ratio
+from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.stages import root
 
@@ -73,20 +73,27 @@ class Hop(NamedTuple):
 def exact_hop(levels: Level, form: Form, eta: Any = 0.0) -> Hop:
     """The numbers of `Hop`; eta is [] or [N - 1, *S]."""
     frm, to = neighbours(levels)
-    squared = snr_ratio(frm, to)  # e^(-2h)
+    ratio = (frm.alpha * to.sigma) / (frm.sigma * to.alpha)  # e^-h
     h = half_steps(levels)
     if form.sign > 0:
-        x = to.sigma / frm.sigma * squared ** (0.5 * eta)
+        x = to.sigma / frm.sigma * _power(ratio, eta)
         kappa, rate = 1.0 + eta + 0.0 * to.alpha, to.alpha
-        whole = to.alpha * (1.0 - squared ** (0.5 * kappa))
-        noise = to.sigma * root(1.0 - squared**eta)
+        whole = to.alpha * (1.0 - ratio**kappa)
+        noise = to.sigma * root(1.0 - _power(ratio, 2.0 * eta))
     else:
         x = to.alpha / frm.alpha
         kappa, rate = 1.0 + 0.0 * to.alpha, (1.0 + eta) * to.sigma
         whole = rate - (1.0 + eta) * frm.sigma * x
-        noise = root(eta * (1.0 - squared)) * frm.sigma * x  # sigma' e^h = sigma alpha' / alpha
+        noise = root(eta * (1.0 - ratio**2)) * frm.sigma * x  # sigma' e^h = sigma alpha' / alpha
     slope = rate - form.sign * whole / kappa * (1.0 / h)  # 1 / h = 0 out of pure noise, also for gradients
     return Hop(x, rate, kappa, whole, slope, None if is_zero(eta) else noise)
+
+
+def _power(base: Array, exponent: Any) -> Array:
+    """base^exponent, with slope 0 at base 0 where it is infinite: gradients pass through it."""
+    xp = namespace(base, exponent)
+    known = (base > 0) | (exponent >= 1)
+    return xp.where(known, xp.where(known, base, 1.0) ** exponent, 0.0**exponent)
 
 
 def is_zero(eta: Any) -> bool:

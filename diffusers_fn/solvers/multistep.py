@@ -192,7 +192,7 @@ def _multistep(
 
         a = (m_1 - m_2) / r_0,  b = (m_2 - m_3) / r_1,  D_2 = (a - b) / (r_0 + r_1),  D_1 = a + r_0 D_2,
 
-    r_k how many times longer the hop k + 1 before was; D_1 = a at order two.
+    r_k = 1 / q_k how many times longer the hop k + 1 before was; D_1 = a at order two.
     """
     check_plan(levels)
     check_num_levels(levels, max(order, 2))
@@ -202,17 +202,17 @@ def _multistep(
     hop, h = exact_hop(levels, form, eta), half_steps(levels)
     xp = namespace(h, hop)
     used = orders(h.shape[0], order, lower_order_final, euler_at_final).reshape(-1, *(1,) * (h.ndim - 1))
-    r0, r1 = _ratio(h, 1), _ratio(h, 2)
+    q0, q1 = _ratio(h, 1), _ratio(h, 2)
     second = hop.slope if taylor else 0.5 * hop.whole
     curve = 0.5 * hop.rate - form.sign * hop.slope / hop.kappa * (1.0 / h)
 
-    over = 1.0 / xp.where(used < 3, 1.0, r0 + r1)
-    of_d2 = xp.where(used < 3, 0.0, xp.where(used < 3, 0.0, r0) * hop.slope + curve) * over
-    of_a = (xp.where(used == 1, 0.0, xp.where(used == 2, second, hop.slope)) + of_d2) / r0
-    of_b = -of_d2 / r1
+    before = xp.where(used < 3, 1.0, q0)
+    of_d2 = xp.where(used < 3, 0.0, (hop.slope / before + curve) * before * q1 / (before + q1))
+    of_a = (xp.where(used == 1, 0.0, xp.where(used == 2, second, hop.slope)) + of_d2) * q0
+    of_b = -of_d2 * q1
     return one_state(levels, form, [hop.whole + of_a, of_b - of_a, -of_b][:order], hop)
 
 
 def _ratio(h: Array, k: int) -> Array:
-    """How many times longer in lambda than a hop the k-th hop before it was; infinite where there was none."""
-    return namespace(h).concatenate([np.full((min(k, h.shape[0]), *h.shape[1:]), np.inf), h[: h.shape[0] - k] / h[k:]])
+    """How many times longer in lambda than the k-th hop before it a hop is; 0 where there was none."""
+    return namespace(h).concatenate([np.zeros((min(k, h.shape[0]), *h.shape[1:])), h[k:] / h[: h.shape[0] - k]])

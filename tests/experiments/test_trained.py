@@ -106,3 +106,6 @@ def test_another_generator_is_another_run(tmp_path):
     assert str(jax.random.key_impl(runs.random_key(other, 0))) == "rbg"
     with pytest.raises(ValueError, match="prng_impl must be one of threefry2x32, rbg, unsafe_rbg; got 'mt19937'"):
         runs.random_key(customise(ddpm_digits.get_config(), prng_impl="mt19937"), 0)
+    for seed in (-1, 2**32):  # whose keys would be those of 2**32 - 1 and 0
+        with pytest.raises(ValueError, match=r"a seed must lie in 0 \.\.\. 4294967295; got"):
+            runs.random_key(config, seed)
