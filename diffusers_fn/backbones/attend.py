@@ -32,7 +32,7 @@ def dot_product_attention(
     >>> dot_product_attention(jnp.ones([1, 2, 3, 4]), *2 * [jnp.ones([1, 5, 3, 4])]).shape
     (1, 2, 3, 4)
     """
-    return by_platform(query, key, value, mask, cpu=_heads_apart, default=_own)
+    return by_platform(query, key, value, mask, cpu=_heads_apart, default=_own, like=query, kept=4)
 
 
 def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -74,7 +74,9 @@ def _in_best_way(
     fields: dict[str, Any] = {"images": images, "stride": stride, "padding": padding}
     own: Callable[..., jax.Array] = functools.partial(_own, **fields)
     products = functools.partial(_by_products, **fields)
-    return own(kernel, *arrays) if native else by_platform(kernel, *arrays, cpu=products, default=own)
+    if native:
+        return own(kernel, *arrays)
+    return by_platform(kernel, *arrays, cpu=products, default=own, like=arrays[0], kept=1)
 
 
 def _own(kernel: jax.Array, *arrays: jax.Array, images: Fun, stride: int, padding: Zeros) -> jax.Array:

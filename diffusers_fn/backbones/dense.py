@@ -40,7 +40,7 @@ def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **optio
 
     if x_batch or tuple(x_axes) != last or tuple(kernel_axes) != first or x.ndim + kernel.ndim == 4:
         return plain(x, kernel)
-    return by_platform(x, kernel, cpu=joined, default=plain)
+    return by_platform(x, kernel, cpu=joined, default=plain, like=x, kept=x.ndim - count)
 
 
 def dot_general_of(fun: Callable[..., jax.Array], *others: jax.Array) -> Callable[..., jax.Array]:

@@ -7,27 +7,32 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.sharding import PartitionSpec, auto_axes
 
 
-def by_platform(*args: Any, cpu: Callable[..., jax.Array], default: Callable[..., jax.Array]) -> jax.Array:
+def by_platform(
+    *args: Any, cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], like: jax.Array, kept: int
+) -> jax.Array:
     """Returns cpu(*args) on a CPU and default(*args) elsewhere; the platform is asked when the program is lowered.
 
-    A CPU's way looks at sizes and joins axes. So where a size is a symbol of `jax.export`, or a mesh axis of type
-    Explicit splits an array, default serves everywhere.
+    A CPU's way looks at sizes and joins axes. So where a size is a symbol of `jax.export`, default serves everywhere;
+    and mesh axes of type Explicit are Auto inside.
+
+    like, kept: an array, and how many of its first axes the result has: Explicit mesh axes that split them split it.
 
     >>> import jax.numpy as jnp
-    >>> by_platform(1.0, cpu=jnp.exp, default=jnp.exp).round(2).item()
+    >>> by_platform(1.0, cpu=jnp.exp, default=jnp.exp, like=jnp.ones(()), kept=0).round(2).item()
     2.72
     """
-    if any(_is_symbolic(a) or _is_split(a) for a in jax.tree.leaves(args)):
-        return default(*args)
-    return lax.platform_dependent(*args, cpu=cpu, default=default)
 
+    def chosen(*args: Any) -> jax.Array:
+        if not all(isinstance(size, int) for array in jax.tree.leaves(args) for size in jax.numpy.shape(array)):
+            return default(*args)
+        return lax.platform_dependent(*args, cpu=cpu, default=default)
 
-def _is_symbolic(a: Any) -> bool:
-    return not all(isinstance(size, int) for size in jax.numpy.shape(a))
-
-
-def _is_split(a: Any) -> bool:
-    sharding = jax.typeof(a).sharding
-    return bool(sharding.mesh.explicit_axes) and any(axis is not None for axis in sharding.spec)
+    shardings = [jax.typeof(array).sharding for array in jax.tree.leaves(args)]
+    explicit = [sharding for sharding in shardings if sharding.mesh.explicit_axes]
+    if not explicit:
+        return chosen(*args)
+    out = explicit[0].update(spec=PartitionSpec(*jax.typeof(like).sharding.spec[:kept]))
+    return auto_axes(chosen, axes=out.mesh.explicit_axes, out_sharding=out)(*args)
