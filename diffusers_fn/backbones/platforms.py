@@ -21,7 +21,7 @@ def by_platform(
     like, kept: an array, and how many of its first axes the result has: Explicit mesh axes that split them split it.
 
     >>> import jax.numpy as jnp
-    >>> by_platform(1.0, cpu=jnp.exp, default=jnp.exp, like=jnp.ones(()), kept=0).round(2).item()
+    >>> round(by_platform(1.0, cpu=jnp.exp, default=jnp.exp, like=jnp.ones(()), kept=0).item(), 2)
     2.72
     """
 

@@ -71,7 +71,7 @@ def module_config(module: nn.Module, family: Family) -> dict[str, Any]:
     Raises ValueError if that config cannot say what the module is.
 
     >>> from diffusers_fn.backbones import UViT
-    >>> module_config(UViT(null_class=False), find_family("uvit", {}))["_class_name"]
+    >>> module_config(UViT(in_channels=4, null_class=False), find_family("uvit", {}))["_class_name"]
     'UViT'
     """
     if getattr(module, "in_channels", 0) is None:
