@@ -67,9 +67,10 @@ def log_snr(level: Level) -> Array:
     0.0
     """
     xp = namespace(level)
-    noisy = level.alpha > 0
+    pure = level.alpha == 0
     with np.errstate(divide="ignore"):
-        return xp.where(noisy, 2.0 * (xp.log(xp.where(noisy, level.alpha, 1.0)) - xp.log(level.sigma)), -np.inf)
+        ratio = 2.0 * (xp.log(xp.where(pure, 1.0, level.alpha)) - xp.log(level.sigma))
+    return xp.where(pure, -np.inf, ratio)[()]
 
 
 def transition(frm: Level, to: Level) -> tuple[Array, Array]:

@@ -5,10 +5,10 @@
         --config.latent.autoencoder_workdir=runs/autoencoder --config.latent.cache=runs/autoencoder/latents.npz
 
 Writes --output, by default WORKDIR/latents.npz: `mean` and `logvar` [N, ...] of the training data in their order, not
-scaled, and `labels` where there are some; `heldout_mean`, `heldout_logvar` and `heldout_labels`, unless nothing is held
-out; `checksum`, of the autoencoder. All of it has to fit into memory. Each training step draws latents anew from mean
-and logvar. A network on latents without this autoencoder reads the means alone: --config.data.name=arrays
---config.data.images_key=mean --config.data.normalize=False.
+scaled, and `labels` where there are some; `heldout_mean`, `heldout_logvar` and `heldout_labels`, unless
+data.heldout_fraction is 0; `checksum`, of the autoencoder. All of it has to fit into memory. Each training step draws
+latents anew from mean and logvar. A network on latents without this autoencoder reads the means alone:
+--config.data.name=arrays --config.data.images_key=mean --config.data.normalize=False.
 """
 
 from __future__ import annotations

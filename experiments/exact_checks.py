@@ -163,7 +163,7 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("output", "runs/exact", "Folder for the picture and the figures.")
     flags.DEFINE_list("sizes", ["20", "50", "100", "200", "500", "1000"], "Numbers of levels.")
-    whole = lambda sizes: all(size.isdecimal() and int(size) >= 2 for size in sizes)  # noqa: E731
+    whole = lambda sizes: bool(sizes) and all(size.isdecimal() and int(size) >= 2 for size in sizes)  # noqa: E731
     flags.register_validator("sizes", whole, "must be integers of at least 2, commas between")
     compilation.define_flags()
     app.run(main)

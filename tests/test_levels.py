@@ -115,6 +115,13 @@ def test_pure_noise_above_and_clean_data_below():
     assert dfn.transition(middle, clean) == (middle.alpha, middle.sigma**2)
 
 
+def test_log_snr_tells_what_is_not_known_from_what_is_pure_noise():
+    for array in (np.array, jnp.array):
+        found = dfn.log_snr(dfn.Level(array([np.nan, 0.0, 1.0]), array([0.5, 0.5, 1.0]), array([0.0, 0.0, 0.0])))
+        np.testing.assert_array_equal(found, [np.nan, -np.inf, 0.0])
+    assert round(dfn.log_snr(dfn.Level(0.5, 0.25, 0.0)), 3) == 1.386  # a number, not an array of one
+
+
 def test_log_snr():
     np.testing.assert_allclose(dfn.log_snr(OFF_CIRCLE[0]), np.log(0.7**2 / 1.9**2), rtol=1e-14)
     ends = dfn.log_snr(dfn.Level(np.array([0.0, 1.0]), np.array([1.0, 0.0]), np.zeros(2)))

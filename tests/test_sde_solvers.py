@@ -144,6 +144,8 @@ def test_the_gradient_in_eta_passes_pure_noise():
         total = lambda eta, make=make: dfn.sample(jax.random.key(1), denoise, make(levels, eta), x).x0.sum()  # noqa: E731
         by_differences = (total(jnp.float32(0.51)) - total(jnp.float32(0.49))) / 0.02
         np.testing.assert_allclose(jax.grad(total)(0.5), by_differences, rtol=5e-3, atol=5e-4)  # 1e-6 / 0.02, a few
+    through = jax.grad(lambda p: jnp.sum(solvers.ddim(processes.flow()(jnp.linspace(1, 0.05, 6) ** p), 1.0).rows.noise))
+    assert np.isfinite(through(1.2))
 
 
 @pytest.mark.usefixtures("x64")

@@ -58,6 +58,7 @@ def table_rows(labels: Any, num_classes: int, batch: int) -> jax.Array:
         (np.asarray(labels) < 0) | (np.asarray(labels) >= num_classes)
     ):
         raise ValueError(f"cond['class_labels'] must lie in 0 .. {num_classes - 1}; got {labels}")
+    rows = rows.astype(jnp.result_type(int))  # a narrow type may not hold num_classes
     return jnp.broadcast_to(jnp.where(rows < 0, num_classes, rows), (batch,))
 
 

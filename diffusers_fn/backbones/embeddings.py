@@ -125,7 +125,7 @@ def rows(table: jax.Array, labels: jax.Array) -> jax.Array:
     split = jax.typeof(labels).sharding
     spec = jax.sharding.PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
     out = split.update(spec=spec) if split.mesh.explicit_axes else None
-    return table.at[labels].get(mode="fill", out_sharding=out)
+    return table.at[labels.astype(jnp.result_type(int))].get(mode="fill", out_sharding=out)
 
 
 class LabelEmbedding(nn.Module):
@@ -203,6 +203,7 @@ def class_labels(cond: Any, num_classes: int | None, batch: int, *, null_class: 
         note = f" ({num_classes} is the null class)" if null_class else ""
         raise ValueError(f"class labels must lie in 0 .. {last}{note}; got {cond}")
     # A traced label cannot be checked. One past the end gives NaN; a negative one must not count from the end.
+    labels = labels.astype(jnp.result_type(int))  # a narrow type may not hold num_classes
     labels = jnp.where(labels < 0, num_classes + 1, labels)
     return jnp.broadcast_to(labels, (batch,))
 

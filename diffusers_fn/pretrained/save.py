@@ -75,7 +75,9 @@ def module_config(module: nn.Module, family: Family) -> dict[str, Any]:
     'UViT'
     """
     if getattr(module, "in_channels", 0) is None:
-        raise ValueError(f"in_channels of this {type(module).__name__} must be set: its config tells it")
+        raise ValueError(
+            f"set in_channels of this {type(module).__name__}: config.json holds it, so None cannot be saved"
+        )
     config = family.to_config(module)
     if different := different_fields(module, family.from_config(config)):
         raise ValueError(

@@ -13,7 +13,7 @@ becomes the newest state. So DDIM with eta = 0 has x = [0], x0 = alpha', eps = s
 x = [coef_x], x0 = coef_x0, eps = 0, noise = sqrt(var); the multistep methods keep m = x0_hat or eps_hat and weigh the
 last ones. A Runge-Kutta method keeps slopes, m = x0_hat d(alpha) + eps_hat d(sigma); each of its rows goes on from the
 stage before, so Heun's second row is x' = x_1 + (m_1 - m_2) / 2: Euler's point plus half the change of slope. With a
-column `churn`, x_1 is x_1 + row.churn z before the evaluation, and the row's level is that noisier one. `noise` and
+column `churn`, x_1 is x_1 + row.churn z before the evaluation, and the row's level that of the evaluation. `noise` and
 `churn` are None in a deterministic table: then no random number is generated at all. The last row of every table is
 the final denoise x' = x0_hat, which is where each method arrives when it hops into sigma = 0.
 
@@ -144,7 +144,7 @@ def linear_solver(
       noise: a column of standard deviations, or None for a deterministic method.
       noise_range: a column, see `Row`.
       churn: [R + 1, *S], or None: the standard deviation of noise added before each evaluation, the final denoise's
-        too; the levels are those after it.
+        too; the levels are those of the evaluations.
       rise: [R + 1, *S], see `Row`; None where levels rise by churn.
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))

@@ -148,20 +148,20 @@ def _churned(
     ratio = levels.sigma / levels.alpha
     gamma = xp.minimum(s_churn / ratio.shape[0], np.sqrt(2.0) - 1.0)
     gamma = xp.where((ratio >= s_min) & (ratio <= s_max), gamma, 0.0)
-    rise = 2.0 * xp.log1p(gamma)
+    up = 2.0 * xp.log1p(gamma)
     if process is None:
         _check_constant_alpha(levels)
         slope = xp.diff(levels.t, axis=0) / xp.diff(log_snr(levels), axis=0)
-        label = levels.t - rise * xp.concatenate([slope[:1], slope])
+        label = levels.t - up * xp.concatenate([slope[:1], slope])
         hat = Level(levels.alpha + 0.0 * label, (1.0 + gamma) * levels.sigma, label)
     else:
         # Nothing scales x before the first row, so that where scaling is needed the first level stays as it is.
         still = levels.alpha[:1] == levels.alpha[1:2]
-        rise = xp.concatenate([xp.where(still, rise[:1], 0.0), rise[1:]])
-        there = at_log_snr(process, log_snr(levels) - rise)
-        hat = jax.tree.map(lambda a, b: xp.where(rise > 0, a, b), there, levels)
+        up = xp.concatenate([xp.where(still, up[:1], 0.0), up[1:]])
+        there = at_log_snr(process, log_snr(levels) - up)
+        hat = jax.tree.map(lambda a, b: xp.where(up > 0, a, b), there, levels)
     scale = hat.alpha / levels.alpha
-    return hat, hat.alpha * ratio * root(xp.expm1(rise)), scale
+    return hat, hat.alpha * ratio * root(xp.expm1(up)), scale
 
 
 def _hops(hat: Level, levels: Level) -> tuple[Level, Level, Level]:

@@ -89,7 +89,7 @@ def _one_after_the_other(plans: list[Level], solvers: list[Solver], s_noise: Any
             x=_widen(rows.x, num_states),
             m=_widen(rows.m, num_kept),
             churn=none if rows.churn is None else rows.churn,
-            rise=next((a for a in (rows.rise, rows.churn) if a is not None), none),  # without the noise of going up
+            rise=next((a for a in (rows.rise, rows.churn) if a is not None), none),
             **{
                 name: (none if getattr(rows, name) is None else getattr(rows, name)) if has[name] else None
                 for name in has
@@ -97,8 +97,12 @@ def _one_after_the_other(plans: list[Level], solvers: list[Solver], s_noise: Any
         )
         if i > 0:  # up from the end of the plan before, before the first evaluation
             _, var = transition(_level(plans[i], 0), _level(plans[i - 1], -1))
-            churn = root(rows.churn[:1] ** 2 + s_noise**2 * var)
-            rows = dataclasses.replace(rows, churn=xp.concatenate([churn, rows.churn[1:]]))
+            churn, rise = root(rows.churn[:1] ** 2 + s_noise**2 * var), root(rows.rise[:1] ** 2 + var)
+            rows = dataclasses.replace(
+                rows,
+                churn=xp.concatenate([churn, rows.churn[1:]]),
+                rise=xp.concatenate([rise, rows.rise[1:]]),
+            )
         if i < len(solvers) - 1:  # without the final denoise, whose level tells how x is scaled there
             ratio = plans[i + 1].alpha[0] / rows.level.alpha[-1]
             rows = _scale_last(jax.tree.map(lambda a: a[:-1], rows), ratio)

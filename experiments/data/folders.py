@@ -24,6 +24,7 @@ _DAMAGED = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_TELLING = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what Pillow calls a PNG's chunks that may tell it
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 exchange width and height
 
 
@@ -147,7 +148,7 @@ def _header_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            told = image.format == "JPEG" or "exif" in image.info  # to ask a PNG without it is to decode the whole file
+            told = image.format == "JPEG" or _TELLING & image.info.keys()  # to ask another PNG is to decode all of it
             turned = told and image.getexif().get(_ORIENTATION, 1) >= 5
     except _DAMAGED as error:
         raise ValueError(f"{file}: not a readable image ({error}); remove or replace the file") from error

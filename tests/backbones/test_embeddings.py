@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import nets
 import numpy as np
 import pytest
 
@@ -31,6 +32,16 @@ def test_signed_log_spreads_every_scale_evenly():
     np.testing.assert_allclose(steps, np.log(2), rtol=0.1)
     t = jnp.linspace(-5, 5, 101)
     np.testing.assert_allclose(embeddings.signed_log(-t), -embeddings.signed_log(t), rtol=1e-6)
+
+
+def test_labels_of_narrow_types_read_large_tables():
+    embed = embeddings.LabelEmbedding(width=4, num_classes=200)
+    params = embed.init(nets.quick_key(0), jnp.ones([3, 8]), None)
+    wanted = embed.apply(params, jnp.ones([3, 8]), jnp.array([0, 5, 9]))
+    for dtype in ("int8", "uint8", "int16"):
+        np.testing.assert_array_equal(embed.apply(params, jnp.ones([3, 8]), jnp.array([0, 5, 9], dtype)), wanted)
+    below = jax.jit(embed.apply)(params, jnp.ones([3, 8]), jnp.array([0, -1, 9], "int8"))
+    np.testing.assert_array_equal(np.isnan(below).any(axis=1), [False, True, False])
 
 
 def test_labels_outside_the_table_give_nan_under_a_trace():

@@ -1,6 +1,7 @@
 """Backbones on meshes with axes of type Explicit, and exported for batches of any size."""
 
 import calls
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import test_dit
 import test_unet_laws
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from diffusers_fn.backbones.dropout import Dropout
 
 NETS = {**test_unet_laws.CASES, **calls.CALLS, **test_dit.NETS}
 
@@ -44,6 +47,13 @@ def test_an_explicit_axis_splits_the_batch_from_end_to_end(name, mesh):
         assert not any(jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(grads))
 
     jax.jit(run).trace(placed(shapes(net, args), P()), placed(args, P("d")))
+
+
+def test_dropout_is_linens_and_on_an_explicit_mesh_too(mesh):
+    x, rngs = jax.random.normal(jax.random.key(0), (8, 40)), {"dropout": jax.random.key(1)}
+    wanted = nn.Dropout(0.3, deterministic=False).apply({}, x, rngs=rngs)
+    for given in (x, jax.device_put(x, NamedSharding(mesh, P("d")))):
+        np.testing.assert_array_equal(Dropout(0.3).apply({}, given, rngs=rngs), wanted)
 
 
 def test_numbers_on_an_explicit_mesh(mesh):

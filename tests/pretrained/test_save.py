@@ -85,7 +85,7 @@ GUIDED = {"norm_eps": 1e-5, "time_cos_first": True, "time_freq_shift": 0, "downs
     [
         (UNet(**SMALL), "guided_unet", "norm_eps is 1e-06, not 1e-05; time_cos_first is False, not True"),
         (UNet(**SMALL, **GUIDED, norm_groups=8), "guided_unet", "norm_groups is 8, not 32"),
-        (DiT(num_classes=3), "dit_diffusers", "in_channels of this DiT must be set"),
+        (DiT(num_classes=3), "dit_diffusers", "set in_channels of this DiT: config.json holds it"),
         (DiT(in_channels=4, num_classes=3, gelu_approximate=False), "dit", "gelu_approximate is False, not True"),
         (UViT(in_channels=3, null_class=False, learned_variance=True), "uvit", "out_channels is 6, not 3"),
         (SongUNet(out_channels=3, mid_divisor=1.0), "edm", "mid_divisor is 1.0, not 1.41"),
