@@ -92,7 +92,9 @@ class UNet1D(nn.Module):
             return conv(widths[level], stride=2, padding=(0, 1), name=name)(h)
 
         def double(h: jax.Array, level: int, name: str) -> jax.Array:
-            return conv(widths[level], name=name)(jnp.repeat(h, 2, axis=1))
+            batch, length, _, channels = h.shape
+            twice = jnp.broadcast_to(h, (batch, length, 2, channels)).reshape(batch, 2 * length, channels)
+            return conv(widths[level], name=name)(twice[:, :, None, :])
 
         h = conv(widths[0], name="conv_in")(x[:, :, None, :])  # from here on an image of width one
         saved = walks.walk_down(h, widths, attends, self.num_res_blocks, res_block, attention, halve)
