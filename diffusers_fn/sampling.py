@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, concrete, working_dtype
@@ -122,12 +124,21 @@ def while_scan(length: Any) -> Callable[..., Any]:
             raise ValueError(f"length must lie in 1 ... {total}, the number of rows; got {known}")
         entry = lambda i: jax.tree.map(lambda a: jnp.asarray(a)[i], xs)  # noqa: E731
         _, shapes = jax.eval_shape(body, init, entry(0))
-        outputs = jax.tree.map(lambda s: jnp.zeros((total, *s.shape), s.dtype), shapes)
+
+        def zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+            """[total, ...] zeros, split over mesh axes or varying with them as the output is."""
+            rows, split = jnp.broadcast_to(jnp.zeros_like(like), (total, *like.shape)), like.sharding
+            if split is None or not split.mesh.explicit_axes:
+                return rows
+            return jax.sharding.reshard(rows, split.update(spec=PartitionSpec(None, *split.spec)))
+
+        outputs = jax.tree.map(zeros, shapes)
 
         def step(i: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
             carry, outputs = state
             carry, output = body(carry, entry(i))
-            return carry, jax.tree.map(lambda kept, new: kept.at[i].set(new), outputs, output)
+            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+            return carry, jax.tree.map(put, outputs, output)
 
         # Unsigned and small integers would wrap; a traced length above the number of rows is all of them.
         first = total - known if known is not None else jnp.maximum(total - jnp.asarray(length).astype(jnp.int32), 0)

@@ -73,6 +73,19 @@ def test_sampling_under_shard_map(batch, plain, mesh):
     np.testing.assert_allclose(mapped(*training.split_batch(batch, mesh)), plain, **ROUNDING)
 
 
+@pytest.mark.parametrize("shard_map", [True, False])
+def test_a_padded_run_and_its_trace_on_a_mesh(batch, mesh, shard_map):
+    def padded(keys, x):
+        solver, emit = solvers.pad(solvers.ddim(LEVELS, 0.7), 8), lambda step: step.prediction.x0
+        run = dfn.sample(keys, oracles.gaussian(0.3, 0.5), solver, x, scan=dfn.while_scan(5), emit=emit)
+        return run.x0, run.trace
+
+    spec, trace_spec = PartitionSpec("batch"), PartitionSpec(None, "batch")
+    mapped = jax.shard_map(padded, mesh=mesh, in_specs=(spec, spec), out_specs=(spec, trace_spec))
+    got = jax.jit(mapped if shard_map else padded)(*training.split_batch(batch, mesh))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **ROUNDING), got, padded(*batch))
+
+
 def test_sampling_under_sharded_jit(batch, plain, mesh):
     keys, x = training.split_batch(batch, mesh)
     samples = jax.jit(run)(keys, x)
