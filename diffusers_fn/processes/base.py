@@ -25,7 +25,7 @@ class Process(NamedTuple):
 
     >>> from diffusers_fn.processes import vp
     >>> process = vp()
-    >>> process(0.5) == process.level(0.5)
+    >>> bool(process(0.5) == process.level(0.5))
     True
     """
 
