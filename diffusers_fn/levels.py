@@ -112,7 +112,16 @@ def snr_ratio(frm: Level, to: Level) -> Array:
     >>> snr_ratio(Level(0.6, 0.8, 1.0), Level(1.0, 0.0, 0.0))
     0.0
     """
-    return ((frm.alpha * to.sigma) / (frm.sigma * to.alpha)) ** 2
+    return root_snr_ratio(frm, to) ** 2
+
+
+def root_snr_ratio(frm: Level, to: Level) -> Array:
+    """Returns sqrt(SNR_frm / SNR_to), e^-h of a hop of length h in log(alpha / sigma); `frm` is the noisier level.
+
+    >>> round(root_snr_ratio(Level(0.6, 0.8, 1.0), Level(0.8, 0.6, 0.0)), 4)
+    0.5625
+    """
+    return (frm.alpha * to.sigma) / (frm.sigma * to.alpha)
 
 
 def check_level(level: Level, x: Any) -> None:

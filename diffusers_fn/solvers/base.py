@@ -55,8 +55,7 @@ class Row:
       noise: [R, *S] standard deviation of fresh noise, or None for none.
       noise_range: [R, *S] or None: with a learned variance, the noise is noise * exp(var_frac * noise_range).
       churn: [R, *S] standard deviation of fresh noise added to x_1 before the evaluation, or None for none.
-      rise: [R, *S] standard deviation of the noise by which `level` lies above x_1 before churn, or None where that is
-        churn.
+      rise: [R, *S] standard deviation of the noise by which `level` lies above x_1 before churn, or None without churn.
     """
 
     level: Level
@@ -145,7 +144,7 @@ def linear_solver(
       noise_range: a column, see `Row`.
       churn: [R + 1, *S], or None: the standard deviation of noise added before each evaluation, the final denoise's
         too; the levels are those of the evaluations.
-      rise: [R + 1, *S], see `Row`; None where levels rise by churn.
+      rise: [R + 1, *S], see `Row`; None is churn, by which levels rise then.
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
     >>> linear_solver(levels, x=[0.0], x0=levels.alpha[1:], eps=levels.sigma[1:]).rows.x0
@@ -153,6 +152,7 @@ def linear_solver(
     """
     xp = namespace(levels, x, x0, eps, m, noise, noise_range, churn, rise)
     shape = np.shape(levels.sigma)
+    rise = churn if rise is None else rise
 
     def extend(values: Any, last: float) -> Array:
         """[R + 1, *S]: a column, ending with the final denoise's entry."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.levels import Array, Level, log_snr, root_snr_ratio
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.stages import root
 
@@ -73,7 +73,7 @@ class Hop(NamedTuple):
 def exact_hop(levels: Level, form: Form, eta: Any = 0.0) -> Hop:
     """The numbers of `Hop`; eta is [] or [N - 1, *S]."""
     frm, to = neighbours(levels)
-    ratio = (frm.alpha * to.sigma) / (frm.sigma * to.alpha)  # e^-h
+    ratio = root_snr_ratio(frm, to)  # e^-h
     h = half_steps(levels)
     if form.sign > 0:
         x = to.sigma / frm.sigma * _power(ratio, eta)

@@ -89,7 +89,7 @@ def _one_after_the_other(plans: list[Level], solvers: list[Solver], s_noise: Any
             x=_widen(rows.x, num_states),
             m=_widen(rows.m, num_kept),
             churn=none if rows.churn is None else rows.churn,
-            rise=next((a for a in (rows.rise, rows.churn) if a is not None), none),
+            rise=none if rows.rise is None else rows.rise,
             **{
                 name: (none if getattr(rows, name) is None else getattr(rows, name)) if has[name] else None
                 for name in has

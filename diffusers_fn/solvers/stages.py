@@ -35,7 +35,6 @@ def join_levels(*parts: Level) -> Level:
 def start_level(rows: Any) -> Level:
     """Level[1] of the state that rows start from: that of the first, less the noise it lies above the state."""
     first, rise = jax.tree.map(lambda a: a[:1], rows.level), getattr(rows, "rise", None)
-    rise = getattr(rows, "churn", None) if rise is None else rise
     return first if rise is None else Level(first.alpha, root(first.sigma**2 - rise[:1] ** 2), first.t)
 
 
