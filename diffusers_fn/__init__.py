@@ -20,7 +20,6 @@ from diffusers_fn import (
     solvers,
     training,
 )
-from diffusers_fn.coupling import Coupled, couple, invert_coupled, sample_coupled
 from diffusers_fn.denoisers import (
     Denoiser,
     Transform,
@@ -46,10 +45,11 @@ from diffusers_fn.discrete import (
     q_posterior_mean_variance,
     q_sample,
 )
+from diffusers_fn.edict import Coupled, couple, invert_coupled, sample_coupled
 from diffusers_fn.editing import img2img, inpaint, replace_x0, slerp
 from diffusers_fn.guidance import apply_guidance, cosine_guidance_schedule, linear_guidance_schedule
 from diffusers_fn.inversion import invert, invert_implicit
-from diffusers_fn.levels import Level, add_noise, log_snr, posterior, transition
+from diffusers_fn.levels import Level, add_noise, append, log_snr, posterior, transition
 from diffusers_fn.noise_schedules import (
     NoiseSchedule,
     cosine_betas,
@@ -65,7 +65,7 @@ from diffusers_fn.noise_schedules import (
 )
 from diffusers_fn.parameterizations import Parameterization, Prediction, target, to_prediction
 from diffusers_fn.sampling import Samples, python_scan, sample, while_scan
-from diffusers_fn.solvers import Solver
+from diffusers_fn.solvers import Solver, start_level
 from diffusers_fn.variances import Variance, fixed_large, fixed_small, learned, learned_range
 
 # Networks, and what is made of them, are imported when they are first asked for: most of the time that an import of
@@ -114,6 +114,7 @@ __all__ = [
     "Transform",
     "Variance",
     "add_noise",
+    "append",
     "apply_guidance",
     "backbones",
     "bind",
@@ -178,6 +179,7 @@ __all__ = [
     "slerp",
     "solvers",
     "sqrt_betas",
+    "start_level",
     "target",
     "to_prediction",
     "training",

@@ -74,3 +74,38 @@ def check_per_example(name: str, value: Any, x: Any) -> None:
     shape = np.shape(value)
     if shape not in ((), x.shape[:1]):
         raise ValueError(f"{name} must have shape [] or [{x.shape[0]}] (x's batch axis); got {shape}")
+
+
+def safe_sqrt(x: Any) -> Any:
+    """Returns sqrt(max(x, 0)), whose derivative at 0 is 0, so that gradients stay finite there."""
+    xp = namespace(x)
+    return xp.where(x > 0, xp.sqrt(xp.where(x > 0, x, 1.0)), 0.0)
+
+
+def is_zero(value: Any) -> bool:
+    """Returns whether a value is the Python number 0 and not an array, so that a term can be left out of a program."""
+    return isinstance(value, (int, float)) and value == 0
+
+
+def floating(t: Any) -> Any:
+    """Returns t as NumPy float64, or as JAX array of floating type if it is a JAX array.
+
+    >>> floating(3)
+    np.float64(3.0)
+    """
+    if isinstance(t, jax.Array):
+        return t.astype(working_dtype(t))
+    return np.asarray(t, np.float64)[()]
+
+
+def check_eta(eta: Any) -> None:
+    """Raises ValueError if a readable eta lies outside [0, 1].
+
+    >>> check_eta(1.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: eta must lie in [0, 1]; got 1.5
+    """
+    values = concrete(eta)
+    if values is not None and not np.all((values >= 0) & (values <= 1)):
+        raise ValueError(f"eta must lie in [0, 1]; got {eta}")

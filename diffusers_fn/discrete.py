@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, check_per_example, concrete, expand, working_dtype
+from diffusers_fn._arrays import check_data, check_eta, check_per_example, concrete, expand, working_dtype
 from diffusers_fn.levels import add_noise, snr_ratio
 from diffusers_fn.noise_schedules import NoiseSchedule, check_timesteps, level_at, table_entry
 from diffusers_fn.parameterizations import Parameterization, epsilon, split_variance, to_prediction
@@ -330,19 +330,6 @@ def ddim_reverse_step(
     level, following = level_at(schedule, t), level_at(schedule, t_next)
     x0_hat = to_prediction(epsilon, predicted_noise, x_t, level).x0
     return add_noise(x0_hat, predicted_noise.astype(x0_hat.dtype), following)
-
-
-def check_eta(eta: Any) -> None:
-    """Raises ValueError if a readable eta lies outside [0, 1].
-
-    >>> check_eta(1.5)
-    Traceback (most recent call last):
-    ...
-    ValueError: eta must lie in [0, 1]; got 1.5
-    """
-    values = concrete(eta)
-    if values is not None and not np.all((values >= 0) & (values <= 1)):
-        raise ValueError(f"eta must lie in [0, 1]; got {eta}")
 
 
 def check_descending(t: Any, t_prev: Any) -> None:

@@ -14,8 +14,8 @@ from diffusers_fn._arrays import check_data, expand, working_dtype
 from diffusers_fn.denoisers import Denoiser, Transform, map_x0
 from diffusers_fn.levels import Level, add_noise
 from diffusers_fn.sampling import Samples, sample
+from diffusers_fn.solvers import start_level
 from diffusers_fn.solvers.base import Solver, check_plan
-from diffusers_fn.solvers.stages import start_level
 
 
 def img2img(
@@ -101,7 +101,7 @@ def inpaint(
     check_data(x=x, known=known)
     noise_key, sample_key = _random.split(key)
     replace = replace_x0(known, keep)
-    x = jnp.where(_mask(keep, x), _noised(noise_key, known, start_level(solver.rows)), x)
+    x = jnp.where(_mask(keep, x), _noised(noise_key, known, start_level(solver)), x)
     return sample(sample_key, replace(denoise), solver, x, **options)
 
 

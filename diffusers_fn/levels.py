@@ -7,6 +7,7 @@ Every Gaussian diffusion is x = alpha * x0 + sigma * eps. Shapes: B is the batch
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,13 +28,42 @@ class Level:
       sigma: S, the standard deviation of the noise.
       t: S, the label handed to the network (a timestep, log sigma / 4, ...); the algebra never reads it.
 
+    A plan Level[N] is indexed, sliced and iterated over like an array: `levels[0]`, `levels[1:]`, `for level in plan`.
+
     >>> Level(alpha=0.8, sigma=0.6, t=300.0)
     Level(alpha=0.8, sigma=0.6, t=300.0)
+    >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
+    >>> levels[1:].sigma, [float(level.sigma) for level in levels]
+    (array([0.6]), [0.8, 0.6])
     """
 
     alpha: Array
     sigma: Array
     t: Array
+
+    def __getitem__(self, index: Any) -> Level:
+        """Returns the level or levels at an index, slice or array of indices of the first axis."""
+        return jax.tree.map(lambda a: a[index], self)
+
+    def __iter__(self) -> Iterator[Level]:
+        """Yields the levels along the first axis."""
+        return (self[i] for i in range(np.shape(self.sigma)[0]))
+
+
+def append(levels: Level, level: Level) -> Level:
+    """Returns Level[N + M]: the levels followed by another level, S = [N], [M] or [] (M = 1).
+
+    >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
+    >>> append(levels, Level(1.0, 0.0, -1.0)).sigma
+    array([0.8, 0.6, 0. ])
+    """
+
+    def join(a: Array, b: Array) -> Array:
+        xp = namespace(a, b)
+        b = xp.asarray(b)
+        return xp.concatenate([a, b[None] if b.ndim < np.ndim(a) else b])
+
+    return jax.tree.map(join, levels, level)
 
 
 def add_noise(x0: jax.Array, noise: jax.Array, level: Level) -> jax.Array:

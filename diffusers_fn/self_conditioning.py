@@ -23,20 +23,20 @@ from diffusers_fn.parameterizations import Prediction
 def self_conditioned(
     make: Callable[[jax.Array], Denoiser],
 ) -> Callable[..., tuple[Prediction, jax.Array]]:
-    """Returns the denoiser that hands each evaluation the x0 of the one before, for `guidance.with_memory(solver)`.
+    """Returns the denoiser that hands each evaluation the x0 of the one before, for `solvers.with_memory(solver)`.
 
     The first evaluation is handed zeros. With guidance or clipping inside `make`, it is the guided or clipped x0 that
     the network is told next, as in the paper's algorithm 2:
 
         guided = lambda x0: classifier_free(2.0, null)(make_denoiser(apply, params, epsilon, x0=x0))
-        sample(key, self_conditioned(lambda x0: bind(guided(x0), labels)), guidance.with_memory(solver), x)
+        sample(key, self_conditioned(lambda x0: bind(guided(x0), labels)), solvers.with_memory(solver), x)
 
     Args:
       make: x0 [B, ...] -> the denoiser whose network is told it, its conditioning bound.
 
     >>> from diffusers_fn import grids, guidance, sample, solvers
     >>> halfway = lambda x0: lambda x, level, cond=None: Prediction(x0 + (1.0 - x0) / 2, x)  # to 1, by halves
-    >>> solver = guidance.with_memory(solvers.ddim(grids.karras(3)))
+    >>> solver = solvers.with_memory(solvers.ddim(grids.karras(3)))
     >>> sample(None, self_conditioned(halfway), solver, jnp.zeros((1, 1))).x0
     Array([[0.875]], dtype=float32)
     """

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.from_config.objectives import VARIANCES
 from diffusers_fn.from_config.samplers import make_plan
-from diffusers_fn.solvers.stages import start_level
+from diffusers_fn.solvers import start_level
 from experiments import runs, trained
 from experiments.files import write_atomically
 
@@ -82,7 +82,7 @@ def check_plan(config: ConfigDict) -> None:
             f"config.sampler.name is {config.sampler.name!r}, which draws noise on the way: noise and sample are no "
             "pair. Set it to 'heun', or another deterministic one"
         )
-    if start_level(solver.rows).alpha[0] != 0:
+    if start_level(solver).alpha[0] != 0:
         raise ValueError(
             f"the process {config.noise_schedule.process!r} (config.noise_schedule.process) does not start at pure "
             "noise: pairs are drawn from a 'flow'"

@@ -33,7 +33,7 @@ FLOORS = {
     "solvers": 1,
     "sampling": 2,
     "inversion": 2,
-    "coupling": 2,
+    "edict": 2,
     "editing": 2,
     "latents": 2,
     "oracles": 2,

@@ -32,7 +32,7 @@ def start(batch=4):
 def test_ddim_as_the_papers_loop(x64):
     levels, x = grids.leading(SCHEDULE, 5), start()
     denoise = self_conditioned(lambda x0: make_denoiser(apply, PARAMS, parameterizations.x0, x0=x0))
-    got = dfn.sample(None, denoise, guidance.with_memory(solvers.ddim(levels)), x).x0
+    got = dfn.sample(None, denoise, solvers.with_memory(solvers.ddim(levels)), x).x0
 
     state, told = np.asarray(x), np.zeros((4, 3))
     for i in range(5):
@@ -50,7 +50,7 @@ def test_guidance_in_one_batch_is_guidance_in_two_passes(x64):
     def run(batched):
         guide = guidance.classifier_free(2.0, null_cond=3, batched=batched)
         make = lambda x0: bind(guide(make_denoiser(apply, PARAMS, parameterizations.x0, x0=x0)), labels)  # noqa: E731
-        return dfn.sample(None, self_conditioned(make), guidance.with_memory(solvers.ddim(levels)), x).x0
+        return dfn.sample(None, self_conditioned(make), solvers.with_memory(solvers.ddim(levels)), x).x0
 
     together, apart = run(True), run(False)
     np.testing.assert_allclose(together, apart, rtol=1e-12)

@@ -36,8 +36,7 @@ from diffusers_fn.noise_schedules import level_at
 from diffusers_fn.parameterizations import Parameterization
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.self_conditioning import self_conditioned
-from diffusers_fn.solvers import Solver, Step
-from diffusers_fn.solvers.stages import start_level
+from diffusers_fn.solvers import Solver, Step, start_level
 
 
 class Diffusion(NamedTuple):
@@ -298,5 +297,5 @@ def _check_learned_variance(config: ConfigDict, learned: bool) -> None:
 
 def _start_std(solver: Solver) -> float:
     """The standard deviation of x at the first level, for data of standard deviation 1."""
-    level = start_level(solver.rows)
+    level = start_level(solver)
     return float(np.sqrt(level.alpha**2 + level.sigma**2)[0])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusers_fn import _threefry, backbones
-from diffusers_fn.backbones import fields
+from diffusers_fn.from_config import module_fields as fields
 from diffusers_fn.from_config.choices import choose
 
 BACKBONES: Mapping[str, type[nn.Module]] = {

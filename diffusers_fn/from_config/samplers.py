@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from diffusers_fn import few_step, solvers, variances
-from diffusers_fn.discrete import check_eta
+from diffusers_fn._arrays import check_eta
 from diffusers_fn.from_config import self_conditioning
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import Noise

@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import backbones
 from diffusers_fn.denoisers import make_denoiser
-from diffusers_fn.guidance import with_memory
 from diffusers_fn.levels import Level
 from diffusers_fn.self_conditioning import first_estimate
-from diffusers_fn.solvers import Solver
+from diffusers_fn.solvers import Solver, with_memory
 
 if TYPE_CHECKING:
     from diffusers_fn.from_config.objectives import Parts

@@ -11,7 +11,7 @@ from diffusers_fn.guidance.autoguidance import autoguidance
 from diffusers_fn.guidance.classifier import class_log_prob, classifier, classifier_mean_shift
 from diffusers_fn.guidance.classifier_free import classifier_free, classifier_free_pp
 from diffusers_fn.guidance.conditions import composed, perpendicular_negative
-from diffusers_fn.guidance.momentum import projected_with_momentum, with_memory
+from diffusers_fn.guidance.momentum import projected_with_momentum
 from diffusers_fn.guidance.posterior import average_pool, dps, pigdm
 from diffusers_fn.guidance.rules import Rule, apply_guidance, linear, projected, rescaled
 from diffusers_fn.guidance.scales import (
@@ -48,5 +48,4 @@ __all__ = [
     "rescaled",
     "scale_on_plan",
     "shift_scale",
-    "with_memory",
 ]

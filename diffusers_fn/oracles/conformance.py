@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from diffusers_fn.oracles.denoisers import gaussian, mixture
 from diffusers_fn.oracles.flows import gaussian_flow, mixture_flow
 from diffusers_fn.processes import Process, at_log_snr, edm, flow, vp
 from diffusers_fn.sampling import sample
+from diffusers_fn.solvers import start_level
 from diffusers_fn.solvers.base import Row, Solver
-from diffusers_fn.solvers.stages import start_level
 
 MakeSolver = Callable[[Level], Solver]
 PROCESSES: Mapping[str, Process] = {"vp": vp(), "flow": flow(), "edm": edm()}
@@ -112,7 +113,7 @@ def marginal_moments(solver: Solver, mean: Any = MEAN, std: Any = STD, *, start:
     rows = jax.tree.map(lambda a: np.asarray(a, np.float64), rows)
     level, num_states, num_kept = rows.level, rows.x.shape[1], rows.m.shape[1]
     if start is None:
-        first = start_level(rows)
+        first = start_level(dataclasses.replace(solver, rows=rows))
         start = (first.alpha[0] * mean, np.hypot(first.alpha[0] * std, first.sigma[0]))
     # The vector s = (x_1 ... x_J, m_1 ... m_K) has a mean and a covariance; a row is s <- A s + b, in two halves.
     size, one = num_states + num_kept, np.eye(num_states + num_kept)

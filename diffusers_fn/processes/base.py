@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace, working_dtype
+from diffusers_fn._arrays import concrete, floating, namespace
 from diffusers_fn.levels import Array, Level
 
 TimeFunction = Callable[[Any], Any]
@@ -115,17 +114,6 @@ def ones(like: Any) -> Array:
     np.float64(1.0)
     """
     return namespace(like).ones_like(like)[()]
-
-
-def floating(t: Any) -> Array:
-    """Returns t as NumPy float64, or as JAX array of floating type if it is a JAX array.
-
-    >>> floating(3)
-    np.float64(3.0)
-    """
-    if isinstance(t, jax.Array):
-        return t.astype(working_dtype(t))
-    return np.asarray(t, np.float64)[()]
 
 
 def check_ordered(strictly: bool = False, **bounds: Any) -> None:

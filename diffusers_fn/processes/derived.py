@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._arrays import concrete, floating, namespace
 from diffusers_fn.levels import Array, Level, log_snr
-from diffusers_fn.processes.base import Process, TimeFunction, floating
+from diffusers_fn.processes.base import Process, TimeFunction
 
 
 def shifted(process: Process, shift: float) -> Process:

@@ -11,12 +11,14 @@ from diffusers_fn.solvers.base import (
     check_plan,
     linear_solver,
     neighbours,
+    start_level,
 )
 from diffusers_fn.solvers.churn import dpm2_churn, edm_stochastic, euler_churn
 from diffusers_fn.solvers.consistency import lcm, tcd
 from diffusers_fn.solvers.ddim import ancestral, ddim
 from diffusers_fn.solvers.forms import Form, data_prediction, noise_prediction
 from diffusers_fn.solvers.langevin import Corrector, annealed_langevin, langevin, predictor_corrector
+from diffusers_fn.solvers.memory import with_memory
 from diffusers_fn.solvers.multistep import dpmpp_1, dpmpp_1_sde, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from diffusers_fn.solvers.padding import pad
 from diffusers_fn.solvers.pndm import plms, pndm
@@ -99,8 +101,10 @@ __all__ = [
     "runge_kutta_in_time",
     "sa_solver",
     "singlestep",
+    "start_level",
     "tcd",
     "two_stage",
     "unipc",
+    "with_memory",
     "with_restarts",
 ]

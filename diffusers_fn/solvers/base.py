@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import concrete, expand, namespace
+from diffusers_fn._arrays import concrete, expand, namespace, safe_sqrt
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.parameterizations import Prediction
@@ -278,3 +278,18 @@ def neighbours(levels: Level) -> tuple[Level, Level]:
     (array([3., 2.]), array([2., 1.]))
     """
     return jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels)
+
+
+def start_level(solver: Solver) -> Level:
+    """Returns Level[1], the level of the state x that `sample` starts from.
+
+    It is the level of the first row, except where noise is added before the first evaluation (`Row.churn`): the state
+    lies below that level by this noise.
+
+    >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
+    >>> start_level(linear_solver(levels, x=[1.0], x0=0.0, eps=0.0, churn=0.48)).sigma.round(2)
+    array([0.64])
+    """
+    rows = solver.rows
+    first, rise = jax.tree.map(lambda a: a[:1], rows.level), getattr(rows, "rise", None)
+    return first if rise is None else Level(first.alpha, safe_sqrt(first.sigma**2 - rise[:1] ** 2), first.t)

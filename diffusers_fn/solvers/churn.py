@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._arrays import concrete, is_zero, namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.processes import Process, at_log_snr
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver
@@ -29,10 +29,10 @@ from diffusers_fn.solvers.exponential_stages import (
     places,
     stage_weights,
 )
-from diffusers_fn.solvers.forms import check_alpha, is_zero, noise_prediction
+from diffusers_fn.solvers.forms import check_alpha, noise_prediction
 from diffusers_fn.solvers.runge_kutta import euler, heun
 from diffusers_fn.solvers.singlestep import dpm2
-from diffusers_fn.solvers.stages import from_stages, interleave, join_levels, root
+from diffusers_fn.solvers.stages import from_stages, interleave, join_levels
 from diffusers_fn.solvers.tableaus import HEUN
 
 
@@ -161,7 +161,7 @@ def _churned(
         there = at_log_snr(process, log_snr(levels) - up)
         hat = jax.tree.map(lambda a, b: xp.where(up > 0, a, b), there, levels)
     scale = hat.alpha / levels.alpha
-    return hat, hat.alpha * ratio * root(xp.expm1(up)), scale
+    return hat, hat.alpha * ratio * safe_sqrt(xp.expm1(up)), scale
 
 
 def _hops(hat: Level, levels: Level) -> tuple[Level, Level, Level]:

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_fn._arrays import concrete
+from diffusers_fn._arrays import concrete, is_zero, safe_sqrt
 from diffusers_fn.levels import Level, transition
 from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.ddim import ddim
-from diffusers_fn.solvers.forms import is_zero
-from diffusers_fn.solvers.stages import root
 
 
 def lcm(levels: Level) -> Solver:
@@ -69,4 +67,4 @@ def tcd(levels: Level, process: Callable[[Any], Level], gamma: Any = 0.3) -> Sol
     _, to = neighbours(levels)
     target = process((1.0 - gamma) * to.t)
     ratio, var = transition(to, target)
-    return linear_solver(levels, x=[0.0], x0=to.alpha, eps=ratio * target.sigma, noise=root(var))
+    return linear_solver(levels, x=[0.0], x0=to.alpha, eps=ratio * target.sigma, noise=safe_sqrt(var))

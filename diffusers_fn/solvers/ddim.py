@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_fn.discrete import check_eta
+from diffusers_fn._arrays import check_eta, is_zero, safe_sqrt
 from diffusers_fn.levels import Level, posterior, snr_ratio
 from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
-from diffusers_fn.solvers.forms import is_zero
-from diffusers_fn.solvers.stages import root
 from diffusers_fn.variances import Variance, fixed_small
 
 
@@ -43,8 +41,8 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
         return linear_solver(levels, x=[0.0], x0=to.alpha, eps=to.sigma)
     # s and sqrt(sigma'^2 - s^2) in terms of r = SNR / SNR', so that float32 levels cannot make a root negative.
     r = snr_ratio(frm, to)
-    s = eta * to.sigma * root(1.0 - r)
-    direction = to.sigma * root((1.0 - eta**2) + eta**2 * r)
+    s = eta * to.sigma * safe_sqrt(1.0 - r)
+    direction = to.sigma * safe_sqrt((1.0 - eta**2) + eta**2 * r)
     return linear_solver(levels, x=[0.0], x0=to.alpha, eps=direction, noise=s)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusers_fn._arrays import namespace
+from diffusers_fn._arrays import namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, log_snr, snr_ratio
 from diffusers_fn.processes import Process, at_log_snr, between
 from diffusers_fn.solvers.forms import Form, Hop, exact_hop
-from diffusers_fn.solvers.stages import join_levels, root
+from diffusers_fn.solvers.stages import join_levels
 
 # Where the levels inside a hop lie, in shares of its step in lambda.
 SHARES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
@@ -89,7 +89,7 @@ def ancestral_end(frm: Level, to: Level, eta: Any, floor: Level | None = None) -
     sigma = to.sigma * xp.sqrt((1.0 - eta**2) + eta**2 * r)
     if floor is not None:
         least = to.alpha * floor.sigma / floor.alpha
-        noise = xp.where(sigma < least, root(to.sigma**2 - least**2), noise)
+        noise = xp.where(sigma < least, safe_sqrt(to.sigma**2 - least**2), noise)
         sigma = xp.maximum(sigma, least)
     return Level(to.alpha, sigma, to.t), noise
 

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._arrays import concrete, is_zero, namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, log_snr, root_snr_ratio
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
-from diffusers_fn.solvers.stages import root
 
 
 class Form(NamedTuple):
@@ -79,12 +78,12 @@ def exact_hop(levels: Level, form: Form, eta: Any = 0.0) -> Hop:
         x = to.sigma / frm.sigma * _power(ratio, eta)
         kappa, rate = 1.0 + eta + 0.0 * to.alpha, to.alpha
         whole = to.alpha * (1.0 - ratio**kappa)
-        noise = to.sigma * root(1.0 - _power(ratio, 2.0 * eta))
+        noise = to.sigma * safe_sqrt(1.0 - _power(ratio, 2.0 * eta))
     else:
         x = to.alpha / frm.alpha
         kappa, rate = 1.0 + 0.0 * to.alpha, (1.0 + eta) * to.sigma
         whole = rate - (1.0 + eta) * frm.sigma * x
-        noise = root(eta * (1.0 - ratio**2)) * frm.sigma * x  # sigma' e^h = sigma alpha' / alpha
+        noise = safe_sqrt(eta * (1.0 - ratio**2)) * frm.sigma * x  # sigma' e^h = sigma alpha' / alpha
     slope = rate - form.sign * whole / kappa * (1.0 / h)  # 1 / h = 0 out of pure noise, also for gradients
     return Hop(x, rate, kappa, whole, slope, None if is_zero(eta) else noise)
 
@@ -94,11 +93,6 @@ def _power(base: Array, exponent: Any) -> Array:
     xp = namespace(base, exponent)
     known = (base > 0) | (exponent >= 1)
     return xp.where(known, xp.where(known, base, 1.0) ** exponent, 0.0**exponent)
-
-
-def is_zero(eta: Any) -> bool:
-    """Whether a table is to have no noise column: a Python 0, and no array."""
-    return isinstance(eta, (int, float)) and eta == 0
 
 
 def half_steps(levels: Level) -> Array:

@@ -20,11 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import concrete, expand, namespace
+from diffusers_fn._arrays import concrete, expand, namespace, safe_sqrt
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.solvers.base import History, Row, Solver, Step, check_plan, linear_init
-from diffusers_fn.solvers.stages import root
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["correct"])
@@ -201,7 +200,7 @@ def _dynamics(
         score = -denoise(x, level).eps.astype(x.dtype) / expand(level.sigma, x)
         z = _random.normal(key, x)
         e = step_size(z, score)
-        return x + e * score + root(2 * e) * z, None
+        return x + e * score + safe_sqrt(2 * e) * z, None
 
     return jax.lax.scan(step, x, _random.split(key, num_steps))[0]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_fn._arrays import namespace
-from diffusers_fn.discrete import check_eta
+from diffusers_fn._arrays import check_eta, namespace
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan
 from diffusers_fn.solvers.forms import (

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.solvers.base import Row, Solver
-from diffusers_fn.solvers.stages import start_level
+from diffusers_fn.solvers.base import Row, Solver, start_level
 
 
 def pad(solver: Solver, num_rows: int) -> Solver:
@@ -45,7 +44,7 @@ def pad(solver: Solver, num_rows: int) -> Solver:
     identity[0] = 1.0
     padded = dataclasses.replace(
         padded,
-        level=jax.tree.map(in_front, rows.level, start_level(rows)),
+        level=jax.tree.map(in_front, rows.level, start_level(solver)),
         x=in_front(rows.x, xp.asarray(identity, rows.x.dtype)),
     )
     return dataclasses.replace(solver, rows=padded)

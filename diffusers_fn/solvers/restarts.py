@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._arrays import concrete, namespace, safe_sqrt
 from diffusers_fn.levels import Level, log_snr, transition
 from diffusers_fn.solvers.base import Row, Solver, check_plan
-from diffusers_fn.solvers.stages import root
 
 Segment = tuple[int | Level, int, int]
 
@@ -97,7 +96,7 @@ def _one_after_the_other(plans: list[Level], solvers: list[Solver], s_noise: Any
         )
         if i > 0:  # up from the end of the plan before, before the first evaluation
             _, var = transition(_level(plans[i], 0), _level(plans[i - 1], -1))
-            churn, rise = root(rows.churn[:1] ** 2 + s_noise**2 * var), root(rows.rise[:1] ** 2 + var)
+            churn, rise = safe_sqrt(rows.churn[:1] ** 2 + s_noise**2 * var), safe_sqrt(rows.rise[:1] ** 2 + var)
             rows = dataclasses.replace(
                 rows,
                 churn=xp.concatenate([churn, rows.churn[1:]]),

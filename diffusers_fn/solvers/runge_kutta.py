@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusers_fn._arrays import namespace
+from diffusers_fn._arrays import floating, namespace
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process
-from diffusers_fn.processes.base import floating
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
 from diffusers_fn.solvers.ddim import ddim
 from diffusers_fn.solvers.stages import from_stages, on_chord

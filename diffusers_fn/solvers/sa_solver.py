@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._arrays import concrete, is_zero, namespace
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.solvers.adams import adams
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, neighbours
@@ -20,7 +20,6 @@ from diffusers_fn.solvers.forms import (
     data_prediction,
     exact_hop,
     half_steps,
-    is_zero,
     one_state,
     orders,
     predict_correct,

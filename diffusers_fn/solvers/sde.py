@@ -23,13 +23,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._arrays import concrete, floating, is_zero, namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, transition
 from diffusers_fn.processes import Process
-from diffusers_fn.processes.base import floating
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
-from diffusers_fn.solvers.forms import is_zero
-from diffusers_fn.solvers.stages import interleave, join_levels, root
+from diffusers_fn.solvers.stages import interleave, join_levels
 
 Diffusion = Callable[[Any], Array] | float | Array | None
 
@@ -59,7 +57,7 @@ def euler_maruyama(process: Process, t: Array, diffusion: Diffusion = None, *, d
     levels, t = _levels(process, t)
     dt = _step_sizes(t, dt)
     d_alpha, d_sigma, w = _drift(process, t, levels, diffusion)
-    noise = None if is_zero(diffusion) else root(w[:-1] * dt)
+    noise = None if is_zero(diffusion) else safe_sqrt(w[:-1] * dt)
     return linear_solver(levels, x=[1.0], x0=-dt * d_alpha[:-1], eps=-dt * d_sigma[:-1], noise=noise)
 
 
@@ -85,7 +83,7 @@ def heun_sde(process: Process, t: Array, diffusion: Diffusion = None) -> Solver:
     d_alpha, d_sigma, w = _drift(process, t, levels, diffusion)
     visited = join_levels(jax.tree.map(interleave, frm, to), jax.tree.map(lambda a: a[-1:], levels))
     none, half = np.zeros(dt.shape), np.full(dt.shape, 0.5)
-    noise = interleave(root(w[:-1] * dt), none)
+    noise = interleave(safe_sqrt(w[:-1] * dt), none)
     return linear_solver(
         visited,
         x=[1.0],

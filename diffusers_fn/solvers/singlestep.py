@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusers_fn._arrays import namespace
-from diffusers_fn.discrete import check_eta
+from diffusers_fn._arrays import check_eta, is_zero, namespace
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
@@ -27,7 +26,7 @@ from diffusers_fn.solvers.exponential_stages import (
     stage_weights,
     states_rows,
 )
-from diffusers_fn.solvers.forms import Form, check_alpha, data_prediction, is_zero, noise_prediction
+from diffusers_fn.solvers.forms import Form, check_alpha, data_prediction, noise_prediction
 from diffusers_fn.solvers.stages import join_levels
 
 

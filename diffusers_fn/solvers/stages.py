@@ -21,21 +21,9 @@ def interleave(*columns: Array) -> Array:
     return stacked.reshape(-1, *stacked.shape[2:])
 
 
-def root(x: Array) -> Array:
-    """The square root, of rounding below zero too, with slope 0 where it is 0: gradients pass through it."""
-    xp = namespace(x)
-    return xp.where(x > 0, xp.sqrt(xp.where(x > 0, x, 1.0)), 0.0)
-
-
 def join_levels(*parts: Level) -> Level:
     """The levels one part after the other."""
     return jax.tree.map(lambda *a: namespace(a).concatenate(a), *parts)
-
-
-def start_level(rows: Any) -> Level:
-    """Level[1] of the state that rows start from: that of the first, less the noise it lies above the state."""
-    first, rise = jax.tree.map(lambda a: a[:1], rows.level), getattr(rows, "rise", None)
-    return first if rise is None else Level(first.alpha, root(first.sigma**2 - rise[:1] ** 2), first.t)
 
 
 def from_stages(

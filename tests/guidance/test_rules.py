@@ -234,9 +234,9 @@ def test_momentum_is_carried_from_row_to_row():
         )
         return dfn.sample(None, guided, solver, x).x0
 
-    solver = guidance.with_memory(solvers.ddim(levels))
+    solver = solvers.with_memory(solvers.ddim(levels))
     np.testing.assert_allclose(run(solver, jnp.asarray(X), -0.6), x, rtol=1e-10, atol=1e-12)
-    again = guidance.with_memory(solvers.ddim(grids.exponential(5, sigma_min=0.1, sigma_max=3.0)))
+    again = solvers.with_memory(solvers.ddim(grids.exponential(5, sigma_min=0.1, sigma_max=3.0)))
     assert float(jnp.abs(run(again, jnp.asarray(X), 0.3) - x).max()) > 1e-3
     assert run._cache_size() == 1
 
@@ -246,7 +246,7 @@ def test_momentum_is_carried_from_row_to_row():
     for solver in (solvers.dpmpp_2m_sde(levels), solvers.edm_stochastic(levels, 1.0)):
         key = jax.random.key(0)
         wanted = dfn.sample(key, dfn.bind(plain, labels.ravel()), solver, jnp.asarray(X)).x0
-        ours = dfn.sample(key, remembering, guidance.with_memory(solver), jnp.asarray(X)).x0
+        ours = dfn.sample(key, remembering, solvers.with_memory(solver), jnp.asarray(X)).x0
         np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-12)
 
 
@@ -301,7 +301,7 @@ CORRECTED = solvers.predictor_corrector(solvers.ancestral(grids.karras(4)), solv
         (lambda: guidance.composed([], NULL), r"at least one scale"),
         (lambda: guidance.perpendicular_negative(2.0, NULL, [1.0], []), r"must be as many"),
         (refused(guidance.perpendicular_negative(2.0, NULL, [1.0], [1.0])), r"needs cond"),
-        (lambda: guidance.with_memory(CORRECTED), r"only a table"),
+        (lambda: solvers.with_memory(CORRECTED), r"only a table"),
     ],
 )
 def test_misuse_is_explained(call, message):

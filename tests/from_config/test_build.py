@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from diffusers_fn.backbones.fields import tupled
 from ml_collections import config_flags
 from small_models import small_config, some_params
 
@@ -19,7 +20,6 @@ import configs
 import diffusers_fn as dfn
 from configs.default import customise, default_backbone, default_config
 from diffusers_fn import training
-from diffusers_fn.backbones.fields import tupled
 from diffusers_fn.from_config.network import BACKBONES, backbone_fields, check_backbone_field
 from diffusers_fn.from_config.samplers import SOLVERS
 from experiments import data, runs
