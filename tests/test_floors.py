@@ -1,10 +1,13 @@
 """The house: which module may import which, what the core pulls in, and that the public names are documented."""
 
 import ast
+import importlib
 import inspect
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 import types
 
 import pytest
@@ -86,14 +89,21 @@ def test_a_module_imports_from_its_floor_and_below(name):
     assert families(modules()[name]) <= allowed
 
 
-def test_there_are_no_cycles():
-    waiting = {name: families(path) - {name.split(".")[0]} for name, path in modules().items()}
-    graph = {}
-    for name, needs in waiting.items():
-        graph.setdefault(name.split(".")[0], set()).update(needs)
+def test_no_file_imports_itself_through_others():
+    """Files, not only families; imports inside functions and under TYPE_CHECKING count."""
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+
+    def file_of(imported):
+        """The file behind a dotted name: a module's own, or that of the module that defines the name."""
+        while imported and imported not in files:
+            imported = imported.rpartition(".")[0]
+        return imported
+
+    graph = {name: {file_of(imported) for imported in imports(path)} - {"", name} for name, path in files.items()}
     while graph:
         free = {name for name, needs in graph.items() if not needs & set(graph)}
-        assert free, f"a cycle among {sorted(graph)}"
+        assert free, f"a circle among {sorted(graph)}"
         graph = {name: needs for name, needs in graph.items() if name not in free}
 
 
@@ -186,3 +196,36 @@ def test_every_public_function_has_an_example(module):
     else:
         functions = public_functions(module)
     assert [name for name, function in functions.items() if ">>>" not in (inspect.getdoc(function) or "")] == []
+
+
+@pytest.mark.parametrize("module", SHOWN, ids=lambda module: module.__name__)
+def test_dir_shows_the_public_names_alone(module):
+    assert dir(module) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def definitions(path):
+    """Names that a file defines at its top level, without those that begin with an underscore."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        else:
+            names = []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if not name.rpartition(".")[2].startswith("_")])
+def test_a_module_lists_its_names(name):
+    module = importlib.import_module(f"diffusers_fn.{name}")
+    assert sorted(module.__all__) == sorted(definitions(modules()[name]))
+
+
+def test_the_version_is_that_of_the_project():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "diffusers_fn.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", dfn.__version__)
