@@ -17,7 +17,7 @@ last convolution has half as many outputs here.
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 ADM = {
     "name": "unet",

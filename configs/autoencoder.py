@@ -13,7 +13,7 @@ error and divergence alone: the published one was also trained by a perceptual a
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "digits": {

@@ -11,7 +11,7 @@ pixels; `adm_64`, the classifier of the paper for ImageNet at 64 pixels. The pic
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "digits": {

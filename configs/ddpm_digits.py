@@ -12,7 +12,7 @@ class-conditional, a small UNet: slower on a CPU (see README.md). Sampled by DDI
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 MLP = {"name": "mlp", "width": 256, "depth": 4, "dropout": 0.15}
 

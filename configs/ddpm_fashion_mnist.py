@@ -10,7 +10,7 @@ UNet, for an accelerator.
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "mlp": {

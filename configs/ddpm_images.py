@@ -10,7 +10,7 @@ and averaging are the paper's.
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "cifar10": {

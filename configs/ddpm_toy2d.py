@@ -8,7 +8,7 @@ default), `eight_gaussians`, `checkerboard`, `swiss_roll`, `rings`, `two_spirals
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     name: {"data": {"variant": name}}

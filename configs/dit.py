@@ -16,7 +16,7 @@ variance (hybrid loss), ancestral sampling, and guidance of the first three chan
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 LATENTS = {
     "data": {"name": "arrays", "shape": (32, 32, 4), "num_classes": 1000, "heldout_fraction": 0.01, "normalize": False},

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 DIGITS: dict[str, Any] = {
     "noise_schedule": {"process": "edm", "time_label": "log_sigma"},
@@ -29,7 +29,7 @@ VARIANTS = {
     "digits": DIGITS,
     "stochastic": {
         **DIGITS,
-        "sampler": {**DIGITS["sampler"], "name": "edm_stochastic", "num_inference_steps": 64, "s_churn": 20.0,
+        "sampler": {**DIGITS["sampler"], "name": "heun_churn", "num_inference_steps": 64, "s_churn": 20.0,
                     "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003},
     },
 }  # fmt: skip

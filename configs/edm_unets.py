@@ -21,7 +21,7 @@ zero here.
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 CIFAR10 = {
     "data": {"name": "images", "shape": (32, 32, 3), "image_size": 32, "num_classes": 0, "flip": True},

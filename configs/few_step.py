@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 # The losses contain the derivative of the network by its time label: the label is t itself, in [0, 1]. Told 1000 t, the
 # derivative is a thousand times as large, and so is its noise.

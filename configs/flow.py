@@ -19,7 +19,7 @@ a blur. Both trainings take half a minute each on two CPU cores, the pairs a qua
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 SAMPLER = {"name": "heun", "skip_type": "trailing", "num_inference_steps": 25, "cfg_scale": 1.2, "clip_denoised": False}
 

@@ -16,7 +16,7 @@ training image than 99% of held-out ones are: 3.9% (1.4%). With `digits_kl` belo
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "digits": {

@@ -20,7 +20,7 @@ standard errors 0.01 to 0.04:
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "hybrid": {},

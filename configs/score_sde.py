@@ -22,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 
 def variant(process: str, **more: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ for data beyond [-1, 1].
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 NET = {"name": "unet1d", "channels": 32, "channel_multipliers": (1, 2, 2), "num_res_blocks": 1}
 

@@ -15,7 +15,7 @@ million: the networks of ddpm_images.py under this family's names, for weights t
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 LARGE = {
     "sampler": {"name": "ancestral", "num_inference_steps": 1000},

@@ -18,7 +18,7 @@ two tables, because it is told a pooled text as well.
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 NAME = "unet2d_condition"
 LATENTS = {"name": "arrays", "num_classes": 1000, "heldout_fraction": 0.01, "normalize": False}

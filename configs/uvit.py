@@ -17,7 +17,7 @@ parameters (500,000 steps, FID 3.11); `imagenet64`, class-conditional, U-ViT-M/4
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 M = {"hidden_size": 768, "depth": 16, "num_heads": 12}
 L = {"hidden_size": 1024, "depth": 20, "num_heads": 16}

@@ -31,14 +31,16 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from diffusers_fn import Level, likelihood
+from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import Noise, make_noise
-from diffusers_fn.from_config.objectives import VARIANCES
+from diffusers_fn.from_config.objectives import OBJECTIVES
+from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4
 from experiments import data, runs, trained
 from experiments.files import write_text
+from experiments.tasks import TASKS
 
-OBJECTIVES = ("denoising", "hybrid", "vlb")  # those whose network is a denoiser at every level
 Score = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]  # (params, keys, images, labels) -> bits [B]
 
 
@@ -66,10 +68,12 @@ def bits_per_dim(
     Raises:
       ValueError: if the model is none whose likelihood is known, or the data have other grey levels.
     """
-    if config.task != "diffusion" or config.loss.objective not in OBJECTIVES:
+    entry = choose("loss.objective", config.loss.objective, OBJECTIVES)
+    if not (choose("task", config.task, TASKS).has_samples and entry.denoiser):
         raise ValueError(
             "bits per dimension need a diffusion model whose network is a denoiser (task 'diffusion', loss.objective "
-            f"{', '.join(OBJECTIVES)}); got task {config.task!r}, objective {config.loss.objective!r}"
+            f"{', '.join(name for name, each in OBJECTIVES.items() if each.denoiser)}); got task {config.task!r}, "
+            f"objective {config.loss.objective!r}"
         )
     if config.latent.enabled:
         raise ValueError("config.latent.enabled: bits per dimension are those of data, not of latents")
@@ -109,7 +113,7 @@ def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_prob
       num_levels: grey levels of the data, or None.
       steps, num_probes: of the flow.
     """
-    noise, make_denoiser = make_noise(config), dfn.build_denoiser(config)
+    noise, make_denoiser = make_noise(config.noise_schedule), dfn.build_denoiser(config)
     shape, levels = tuple(config.data.shape), flow_levels(noise, steps)
     schedule, last = noise.schedule, jax.tree.map(lambda a: a[-1], levels)
 

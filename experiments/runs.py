@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import diffusers_fn as dfn
-from configs.default import default_config
+from diffusers_fn.from_config.defaults import default_config
 from experiments import compilation, data
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_text

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs.default import customise
+from diffusers_fn.from_config.defaults import customise
 from experiments import compare_variants, trained
 from experiments.evaluate import evaluate
 from experiments.sample import sample

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from diffusers_fn.backbones.fields import tupled
 from ml_collections import config_flags
 from small_models import small_config, some_params
 
 import configs
 import diffusers_fn as dfn
-from configs.default import customise, default_backbone, default_config
 from diffusers_fn import training
+from diffusers_fn.from_config.defaults import customise, default_backbone, default_config
+from diffusers_fn.from_config.module_fields import tupled
 from diffusers_fn.from_config.network import BACKBONES, backbone_fields, check_backbone_field
 from diffusers_fn.from_config.samplers import SOLVERS
 from experiments import data, runs
@@ -246,7 +246,7 @@ def test_zero_terminal_snr_goes_with_v_and_x0(parameterization):
 def test_every_plain_field_of_a_backbone_can_be_set(name):
     """To its default, to the same with lists for tuples, and from text, as on the command line."""
     section = default_backbone(name)
-    module = {"unet2d_condition": dfn.backbones.UNet2DCondition}.get(name, BACKBONES[name])
+    module = BACKBONES[name].module
     functions = {"attention_fn", "activation", "conv_fn"}
     own = {field.name for field in dataclasses.fields(module)} - {"parent", "name"} - functions
     assert own <= set(section)
