@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/ddpm_toy2d.py --workdir=runs/toy2d
 
-After a minute on a laptop the generated points lie on the two moons. Variants, the point clouds: `moons` (the
-default), `eight_gaussians`, `checkerboard`, `swiss_roll`, `rings`, `two_spirals`.
+Trains in a minute on a laptop. Variants are the point clouds: `moons` (the default), `eight_gaussians`, `checkerboard`,
+`swiss_roll`, `rings`, `two_spirals`.
 """
 
 from ml_collections import ConfigDict

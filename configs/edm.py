@@ -2,9 +2,9 @@
 
     python -m experiments.train --config=configs/edm.py --workdir=runs/edm
 
-Variants: `digits` (the default): the preconditioned network F, the loss weight that goes with it, log sigma drawn from
-a normal distribution, the paper's grid with Heun's method. `stochastic`: the same weights with the paper's stochastic
-sampler, --config.sampler.s_churn and so on. The networks of the paper: configs/edm_unets.py.
+Variants: `digits` (the default), the preconditioned network F with its loss weight, log sigma drawn from a normal
+distribution, and Heun's method on the paper's grid; `stochastic`, the same network with the paper's stochastic sampler
+and its --config.sampler.s_churn, s_min, s_max and s_noise. The networks of the paper are in configs/edm_unets.py.
 """
 
 from typing import Any
