@@ -215,6 +215,9 @@ def default_backbone(name: str) -> ConfigDict:
 
     Raises:
       ValueError: if there is no such backbone.
+
+    >>> default_backbone("mlp").depth
+    4
     """
     section = ConfigDict({"name": name})
     for field in backbone_fields(name):
