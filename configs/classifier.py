@@ -5,13 +5,13 @@
     python -m experiments.sample --config=configs/ddpm_digits.py:unconditional --workdir=runs/unconditional \\
         --config.sampler.classifier_workdir=runs/classifier --config.sampler.classifier_scale=2.0
 
-Its noise schedule must be that of the model that it guides. Variants: `digits` (the default), a perceptron on the 64
-pixels; `adm_64`, the classifier of the paper for ImageNet at 64 pixels. The picture is the accuracy by noise level.
+The noise schedule must be that of the guided model. Variants: `digits` (the default), a perceptron on the 64 pixels;
+`adm_64`, the classifier of the paper for ImageNet at 64 pixels. The picture shows the accuracy by noise level.
 """
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "digits": {

@@ -3,19 +3,19 @@
     apt-get install dataset-fashion-mnist
     python -m experiments.train --config=configs/ddpm_fashion_mnist.py --workdir=runs/fashion
 
-Any folder with MNIST's four files does: --config.data.path=FOLDER. Variant `mlp` (the default) is a residual MLP on
-the 784 pixels, the quickest way to recognisable garments on a CPU (about half an hour on two cores); `unet` is a small
-UNet, for an accelerator.
+Any folder with the four files of MNIST's format will do: --config.data.path=FOLDER. Variant `mlp` (the default) is a
+residual MLP on the 784 pixels: recognisable garments after half an hour on two CPU cores. `unet` is a small UNet, for
+an accelerator.
 """
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "mlp": {
         "backbone": {"name": "mlp", "width": 1024, "depth": 4, "num_classes": 10},
-        # An MLP predicts the garment more easily than 784 independent noises.
+        # An MLP predicts the image more easily than 784 independent noise values.
         "parameterization": "x0",
         "loss": {"weight": "min_snr"},
         "training": {"num_steps": 10_000, "batch_size": 128, "learning_rate": 5e-4},

@@ -4,13 +4,13 @@
         --config.data.path=FOLDER_OF_PNG_OR_JPEG_FILES
 
 Variants: `cifar10`, 32x32 pixels, 35.7 million parameters (the paper: 800,000 steps, FID 3.17 with its 1000-step
-ancestral sampler), and `lsun256`, 256x256 pixels, 113.7 million. Both want accelerators; the learning rate, dropout
-and averaging are the paper's.
+ancestral sampler), and `lsun256`, 256x256 pixels, 113.7 million. Both need accelerators; learning rate, dropout and EMA
+are the paper's.
 """
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "cifar10": {

@@ -2,13 +2,13 @@
 
     python -m experiments.train --config=configs/ddpm_toy2d.py --workdir=runs/toy2d
 
-After a minute on a laptop the generated points lie on the two moons. Variants, the point clouds: `moons` (the
-default), `eight_gaussians`, `checkerboard`, `swiss_roll`, `rings`, `two_spirals`.
+Trains in a minute on a laptop. Variants are the point clouds: `moons` (the default), `eight_gaussians`, `checkerboard`,
+`swiss_roll`, `rings`, `two_spirals`.
 """
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     name: {"data": {"variant": name}}

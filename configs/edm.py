@@ -2,9 +2,9 @@
 
     python -m experiments.train --config=configs/edm.py --workdir=runs/edm
 
-Variants: `digits` (the default): the preconditioned network F, the loss weight that goes with it, log sigma drawn from
-a normal distribution, the paper's grid with Heun's method. `stochastic`: the same weights with the paper's stochastic
-sampler, --config.sampler.s_churn and so on. The networks of the paper: configs/edm_unets.py.
+Variants: `digits` (the default), the preconditioned network F with its loss weight, log sigma drawn from a normal
+distribution, and Heun's method on the paper's grid; `stochastic`, the same network with the paper's stochastic sampler
+and its --config.sampler.s_churn, s_min, s_max and s_noise. The networks of the paper are in configs/edm_unets.py.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 DIGITS: dict[str, Any] = {
     "noise_schedule": {"process": "edm", "time_label": "log_sigma"},
@@ -29,7 +29,7 @@ VARIANTS = {
     "digits": DIGITS,
     "stochastic": {
         **DIGITS,
-        "sampler": {**DIGITS["sampler"], "name": "edm_stochastic", "num_inference_steps": 64, "s_churn": 20.0,
+        "sampler": {**DIGITS["sampler"], "name": "heun_churn", "num_inference_steps": 64, "s_churn": 20.0,
                     "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003},
     },
 }  # fmt: skip

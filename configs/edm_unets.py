@@ -5,23 +5,23 @@
     python -m experiments.train --config=configs/edm_unets.py:ddpmpp --workdir=runs/ddpmpp \
         --config.data.path=FOLDER_OF_PNG_OR_JPEG_FILES
 
-EDM's preconditioning, weight and c_noise, on DDPM's table of 1000 levels, whose sigma / alpha runs from 0.01 to 157;
-times are drawn so that its logarithm is about normal with EDM's mean -1.2 and deviation 1.2. Sampled by Heun's method
-on Karras's grid.
+EDM's preconditioning, weight and c_noise on DDPM's table of 1000 levels, whose sigma / alpha runs from 0.01 to 157.
+Times are drawn so that log(sigma / alpha) is approximately normal with EDM's mean -1.2 and standard deviation 1.2.
+Sampled by Heun's method on Karras's grid.
 
-Variant `digits` (the default), class-conditional, a small DDPM++ on 8x8 pixels, 0.7 million parameters: five minutes
-on two busy CPU cores, after which a support vector machine trained on real digits reads the class that was asked for
-in 99.4% of the guided samples (98.9% of held-out digits).
+Variant `digits` (the default), class-conditional, a small DDPM++ on 8x8 pixels, 0.7 million parameters, trains in five
+minutes on two busy CPU cores. A support vector machine trained on real digits then recovers the class label of 99.4% of
+the guided samples (of held-out digits: 98.9%).
 
-For accelerators: `ddpmpp` and `ncsnpp` (56 million parameters), unconditional, 32x32 pixels (CIFAR-10 there: FID 1.97
-and 1.98 after 200 million images); `adm` (296 million), class-conditional, 64x64 pixels (ImageNet: FID 1.36 with a
-stochastic sampler after 2.5 billion images). The first two have the published inputs for augmentations, which stay
-zero here.
+For accelerators: `ddpmpp` and `ncsnpp` (56 million parameters), unconditional, 32x32 pixels (the paper, on CIFAR-10:
+FID 1.97 and 1.98 after 200 million images); `adm` (296 million), class-conditional, 64x64 pixels (ImageNet: FID 1.36
+with a stochastic sampler after 2.5 billion images). The first two have the published inputs for augmentation labels,
+which are zero here.
 """
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 CIFAR10 = {
     "data": {"name": "images", "shape": (32, 32, 3), "image_size": 32, "num_classes": 0, "flip": True},

@@ -1,25 +1,25 @@
 """Flow matching / rectified flow (Liu et al. 2022, https://arxiv.org/abs/2209.03003; Lipman et al. 2022,
-https://arxiv.org/abs/2210.02747) on digits: straight paths, the network puts out the velocity eps - x0.
+https://arxiv.org/abs/2210.02747) on digits: straight paths, and a network that predicts the velocity eps - x0.
 
     python -m experiments.train --config=configs/flow.py --workdir=runs/flow
 
-Variants: `uniform` (the default) draws t evenly, `logit_normal` and `mode` as Stable Diffusion 3 does (Esser et al.
-2024, https://arxiv.org/abs/2403.03206, eq. 19 and 20); `ot` pairs data and noise of a batch by optimal transport, class
-by class (Tong et al. 2023, https://arxiv.org/abs/2302.00482). Sampled by Heun's method on an even grid in t, from pure
-noise. `reflow` straightens a trained flow:
+Variants: `uniform` (the default) draws t uniformly, `logit_normal` and `mode` as Stable Diffusion 3 does (Esser et al.
+2024, https://arxiv.org/abs/2403.03206, eq. 19 and 20); `ot` couples data and noise of a batch by optimal transport,
+class by class (Tong et al. 2023, https://arxiv.org/abs/2302.00482). Sampled by Heun's method on an even grid in t, from
+pure noise. `reflow` straightens a trained flow:
 
     python -m experiments.reflow --config=configs/flow.py --workdir=runs/flow
     python -m experiments.train --config=configs/flow.py:reflow --workdir=runs/reflow \\
         --config.data.pairs=runs/flow/pairs.npz
 
-In one step its samples have a Fréchet distance of 0.62, class accuracy 99.5%; in one step of the first flow it is 4.5,
-a blur. Both trainings take half a minute each on two CPU cores, the pairs a quarter.
+Its samples in one step have a Fréchet distance of 0.62 and a class accuracy of 99.5%; the first flow's in one step have
+4.5, a blur. Each training takes 30 seconds on two CPU cores, drawing the pairs 15.
 """
 
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 SAMPLER = {"name": "heun", "skip_type": "trailing", "num_inference_steps": 25, "cfg_scale": 1.2, "clip_denoised": False}
 

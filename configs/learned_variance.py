@@ -3,12 +3,12 @@
     python -m experiments.train --config=configs/learned_variance.py --workdir=runs/learned_variance
     python -m experiments.bits_per_dim --config=configs/learned_variance.py --workdir=runs/learned_variance
 
-Variants: `hybrid` (the default), L_simple + vlb_weight L_vlb, the bound training the variance alone; `cosine`, the same
-on the paper's cosine schedule; `vlb`, the bound itself with timesteps drawn in proportion to their losses. Sampling is
-ancestral with the learned variance on 250 of the 1,000 timesteps, unguided.
+Variants: `hybrid` (the default), L_simple + vlb_weight L_vlb, where L_vlb trains only the variance; `cosine`, the same
+on the paper's cosine schedule; `vlb`, L_vlb alone, with timesteps drawn in proportion to their losses. Sampling is
+ancestral with the learned variance on 250 of the 1,000 timesteps, without guidance.
 
-Expect, after a minute (`vlb` 100 s) on two quiet cores; bits per dimension of 359 held-out images with 17 grey levels,
-standard errors 0.01 to 0.04:
+Expect, after a minute (`vlb`: 100 s) on two CPU cores, with bits per dimension of 359 held-out images with 17 grey
+levels, standard errors 0.01 to 0.04:
 
 |          | class accuracy | Fréchet | precision | recall | bound | probability flow, uniform dequantisation |
 |----------|----------------|---------|-----------|--------|-------|------------------------------------------|
@@ -20,7 +20,7 @@ standard errors 0.01 to 0.04:
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import MLP
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "hybrid": {},

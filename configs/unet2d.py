@@ -1,4 +1,4 @@
-"""The U-Net whose levels are chosen one by one (UNet2DModel elsewhere), as in Ho et al. 2020.
+"""The U-Net with options per resolution (diffusers' UNet2DModel), as in Ho et al. 2020.
 
     python -m experiments.train --config=configs/unet2d.py --workdir=runs/unet2d
 
@@ -6,16 +6,16 @@
         --config.data.path=FOLDER_OF_PNG_OR_JPEG_FILES
 
 DDPM, https://arxiv.org/abs/2006.11239. Variant `digits` (the default), class-conditional, 8x8 pixels, 0.8 million
-parameters: three and a half minutes on two busy CPU cores, after which a support vector machine trained on real digits
-reads the class that was asked for in 98.8% of the guided samples (98.9% of held-out digits).
+parameters, trains in three and a half minutes on two busy CPU cores. A support vector machine trained on real digits
+then recovers the class label of 98.8% of the guided samples (of held-out digits: 98.9%).
 
 For accelerators, unconditional: `cifar10`, 32x32 pixels, 35.7 million parameters, and `lsun256`, 256x256, 113.7
-million: the networks of ddpm_images.py under this family's names, for weights that were published in its layout.
+million: the networks of ddpm_images.py with this family's field names, for weights published in its layout.
 """
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 LARGE = {
     "sampler": {"name": "ancestral", "num_inference_steps": 1000},

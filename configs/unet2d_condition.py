@@ -1,24 +1,24 @@
-"""The U-Net of Stable Diffusion (Rombach et al. 2022, https://arxiv.org/abs/2112.10752) with classes for texts.
+"""The U-Net of Stable Diffusion (Rombach et al. 2022, https://arxiv.org/abs/2112.10752), conditioned on class labels.
 
     python -m experiments.train --config=configs/unet2d_condition.py --workdir=runs/unet2d_condition
 
     python -m experiments.train --config=configs/unet2d_condition.py:sd1 --workdir=runs/sd1 \
         --config.data.path=LATENTS.npz --config.backbone.num_classes=10 --config.data.num_classes=10
 
-A class is backbone.num_tokens learned tokens, to which the pixels attend (`backbones.ClassContext`); `Diffusion.apply`
-takes the features of texts too, as cond={"context": [B, M, context_width]}. Variant `digits` (the default), 8x8
-pixels, 1.0 million parameters: eight minutes on two busy CPU cores, after which a support vector machine trained on
-real digits reads the class that was asked for in 99.7% of the guided samples (98.9% of held-out digits).
+In place of a text, each class has backbone.num_tokens learned tokens for cross-attention (`backbones.ClassContext`);
+`Diffusion.apply` also takes text features, as cond={"context": [B, M, context_width]}. Variant `digits` (the default),
+8x8 pixels, 1.0 million parameters, trains in eight minutes on two busy CPU cores. A support vector machine trained on
+real digits then recovers the class label of 99.7% of the guided samples (of held-out digits: 98.9%).
 
 For accelerators, the published sizes on latents, an .npz with `images` (float latents times 0.18215, for `sdxl`
 0.13025) and `labels`: `sd1`, [64, 64, 4], 860 million parameters and the table of tokens; `sd2`, [96, 96, 4], 866
 million, predicting v; `sdxl` (Podell et al. 2023, https://arxiv.org/abs/2307.01952), [128, 128, 4], 2.57 billion and
-two tables, because it is told a pooled text as well.
+two tables: it also takes a pooled text embedding.
 """
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, default_config, pick
+from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 NAME = "unet2d_condition"
 LATENTS = {"name": "arrays", "num_classes": 1000, "heldout_fraction": 0.01, "normalize": False}

@@ -74,12 +74,14 @@ if typing.TYPE_CHECKING:
     from diffusers_fn import backbones, latents, pretrained
     from diffusers_fn.from_config.autoencoder import Autoencoder, build_autoencoder
     from diffusers_fn.from_config.classifier import NoisyClassifier, build_classifier
+    from diffusers_fn.from_config.defaults import customise, default_config, pick
     from diffusers_fn.from_config.diffusion import Diffusion, build, build_denoiser, build_objective
     from diffusers_fn.from_config.objectives import Objective
 else:
     _LATER = {
         "from_config.autoencoder": ("Autoencoder", "build_autoencoder"),
         "from_config.classifier": ("NoisyClassifier", "build_classifier"),
+        "from_config.defaults": ("customise", "default_config", "pick"),
         "from_config.diffusion": ("Diffusion", "build", "build_denoiser", "build_objective"),
         "from_config.objectives": ("Objective",),
     }
@@ -128,9 +130,11 @@ __all__ = [
     "cosine_betas",
     "cosine_guidance_schedule",
     "couple",
+    "customise",
     "ddim_reverse_step",
     "ddim_step",
     "ddim_timesteps",
+    "default_config",
     "denoise_step",
     "dynamic_threshold",
     "few_step",
@@ -160,6 +164,7 @@ __all__ = [
     "p_mean_variance",
     "p_sample",
     "parameterizations",
+    "pick",
     "posterior",
     "predict_noise_from_start",
     "predict_start_from_noise",

@@ -1,18 +1,18 @@
-"""Scores held-out images by a trained model: bits per dimension, by the variational bound and by the probability flow.
+"""Measures bits per dimension of held-out images under a trained model, by variational bound and probability flow.
 
     python -m experiments.bits_per_dim --config=configs/learned_variance.py --workdir=runs/learned_variance
 
 Prints, and writes into bits_per_dim.json, with standard errors over the images:
 
-- `bound`: the variational bound, one draw at each timestep, where the model is on a table of timesteps;
-- `flow, uniform`: the density by the probability flow at the last noisy level, of images dequantised by uniform noise
-  over their grey levels' bins, the figure that is mostly published;
-- `flow, noise`: the same of images dequantised by the last level's own noise, the better one for a model that has
-  learnt the grey levels themselves.
+- `bound`: the variational bound, one draw per timestep, for models on a table of timesteps;
+- `flow, uniform`: the density by the probability flow at the last noisy level, for images dequantised by uniform noise
+  over the bins of their grey levels; most papers publish this figure;
+- `flow, noise`: the same for images dequantised by the last level's own noise, which suits a model that has learned the
+  grey levels themselves.
 
-All three bound the bits of the images from above, so the lower of the two flows is the flow's figure; its difference to
-the bound comes with the standard error of paired images. A class-conditional model is given the images' labels. Data
-without grey levels (toy2d) have a density alone, in bits without an offset.
+All three are upper bounds, so the lower of the two flows is the flow's figure; its difference to `bound` is given with
+the standard error over paired images. A class-conditional model gets the images' labels. Data without grey levels
+(toy2d) have only a density, in bits without an offset.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from diffusers_fn import Level, likelihood
+from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import Noise, make_noise
-from diffusers_fn.from_config.objectives import VARIANCES
+from diffusers_fn.from_config.objectives import OBJECTIVES
+from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4
 from experiments import data, runs, trained
 from experiments.files import write_text
+from experiments.tasks import TASKS
 
-OBJECTIVES = ("denoising", "hybrid", "vlb")  # those whose network is a denoiser at every level
 Score = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]  # (params, keys, images, labels) -> bits [B]
 
 
@@ -57,19 +59,22 @@ def bits_per_dim(
     Args:
       config: as trained.
       workdir: of the run.
-      num_images: how many held-out images; 0 for all.
-      num_levels: grey levels of the data; 0 to find them.
+      num_images: number of held-out images; 0 for all.
+      num_levels: number of grey levels of the data; 0 to detect it.
       steps: levels of the flow, four network evaluations each.
       num_probes: random vectors for its divergence.
-      seed: of all that is drawn.
+      seed: of all random numbers.
 
     Raises:
-      ValueError: if the model is none whose likelihood is known, or the data have other grey levels.
+      ValueError: if the model is not a diffusion model of data whose network is a denoiser, or the data do not lie on
+        `num_levels` grey levels.
     """
-    if config.task != "diffusion" or config.loss.objective not in OBJECTIVES:
+    entry = choose("loss.objective", config.loss.objective, OBJECTIVES)
+    if not (choose("task", config.task, TASKS).has_samples and entry.denoiser):
         raise ValueError(
             "bits per dimension need a diffusion model whose network is a denoiser (task 'diffusion', loss.objective "
-            f"{', '.join(OBJECTIVES)}); got task {config.task!r}, objective {config.loss.objective!r}"
+            f"{', '.join(name for name, each in OBJECTIVES.items() if each.denoiser)}); got task {config.task!r}, "
+            f"objective {config.loss.objective!r}"
         )
     if config.latent.enabled:
         raise ValueError("config.latent.enabled: bits per dimension are those of data, not of latents")
@@ -102,14 +107,14 @@ def bits_per_dim(
 
 
 def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_probes: int) -> dict[str, Score]:
-    """Returns {name: (params, keys, images, labels) -> bits per dimension [B]}, those that the model and the data have.
+    """Returns {name: (params, keys, images, labels) -> bits per dimension [B]} of the scores that apply.
 
     Args:
       config: of the model.
       num_levels: grey levels of the data, or None.
       steps, num_probes: of the flow.
     """
-    noise, make_denoiser = make_noise(config), dfn.build_denoiser(config)
+    noise, make_denoiser = make_noise(config.noise_schedule), dfn.build_denoiser(config)
     shape, levels = tuple(config.data.shape), flow_levels(noise, steps)
     schedule, last = noise.schedule, jax.tree.map(lambda a: a[-1], levels)
 
@@ -127,7 +132,7 @@ def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_prob
     def bound(params: Any, keys: jax.Array, images: jax.Array, labels: Any) -> jax.Array:
         assert schedule is not None
         num_timesteps = schedule.betas.shape[0]
-        told = noise.level((jnp.arange(num_timesteps) + 0.5) / num_timesteps).t
+        time_labels = noise.level((jnp.arange(num_timesteps) + 0.5) / num_timesteps).t
         return likelihood.calc_bpd(
             keys,
             schedule,
@@ -135,7 +140,7 @@ def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_prob
             images,
             variance=VARIANCES[config.variance],
             clip_denoised=config.sampler.clip_denoised,
-            labels=told,
+            labels=time_labels,
             num_levels=num_levels,
         ).total_bpd
 
@@ -159,7 +164,7 @@ def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_prob
 
 
 def flow_levels(noise: Noise, steps: int) -> Level:
-    """Returns the levels of the flow, evenly spaced in log SNR; from the timesteps alone if the table ends in noise."""
+    """Returns the levels of the flow, evenly spaced in log SNR; a table that ends at pure noise has its timesteps."""
     if noise.process is None:
         return noise.grid("uniform", steps)
     ends = dfn.log_snr(noise.process(np.array([noise.process.t_max, noise.process.t_min])))
@@ -170,17 +175,17 @@ def flow_levels(noise: Noise, steps: int) -> Level:
 def score_images(
     score: Score, params: Any, keys: jax.Array, images: np.ndarray, labels: Any, batch_size: int, name: str
 ) -> np.ndarray:
-    """Returns the bits per dimension [n] of all images, in batches under one compiled program."""
+    """Returns the bits per dimension [n] of all images, in batches by one compiled program."""
     batch_size = min(batch_size, len(images))
     run, parts = jax.jit(score), []
     for start in tqdm(range(0, len(images), batch_size), desc=name, unit="batch"):
-        which = np.arange(start, start + batch_size) % len(images)  # the last batch starts again where images end
+        which = np.arange(start, start + batch_size) % len(images)  # the last batch wraps around
         parts.append(np.asarray(run(params, keys[which], images[which], None if labels is None else labels[which])))
     return np.concatenate(parts)[: len(images)].astype(np.float64)
 
 
 def grey_levels(images: np.ndarray) -> int | None:
-    """Returns how many evenly spaced levels from -1 to 1 the data lie on, None if there are none up to 256.
+    """Returns the number of evenly spaced levels from -1 to 1 on which the data lie; None if it exceeds 256.
 
     >>> grey_levels(np.array([-1.0, 0.5, 1.0]))
     5
@@ -214,11 +219,11 @@ def _two(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_integer("num_images", 0, "How many held-out images; 0 for all.", lower_bound=0)
-    flags.DEFINE_integer("num_levels", 0, "Grey levels of the data; 0 to find them.", lower_bound=0)
+    flags.DEFINE_integer("num_images", 0, "Number of held-out images; 0 for all.", lower_bound=0)
+    flags.DEFINE_integer("num_levels", 0, "Number of grey levels of the data; 0 to detect it.", lower_bound=0)
     flags.DEFINE_integer("steps", 100, "Levels of the flow.", lower_bound=2)
     flags.DEFINE_integer("num_probes", 4, "Random vectors for the divergence of the flow.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Seed of all that is drawn.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of all random numbers.", lower_bound=0)
     values = flags.FLAGS
     runs.run(
         lambda config, workdir: bits_per_dim(

@@ -1,4 +1,4 @@
-"""Latent diffusion in the experiments: the first stage's run, and a model whose samples are decoded by it."""
+"""Latent diffusion: loading the first stage, an autoencoder, and decoding the samples of the second stage."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _COPY = "autoencoder.json"  # the first stage's config, in the second stage's wo
 
 
 def first_stage(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Returns the config of the autoencoder that a run in latents uses: the copy in its directory, once it has begun.
+    """Returns the config of a run's autoencoder: the copy in the run's directory, once training has begun.
 
     Raises:
-      ValueError: if there is none, or it is of other data.
+      ValueError: if there is none, or it was trained on data of another shape.
     """
     copy, given = workdir / _COPY, config.latent.autoencoder_workdir
     source = copy if copy.exists() else Path(given) / "config.json" if given else None
@@ -42,7 +42,7 @@ def first_stage(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def keep_first_stage(stage: ConfigDict, workdir: Path) -> None:
-    """Writes the first stage's config beside the second's, so that sampling needs that directory alone."""
+    """Copies the first stage's config into the work directory, so that sampling needs no other directory."""
     if not (workdir / _COPY).exists():
         write_text(workdir / _COPY, json.dumps(stage.to_dict(), indent=2) + "\n")
 
@@ -51,7 +51,7 @@ def in_latents(config: ConfigDict, autoencoder: dfn.Autoencoder) -> ConfigDict:
     """Returns the config with data of the latents' shape.
 
     Raises:
-      ValueError: if samples are to be clipped.
+      ValueError: if config.sampler.clip_denoised is set.
     """
     if config.sampler.clip_denoised:
         raise ValueError("latents have no bounds: set config.sampler.clip_denoised to False")
@@ -81,7 +81,7 @@ def make_extras(config: ConfigDict, stage: ConfigDict, autoencoder: dfn.Autoenco
 
 
 def decoded(config: ConfigDict, diffusion: dfn.Diffusion, autoencoder: dfn.Autoencoder, extras: Any) -> dfn.Diffusion:
-    """Returns the model of data that a model of latents is, with what `make_extras` returned.
+    """Returns a model in latents as a model of the data. `extras`: the value of `make_extras`.
 
     Raises:
       ValueError: if config.latent.decode_batch_size is negative.

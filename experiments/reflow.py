@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.noise import make_noise
-from diffusers_fn.from_config.objectives import VARIANCES
+from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.from_config.samplers import make_plan
 from diffusers_fn.solvers import start_level
 from experiments import runs, trained
@@ -76,7 +76,7 @@ def check_plan(config: ConfigDict) -> None:
     """Raises ValueError unless the config's sampler takes noise, and nothing else, to a sample."""
     if config.latent.enabled:
         raise ValueError("config.latent.enabled: reflow straightens flows of data, not of latents")
-    solver = make_plan(config, make_noise(config), VARIANCES[config.variance])()
+    solver = make_plan(config.sampler, make_noise(config.noise_schedule), VARIANCES[config.variance])()
     if solver.stochastic:
         raise ValueError(
             f"config.sampler.name is {config.sampler.name!r}, which draws noise on the way: noise and sample are no "

@@ -1,10 +1,10 @@
-"""How well held-out images survive a round trip to noise and back, by solver and number of levels.
+"""Measures the error of inverting held-out images to noise and sampling them back, by solver and number of levels.
 
     python -m experiments.round_trip --config=configs/ddpm_digits.py --workdir=runs/digits
 
-Inverts images with a trained model, samples from the noise that was found, and writes the root mean square error into
-round_trip.json and round_trip.png in the work directory. Nothing is clipped or guided. Per level each way, heun takes
-two evaluations of the network, coupled two, the others one.
+Inverts images with a trained model, samples from the noise, and writes the root mean square error into round_trip.json
+and round_trip.png in the work directory. Nothing is clipped or guided. Each way, heun and coupled take two network
+evaluations per level, the others one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from diffusers_fn import Denoiser, Level, grids, solvers
-from diffusers_fn.from_config.noise import make_schedule
-from diffusers_fn.from_config.objectives import make_parameterization
+from diffusers_fn.from_config.choices import choose
+from diffusers_fn.from_config.noise import TIME_LABELS, make_noise
+from diffusers_fn.from_config.objectives import OBJECTIVES
 from experiments import data, runs, trained
 from experiments.files import write_atomically, write_text
 
 
 def by(make: Callable[[Level], dfn.Solver]) -> Callable[[Denoiser, Level, jax.Array], jax.Array]:
-    """Returns the round trip by one solver, both ways."""
+    """Returns the round trip that uses one solver both ways."""
 
     def round_trip(denoise: Denoiser, levels: Level, x0: jax.Array) -> jax.Array:
         x = dfn.invert(denoise, levels, x0, make=make, refine=4)
@@ -42,13 +43,13 @@ def by(make: Callable[[Level], dfn.Solver]) -> Callable[[Denoiser, Level, jax.Ar
 
 
 def implicit(denoise: Denoiser, levels: Level, x0: jax.Array) -> jax.Array:
-    """The round trip by DDIM with its hops solved backwards, one evaluation a level."""
+    """The round trip by DDIM whose steps are inverted implicitly, with one evaluation per level."""
     x = dfn.invert_implicit(denoise, levels, x0)
     return dfn.sample(None, denoise, solvers.ddim(levels), x).x0
 
 
 def coupled(denoise: Denoiser, levels: Level, x0: jax.Array) -> jax.Array:
-    """The round trip by two coupled paths, which is exact."""
+    """The round trip by two coupled paths (EDICT), which is exact."""
     return dfn.sample_coupled(denoise, levels, dfn.invert_coupled(denoise, levels, x0))
 
 
@@ -65,7 +66,7 @@ ROUND_TRIPS = {
 def measure(
     make: Callable[[Any], Denoiser], params: Any, schedule: dfn.NoiseSchedule, x0: jax.Array, sizes: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Returns {name: {"levels", "rmse"}} over numbers of levels, by the denoiser make(params)."""
+    """Returns {name: {"levels", "rmse"}} over numbers of levels, with the denoiser make(params)."""
     figures: dict[str, dict[str, Any]] = {name: {"levels": sizes, "rmse": []} for name in ROUND_TRIPS}
     with tqdm(total=len(sizes) * len(ROUND_TRIPS), desc="round trips") as progress:
         for name, round_trip in ROUND_TRIPS.items():
@@ -83,26 +84,29 @@ def round_trip(
 ) -> None:
     """Writes round_trip.json and round_trip.png, and prints the errors as a table."""
     section = config.noise_schedule
-    if config.latent.enabled or config.loss.objective in ("consistency", "mean_flow"):
-        raise ValueError("round trips need a network that denoises the data themselves: no latents, no few-step model")
-    if section.process != "table" or section.time_label != "step":
+    if config.latent.enabled or not choose("loss.objective", config.loss.objective, OBJECTIVES).denoiser:
         raise ValueError(
-            "round trips are measured on a table of betas, told its steps: noise_schedule.process is "
-            f"{section.process!r}, time_label {section.time_label!r}"
+            "round trips need a denoiser of data: set latent.enabled to False and loss.objective to 'denoising'; got "
+            f"{config.latent.enabled} and {config.loss.objective!r}"
+        )
+    schedule = make_noise(section).schedule
+    if schedule is None or TIME_LABELS[section.time_label] is not None:
+        raise ValueError(
+            "round trips need a table of betas and its timesteps: set noise_schedule.process to 'table' and "
+            f"time_label to 'step'; got {section.process!r} and {section.time_label!r}"
         )
     heldout = data.load(runs.data_seed(config), "heldout")
     runs.check_data_fits(config, heldout)
-    diffusion, params, step = trained.load_trained(config, workdir)
+    _, networks, step = trained.load_trained(config, workdir)
     indices = np.arange(min(num_images, len(heldout)))
     images = data.float_images(heldout, indices)
     cond = None
     if config.backbone.num_classes and heldout.labels is not None:
         cond = jnp.asarray(heldout.labels[indices])
 
-    def make(params: Any) -> Denoiser:
-        return dfn.bind(dfn.make_denoiser(diffusion.apply, params, make_parameterization(config)), cond)
-
-    figures = measure(make, params, make_schedule(config.noise_schedule), jnp.asarray(images), sizes)
+    make_denoiser = dfn.build_denoiser(config)
+    make = lambda params: make_denoiser(params, cond)  # noqa: E731
+    figures = measure(make, networks.own, schedule, jnp.asarray(images), sizes)
     write_text(workdir / "round_trip.json", json.dumps({"step": step, "figures": figures}, indent=1) + "\n")
     draw(workdir / "round_trip.png", figures)
     print(f"{'rmse, by number of levels':26}" + "".join(f"{n:>10}" for n in sizes))
@@ -112,7 +116,7 @@ def round_trip(
 
 
 def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
-    """Writes the errors as curves."""
+    """Writes the errors as curves over the number of levels."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for name, curve in figures.items():
@@ -128,7 +132,7 @@ def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_integer("num_images", 100, "How many held-out images.", lower_bound=1)
+    flags.DEFINE_integer("num_images", 100, "Number of held-out images.", lower_bound=1)
     flags.DEFINE_list("sizes", ["5", "10", "20", "40", "80"], "Numbers of levels.")
     runs.run(
         lambda config, workdir: round_trip(

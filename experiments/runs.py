@@ -1,4 +1,4 @@
-"""What the binaries share: the command line, the work directory of a run, its state and its pictures."""
+"""Shared by the binaries: command line, work directory of a run, its training state and pictures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import diffusers_fn as dfn
-from configs.default import default_config
+from diffusers_fn.from_config.defaults import default_config
 from experiments import compilation, data
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_text
 from experiments.pictures import save_grid, save_points, save_sequences
 
-# May change between two commands on one work directory: they do not touch what was learned.
+# Fields that may change between two commands on one work directory: they do not affect the trained parameters.
 _FREE = ("sampler", "evaluation", "latent.autoencoder_workdir", "latent.cache", "latent.decode_batch_size",
           "training.log_every", "training.sample_every", "training.checkpoint_every",
          "training.keep_checkpoints")  # fmt: skip
@@ -38,13 +38,13 @@ def define_flags() -> None:
 
 
 def run(main: Callable[[ConfigDict, Path], Any]) -> None:
-    """Runs main(config, workdir) from the command line; a mistake of the user's ends in one line, not a traceback."""
+    """Runs main(config, workdir) from the command line; a user's mistake ends in one line, without a traceback."""
 
     def with_flags(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         if not any(arg.startswith(("--verbosity", "-v", "--v=")) for arg in sys.argv):
-            logging.set_verbosity(logging.WARNING)  # app.run's own default is INFO, which floods the progress bar
+            logging.set_verbosity(logging.WARNING)  # the default, INFO, breaks the progress bar
         compilation.use_cache(flags.FLAGS.compilation_cache)
         try:
             main(flags.FLAGS.config, Path(flags.FLAGS.workdir))
@@ -59,11 +59,11 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
 
 
 def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
-    """Makes sure that a work directory belongs to a config, and records it in `config.json` when it is new.
+    """Checks that a work directory belongs to a config; writes `config.json` into a new one.
 
     Raises:
-      ValueError: if the directory holds a run of another config (the message lists what differs), holds other
-        files, or, with create False, no run at all.
+      ValueError: if the directory holds a run of another config (the message lists the fields that differ), or other
+        files, or, with create False, no run.
     """
     path = workdir / "config.json"
     wanted = _flat(config.to_dict())
@@ -73,12 +73,12 @@ def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
         strangers = sorted(path.name for path in workdir.iterdir()) if workdir.exists() else []
         if strangers:
             raise ValueError(
-                f"{workdir} is no run's folder, it holds {', '.join(strangers[:5])}: give another --workdir"
+                f"{workdir} is not the folder of a run, it holds {', '.join(strangers[:5])}: give another --workdir"
             )
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
         return
-    # A run of an earlier version lacks fields that came later: it ran with what is now their default.
+    # A run of an earlier version lacks fields that were added later: it ran with their defaults.
     missed = {name: value for name, value in _flat(default_config().to_dict()).items() if name in wanted}
     held = {**missed, **_flat(json.loads(path.read_text()))}
     differing = [
@@ -109,15 +109,15 @@ def check_data_fits(config: ConfigDict, dataset: data.Dataset) -> None:
 
 
 def data_seed(config: ConfigDict) -> ConfigDict:
-    """Returns config.data with the run's seed, which also decides what is held out."""
+    """Returns config.data with the run's seed, which also selects the held-out examples."""
     return ConfigDict({**config.data.to_dict(), "seed": config.seed})
 
 
 def random_key(config: ConfigDict, seed: int) -> jax.Array:
-    """Returns the key of a seed, of the generator config.prng_impl.
+    """Returns the key of a seed, for the generator config.prng_impl.
 
     Raises:
-      ValueError: if there is no such generator, or the seed is not of 32 bits, of which a key is made.
+      ValueError: if there is no such generator, or the seed is not an integer of 32 bits.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"a seed must lie in 0 ... {2**32 - 1}; got {seed}")
@@ -142,7 +142,7 @@ def make_optimizer(config: ConfigDict) -> Any:
 
 
 def state_like(config: ConfigDict, init: Callable[[jax.Array], Any], extras_like: Any = None) -> Any:
-    """Returns the shapes of a run's training state, for restoring it.
+    """Returns the shapes of a run's training state, for restoring a checkpoint.
 
     Args:
       config: of the run.
@@ -156,42 +156,41 @@ def state_like(config: ConfigDict, init: Callable[[jax.Array], Any], extras_like
 
 
 def load_state(config: ConfigDict, workdir: Path, like: Any) -> tuple[int, Any]:
-    """Returns (step, state) of the newest sound checkpoint of a work directory.
+    """Returns (step, state) of the newest readable checkpoint of a work directory.
 
     Args:
-      config: as trained, but for fields that do not touch what was learned.
+      config: as trained, except for fields that do not affect the trained parameters.
       workdir: of the run.
       like: the state's shapes, of `state_like`.
 
     Raises:
-      ValueError: if the directory holds no run, or one of another config, or no checkpoint.
+      ValueError: if the directory holds no run, or a run of another config, or no checkpoint.
     """
     open_workdir(workdir, config, create=False)
     checkpoints = Checkpoints(workdir, read_only=True)
     restored = checkpoints.restore(like)
     checkpoints.close()
     if restored is None:
-        raise ValueError(f"{workdir} holds no checkpoint yet: train on")
+        raise ValueError(f"{workdir} holds no checkpoint yet: continue the training")
     return restored
 
 
 def sampled_classes(config: ConfigDict) -> int:
-    """Returns of how many classes samples can be asked for: the network's, or those of a classifier that guides it."""
+    """Returns the number of classes of samples: the network's, or those of the classifier that guides it."""
     own = config.backbone.num_classes
     return own or (config.data.num_classes if config.sampler.classifier_workdir else 0)
 
 
 def grid_labels(config: ConfigDict) -> np.ndarray | None:
-    """Returns the labels of a sample grid: ten of each of the first ten classes, a row each; None without classes."""
+    """Returns the labels of a sample grid, one row of ten per class, at most ten classes; None without classes."""
     num_classes = config.backbone.num_classes
     return np.repeat(np.arange(min(num_classes, 10)), 10) if num_classes else None
 
 
 def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, reference: Any = None) -> None:
-    """Writes a PNG file: images as a grid, points of the plane as a scatter plot, sequences and other vectors as lines.
+    """Writes a PNG file: images as a grid, points in the plane as a scatter plot, sequences and other vectors as lines.
 
-    Of images with other than one or three channels, such as latents, each channel is a grey image of its own, side by
-    side.
+    Images with neither one nor three channels, such as latents, are drawn as one grey image per channel, side by side.
     """
     if samples.ndim == 4:
         if samples.shape[-1] not in (1, 3):
@@ -206,23 +205,23 @@ def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, re
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a wrong --config field, value or variant ends in one line that names the valid ones."""
+    """Parses flags; a wrong --config field, value or variant ends in one line that lists the valid ones."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         message = _unknown_field(argv) or (error.args[0] if isinstance(error, KeyError) else str(error))
-        if "Traceback" in message:  # from inside the config file: its last line says what is wrong
+        if "Traceback" in message:  # raised inside the config file: the last line is the message
             message = message.strip().splitlines()[-1].removeprefix("ValueError: ")
         raise SystemExit(f"error: {message}") from None
 
 
 def _unknown_field(argv: list[str]) -> str | None:
-    """Says which --config.a.b=... names no field, and which there are; None if that is not what is wrong."""
+    """Returns the message for a --config.a.b=... that names no field, with the valid names; None for other mistakes."""
     names = [arg.lstrip("-").split("=")[0].split(".")[1:] for arg in argv if arg.startswith(("--config.", "-config."))]
     files = [arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-config="))]
     try:
         config = flags.FLAGS["config"].parser.parse(files[-1])
-    except Exception:  # then the file itself is what is wrong
+    except Exception:  # the file itself is wrong
         return None
     for name in names:
         at = config

@@ -1,4 +1,4 @@
-"""What the training loop needs to know of the thing that it trains: config.task names it."""
+"""What can be trained: config.task names an entry of TASKS."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
+from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import make_noise
 from experiments import data, latent, latent_cache, runs
 from experiments.pictures import save_line
 
 
 class Task(NamedTuple):
-    """A thing to train.
+    """Functions that the training loop calls.
 
     Attributes:
       init: (key) -> params.
       loss: (params, key, batch) -> (loss [B], metrics [B]), with extras as a fourth argument where there are any.
-      make_pictures: (dataset, key) -> draw, and draw(params, extras, path) writes a picture: always of the same
-        noise, labels or images.
-      extras_like: the shapes of what the loss needs beside the parameters; None for nothing.
-      make_extras: (dataset) -> extras at the start of a run; what they come from (data, other runs) is read here.
-      update_extras: (extras, metrics [B]) -> extras, after each step; None where they stay.
-      examples: (dataset, extras) -> what batches are drawn from, in the same order.
+      make_pictures: (dataset, key) -> draw; draw(params, extras, path) writes a picture, each time from the same noise,
+        labels or images.
+      extras_like: shapes of the arrays that the loss needs beside the parameters; None for nothing.
+      make_extras: (dataset) -> extras at the start of a run; reads the data and other runs where it needs them.
+      update_extras: (extras, metrics [B]) -> extras after each step; None if they are constant.
+      examples: (dataset, extras) -> the data set from which batches are drawn, in the same order.
     """
 
     init: Callable[[jax.Array], Any]
@@ -45,11 +46,10 @@ def make_task(config: ConfigDict, workdir: Path) -> Task:
     """Returns the task of a config, trained in a work directory.
 
     Raises:
-      ValueError: if config.task is unknown, or the config describes nothing that can be trained.
+      ValueError: if config.task is unknown, or the config is not one that can be trained.
     """
-    if config.task not in TASKS:
-        raise ValueError(f"config.task must be one of {', '.join(sorted(TASKS))}; got {config.task!r}")
-    return TASKS[config.task](config, workdir)
+    task: Task = choose("task", config.task, TASKS).make(config, workdir)
+    return task
 
 
 def diffusion(config: ConfigDict, workdir: Path) -> Task:
@@ -107,7 +107,7 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
 def sample_grid(
     config: ConfigDict, model_of: Callable[[Any], dfn.Diffusion], dataset: data.Dataset, key: jax.Array
 ) -> Callable[[Any, Any, Path], None]:
-    """Returns draw(params, extras, path): a grid of samples of model_of(extras), a row a class."""
+    """Returns draw(params, extras, path), which writes a grid of samples of model_of(extras), one row per class."""
     labels = runs.grid_labels(config)
     num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
     cond = None if labels is None else jnp.asarray(labels)
@@ -141,7 +141,7 @@ def autoencoder(config: ConfigDict, workdir: Path) -> Task:
 def classifier(config: ConfigDict, workdir: Path) -> Task:
     """Returns the task of a noise-aware classifier; its picture is the accuracy on training data by noise level."""
     net = dfn.build_classifier(config)
-    noise = make_noise(config)
+    noise = make_noise(config.noise_schedule)
 
     def make_pictures(dataset: data.Dataset, key: jax.Array) -> Callable[[Any, Any, Path], None]:
         chosen = np.arange(min(1_000, len(dataset)))
@@ -168,8 +168,20 @@ def classifier(config: ConfigDict, workdir: Path) -> Task:
     return Task(net.init, net.loss, make_pictures)
 
 
-TASKS: Mapping[str, Callable[[ConfigDict, Path], Task]] = {
-    "diffusion": diffusion,
-    "autoencoder": autoencoder,
-    "classifier": classifier,
+class TaskEntry(NamedTuple):
+    """A task that config.task names.
+
+    Attributes:
+      make: (config, workdir) -> Task.
+      has_samples: whether samples can be drawn from a run of it.
+    """
+
+    make: Callable[[ConfigDict, Path], Task]
+    has_samples: bool = False
+
+
+TASKS: Mapping[str, TaskEntry] = {
+    "diffusion": TaskEntry(diffusion, has_samples=True),
+    "autoencoder": TaskEntry(autoencoder),
+    "classifier": TaskEntry(classifier),
 }

@@ -1,4 +1,4 @@
-"""A trained model: loading it with all the networks that its samples need, and drawing many samples."""
+"""A trained model: loading it with all networks that its samples need, and drawing samples in batches."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
+from diffusers_fn.from_config.choices import choose
+from diffusers_fn.from_config.guiding import is_guided
+from diffusers_fn.from_config.samplers import SOLVERS
 from experiments import compilation, latent, runs
+from experiments.tasks import TASKS
 
 
 class Networks(NamedTuple):
-    """Parameters of all networks that make a sample: arguments of a compiled program, not constants in it.
+    """Parameters of all networks that a sample needs; arguments of the compiled program, not constants in it.
 
     Attributes:
       own: of the diffusion model.
-      first_stage: what `latent.make_extras` returned, for a model of latents; else None.
-      classifier: of the classifier that guides; else None.
+      first_stage: what `latent.make_extras` returned, for a model in latents; else None.
+      classifier: of the guiding classifier; else None.
     """
 
     own: Any
@@ -31,17 +35,18 @@ class Networks(NamedTuple):
 
 
 def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Networks, int]:
-    """Returns (diffusion, networks, step): the model of a work directory with its averaged parameters.
+    """Returns (diffusion, networks, step): the model of a work directory and its averaged (EMA) parameters.
 
-    What `diffusion` takes for parameters are the networks. Its samples are decoded where it is a model of latents, and
-    guided by config.sampler.classifier_workdir if that is set.
+    The functions of `diffusion` take `networks` as their parameters. Samples in latents are decoded, and are guided by
+    the classifier of config.sampler.classifier_workdir if that is set.
 
     Raises:
       ValueError: if the directory holds no run, or one of another config, or model and classifier do not fit.
     """
     runs.open_workdir(workdir, config, create=False)
-    if config.task != "diffusion":
-        raise ValueError(f"config.task is {config.task!r}: only runs of the task 'diffusion' have samples")
+    if not choose("task", config.task, TASKS).has_samples:
+        sampled = ", ".join(repr(name) for name, entry in TASKS.items() if entry.has_samples)
+        raise ValueError(f"config.task is {config.task!r}: only runs of the task {sampled} have samples")
     autoencoder = classifier = guide = None
     if config.latent.enabled:
         autoencoder = dfn.build_autoencoder(latent.first_stage(config, workdir))
@@ -63,14 +68,14 @@ def of_networks(
     autoencoder: dfn.Autoencoder | None = None,
     classifier: dfn.NoisyClassifier | None = None,
 ) -> dfn.Diffusion:
-    """Returns the model as functions of `Networks`: its own parameters and those of the other networks.
+    """Returns the model as functions of `Networks`: of its own parameters and those of the other networks.
 
     Args:
       config: of the model.
-      model: as functions of its own parameters; of latents where there is an autoencoder.
-      networks: whose other parameters `init` keeps.
-      autoencoder: that decodes samples, if any.
-      classifier: that guides them by config.sampler.classifier_scale, if any.
+      model: as functions of its own parameters; in latents if there is an autoencoder.
+      networks: `init` keeps the parameters of its other networks.
+      autoencoder: decodes the samples; None for none.
+      classifier: guides them with scale config.sampler.classifier_scale; None for none.
     """
 
     def whole(networks: Networks) -> dfn.Diffusion:
@@ -94,7 +99,7 @@ def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
     """Returns the classifier of config.sampler.classifier_workdir and its averaged parameters.
 
     Raises:
-      ValueError: if there is no classifier, or it is of other data, classes or noise than the model.
+      ValueError: if there is no classifier, or its data, classes or noise levels are not those of the model.
     """
     folder = Path(config.sampler.classifier_workdir)
     where = f"config.sampler.classifier_workdir = {str(folder)!r}"
@@ -102,12 +107,12 @@ def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
         raise ValueError(f"{where} holds no run: train configs/classifier.py there, or set it to ''")
     held = ConfigDict(json.loads((folder / "config.json").read_text()))
     if held.get("task") != "classifier":
-        raise ValueError(f"{where} holds a run of task {held.get('task')!r}, no classifier")
+        raise ValueError(f"{where} holds a run of task {held.get('task')!r}, not a classifier")
     if config.latent.enabled or tuple(held.data.shape) != tuple(config.data.shape):
-        raise ValueError(f"{where} is for data of shape {tuple(held.data.shape)}, the model's data are others")
+        raise ValueError(f"{where} is for data of shape {tuple(held.data.shape)}, not that of the model's data")
     if held.backbone.num_classes != config.data.num_classes:
         raise ValueError(
-            f"{where} knows {held.backbone.num_classes} classes, the data {config.data.num_classes} "
+            f"{where} has {held.backbone.num_classes} classes, the data have {config.data.num_classes} "
             "(config.data.num_classes): train a classifier on these data"
         )
     theirs, ours = held.noise_schedule.to_dict(), config.noise_schedule.to_dict()
@@ -125,9 +130,9 @@ def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
 def draw_samples(
     diffusion: dfn.Diffusion, params: Any, key: jax.Array, labels: np.ndarray | None, num_samples: int, batch_size: int
 ) -> np.ndarray:
-    """Returns samples [num_samples, *shape], drawn in batches under one compiled program with a progress bar.
+    """Returns samples [num_samples, *shape], drawn in batches by one compiled program, with a progress bar.
 
-    Each sample has a key of its own: the same seed gives the same samples for every batch size, unless the generator is
+    Each sample has its own key: the same seed gives the same samples for every batch size, unless the generator is
     rbg or unsafe_rbg.
 
     Args:
@@ -135,8 +140,8 @@ def draw_samples(
       params: its parameters.
       key: of the seed.
       labels: [num_samples], or None for unconditional samples.
-      num_samples: how many.
-      batch_size: how many at once.
+      num_samples: number of samples.
+      batch_size: number of samples drawn at once.
     """
     key = jax.random.fold_in(key, 1)  # 0 is for training, 2 for pairs
 
@@ -155,16 +160,16 @@ def draw_in_batches(
     batch_size: int,
     what: str,
 ) -> Any:
-    """Returns what `draw` makes of a key a sample, in batches under one compiled program with a progress bar.
+    """Returns the results of `draw` with one key per sample, in batches by one compiled program, with a progress bar.
 
     Args:
       draw: (params, keys [b], labels [b] or None) -> a tree of arrays [b, ...].
       params: its parameters.
-      key: that the samples' own come from.
+      key: split into the samples' keys.
       labels: [num_samples], or None.
-      num_samples: how many.
-      batch_size: how many at once; it does not change them, unless the generator is rbg or unsafe_rbg.
-      what: the progress bar's word.
+      num_samples: number of samples.
+      batch_size: number drawn at once; samples do not depend on it, unless the generator is rbg or unsafe_rbg.
+      what: label of the progress bar.
     """
     if batch_size < 1 or num_samples < 1:
         raise ValueError(f"the number of samples and batch_size must be at least 1; got {num_samples}, {batch_size}")
@@ -183,17 +188,16 @@ def draw_in_batches(
 
 
 def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
-    """Returns how often the network is evaluated for one sample; guidance of classes evaluates it twice a time.
+    """Returns the number of network evaluations per sample; classifier-free guidance doubles it.
 
-    Nothing is computed: the rows of the sampler are counted. The gradients of a classifier are not.
+    Nothing is computed: the rows of the solver's table are counted, the gradients of a classifier are not.
     """
-    num_classes = config.backbone.num_classes
     cond = np.zeros(1, np.int32) if runs.sampled_classes(config) else None
     key = jax.random.key(0)
     trace = jax.eval_shape(
         lambda key: diffusion.sample(diffusion.init(key), key, 1, cond=cond, emit=lambda step: step.x).trace, key
     )
     rows = jax.tree.leaves(trace)[0].shape[0]
-    a_row = 1 + config.sampler.num_corrector_steps if config.sampler.name == "predictor_corrector" else 1
-    guided = num_classes and config.sampler.cfg_scale != 1
-    return rows * a_row * (2 if guided else 1)
+    per_row = SOLVERS[config.sampler.name].evaluations_per_row(config.sampler)
+    guided = config.backbone.num_classes and is_guided(config.sampler)
+    return rows * per_row * (2 if guided else 1)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.default import customise, default_config
+from diffusers_fn.from_config.defaults import customise, default_config
 
 
 def small_config(num_classes=0, **sections):

@@ -8,8 +8,8 @@ import pytest
 
 import diffusers_fn as dfn
 from configs import ddpm_digits
-from configs.default import customise, default_config
 from diffusers_fn import grids, guidance, losses, parameterizations, solvers, training
+from diffusers_fn.from_config.defaults import customise, default_config
 
 COSINE = dfn.make_noise_schedule(dfn.cosine_betas(1000))
 ZERO = dfn.make_noise_schedule(dfn.zero_terminal_snr(dfn.linear_betas(1000)))

@@ -8,8 +8,8 @@ import pytest
 
 import diffusers_fn as dfn
 from configs import ddpm_toy2d
-from configs.default import customise
 from diffusers_fn import _random
+from diffusers_fn.from_config.defaults import customise
 
 GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 

@@ -9,7 +9,7 @@ import pytest
 
 import diffusers_fn as dfn
 from configs import ddpm_digits
-from configs.default import customise
+from diffusers_fn.from_config.defaults import customise
 
 LEVELS = dfn.grids.karras(30)
 DENOISE = dfn.oracles.gaussian(0.3, 0.5)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import diffusers_fn as dfn
-from configs.default import customise, default_config
 from diffusers_fn import backbones, grids, guidance, parameterizations, solvers
 from diffusers_fn.denoisers import bind, make_denoiser
+from diffusers_fn.from_config.defaults import customise, default_config
 from diffusers_fn.self_conditioning import first_estimate, self_conditioned
 
 SCHEDULE = dfn.make_noise_schedule(dfn.linear_betas(100))

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import latents
 from diffusers_fn.from_config.batches import check_images
-from diffusers_fn.from_config.choices import choose
+from diffusers_fn.from_config.loss_terms import make_error
 from diffusers_fn.from_config.network import init_params, make_autoencoder
-from diffusers_fn.from_config.objectives import LOSS_TYPES
+
+__all__ = ["Autoencoder", "build_autoencoder"]
 
 
 class Autoencoder(NamedTuple):
@@ -40,13 +41,14 @@ def build_autoencoder(config: ConfigDict) -> Autoencoder:
     Raises:
       ValueError: if a field holds a name or number that is not allowed, or data and network do not fit.
 
-    >>> from configs import autoencoder
-    >>> build_autoencoder(autoencoder.get_config()).latent_shape
+    >>> from diffusers_fn.from_config.defaults import customise, default_config
+    >>> config = customise(default_config(), backbone={"name": "simple_autoencoder", "latent_dim": 16})
+    >>> build_autoencoder(config).latent_shape
     (16,)
     """
     shape = tuple(config.data.shape)
     module = make_autoencoder(config.backbone, shape)
-    error = choose("loss.loss_type", config.loss.loss_type, LOSS_TYPES)
+    error = make_error(config.loss)
     kl_weight = config.loss.kl_weight
     if kl_weight < 0:
         raise ValueError(f"config.loss.kl_weight must not be negative; got {kl_weight}")

@@ -1,8 +1,8 @@
-"""What a batch of examples must look like."""
+"""Batches of training examples: their checks, their noise, their labels after label dropout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,41 @@ import numpy as np
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, concrete
+from diffusers_fn.from_config.choices import fraction
+
+__all__ = ["check_images", "check_labels", "draw_noise", "make_batch_reader"]
+
+
+def make_batch_reader(
+    shape: tuple[int, ...], num_classes: int, label_dropout: float
+) -> Callable[[jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, Any]]:
+    """Returns (key, batch) -> (x0 [B, *shape], cond [B]): images and class labels, of which some are the null label.
+
+    cond is None for an unconditional model, num_classes = 0.
+
+    Args:
+      shape: of one example.
+      num_classes: of the network, and its null label.
+      label_dropout: probability of the null label.
+
+    Raises:
+      ValueError: if label_dropout does not lie in [0, 1].
+
+    >>> read_batch = make_batch_reader((2,), num_classes=3, label_dropout=1.0)
+    >>> read_batch(jax.random.key(0), {"image": jnp.zeros((2, 2)), "label": jnp.array([0, 1])})[1]
+    Array([3, 3], dtype=int32)
+    """
+    label_dropout = fraction("loss.label_dropout", label_dropout)
+
+    def read_batch(key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+        x0 = check_images(batch, shape)
+        if not num_classes:
+            return x0, None
+        cond = check_labels(batch.get("label"), num_classes, x0.shape[0], allow_null=False)
+        drop = _random.draw(jax.random.uniform, key, cond.shape, jnp.float32) < label_dropout
+        return x0, jnp.where(drop, num_classes, cond)
+
+    return read_batch
 
 
 def check_images(batch: Mapping[str, jax.Array], shape: tuple[int, ...], name: str = "image") -> jax.Array:
@@ -49,7 +84,7 @@ def draw_noise(key: jax.Array, batch: Mapping[str, jax.Array], x0: jax.Array) ->
 
 
 def check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null: bool) -> jax.Array:
-    """Returns class labels, integers [] or [batch_size] in [0, num_classes - 1], or num_classes for no class.
+    """Returns class labels as an array, integers [] or [batch_size] in [0, num_classes - 1]; num_classes is no class.
 
     Raises:
       ValueError: if they are missing, of another shape or type, or out of range where that can be read.

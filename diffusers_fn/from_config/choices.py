@@ -1,83 +1,25 @@
-"""Names in a config: what they may be, and the messages when they are not."""
+"""Names and numbers in a config: looking them up, and the messages where they are not allowed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-# What `build` reads, section by section; () is a field of its own. configs/default.py has all of it.
-WANTED: Mapping[str, tuple[str, ...]] = {
-    "data": ("shape",),
-    "backbone": ("name",),
-    "noise_schedule": (
-        "process",
-        "beta_schedule",
-        "noise_steps",
-        "beta_start",
-        "beta_end",
-        "zero_terminal_snr",
-        "time_label",
-        "beta_min",
-        "beta_max",
-        "sigma_min",
-        "sigma_max",
-        "shift",
-        "t_min",
-        "t_max",
-    ),
-    "loss": (
-        "objective",
-        "loss_type",
-        "weight",
-        "time_sampler",
-        "label_dropout",
-        "offset_noise",
-        "vlb_weight",
-        "num_levels",
-        "min_snr_gamma",
-        "p2_gamma",
-        "p2_k",
-        "sigmoid_bias",
-        "logit_mean",
-        "logit_std",
-        "log_sigma_mean",
-        "log_sigma_std",
-        "mode_scale",
-        "tangent_scale",
-        "two_times_share",
-        "adaptive_power",
-        "guidance_scale",
-    ),
-    "sampler": (
-        "name",
-        "skip_type",
-        "num_inference_steps",
-        "eta",
-        "clip_denoised",
-        "cfg_scale",
-        "guidance",
-        "cfg_batched",
-        "apg_eta",
-        "apg_norm_threshold",
-        "cfg_channels",
-        "cfg_rescale",
-        "cfg_interval",
-        "snr",
-        "num_corrector_steps",
-        "s_churn",
-        "s_min",
-        "s_max",
-        "s_noise",
-    ),
-    "parameterization": (),
-    "variance": (),
-    "sigma_data": (),
-    "scale_input": (),
-    "score_scaling": (),
-    "self_conditioning": (),
-}
+__all__ = ["Requirement", "check_requirements", "choose", "fraction", "listed"]
+
+
+class Requirement(NamedTuple):
+    """Values that other fields of a config must have for a name to be allowed.
+
+    Attributes:
+      values: {"section.field": value}.
+      reason: completes the sentence "config.loss.objective is 'vlb', which ...".
+    """
+
+    values: Mapping[str, Any]
+    reason: str
 
 
 def choose(field: str, name: Any, options: Mapping[str, Any]) -> Any:
@@ -105,12 +47,31 @@ def fraction(field: str, value: float) -> float:
     return float(value)
 
 
-def check_sections(config: ConfigDict, wanted: Mapping[str, tuple[str, ...]] = WANTED) -> None:
-    """Raises ValueError, naming what is missing, unless the config has the sections and fields that are read."""
-    missing = [section for section in wanted if section not in config]
-    missing += [
-        f"{section}.{field}" for section in wanted if section in config for field in wanted[section]
-        if field not in config[section]
-    ]  # fmt: skip
-    if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}: configs/default.py names every field")
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """Returns the words as a list in a sentence.
+
+    >>> listed(["a", "b", "c"], "or")
+    'a, b or c'
+    """
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def check_requirements(config: ConfigDict, field: str, requirements: Sequence[Requirement]) -> None:
+    """Raises ValueError unless the config meets the requirements of the name in `field`, "section.field".
+
+    >>> config = ConfigDict({"loss": {"objective": "vlb", "weight": "simple"}})
+    >>> check_requirements(config, "loss.objective", [Requirement({"loss.weight": "simple"}, "has its own weight")])
+    """
+    for required, reason in requirements:
+        found = {name: _field(config, name) for name in required}
+        if found != dict(required):
+            wanted = listed([f"{name} to {value!r}" for name, value in required.items()])
+            got = listed([repr(value) for value in found.values()])
+            raise ValueError(f"config.{field} is {_field(config, field)!r}, which {reason}: set {wanted}; got {got}")
+
+
+def _field(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value

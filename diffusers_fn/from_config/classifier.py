@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import _random, _threefry
 from diffusers_fn.from_config.batches import check_images, check_labels
-from diffusers_fn.from_config.network import init_params, make_classifier
+from diffusers_fn.from_config.network import check_time_label, init_params, make_classifier
 from diffusers_fn.from_config.noise import make_noise
-from diffusers_fn.from_config.objectives import make_draw_level
+from diffusers_fn.from_config.time_samplers import make_level_sampler
 from diffusers_fn.guidance import class_log_prob
 from diffusers_fn.levels import Level, add_noise
+
+__all__ = ["NoisyClassifier", "build_classifier"]
 
 
 class NoisyClassifier(NamedTuple):
@@ -43,18 +45,19 @@ def build_classifier(config: ConfigDict) -> NoisyClassifier:
     Raises:
       ValueError: if a field holds a name or number that is not allowed.
 
-    >>> from configs import classifier
-    >>> net = build_classifier(classifier.get_config())
+    >>> from diffusers_fn.from_config.defaults import customise, default_config
+    >>> net = build_classifier(customise(default_config(), backbone={"name": "mlp_classifier", "num_classes": 10}))
     >>> params = jax.eval_shape(net.init, jax.random.key(0))
     """
     if config.scale_input:
         raise ValueError(
-            "config.scale_input is for the networks of task 'diffusion': a classifier sees x as it is. Set it to False"
+            "config.scale_input is for the networks of task 'diffusion': a classifier takes x unscaled. Set it to False"
         )
     shape = tuple(config.data.shape)
     module = make_classifier(config.backbone)
     num_classes = config.backbone.num_classes
-    draw_level = make_draw_level(config, make_noise(config))
+    check_time_label(config.backbone, config.noise_schedule.time_label)
+    sample_level = make_level_sampler(config.loss, make_noise(config.noise_schedule))
 
     def init(key: jax.Array) -> Any:
         return init_params(key, jnp.zeros((1, *shape)), jnp.ones((1,)), module=module)
@@ -69,7 +72,7 @@ def build_classifier(config: ConfigDict) -> NoisyClassifier:
         time_key, noise_key, dropout_key = _random.split(key, 3)
         x0 = check_images(batch, shape)
         labels = check_labels(batch.get("label"), num_classes, x0.shape[0], allow_null=False)
-        level = draw_level(time_key, x0.shape[0])
+        level = sample_level(time_key, x0.shape[0])
         x = add_noise(x0, _random.normal(noise_key, x0), level)
         logits = apply(params, x, level.t, key=_random.one_key(dropout_key), train=True)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,4 +1,6 @@
-"""The fields of a network that a config can hold: numbers, words, flags, sequences of them; no functions."""
+"""The fields of a linen module that a config can hold: numbers, strings, flags and sequences; no functions."""
+
+from __future__ import annotations
 
 import collections.abc
 import dataclasses
@@ -6,11 +8,13 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-_NOT_A_SETTING = ("parent", "name")  # of linen
+__all__ = ["Field", "described", "fits", "plain_fields", "tupled"]
+
+_LINEN = ("parent", "name")  # fields that linen adds to every module
 
 
 class Field(NamedTuple):
-    """A field of a module: its name, the type that its class declares, and its default."""
+    """A field of a module: its name, declared type and default."""
 
     name: str
     type: Any
@@ -18,7 +22,7 @@ class Field(NamedTuple):
 
 
 def plain_fields(module: type) -> list[Field]:
-    """Returns the fields of a linen module class that are plain data, dtypes (of type Any) among them.
+    """Returns the fields of a linen module class that are plain data or dtypes (declared Any).
 
     >>> from diffusers_fn.backbones import UViT
     >>> {field.name: described(field.type) for field in plain_fields(UViT)}["image_size"]
@@ -26,11 +30,11 @@ def plain_fields(module: type) -> list[Field]:
     """
     hints = typing.get_type_hints(module)
     fields = [Field(f.name, hints[f.name], f.default) for f in dataclasses.fields(module)]
-    return [f for f in fields if f.name not in _NOT_A_SETTING and not _is_function(f.type)]
+    return [f for f in fields if f.name not in _LINEN and not _is_function(f.type)]
 
 
 def fits(value: Any, declared: Any) -> bool:
-    """Returns whether a value is of a declared type; an int is a float too, a bool is no number.
+    """Returns whether a value has a declared type; an int is also a float, a bool is not a number.
 
     >>> fits((1, (2, 3)), collections.abc.Sequence[int | collections.abc.Sequence[int]]), fits(True, int | None)
     (True, False)
@@ -70,7 +74,7 @@ def described(declared: Any) -> str:
 
 
 def tupled(value: Any) -> Any:
-    """Returns the value with every list in it as a tuple, as a module's fields must be to be hashed.
+    """Returns the value with lists replaced by tuples, so that a module with it as a field can be hashed.
 
     >>> tupled([1, [2, 3]])
     (1, (2, 3))

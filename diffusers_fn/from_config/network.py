@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,67 +12,104 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusers_fn import _threefry, backbones
-from diffusers_fn.from_config import module_fields as fields
 from diffusers_fn.from_config.choices import choose
+from diffusers_fn.from_config.module_fields import Field, described, fits, plain_fields, tupled
 
-BACKBONES: Mapping[str, type[nn.Module]] = {
-    "mlp": backbones.MLP,
-    "unet": backbones.UNet,
-    "unet2d": backbones.UNet2D,
-    "song_unet": backbones.SongUNet,
-    "dhariwal_unet": backbones.DhariwalUNet,
-    "unet1d": backbones.UNet1D,
-    "dit": backbones.DiT,
-    "uvit": backbones.UViT,
-    "unet2d_condition": backbones.UNet2DCondition,  # inside a ClassContext
+__all__ = [
+    "AUTOENCODERS",
+    "BACKBONES",
+    "CLASSIFIERS",
+    "BackboneEntry",
+    "backbone_fields",
+    "check_backbone_field",
+    "check_fit",
+    "check_time_label",
+    "init_params",
+    "make_autoencoder",
+    "make_backbone",
+    "make_classifier",
+]
+
+
+class BackboneEntry(NamedTuple):
+    """A network that config.backbone.name names; its module's plain fields are the fields of config.backbone.
+
+    Attributes:
+      module: the class of the network.
+      wrapper: a module around it, called with the network and `wrapper_fields`; None for none.
+      wrapper_fields: fields of config.backbone that are the wrapper's, not the network's.
+      shape_field: a field that config.data.shape sets, so that it is no field of config.backbone; "" for none.
+    """
+
+    module: type[nn.Module]
+    wrapper: type[nn.Module] | None = None
+    wrapper_fields: tuple[str, ...] = ()
+    shape_field: str = ""
+
+
+BACKBONES: Mapping[str, BackboneEntry] = {
+    "mlp": BackboneEntry(backbones.MLP),
+    "unet": BackboneEntry(backbones.UNet),
+    "unet2d": BackboneEntry(backbones.UNet2D),
+    "song_unet": BackboneEntry(backbones.SongUNet),
+    "dhariwal_unet": BackboneEntry(backbones.DhariwalUNet),
+    "unet1d": BackboneEntry(backbones.UNet1D),
+    "dit": BackboneEntry(backbones.DiT),
+    "uvit": BackboneEntry(backbones.UViT),
+    "unet2d_condition": BackboneEntry(
+        backbones.UNet2DCondition, wrapper=backbones.ClassContext, wrapper_fields=("num_classes", "num_tokens")
+    ),
 }
 
-CLASSIFIERS: Mapping[str, type[nn.Module]] = {
-    "mlp_classifier": backbones.MLPClassifier,
-    "classifier": backbones.Classifier,
+CLASSIFIERS: Mapping[str, BackboneEntry] = {
+    "mlp_classifier": BackboneEntry(backbones.MLPClassifier),
+    "classifier": BackboneEntry(backbones.Classifier),
 }
 
-AUTOENCODERS: Mapping[str, type[nn.Module]] = {
-    "simple_autoencoder": backbones.SimpleAutoencoder,
-    "autoencoder_kl": backbones.AutoencoderKL,
+AUTOENCODERS: Mapping[str, BackboneEntry] = {
+    "simple_autoencoder": BackboneEntry(backbones.SimpleAutoencoder, shape_field="input_dim"),
+    "autoencoder_kl": BackboneEntry(backbones.AutoencoderKL),
 }
+
+ALL: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def backbone_fields(name: str) -> list[fields.Field]:
-    """Returns what config.backbone may hold beside `name`: the fields of a backbone's module that are plain data.
+def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = ALL) -> list[Field]:
+    """Returns the fields that config.backbone has beside `name`: the plain fields of the network's module.
 
     Raises:
-      ValueError: if there is no such backbone.
+      ValueError: if there is no such network.
 
     >>> [field.name for field in backbone_fields("mlp")][:2]
     ['width', 'depth']
     """
-    plain = fields.plain_fields(choose("backbone.name", name, {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}))
-    if name == "simple_autoencoder":  # data.shape says it
-        plain = [field for field in plain if field.name != "input_dim"]
-    if name == "unet2d_condition":
-        plain += [field for field in fields.plain_fields(backbones.ClassContext) if field.name == "num_tokens"]
-    return plain
+    entry = choose("backbone.name", name, networks)
+    fields = [field for field in plain_fields(entry.module) if field.name != entry.shape_field]
+    if entry.wrapper is not None:
+        own = {field.name for field in fields}
+        wanted = set(entry.wrapper_fields) - own
+        fields += [field for field in plain_fields(entry.wrapper) if field.name in wanted]
+    return fields
 
 
-def check_backbone_field(name: str, field: str, value: Any) -> None:
-    """Raises ValueError unless config.backbone, for the backbone called `name`, may hold this value of a field.
+def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[str, BackboneEntry] = ALL) -> None:
+    """Raises ValueError unless the field of config.backbone exists for the network `name` and may hold this value.
 
     >>> check_backbone_field("dit", "depth", 12)
     """
-    known = {each.name: each for each in backbone_fields(name)}
+    known = {each.name: each for each in backbone_fields(name, networks)}
     if field not in known:
         raise ValueError(f"config.backbone has no field {field} for name = {name!r}; its fields are {', '.join(known)}")
     if field in ("dtype", "param_dtype"):
         choose(f"backbone.{field}", value, DTYPES)
-    elif not fields.fits(value, known[field].type):
-        allowed = fields.described(known[field].type)
+    elif not fits(value, known[field].type):
+        allowed = described(known[field].type)
         raise ValueError(f"config.backbone.{field} must be of type {allowed}; got {value!r}")
 
 
-def make_backbone(config: ConfigDict) -> nn.Module:
+def make_backbone(settings: ConfigDict, networks: Mapping[str, BackboneEntry] = BACKBONES) -> nn.Module:
     """Returns the module that config.backbone describes.
 
     Raises:
@@ -81,52 +118,80 @@ def make_backbone(config: ConfigDict) -> nn.Module:
     >>> make_backbone(ConfigDict({"name": "mlp", "width": 8})).width
     8
     """
-    choose("backbone.name", config.name, BACKBONES)
-    given = _given(config)
-    num_classes = given.get("num_classes") or 0
+    choose("backbone.name", settings.name, networks)
+    fields = _checked_fields(settings, networks)
+    num_classes = fields.get("num_classes") or 0
     if not 0 <= num_classes < 2**31:
         raise ValueError(f"config.backbone.num_classes must be 0 (unconditional) or more; got {num_classes}")
-    given["num_classes"] = num_classes or None
-    if config.name == "unet2d_condition":
-        own = {field: given.pop(field) for field in ("num_classes", "num_tokens") if field in given}
-        return backbones.ClassContext(backbones.UNet2DCondition(**given), **own)
-    return BACKBONES[config.name](**given)
+    fields["num_classes"] = num_classes or None
+    return _make(networks[settings.name], fields)
 
 
-def make_classifier(config: ConfigDict) -> nn.Module:
+def make_classifier(settings: ConfigDict) -> nn.Module:
     """Returns the classifier that config.backbone describes.
+
+    Raises:
+      ValueError: if a field is unknown or has a wrong type, or there are fewer than two classes.
 
     >>> make_classifier(ConfigDict({"name": "mlp_classifier", "num_classes": 3})).num_classes
     3
     """
-    choose("backbone.name", config.name, CLASSIFIERS)
-    if config.num_classes < 2:
-        raise ValueError(f"config.backbone.num_classes must be at least 2 for a classifier; got {config.num_classes}")
-    return CLASSIFIERS[config.name](**_given(config))
+    choose("backbone.name", settings.name, CLASSIFIERS)
+    if settings.num_classes < 2:
+        raise ValueError(f"config.backbone.num_classes must be at least 2 for a classifier; got {settings.num_classes}")
+    return _make(CLASSIFIERS[settings.name], _checked_fields(settings, CLASSIFIERS))
 
 
-def make_autoencoder(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
+def make_autoencoder(settings: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
     """Returns the autoencoder for data of a shape that config.backbone describes.
+
+    Raises:
+      ValueError: if a field is unknown or has a wrong type.
 
     >>> make_autoencoder(ConfigDict({"name": "simple_autoencoder", "latent_dim": 3}), (2,)).latent_dim
     3
     """
-    choose("backbone.name", config.name, AUTOENCODERS)
-    own = {"input_dim": shape} if config.name == "simple_autoencoder" else {}
-    return AUTOENCODERS[config.name](**own, **_given(config))
+    choose("backbone.name", settings.name, AUTOENCODERS)
+    return _make(AUTOENCODERS[settings.name], _checked_fields(settings, AUTOENCODERS), shape)
 
 
-def _given(config: ConfigDict) -> dict[str, Any]:
-    """The fields of a module, checked, as it takes them."""
-    given = {field: value for field, value in config.items() if field != "name"}
-    for field, value in given.items():
-        check_backbone_field(config.name, field, value)
-        given[field] = DTYPES[value] if field in ("dtype", "param_dtype") else fields.tupled(value)
-    return given
+def _make(entry: BackboneEntry, fields: dict[str, Any], shape: tuple[int, ...] = ()) -> nn.Module:
+    if entry.shape_field:
+        fields = {**fields, entry.shape_field: shape}
+    if entry.wrapper is None:
+        return entry.module(**fields)
+    own = {name: fields.pop(name) for name in entry.wrapper_fields if name in fields}
+    return entry.wrapper(entry.module(**fields), **own)
+
+
+def _checked_fields(settings: ConfigDict, networks: Mapping[str, BackboneEntry]) -> dict[str, Any]:
+    """The fields of config.backbone, checked, as the module takes them."""
+    fields = {field: value for field, value in settings.items() if field != "name"}
+    for field, value in fields.items():
+        check_backbone_field(settings.name, field, value, networks)
+        fields[field] = DTYPES[value] if field in ("dtype", "param_dtype") else tupled(value)
+    return fields
+
+
+def check_time_label(settings: ConfigDict, time_label: str) -> None:
+    """Raises ValueError unless the network of config.backbone takes time labels of this kind.
+
+    >>> check_time_label(ConfigDict({"name": "song_unet", "sigma_labels": True}), "sigma")
+    """
+    for field in ("fourier_time", "sigma_labels"):
+        if settings.get(field, False) and time_label != "sigma":
+            raise ValueError(
+                f"config.backbone.{field}: such a network divides by its time label, a sigma: set "
+                f"config.noise_schedule.time_label to 'sigma'; got {time_label!r}"
+            )
+    if settings.get("time_table") is not None:
+        raise ValueError(
+            "config.backbone.time_table: time labels are floats here, between timesteps too; set it to None"
+        )
 
 
 def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *, doubled: bool = False) -> None:
-    """Raises ValueError unless the network takes data of this shape and returns the same. Nothing is computed.
+    """Raises ValueError unless the network takes data of this shape and returns the same shape. Nothing is computed.
 
     With `doubled`, for a learned variance, it must return twice the channels. Equal networks are traced once.
     """
@@ -147,7 +212,7 @@ def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *
 
 @functools.partial(jax.jit, static_argnames="module")
 def init_params(key: jax.Array, *args: Any, module: nn.Module) -> Any:
-    """Returns the parameters of a network that is called with args, in one program: nothing else is computed.
+    """Returns the parameters of a network that is called with args. One compiled program; nothing else is computed.
 
     >>> jax.tree.map(jnp.shape, init_params(jax.random.key(0), jnp.ones((1, 2)), module=nn.Dense(3)))
     {'bias': (3,), 'kernel': (2, 3)}
@@ -157,6 +222,6 @@ def init_params(key: jax.Array, *args: Any, module: nn.Module) -> Any:
 
 @functools.partial(jax.jit, static_argnames="module")
 def _start(key: jax.Array, *args: Any, module: nn.Module) -> Any:
-    """Returns the first output and the parameters: one trace of the network for `check_fit` and `init_params`."""
+    """The network's output and parameters. `check_fit` and `init_params` share one trace of the network."""
     out, variables = module.init_with_output(_threefry.faster(key), *args)
     return out, variables["params"]

@@ -1,4 +1,4 @@
-"""From config.noise_schedule to noise levels: those of training, the grids of sampling, what the network is told."""
+"""From config.noise_schedule to noise levels: of training, of the sampling grids, and their time labels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at
 from diffusers_fn.processes import Process
 
+__all__ = [
+    "NOISE_SCHEDULES",
+    "PROCESSES",
+    "PROCESS_GRIDS",
+    "TABLE_GRIDS",
+    "TIME_LABELS",
+    "Noise",
+    "ProcessEntry",
+    "make_noise",
+    "make_schedule",
+]
+
 NOISE_SCHEDULES: Mapping[str, Callable[..., np.ndarray]] = {
     "linear": noise_schedules.linear_betas,
     "scaled_linear": noise_schedules.scaled_linear_betas,
@@ -26,18 +38,32 @@ NOISE_SCHEDULES: Mapping[str, Callable[..., np.ndarray]] = {
     "cosine": lambda num_timesteps, beta_start, beta_end: noise_schedules.cosine_betas(num_timesteps),
 }
 
-# config.noise_schedule.process: each with the fields that it reads. A field that is None leaves the process its own.
-PROCESSES: Mapping[str, tuple[Callable[..., Process], tuple[str, ...]]] = {
-    "vp": (processes.vp, ("beta_min", "beta_max")),
-    "sub_vp": (processes.sub_vp, ("beta_min", "beta_max")),
-    "ve": (processes.ve, ("sigma_min", "sigma_max")),
-    "cosine": (processes.cosine, ()),
-    "trigonometric": (processes.trigonometric, ()),
-    "flow": (processes.flow, ()),
-    "edm": (processes.edm, ("sigma_min", "sigma_max")),
+
+class ProcessEntry(NamedTuple):
+    """A continuous process that config.noise_schedule.process names.
+
+    Attributes:
+      make: the process, called with those of `fields` that are not None.
+      fields: fields of config.noise_schedule that are its arguments.
+      has_times: whether its t runs from 0 to 1, so that it can be drawn and is a time label; t of "edm" is sigma.
+    """
+
+    make: Callable[..., Process]
+    fields: tuple[str, ...] = ()
+    has_times: bool = True
+
+
+PROCESSES: Mapping[str, ProcessEntry] = {
+    "vp": ProcessEntry(processes.vp, ("beta_min", "beta_max")),
+    "sub_vp": ProcessEntry(processes.sub_vp, ("beta_min", "beta_max")),
+    "ve": ProcessEntry(processes.ve, ("sigma_min", "sigma_max")),
+    "cosine": ProcessEntry(processes.cosine),
+    "trigonometric": ProcessEntry(processes.trigonometric),
+    "flow": ProcessEntry(processes.flow),
+    "edm": ProcessEntry(processes.edm, ("sigma_min", "sigma_max"), has_times=False),
 }
 
-# What the network is told of a level, from alpha and sigma. "step" is the timestep, counted from 0; of a process on
+# The time label of a level, computed from alpha and sigma. None is the timestep, counted from 0; for a process on
 # [0, 1] it is t times noise_steps.
 TIME_LABELS: Mapping[str, Callable[[Level], Any] | None] = {
     "step": None,
@@ -77,55 +103,58 @@ PROCESS_GRIDS: Mapping[str, Callable[[Process, int], Level]] = {
 
 
 class Noise(NamedTuple):
-    """The noise levels of a model, labelled as its network wants them.
+    """The noise levels of a model, with the time labels of its network.
 
     Attributes:
+      name: config.noise_schedule.process.
       schedule: the table, or None for a continuous process.
       process: the process, or the one through the table; None for a table that ends at pure noise.
       level: u in [0, 1), of any shape -> Level: that of timestep floor(u T), or of t_min + u (t_max - t_min).
       at: log SNR -> Level, clipped to the ends; None for a table that ends at pure noise.
       grid: (name, num_steps) -> Level[num_steps].
+      has_times: whether training may draw u: of "edm", whose t is sigma, log sigma is drawn instead.
     """
 
+    name: str
     schedule: NoiseSchedule | None
     process: Process | None
     level: Callable[[jax.Array], Level]
     at: Callable[[jax.Array], Level] | None
     grid: Callable[[str, int], Level]
+    has_times: bool = True
 
 
-def make_schedule(config: ConfigDict) -> NoiseSchedule:
-    """Returns the table that config.noise_schedule describes.
+def make_schedule(settings: ConfigDict) -> NoiseSchedule:
+    """Returns the table of betas that config.noise_schedule describes.
 
     Raises:
       ValueError: if its name or numbers are not allowed.
 
-    >>> section = ConfigDict({"beta_schedule": "linear", "noise_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02})
+    >>> section = {"beta_schedule": "linear", "noise_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
     >>> float(make_schedule(ConfigDict({**section, "zero_terminal_snr": False})).betas[-1])
     0.02
     """
-    make_betas = choose("noise_schedule.beta_schedule", config.beta_schedule, NOISE_SCHEDULES)
-    betas = make_betas(config.noise_steps, config.beta_start, config.beta_end)
+    make_betas = choose("noise_schedule.beta_schedule", settings.beta_schedule, NOISE_SCHEDULES)
+    betas = make_betas(settings.noise_steps, settings.beta_start, settings.beta_end)
     return noise_schedules.make_noise_schedule(
-        noise_schedules.zero_terminal_snr(betas) if config.zero_terminal_snr else betas
+        noise_schedules.zero_terminal_snr(betas) if settings.zero_terminal_snr else betas
     )
 
 
-def make_noise(config: ConfigDict) -> Noise:
-    """Returns the noise levels that a whole config describes (noise_schedule; backbone, for what it is told).
+def make_noise(settings: ConfigDict) -> Noise:
+    """Returns the noise levels that config.noise_schedule describes.
 
     Raises:
-      ValueError: if a name or a number is not allowed, or the network cannot be told the label.
+      ValueError: if a name or a number is not allowed, or two fields contradict each other.
 
-    >>> from configs.default import default_config
-    >>> noise = make_noise(default_config())
+    >>> from diffusers_fn.from_config.defaults import default_config
+    >>> noise = make_noise(default_config().noise_schedule)
     >>> noise.grid("trailing", 2).t, float(noise.level(jnp.array(0.9999)).t)
     (array([999., 499.]), 999.0)
     """
-    _check_labels_fit(config)
-    section = config.noise_schedule
-    noise = _on_table(section) if section.process == "table" else _on_process(section)
-    label = TIME_LABELS[section.time_label]
+    label = choose("noise_schedule.time_label", settings.time_label, TIME_LABELS)
+    entry = choose("noise_schedule.process", settings.process, {"table": None, **PROCESSES})
+    noise = _on_table(settings) if entry is None else _on_process(settings, entry)
     if label is None:
         return noise
     relabel = lambda level: Level(level.alpha, level.sigma, label(level))  # noqa: E731
@@ -137,80 +166,79 @@ def make_noise(config: ConfigDict) -> Noise:
     return noise._replace(**labelled)
 
 
-def _on_table(section: ConfigDict) -> Noise:
-    schedule = make_schedule(section)
+def _on_table(settings: ConfigDict) -> Noise:
+    schedule = make_schedule(settings)
     for field, none in {"sigma_min": None, "sigma_max": None, "t_min": None, "t_max": None, "shift": 1}.items():
-        if section[field] != none:
+        if settings[field] != none:
             raise ValueError(
-                f"config.noise_schedule.{field} is {section[field]}, which a table of betas does not have: leave it "
+                f"config.noise_schedule.{field} is {settings[field]}, which a table of betas does not have: leave it "
                 f"{none}, or set noise_schedule.process to a continuous one"
             )
-    if section.zero_terminal_snr and section.time_label != "step":
+    if settings.zero_terminal_snr and TIME_LABELS[settings.time_label] is not None:
         raise ValueError(
-            f"config.noise_schedule.time_label is {section.time_label!r}, which is infinite at pure noise, where "
+            f"config.noise_schedule.time_label is {settings.time_label!r}, which is infinite at pure noise, where "
             "zero_terminal_snr ends: set time_label to 'step'"
         )
     process = processes.tabulated(schedule) if schedule.alphas_cumprod[-1] > 0 else None
 
     def level(u: jax.Array) -> Level:
-        return level_at(schedule, jnp.floor(u * section.noise_steps).astype(jnp.int32))
+        return level_at(schedule, jnp.floor(u * settings.noise_steps).astype(jnp.int32))
 
     def grid(name: str, num_steps: int) -> Level:
         return choose("sampler.skip_type", name, TABLE_GRIDS)(schedule, num_steps)
 
-    return Noise(schedule, process, level, None if process is None else _at(process), grid)
+    return Noise(settings.process, schedule, process, level, None if process is None else _at(process), grid)
 
 
-def _on_process(section: ConfigDict) -> Noise:
-    make, fields = choose("noise_schedule.process", section.process, {"table": None, **PROCESSES})
-    process = make(**{field: section[field] for field in fields if section[field] is not None})
-    if section.zero_terminal_snr:
+def _on_process(settings: ConfigDict, entry: ProcessEntry) -> Noise:
+    process = entry.make(**{field: settings[field] for field in entry.fields if settings[field] is not None})
+    if settings.zero_terminal_snr:
         raise ValueError(
             "config.noise_schedule.zero_terminal_snr is for tables of betas: set it to False; the process is "
-            f"{section.process!r}"
+            f"{settings.process!r}"
         )
     for field in ("sigma_min", "sigma_max"):
-        if section[field] is not None and field not in fields:
+        if settings[field] is not None and field not in entry.fields:
             raise ValueError(
-                f"config.noise_schedule.{field} is {section[field]}, but the process {section.process!r} has none: "
+                f"config.noise_schedule.{field} is {settings[field]}, but the process {settings.process!r} has none: "
                 "leave it None"
             )
-    if section.process == "edm":
-        if section.time_label == "step":
-            raise ValueError(
-                "config.noise_schedule.time_label is 'step', but the process 'edm' counts no steps: set it to "
-                "'log_sigma' or 'sigma'"
-            )
-    elif section.time_label == "step":
-        process = processes.labelled(process, lambda t: section.noise_steps * t)
-    if section.shift != 1:
-        process = processes.shifted(process, section.shift)
-    ends = {end: section[end] for end in ("t_min", "t_max") if section[end] is not None}
+    by_step = TIME_LABELS[settings.time_label] is None
+    if by_step and not entry.has_times:
+        raise ValueError(
+            f"config.noise_schedule.time_label is 'step', but the process {settings.process!r} has no timesteps: set "
+            "it to 'log_sigma' or 'sigma'"
+        )
+    if by_step:
+        process = processes.labelled(process, lambda t: settings.noise_steps * t)
+    if settings.shift != 1:
+        process = processes.shifted(process, settings.shift)
+    ends = {end: settings[end] for end in ("t_min", "t_max") if settings[end] is not None}
     process = process._replace(**ends)
-    noisiest, cleanest = process(process.t_max), process(process.t_min)  # both in the domain, or this says so
+    noisiest, cleanest = process(process.t_max), process(process.t_min)  # raises if one is outside the domain
     if not process.t_min < process.t_max or not (np.isfinite(cleanest.alpha) and cleanest.sigma > 0):
         raise ValueError(
             "config.noise_schedule needs t_min < t_max, and noise at t_min; got "
-            f"{process.t_min} and {process.t_max} for the process {section.process!r}"
+            f"{process.t_min} and {process.t_max} for the process {settings.process!r}"
         )
-    if noisiest.alpha == 0 and section.time_label != "step":
+    if noisiest.alpha == 0 and not by_step:
         raise ValueError(
-            f"config.noise_schedule.time_label is {section.time_label!r}, which is infinite at pure noise, where the "
-            f"process {section.process!r} ends: set time_label to 'step', or t_max below {process.t_max:g}"
+            f"config.noise_schedule.time_label is {settings.time_label!r}, which is infinite at pure noise, where the "
+            f"process {settings.process!r} ends: set time_label to 'step', or t_max below {process.t_max:g}"
         )
 
     def level(u: jax.Array) -> Level:
         return process.level(process.t_min + (process.t_max - process.t_min) * u)
 
     def grid(name: str, num_steps: int) -> Level:
-        if name == "leading":
+        if name in TABLE_GRIDS and name not in PROCESS_GRIDS:
             raise ValueError(
-                "config.sampler.skip_type is 'leading', which is for tables: the process "
-                f"{section.process!r} has {', '.join(sorted(PROCESS_GRIDS))}"
+                f"config.sampler.skip_type is {name!r}, which is for tables: the process {settings.process!r} has "
+                f"{', '.join(sorted(PROCESS_GRIDS))}"
             )
         return choose("sampler.skip_type", name, PROCESS_GRIDS)(process, num_steps)
 
-    return Noise(None, process, level, _at(process), grid)
+    return Noise(settings.process, None, process, level, _at(process), grid, entry.has_times)
 
 
 def _at(process: Process) -> Callable[[jax.Array], Level]:
@@ -221,16 +249,3 @@ def _at(process: Process) -> Callable[[jax.Array], Level]:
 
 def _then(function: Callable[..., Level], relabel: Callable[[Level], Level]) -> Callable[..., Level]:
     return lambda *args: relabel(function(*args))
-
-
-def _check_labels_fit(config: ConfigDict) -> None:
-    name = config.noise_schedule.time_label
-    choose("noise_schedule.time_label", name, TIME_LABELS)
-    for field in ("fourier_time", "sigma_labels"):
-        if config.backbone.get(field, False) and name != "sigma":
-            raise ValueError(
-                f"config.backbone.{field}: such a network divides by its label, a sigma: set "
-                f"config.noise_schedule.time_label to 'sigma'; got {name!r}"
-            )
-    if config.backbone.get("time_table") is not None:
-        raise ValueError("config.backbone.time_table: labels are floats here, between steps too; set it to None")

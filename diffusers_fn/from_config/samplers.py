@@ -9,125 +9,167 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import few_step, solvers, variances
 from diffusers_fn._arrays import check_eta
-from diffusers_fn.from_config import self_conditioning
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import Noise
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.from_config.self_conditioning import carry_estimates
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes import Process
 from diffusers_fn.solvers import Solver
 
+__all__ = ["SOLVERS", "SolverEntry", "SolverInputs", "by_times", "levels_only", "make_plan", "with_process"]
 
-class Plan(NamedTuple):
+
+class SolverInputs(NamedTuple):
     """What a solver is made from.
 
     Attributes:
-      levels: Level[N].
-      process: what they lie on; None on a table that ends at pure noise.
-      eta: the share of noise of DDIM.
+      levels: Level[N], the grid.
+      process: the process on which the levels lie; None on a table that ends at pure noise.
+      eta: of DDIM.
       variance: of a reverse step.
-      settings: config.sampler, for what a solver has of its own.
     """
 
     levels: Level
     process: Process | None
     eta: Any
     variance: variances.Variance
-    settings: ConfigDict
 
-    @property
-    def times(self) -> Array:
-        """The times of the levels, [N]."""
-        if self.process is None:
+
+class SolverEntry(NamedTuple):
+    """A solver that config.sampler.name names.
+
+    Attributes:
+      make: (config.sampler, inputs) -> Solver.
+      takes_eta: whether it reads eta.
+      two_times: whether it needs a network of two times, which an objective of two times trains.
+      evaluations_per_row: config.sampler -> network evaluations per row of its table.
+    """
+
+    make: Callable[[ConfigDict, SolverInputs], Solver]
+    takes_eta: bool = False
+    two_times: bool = False
+    evaluations_per_row: Callable[[ConfigDict], int] = lambda settings: 1
+
+
+def levels_only(make: Callable[[Level], Solver]) -> SolverEntry:
+    """Returns the entry of a solver that is made from levels alone.
+
+    >>> entry = levels_only(solvers.euler)
+    """
+    return SolverEntry(lambda settings, inputs: make(inputs.levels))
+
+
+def with_process(make: Callable[..., Solver]) -> SolverEntry:
+    """Returns the entry of a solver whose inner stages are levels of the process: make(levels, process=...).
+
+    >>> entry = with_process(solvers.rk4)
+    """
+    return SolverEntry(lambda settings, inputs: make(inputs.levels, process=inputs.process))
+
+
+def by_times(make: Callable[..., Solver]) -> SolverEntry:
+    """Returns the entry of a solver that is made from a process and times: make(process, t).
+
+    >>> entry = by_times(solvers.euler_maruyama)
+    """
+
+    def from_times(settings: ConfigDict, inputs: SolverInputs) -> Solver:
+        if inputs.process is None:
             raise ValueError(
-                f"config.sampler.name is {self.settings.name!r}, which needs the times of its levels: set "
+                f"config.sampler.name is {settings.name!r}, which needs the times of its levels: set "
                 "noise_schedule.zero_terminal_snr to False"
             )
-        return self.process.time(log_snr(self.levels))
+        return make(inputs.process, inputs.process.time(log_snr(inputs.levels)))
+
+    return SolverEntry(from_times)
 
 
-def _plain(make: Callable[[Level], Solver]) -> Callable[[Plan], Solver]:
-    return lambda plan: make(plan.levels)
-
-
-def _inner(make: Callable[..., Solver]) -> Callable[[Plan], Solver]:
-    return lambda plan: make(plan.levels, process=plan.process)
-
-
-def _in_time(make: Callable[..., Solver]) -> Callable[[Plan], Solver]:
-    return lambda plan: make(plan.process, plan.times)
-
-
-def _edm_stochastic(plan: Plan) -> Solver:
-    settings = plan.settings
+def _heun_churn(settings: ConfigDict, inputs: SolverInputs) -> Solver:
     return solvers.edm_stochastic(
-        plan.levels, settings.s_churn, settings.s_min, settings.s_max, settings.s_noise, process=plan.process
+        inputs.levels, settings.s_churn, settings.s_min, settings.s_max, settings.s_noise, process=inputs.process
     )
 
 
-def _predictor_corrector(plan: Plan) -> Solver:
-    corrector = solvers.langevin(plan.levels, plan.settings.snr, num_steps=plan.settings.num_corrector_steps)
-    return solvers.predictor_corrector(solvers.reverse_diffusion(plan.levels), corrector)
+def _predictor_corrector(settings: ConfigDict, inputs: SolverInputs) -> Solver:
+    corrector = solvers.langevin(inputs.levels, settings.snr, num_steps=settings.num_corrector_steps)
+    return solvers.predictor_corrector(solvers.reverse_diffusion(inputs.levels), corrector)
 
 
-SOLVERS: Mapping[str, Callable[[Plan], Solver]] = {
-    "ddim": lambda plan: solvers.ddim(plan.levels, plan.eta),
-    "ancestral": lambda plan: solvers.ancestral(plan.levels, plan.variance),
-    "euler": _plain(solvers.euler),
-    "heun": _plain(solvers.heun),
-    "midpoint": _inner(solvers.midpoint),
-    "rk4": _inner(solvers.rk4),
-    "dpm2": _inner(solvers.dpm2),
-    "dpm_solver": _inner(solvers.dpm_solver),
-    "dpmpp_2s": _inner(solvers.dpmpp_2s),
-    "dpmpp_3s": _inner(solvers.dpmpp_3s),
-    "dpmpp_1": _plain(solvers.dpmpp_1),
-    "dpmpp_2m": _plain(solvers.dpmpp_2m),
-    "dpmpp_3m": _plain(solvers.dpmpp_3m),
-    "deis": _plain(solvers.deis),
-    "lms": _plain(solvers.lms),
-    "ipndm": _plain(solvers.ipndm),
-    "plms": _plain(solvers.plms),
-    "pndm": _inner(solvers.pndm),
-    "unipc": _plain(solvers.unipc),
-    "euler_ancestral": _plain(solvers.euler_ancestral),
-    "dpm2_ancestral": _inner(solvers.dpm2_ancestral),
-    "dpmpp_2s_ancestral": _inner(solvers.dpmpp_2s_ancestral),
-    "dpmpp_sde": _inner(solvers.dpmpp_sde),
-    "dpmpp_2m_sde": _plain(solvers.dpmpp_2m_sde),
-    "dpmpp_3m_sde": _plain(solvers.dpmpp_3m_sde),
-    "sa_solver": _plain(solvers.sa_solver),
-    "edm_stochastic": _edm_stochastic,  # s_churn, s_min, s_max, s_noise
-    "euler_maruyama": _in_time(solvers.euler_maruyama),
-    "heun_sde": _in_time(solvers.heun_sde),
-    "reverse_diffusion": _plain(solvers.reverse_diffusion),
-    "predictor_corrector": _predictor_corrector,  # snr, num_corrector_steps
-    "lcm": _plain(solvers.lcm),
-    "jump": _plain(few_step.jump),  # objective mean_flow
+SOLVERS: Mapping[str, SolverEntry] = {
+    "ddim": SolverEntry(lambda settings, inputs: solvers.ddim(inputs.levels, inputs.eta), takes_eta=True),
+    "ancestral": SolverEntry(lambda settings, inputs: solvers.ancestral(inputs.levels, inputs.variance)),
+    "euler": levels_only(solvers.euler),
+    "heun": levels_only(solvers.heun),
+    "midpoint": with_process(solvers.midpoint),
+    "rk4": with_process(solvers.rk4),
+    "dpm2": with_process(solvers.dpm2),
+    "dpm_solver": with_process(solvers.dpm_solver),
+    "dpmpp_2s": with_process(solvers.dpmpp_2s),
+    "dpmpp_3s": with_process(solvers.dpmpp_3s),
+    "dpmpp_1": levels_only(solvers.dpmpp_1),
+    "dpmpp_2m": levels_only(solvers.dpmpp_2m),
+    "dpmpp_3m": levels_only(solvers.dpmpp_3m),
+    "deis": levels_only(solvers.deis),
+    "lms": levels_only(solvers.lms),
+    "ipndm": levels_only(solvers.ipndm),
+    "plms": levels_only(solvers.plms),
+    "pndm": with_process(solvers.pndm),
+    "unipc": levels_only(solvers.unipc),
+    "euler_ancestral": levels_only(solvers.euler_ancestral),
+    "dpm2_ancestral": with_process(solvers.dpm2_ancestral),
+    "dpmpp_2s_ancestral": with_process(solvers.dpmpp_2s_ancestral),
+    "dpmpp_sde": with_process(solvers.dpmpp_sde),
+    "dpmpp_2m_sde": levels_only(solvers.dpmpp_2m_sde),
+    "dpmpp_3m_sde": levels_only(solvers.dpmpp_3m_sde),
+    "sa_solver": levels_only(solvers.sa_solver),
+    "heun_churn": SolverEntry(_heun_churn),
+    "euler_maruyama": by_times(solvers.euler_maruyama),
+    "heun_sde": by_times(solvers.heun_sde),
+    "reverse_diffusion": levels_only(solvers.reverse_diffusion),
+    "predictor_corrector": SolverEntry(
+        _predictor_corrector, evaluations_per_row=lambda settings: 1 + settings.num_corrector_steps
+    ),
+    "lcm": levels_only(solvers.lcm),
+    "jump": SolverEntry(lambda settings, inputs: few_step.jump(inputs.levels), two_times=True),
 }
 
 
-def make_plan(config: ConfigDict, noise: Noise, variance: variances.Variance) -> Callable[..., Solver]:
-    """Returns (num_steps=None, eta=None) -> solver; what is None takes the value of config.sampler.
+def make_plan(
+    settings: ConfigDict,
+    noise: Noise,
+    variance: variances.Variance,
+    *,
+    self_conditioned: bool = False,
+    table: Mapping[str, SolverEntry] = SOLVERS,
+) -> Callable[..., Solver]:
+    """Returns (num_steps=None, eta=None) -> solver; None takes the value of config.sampler.
+
+    Args:
+      settings: config.sampler.
+      noise: the noise levels.
+      variance: of a reverse step.
+      self_conditioned: whether the solver passes each estimate of x0 on to the next network evaluation.
+      table: the solvers that config.sampler.name may name.
 
     Raises:
       ValueError: if a name is unknown, or the solver cannot be made for the config's own number of steps.
 
-    >>> from configs.default import default_config
+    >>> from diffusers_fn.from_config.defaults import default_config
     >>> from diffusers_fn.from_config.noise import make_noise
     >>> config = default_config()
-    >>> make_plan(config, make_noise(config), variances.fixed_small)(4).rows.x0.shape
+    >>> make_plan(config.sampler, make_noise(config.noise_schedule), variances.fixed_small)(4).rows.x0.shape
     (4,)
     """
-    settings = config.sampler
     check_eta(settings.eta)
-    make_solver = choose("sampler.name", settings.name, SOLVERS)
-    if settings.eta and settings.name != "ddim":
+    entry: SolverEntry = choose("sampler.name", settings.name, table)
+    if settings.eta and not entry.takes_eta:
         raise ValueError(f"config.sampler.eta is {settings.eta}, but {settings.name!r} has none: set it to 0")
 
     def plan(num_steps: int | None = None, eta: Any = None) -> Solver:
         levels = noise.grid(settings.skip_type, settings.num_inference_steps if num_steps is None else num_steps)
-        solver = make_solver(Plan(levels, noise.process, settings.eta if eta is None else eta, variance, settings))
-        return self_conditioning.carrying(config, solver) if config.self_conditioning else solver
+        inputs = SolverInputs(levels, noise.process, settings.eta if eta is None else eta, variance)
+        solver = entry.make(settings, inputs)
+        return carry_estimates(solver, settings.name) if self_conditioned else solver
 
-    plan()  # fail now
+    plan()  # raises here what it would raise when sampling
     return plan

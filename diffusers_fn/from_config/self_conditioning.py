@@ -1,65 +1,68 @@
-"""From config.self_conditioning to a network that is told its last estimate of x0."""
+"""From config.self_conditioning to a network conditioned on its previous estimate of x0."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
-from ml_collections import ConfigDict
 
 from diffusers_fn import backbones
 from diffusers_fn.denoisers import make_denoiser
+from diffusers_fn.from_config.objective_types import ObjectiveInputs
 from diffusers_fn.levels import Level
 from diffusers_fn.self_conditioning import first_estimate
 from diffusers_fn.solvers import Solver, with_memory
 
-if TYPE_CHECKING:
-    from diffusers_fn.from_config.objectives import Parts
+__all__ = ["carry_estimates", "estimate_x0", "wrap_network"]
 
 
-def wrap_network(config: ConfigDict, module: nn.Module) -> nn.Module:
-    """Returns the backbone, told of an estimate of x0 where config.self_conditioning is its bound.
+def wrap_network(module: nn.Module, bound: float) -> nn.Module:
+    """Returns the network, conditioned on its previous estimate of x0 unless `bound` (config.self_conditioning) is 0.
 
     Raises:
-      ValueError: if the bound is negative, or the objective does not train with estimates.
+      ValueError: if the bound is negative.
     """
-    bound, objective = config.self_conditioning, config.loss.objective
-    if not bound:
-        return module
     if bound < 0:
-        raise ValueError(f"config.self_conditioning must be 0 (none) or the bound of the data; got {bound}")
-    if objective != "denoising":
-        raise ValueError(
-            f"config.self_conditioning is {bound}, which the objective {objective!r} does not train: set "
-            "loss.objective to 'denoising', or self_conditioning to 0"
-        )
-    return backbones.SelfConditioned(module, bound=float(bound))
+        raise ValueError(f"config.self_conditioning must be 0 (off) or the largest |x0| of the data; got {bound}")
+    return backbones.SelfConditioned(module, bound=float(bound)) if bound else module
 
 
-def told(
-    parts: Parts, params: Any, key: jax.Array, x: jax.Array, level: Level, cond: Any, options: Mapping[str, Any]
+def estimate_x0(
+    inputs: ObjectiveInputs,
+    params: Any,
+    key: jax.Array,
+    x: jax.Array,
+    level: Level,
+    cond: Any,
+    options: Mapping[str, Any],
 ) -> dict[str, jax.Array]:
-    """Returns what the network is told beside (x, t, cond, **options) in training: an estimate of x0, or nothing."""
-    if not parts.config.self_conditioning:
+    """Returns {"x0": the previous estimate} that a training step passes to the network; {} without self-conditioning.
+
+    Args:
+      inputs: the model.
+      params: its parameters.
+      key: decides which examples get an estimate and which get zeros.
+      x, level, cond: the network's inputs.
+      options: further keywords of `inputs.apply`.
+    """
+    if not inputs.self_conditioned:
         return {}
 
     def predict(x0: jax.Array) -> jax.Array:
-        return make_denoiser(parts.apply, params, parts.parameterization, x0=x0, **options)(x, level, cond).x0
+        return make_denoiser(inputs.apply, params, inputs.parameterization, x0=x0, **options)(x, level, cond).x0
 
     return {"x0": first_estimate(key, predict, x)}
 
 
-def carrying(config: ConfigDict, solver: Solver) -> Solver:
-    """Returns the solver, carrying the estimate from evaluation to evaluation.
+def carry_estimates(solver: Solver, name: str) -> Solver:
+    """Returns the solver `name`, which passes each estimate of x0 on to the next network evaluation.
 
     Raises:
-      ValueError: if it cannot.
+      ValueError: if the solver cannot.
     """
     try:
         return with_memory(solver)
     except ValueError as error:
-        raise ValueError(
-            f"config.sampler.name is {config.sampler.name!r}, which does not go with self_conditioning: {error}"
-        ) from error
+        raise ValueError(f"config.sampler.name is {name!r}, which self_conditioning cannot use: {error}") from error

@@ -11,7 +11,7 @@ Variants: `full` (the default), `quick` (few rounds, batch 8 alone), `tiny` (net
 
 from ml_collections import ConfigDict
 
-from configs.default import customise, pick
+from diffusers_fn.from_config.defaults import customise, pick
 
 VARIANTS = {
     "full": {},

@@ -12,8 +12,8 @@ import pytest
 
 import diffusers_fn as dfn
 from configs import edm, few_step, latent, learned_variance, score_sde
-from configs.default import customise
 from diffusers_fn import likelihood, oracles
+from diffusers_fn.from_config.defaults import customise
 from experiments import bits_per_dim, round_trip
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -119,7 +119,7 @@ def test_tuples_within_tuples_come_back_from_json_as_the_same_config(tmp_path):
 
 def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("precious")
-    with pytest.raises(ValueError, match=r"is no run's folder, it holds metrics\.jsonl"):
+    with pytest.raises(ValueError, match=r"is not the folder of a run, it holds metrics\.jsonl"):
         runs.open_workdir(tmp_path, ConfigDict({"seed": 0}), create=True)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 

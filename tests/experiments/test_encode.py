@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import diffusers_fn as dfn
-from configs.default import customise
+from diffusers_fn.from_config.defaults import customise
 from experiments import data, latent_cache, runs, tasks
 from experiments.encode import encode
 from experiments.sample import sample

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import diffusers_fn as dfn
-from configs.default import customise
+from diffusers_fn.from_config.defaults import customise
 from diffusers_fn.from_config.noise import make_noise
 from experiments import data, trained
 from experiments.data.dataset import Dataset
@@ -38,7 +38,7 @@ def test_pairs_are_noise_and_where_the_flow_takes_it_and_are_trained_on(tmp_path
 
     # The same path by the library's own parts.
     _, networks, _ = trained.load_trained(config, tmp_path / "flow")
-    levels = make_noise(config).grid("trailing", 3)
+    levels = make_noise(config.noise_schedule).grid("trailing", 3)
     denoise = dfn.build_denoiser(config)(networks.own, jax.numpy.asarray(pairs["labels"]))
     taken = dfn.sample(None, denoise, dfn.solvers.heun(levels), jax.numpy.asarray(pairs["noise"])).x0
     np.testing.assert_allclose(pairs["images"], taken, atol=1e-4)

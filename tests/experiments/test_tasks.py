@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs.default import customise
+from diffusers_fn.from_config.defaults import customise
 from experiments import compare_variants, trained
 from experiments.evaluate import evaluate
 from experiments.sample import sample
@@ -75,7 +75,7 @@ def test_an_unlabelled_model_is_guided_by_a_classifier(stages, tmp_path):
     evaluate(guided, tmp_path / "run")
     for field, value, message in (
         ("sampler.classifier_workdir", str(tmp_path / "none"), "holds no run: train configs/classifier.py"),
-        ("sampler.classifier_workdir", str(stages / "autoencoder"), "a run of task 'autoencoder', no classifier"),
+        ("sampler.classifier_workdir", str(stages / "autoencoder"), "a run of task 'autoencoder', not a classifier"),
     ):
         section, name = field.split(".")
         with pytest.raises(ValueError, match=message):
@@ -87,7 +87,7 @@ def test_an_unlabelled_model_is_guided_by_a_classifier(stages, tmp_path):
 def test_a_classifier_of_other_classes_or_noise_is_refused(stages):
     config = tiny("ddpm_digits", "unconditional", sampler={"classifier_workdir": str(stages / "classifier")})
     for changes, message in (
-        ({"data": {"num_classes": 7}}, "knows 10 classes, the data 7"),
+        ({"data": {"num_classes": 7}}, "has 10 classes, the data have 7"),
         ({"noise_schedule": {"beta_schedule": "cosine"}}, "was trained on other noise: noise_schedule.beta_schedule"),
         ({"data": {"shape": (4, 4, 1)}}, "is for data of shape"),
     ):

@@ -8,7 +8,7 @@ import pytest
 
 import diffusers_fn as dfn
 from configs import autoencoder, classifier, ddpm_digits, latent
-from configs.default import customise
+from diffusers_fn.from_config.defaults import customise
 from experiments import latent as latents
 from experiments import runs, trained
 

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from diffusers_fn.backbones.fields import tupled
 from ml_collections import config_flags
 from small_models import small_config, some_params
 
 import configs
 import diffusers_fn as dfn
-from configs.default import customise, default_backbone, default_config
 from diffusers_fn import training
+from diffusers_fn.from_config import tables
+from diffusers_fn.from_config.defaults import customise, default_backbone, default_config
+from diffusers_fn.from_config.module_fields import tupled
 from diffusers_fn.from_config.network import BACKBONES, backbone_fields, check_backbone_field
 from diffusers_fn.from_config.samplers import SOLVERS
 from experiments import data, runs
@@ -246,7 +247,7 @@ def test_zero_terminal_snr_goes_with_v_and_x0(parameterization):
 def test_every_plain_field_of_a_backbone_can_be_set(name):
     """To its default, to the same with lists for tuples, and from text, as on the command line."""
     section = default_backbone(name)
-    module = {"unet2d_condition": dfn.backbones.UNet2DCondition}.get(name, BACKBONES[name])
+    module = BACKBONES[name].module
     functions = {"attention_fn", "activation", "conv_fn"}
     own = {field.name for field in dataclasses.fields(module)} - {"parent", "name"} - functions
     assert own <= set(section)
@@ -655,3 +656,48 @@ def test_every_choice_of_a_config_runs(section):
         else:
             out = diffusion.sample(params, jax.random.key(1), 4).x0
         assert np.all(np.isfinite(out)), sections
+
+
+# Names of one's own.
+
+
+def test_a_solver_a_guidance_a_backbone_and_an_objective_of_ones_own_are_built_by_name(batch):
+    """Each is the library's under another name, so that samples and losses are the same to the bit."""
+    entries = {
+        "solvers": {"my_ddim": tables.SolverEntry(lambda settings, inputs: dfn.solvers.ddim(inputs.levels))},
+        "guidances": {
+            "my_guidance": tables.GuidanceEntry(
+                lambda settings, inputs, scale: dfn.guidance.classifier_free(scale, inputs.null_cond)
+            )
+        },
+        "backbones": {"my_mlp": tables.BackboneEntry(dfn.backbones.MLP)},
+        "objectives": {"my_objective": tables.ObjectiveEntry(tables.OBJECTIVES["denoising"].make)},
+    }
+    known = tables.Tables()
+    mine = known._replace(**{name: {**getattr(known, name), **entry} for name, entry in entries.items()})
+    theirs = small_config(num_classes=3, sampler={"cfg_scale": 2.0})
+    config = small_config(
+        num_classes=3,
+        sampler={"cfg_scale": 2.0, "name": "my_ddim", "guidance": "my_guidance"},
+        loss={"objective": "my_objective"},
+    )
+    config.backbone.name = "my_mlp"
+    diffusion, wanted = dfn.build(config, mine), dfn.build(theirs)
+    params, key, cond = some_params(wanted.init), jax.random.key(1), jnp.arange(3)
+    samples, expected = (each.sample(params, key, 3, cond=cond).x0 for each in (diffusion, wanted))
+    np.testing.assert_array_equal(samples, expected)
+    np.testing.assert_array_equal(diffusion.loss(params, key, batch)[0], wanted.loss(params, key, batch)[0])
+    assert dfn.build_objective(config, mine).extras is None
+    assert dfn.build_denoiser(config, mine)(params)(jnp.ones((1, 2)), dfn.Level(0.8, 0.6, 5.0)).x0.shape == (1, 2)
+    with pytest.raises(ValueError, match=r"config.loss.objective must be one of .*; got 'my_objective'"):
+        dfn.build(config)
+
+
+def test_every_field_that_build_reads_is_required_and_listed_once():
+    names = {section for section in default_config() if section not in ("seed", "prng_impl", "task")}
+    for section in names - {"latent", "training", "evaluation"}:
+        config = small_config()
+        with config.unlocked():
+            del config[section]
+        with pytest.raises(ValueError, match=rf"the config lacks {section}"):
+            dfn.build(config)

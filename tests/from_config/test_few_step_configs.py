@@ -8,10 +8,10 @@ import pytest
 from small_models import some_params
 
 import diffusers_fn as dfn
-from configs.default import customise
 from configs.few_step import get_config
 from diffusers_fn import few_step, losses
 from diffusers_fn.backbones import MLP, TwoTimes, UNet
+from diffusers_fn.from_config.defaults import customise
 from diffusers_fn.from_config.noise import make_noise
 
 VARIANTS = ("mean_flow", "consistency")
@@ -110,7 +110,7 @@ def test_guidance_is_learned_from_the_network_without_a_label():
 def test_the_consistency_loss_is_the_change_of_the_end():
     """Its value is the mean square of cos(a) df/da along the data's own path, here by central differences."""
     config = small_config("consistency", loss={"label_dropout": 0.0})
-    diffusion, noise = dfn.build(config), make_noise(config)
+    diffusion, noise = dfn.build(config), make_noise(config.noise_schedule)
     params, index, h = some_params(diffusion.init), 1, 3e-3
     _, time_key, eps, x0 = own_draws(index)
     t = losses.log_normal_level(noise.at, 0.4, 1.4)(time_key, 1).t  # told the network as it is
@@ -149,7 +149,11 @@ def test_noise_that_a_batch_brings_is_taken(variant):
         ("consistency", {"parameterization": "x0"}, "parameterization to 'v'"),
         ("mean_flow", {"loss": {"guidance_scale": 2.0, "label_dropout": 0.0}}, "prediction without a label"),
         ("mean_flow", {"noise_schedule": {"shift": 3.0}}, "set noise_schedule.shift to 1"),
-        ("mean_flow", {"noise_schedule": {"t_max": 0.9}}, "t_min and t_max to None; got 1.0, None and 0.9"),
+        (
+            "mean_flow",
+            {"noise_schedule": {"t_max": 0.9}},
+            "t_min to None and noise_schedule.t_max to None; got 1.0, None and 0.9",
+        ),
         ("mean_flow", {"loss": {"weight": "min_snr"}}, "has its own error and weight"),
         ("consistency", {"loss": {"loss_type": "l1"}}, "has its own error and weight"),
         ("consistency", {"loss": {"offset_noise": 0.5}}, "loss.offset_noise to 0; got 'mse', 'simple' and 0.5"),

@@ -7,7 +7,7 @@ import pytest
 
 import diffusers_fn as dfn
 from configs import learned_variance
-from configs.default import customise
+from diffusers_fn.from_config.defaults import customise
 
 BATCH = {
     "image": jnp.linspace(-1, 1, 4 * 64).reshape(4, 8, 8, 1).round(1),

@@ -10,7 +10,7 @@ from small_models import small_config, some_params
 
 import diffusers_fn as dfn
 from diffusers_fn import losses, parameterizations, processes, training
-from diffusers_fn.from_config.guiding import make_guidance
+from diffusers_fn.from_config.guiding import GuidanceInputs, make_guidance
 from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.levels import Level, log_snr
 
@@ -34,7 +34,7 @@ small = functools.partial(small_config, 3)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_levels_are_those_of_the_process(name):
     label = "log_sigma" if name == "edm" else "step"
-    noise = make_noise(small(noise_schedule={"process": name, "time_label": label}))
+    noise = make_noise(small(noise_schedule={"process": name, "time_label": label}).noise_schedule)
     process, u = PROCESSES[name], np.array([0.1, 0.7])
     t = process.t_min + (process.t_max - process.t_min) * u
     wanted, level = process(t), noise.level(u)
@@ -48,7 +48,8 @@ def test_levels_are_those_of_the_process(name):
 
 
 def test_the_ends_and_sigmas_of_a_config_reach_the_process():
-    noise = make_noise(small(noise_schedule={"process": "ve", "sigma_min": 0.1, "sigma_max": 7.0, "t_min": 0.0}))
+    config = small(noise_schedule={"process": "ve", "sigma_min": 0.1, "sigma_max": 7.0, "t_min": 0.0})
+    noise = make_noise(config.noise_schedule)
     np.testing.assert_allclose(noise.grid("uniform", 2).sigma, [7.0, 0.1])
 
 
@@ -75,9 +76,15 @@ def test_the_ends_and_sigmas_of_a_config_reach_the_process():
         ({"loss": {"objective": "consistency"}}, "set noise_schedule.process to 'trigonometric'"),
         ({"sampler": {"guidance": "magic"}}, "sampler.guidance must be one of"),
         ({"sampler": {"cfg_interval": (2.0, 1.0)}}, "0 <= low < high"),
-        ({"sampler": {"guidance": "projected", "cfg_rescale": 0.5}}, "goes with guidance 'classifier_free'"),
+        (
+            {"sampler": {"guidance": "projected", "cfg_rescale": 0.5}},
+            "cfg_rescale is 0.5.* guidance to 'classifier_free'",
+        ),
         ({"loss": {"offset_noise": -1.0}}, "offset_noise must not be negative"),
-        ({"sampler": {"guidance": "classifier_free_pp", "cfg_interval": (0.1, 1.0)}}, "cfg_interval goes with"),
+        (
+            {"sampler": {"guidance": "classifier_free_pp", "cfg_interval": (0.1, 1.0)}},
+            r"cfg_interval is \(0.1, 1.0\), .* or guidance to 'classifier_free' or 'projected'",
+        ),
         ({"sampler": {"guidance": "classifier_free_pp"}, "loss": {"label_dropout": 0.0}}, "to do without its label"),
         ({"sampler": {"name": "heun", "eta": 1.0}}, "eta is 1.0, but 'heun' has none"),
         ({"noise_schedule": {"shift": 3.0}}, "shift is 3.0, which a table of betas does not have: leave it 1"),
@@ -95,7 +102,7 @@ def test_combinations_that_contradict_are_refused(sections, message):
 
 
 def test_log_normal_levels_have_the_moments_that_they_are_asked_for():
-    noise = make_noise(small(noise_schedule={"process": "edm", "time_label": "log_sigma"}))
+    noise = make_noise(small(noise_schedule={"process": "edm", "time_label": "log_sigma"}).noise_schedule)
     level = losses.log_normal_level(noise.at, mean=-0.4, std=1.2)(jax.random.key(0), 100_000)
     log_sigma = np.log(np.asarray(level.sigma, np.float64))
     assert abs(log_sigma.mean() + 0.4) < 0.015  # four standard errors
@@ -206,7 +213,7 @@ def test_rescaled_guidance_is_that_of_what_the_network_puts_out(sections):
     cond = jnp.array([0, 1, 2])
     net = lambda params, x, t, cond: jnp.tanh(x * (1 + cond[:, None]))  # noqa: E731
     denoise = dfn.make_denoiser(net, None, parameterizations.v)
-    prediction = make_guidance(config, 3)(4.0)(denoise)(x, level, cond)
+    prediction = make_guidance(config.sampler, GuidanceInputs(3, parameterizations.v))(4.0)(denoise)(x, level, cond)
     with_label, without = net(None, x, 0, cond), net(None, x, 0, jnp.full(3, 3))
     v = without + 4.0 * (with_label - without)
     v *= jnp.std(with_label, axis=1, keepdims=True) / jnp.std(v, axis=1, keepdims=True)
@@ -310,7 +317,7 @@ def test_both_halves_of_an_autoencoder_learn():
         dfn.build_autoencoder(small())
     with pytest.raises(ValueError, match=r"backbone.name must be one of classifier, mlp_classifier; got 'mlp'"):
         dfn.build_classifier(small())
-    with pytest.raises(ValueError, match=r"a classifier sees x as it is. Set it to False"):
+    with pytest.raises(ValueError, match=r"a classifier takes x unscaled. Set it to False"):
         dfn.build_classifier(small(task="classifier", backbone={"name": "mlp_classifier"}, scale_input=True))
 
 

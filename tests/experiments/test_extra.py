@@ -1,0 +1,31 @@
+"""Without the extra `experiments`, a binary names it in one line."""
+
+import importlib.util
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import experiments
+
+PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
+MODULES = {"pillow": "PIL", "scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}
+
+
+def test_a_binary_names_the_extra_that_it_needs(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("grain", "tqdm") else find(name))
+    with pytest.raises(SystemExit, match=r"experiments.train needs grain, tqdm: pip install -e '.\[experiments\]'"):
+        experiments._check_extra(["python", "-m", "experiments.train", "--workdir=x"])
+    experiments._check_extra(["python", "-m", "experiments.benchmarks.worker"])  # a peer's environment may lack them
+    experiments._check_extra(["python", "script.py"])
+
+
+def test_nothing_is_missing_here():
+    experiments._check_extra(["python", "-m", "experiments.train"])
+
+
+def test_the_modules_are_those_of_the_extra():
+    requirements = PROJECT["project"]["optional-dependencies"]["experiments"]
+    names = {requirement.split(">=")[0] for requirement in requirements}
+    assert {MODULES.get(name, name) for name in names} == set(experiments._EXTRA)
