@@ -13,7 +13,7 @@ from diffusers_fn.backbones.self_conditioned import SelfConditioned
 from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
-from diffusers_fn.backbones.two_times import TwoTimes
+from diffusers_fn.backbones.two_time_conditioned import TwoTimeConditioned
 from diffusers_fn.backbones.unet import UNet
 from diffusers_fn.backbones.unet1d import UNet1D
 from diffusers_fn.backbones.unet2d import UNet2D
@@ -35,7 +35,7 @@ __all__ = [
     "SimpleEncoder",
     "SongUNet",
     "SuperResolution",
-    "TwoTimes",
+    "TwoTimeConditioned",
     "UNet",
     "UNet1D",
     "UNet2D",

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import embeddings
+from diffusers_fn.backbones import embeddings, ops
 from diffusers_fn.backbones.unet2d_condition import UNet2DCondition
 
 
@@ -57,7 +57,7 @@ class ClassContext(nn.Module):
         batch = x.shape[0]
         labels = embeddings.class_labels(cond, self.num_classes, batch)
         labels = jnp.zeros([batch], int) if labels is None else labels
-        told = {name: embeddings.rows(table, labels) for name, table in tables.items()}
+        told = {name: ops.take_rows(table, labels) for name, table in tables.items()}
         if net.text_time_widths is not None:
             height, width = x.shape[1:3]
             sizes = jnp.array([height, width, 0, 0, height, width], jnp.float32)

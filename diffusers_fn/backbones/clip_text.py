@@ -1,6 +1,9 @@
 """The text encoder of CLIP, where Stable Diffusion takes its conditioning from."""
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.attention import Attention, layer_norm
-from diffusers_fn.backbones.embeddings import Embed, dense_init
+from diffusers_fn.backbones import blocks, ops
+from diffusers_fn.backbones.embeddings import dense_init
+from diffusers_fn.backbones.spatial_transformer import CrossAttention
+
+__all__ = ["ClipLayer", "ClipText", "ClipTextEncoder", "exact_gelu", "quick_gelu"]
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -51,7 +55,7 @@ class ClipText:
     text_embeds: jax.Array | None
 
 
-class ClipTextEncoder(nn.Module):
+class ClipTextEncoder(ops.Module):
     """Computes the `ClipText` of token ids [B, L], L at most max_length.
 
     A causal transformer, normalised before each part: x <- x + attention(norm(x)), x <- x + mlp(norm(x)).
@@ -93,12 +97,10 @@ class ClipTextEncoder(nn.Module):
     projection_width: int | None = None
     norm_eps: float = 1e-5
     remat: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
-    def open_clip_h(cls, **fields: Any) -> "ClipTextEncoder":
+    def open_clip_h(cls, **fields: Any) -> ClipTextEncoder:
         """Returns the text encoder of Stable Diffusion 2: 23 of the 24 layers of OpenCLIP ViT-H/14.
 
         >>> ClipTextEncoder.open_clip_h().width
@@ -108,7 +110,7 @@ class ClipTextEncoder(nn.Module):
         return cls(**(own | {"activation": exact_gelu} | fields))
 
     @classmethod
-    def open_clip_g(cls, **fields: Any) -> "ClipTextEncoder":
+    def open_clip_g(cls, **fields: Any) -> ClipTextEncoder:
         """Returns the second text encoder of Stable Diffusion XL: OpenCLIP ViT-bigG/14, with its projection.
 
         >>> ClipTextEncoder.open_clip_g().projection_width
@@ -126,11 +128,10 @@ class ClipTextEncoder(nn.Module):
             raise ValueError(f"ids must have at most max_length={self.max_length} tokens; got {ids.shape[1]}")
         if attention_mask is not None and attention_mask.shape != ids.shape:
             raise ValueError(f"attention_mask must have shape {list(ids.shape)}; got {list(attention_mask.shape)}")
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         length = ids.shape[1]
 
         init = nn.initializers.normal(0.02)
-        table = Embed(self.vocab_size, self.width, embedding_init=init, name="tokens", **types)
+        table = ops.Embed(self.vocab_size, self.width, embedding_init=init, name="tokens", **self.types)
         positions = self.param("positions", init, (self.max_length, self.width), self.param_dtype)
         x = table(ids) + positions.astype(self.dtype)[None, :length]
 
@@ -140,20 +141,23 @@ class ClipTextEncoder(nn.Module):
         hidden = [x]
         settings = (self.num_heads, self.mlp_width, self.activation, self.norm_eps, self.attention_fn)
         for i in range(self.num_layers):
-            layer = ClipLayer(*settings, name=f"layer_{i}", **types)
+            layer = ClipLayer(*settings, name=f"layer_{i}", **self.types)
             x = blocks.rematerialised(layer, self.remat)(x, mask)
             hidden.append(x)
 
-        last = layer_norm("norm_out", eps=self.norm_eps, **types)(x)
+        last = ops.array(ops.LayerNorm(self.norm_eps, name="norm_out", **self.types)(x))
         end = jnp.argmax(ids if self.eos_id is None else ids == self.eos_id, axis=-1)
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
         embeds = None
         if self.projection_width is not None:
-            embeds = nn.Dense(self.projection_width, False, name="projection", kernel_init=dense_init, **types)(pooled)
+            projection = ops.Dense(
+                self.projection_width, use_bias=False, kernel_init=dense_init, name="projection", **self.types
+            )
+            embeds = projection(pooled)
         return ClipText(last, tuple(hidden), pooled, embeds)
 
 
-class ClipLayer(nn.Module):
+class ClipLayer(ops.Module):
     """Computes x + attention(norm(x)), then x + mlp(norm(x)), for tokens x [B, L, C] and a mask of attention.
 
     >>> layer = ClipLayer(num_heads=2, mlp_width=16)
@@ -166,15 +170,15 @@ class ClipLayer(nn.Module):
     mlp_width: int
     activation: Callable[[jax.Array], jax.Array] = quick_gelu
     norm_eps: float = 1e-5
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"eps": self.norm_eps, **types}
-        attention = Attention(self.num_heads, bias=True, attention_fn=self.attention_fn, name="attention", **types)
-        x = x + attention(layer_norm("norm_0", **norm)(x), None, mask)
-        h = nn.Dense(self.mlp_width, name="mlp_0", kernel_init=dense_init, **types)(layer_norm("norm_1", **norm)(x))
-        return x + nn.Dense(x.shape[-1], name="mlp_1", kernel_init=dense_init, **types)(self.activation(h))
+        norm = functools.partial(ops.LayerNorm, self.norm_eps, **self.types)
+        dense = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
+        attention = CrossAttention(
+            self.num_heads, bias=True, attention_fn=self.attention_fn, name="attention", **self.types
+        )
+        x = x + attention(norm(name="norm_0")(x), None, mask)
+        h = self.activation(dense(self.mlp_width, name="mlp_0")(norm(name="norm_1")(x)))
+        return x + dense(x.shape[-1], name="mlp_1")(h)

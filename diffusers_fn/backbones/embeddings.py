@@ -3,12 +3,28 @@
 B is the batch size. A label is one number for the whole batch ([]) or one for each example ([B]).
 """
 
+from __future__ import annotations
+
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from diffusers_fn.backbones import ops
+
+__all__ = [
+    "FourierFeatures",
+    "LabelEmbedding",
+    "class_labels",
+    "dense_init",
+    "signed_log",
+    "sinusoidal_features",
+    "time_labels",
+    "two_scale_features",
+]
 
 
 def sinusoidal_features(
@@ -47,7 +63,7 @@ def sinusoidal_features(
     return jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1)
 
 
-class FourierFeatures(nn.Module):
+class FourierFeatures(ops.Module):
     """Computes [B, width] sines and cosines of labels t [B] at fixed random frequencies w.
 
         w ~ scale N(0, 1),      features = [sin(2 pi w t), cos(2 pi w t)]
@@ -65,8 +81,6 @@ class FourierFeatures(nn.Module):
 
     width: int
     scale: float = 16.0
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
@@ -100,35 +114,7 @@ def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
     return jnp.arcsinh(t / unit)
 
 
-class Embed(nn.Embed):
-    """Linen's table, read by `rows`.
-
-    >>> table = Embed(4, 8)
-    >>> table.apply(table.init(jax.random.key(0), jnp.arange(3)), jnp.arange(3)).shape
-    (3, 8)
-    """
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Returns the rows [..., features] of inputs [...]."""
-        promoted: Any = self.promote_dtype(self.embedding, dtype=self.dtype, inexact=False)
-        return rows(promoted[0], inputs)
-
-
-def rows(table: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the rows [..., *S] of a table [N, *S] for labels [...]: NaN, not another row, where there is none.
-
-    Mesh axes of type Explicit that split the labels split the rows.
-
-    >>> rows(jnp.arange(6.0).reshape(3, 2), jnp.array([1, 5])).tolist()
-    [[2.0, 3.0], [nan, nan]]
-    """
-    split = jax.typeof(labels).sharding
-    spec = jax.sharding.PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
-    out = split.update(spec=spec) if split.mesh.explicit_axes else None
-    return table.at[labels.astype(jnp.result_type(int))].get(mode="fill", out_sharding=out)
-
-
-class LabelEmbedding(nn.Module):
+class LabelEmbedding(ops.Module):
     """Computes Dense(silu(Dense(features))) + table[cond], [B, width], from time features [B, F].
 
     Ho et al., "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, appendix
@@ -149,26 +135,17 @@ class LabelEmbedding(nn.Module):
 
     width: int
     num_classes: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     null_class: bool = True
 
     @nn.compact
     def __call__(self, features: jax.Array, cond: jax.Array | int | None) -> jax.Array:
         labels = class_labels(cond, self.num_classes, features.shape[0], null_class=self.null_class)
-        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": dense_init}
-        emb = nn.Dense(self.width, name="time_0", **dense)(features)
-        emb = nn.Dense(self.width, name="time_1", **dense)(nn.silu(emb))
+        dense = functools.partial(ops.Dense, self.width, kernel_init=dense_init, **self.types)
+        emb = dense(name="time_1")(ops.silu(dense(name="time_0")(features)))
         if labels is None or self.num_classes is None:
             return emb
-        table = Embed(
-            self.num_classes + self.null_class,
-            self.width,
-            embedding_init=nn.initializers.normal(1.0),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="class_table",
-        )
+        rows, init = self.num_classes + self.null_class, nn.initializers.normal(1.0)
+        table = ops.Embed(rows, self.width, embedding_init=init, name="class_table", **self.types)
         return emb + table(labels)
 
 

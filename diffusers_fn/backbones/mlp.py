@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import embeddings
-from diffusers_fn.backbones.dropout import Dropout
+from diffusers_fn.backbones import embeddings, ops
 
 
 class MLP(nn.Module):
@@ -77,7 +76,7 @@ class MLP(nn.Module):
             r = norm(use_scale=False, use_bias=False, name=f"block_{i}_norm")(h)
             r = r * (1 + scale) + shift
             r = dense(self.width, name=f"block_{i}_dense_0")(r)
-            r = Dropout(self.dropout, deterministic=not train)(nn.silu(r))
+            r = ops.Dropout(self.dropout, deterministic=not train)(nn.silu(r))
             h = h + dense(self.width, kernel_init=last_init, name=f"block_{i}_dense_1")(r)
         h = norm(name="norm_out")(h)
         out = dense(math.prod(out_shape[1:]), kernel_init=last_init, name="dense_out")(h)

@@ -4,8 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import embeddings
-from diffusers_fn.backbones.dropout import Dropout
+from diffusers_fn.backbones import embeddings, ops
 
 
 class MLPClassifier(nn.Module):
@@ -48,6 +47,6 @@ class MLPClassifier(nn.Module):
         h = nn.Dense(self.width, name="dense_in")(jnp.concatenate([x.reshape(x.shape[0], -1), features], axis=-1))
         for i in range(self.depth):
             r = nn.Dense(self.width, name=f"block_{i}_dense")(nn.LayerNorm(name=f"block_{i}_norm")(h))
-            h = h + Dropout(self.dropout, deterministic=not train)(nn.silu(r))
+            h = h + ops.Dropout(self.dropout, deterministic=not train)(nn.silu(r))
         out = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="dense_out")
         return out(nn.LayerNorm(name="norm_out")(h)).astype(dtype)

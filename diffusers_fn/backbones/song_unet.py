@@ -1,5 +1,7 @@
 """The U-Nets of score-based models, DDPM++ and NCSN++, in the form in which EDM trained them."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, fir, vector_labels
-from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones import blocks, embeddings, fir, ops, vector_labels, walks
+
+__all__ = ["HALF", "SongUNet", "check_unet", "quarter_groups"]
 
 HALF = math.sqrt(0.5)  # of the variance: what keeps a sum of two at the variance of one
 
 
-class SongUNet(nn.Module):
+class SongUNet(ops.ConvNetwork):
     """Computes a denoiser's output [B, H, W, C] for images x [B, H, W, C] at time labels t [] or [B].
 
     A U-Net of residual blocks whose skip connections are scaled by sqrt(1/2), with attention of one head after the
@@ -90,13 +93,10 @@ class SongUNet(nn.Module):
     sigma_labels: bool = False
     mid_divisor: float = math.sqrt(2)
     remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
-    def ncsnpp(cls, **fields: Any) -> "SongUNet":
+    def ncsnpp(cls, **fields: Any) -> SongUNet:
         """Returns NCSN++: Fourier features, a residual pyramid of inputs, a wider filter; fields replace its own.
 
         >>> SongUNet.ncsnpp().resample_taps
@@ -110,79 +110,91 @@ class SongUNet(nn.Module):
         self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any] | jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
         self._check(x)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        common: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **types}
-        common["zero_init"] = self.zero_init_output
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
-        down = functools.partial(fir.fir_down, taps=tuple(self.resample_taps))
-        up = functools.partial(fir.fir_up, taps=tuple(self.resample_taps))
-        last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
-        widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
+        widths, num_blocks = self.widths(), [self.num_res_blocks] * len(self.channel_multipliers)
         attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
         out_channels = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
-        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        down = functools.partial(fir.fir_down, taps=tuple(self.resample_taps))
+        up = functools.partial(fir.fir_up, taps=tuple(self.resample_taps))
         emb = self._embed(x, t, cond, train)
+        inputs, image = x.astype(self.dtype), None  # the pyramids, at the level that is being computed
 
-        def res_block(
-            h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None, scale: float = HALF
-        ) -> jax.Array:
-            fields: dict[str, Any] = {"dropout": self.dropout, "resample": resample, "skip_scale": scale, **common}
-            block = blocks.ResBlock(width, conv=conv, project_skip=resample is not None, name=name, **fields)
-            return blocks.rematerialised(block, self.remat)(h, emb, train=train)
+        def block(h: jax.Array, way: str, level: int, i: int) -> jax.Array:
+            h = self._res_block(widths[level], f"{way}_{level}_block_{i}")(h, emb, train=train)
+            if not attends[level] or (way == "up" and i < self.num_res_blocks):
+                return h
+            return self._attention(f"down_{level}_attention_{i}" if way == "down" else f"up_{level}_attention")(h)
 
-        def attention(h: jax.Array, name: str, scale: float = HALF) -> jax.Array:
-            block = blocks.SelfAttention(attention_fn=self.attention_fn, skip_scale=scale, name=name, **common)
-            return blocks.rematerialised(block, self.remat)(h)
+        def downsample(h: jax.Array, level: int) -> jax.Array:
+            nonlocal inputs
+            h = self._res_block(widths[level], f"down_{level}_downsample", resample=down)(h, emb, train=train)
+            if self.input_pyramid is not None:
+                h, inputs = self._join_pyramid(h, inputs, level)
+            return h
 
-        h = conv(self.channels, name="conv_in")(x)
-        saved, pyramid = [h], x.astype(self.dtype)
-        for level, width in enumerate(widths):
-            for i in range(self.num_res_blocks):
-                h = res_block(h, width, f"down_{level}_block_{i}")
-                if attends[level]:
-                    h = attention(h, f"down_{level}_attention_{i}")
-                saved.append(h)
-            if level < len(widths) - 1:
-                h = res_block(h, width, f"down_{level}_downsample", down)
-                name = f"down_{level}_pyramid"
-                if self.input_pyramid == "residual":
-                    pad = 1 + (len(self.resample_taps) - 1) // 2
-                    pyramid = fir.fir_down(
-                        conv(width, padding=(pad, pad), name=name)(pyramid), self.resample_taps, padding=0
-                    )
-                    pyramid = h = (h + pyramid) * HALF
-                elif self.input_pyramid == "skip":
-                    pyramid = down(pyramid)
-                    h = h + nn.Dense(width, kernel_init=embeddings.dense_init, name=name, **types)(pyramid)
-                saved.append(h)
+        def upsample(h: jax.Array, level: int) -> jax.Array:
+            nonlocal image
+            if self.output_pyramid:
+                image = self._image(h, level, out_channels, None if image is None else up(image))
+            return self._res_block(widths[level], f"up_{level}_upsample", resample=up)(h, emb, train=train)
 
-        h = res_block(h, widths[-1], "mid_block_0", scale=1 / self.mid_divisor)
-        h = attention(h, "mid_attention", 1 / self.mid_divisor)
-        h = res_block(h, widths[-1], "mid_block_1", scale=1 / self.mid_divisor)
+        h = self._conv(self.channels, "conv_in")(x)
+        saved = walks.walk_down(h, num_blocks, block, downsample)
 
-        out = jnp.zeros([], self.dtype)
-        for level, width in reversed(list(enumerate(widths))):
-            for i in range(self.num_res_blocks + 1):
-                h = res_block(jnp.concatenate([h, saved.pop()], axis=-1), width, f"up_{level}_block_{i}")
-            if attends[level]:
-                h = attention(h, f"up_{level}_attention")
-            if level == 0 or self.output_pyramid:
-                norm = blocks.GroupNorm(quarter_groups, self.norm_eps, name=f"up_{level}_norm_out", **types)
-                image = norm.deferred(h, activation=nn.silu)
-                image = conv(out_channels, kernel_init=last_init, name=f"up_{level}_conv_out")(image)
-                out = image if level == len(widths) - 1 or not self.output_pyramid else up(out) + image
-            if level > 0:
-                h = res_block(h, width, f"up_{level}_upsample", up)
-        out = out.astype(out_dtype)
+        scale = 1 / self.mid_divisor
+        h = self._res_block(widths[-1], "mid_block_0", skip_scale=scale)(saved[-1], emb, train=train)
+        h = self._attention("mid_attention", skip_scale=scale)(h)
+        h = self._res_block(widths[-1], "mid_block_1", skip_scale=scale)(h, emb, train=train)
+
+        h = walks.walk_up(h, saved, num_blocks, block, upsample)
+        out = self._image(h, 0, out_channels, None if image is None else up(image))
+        out = out.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.sigma_labels:
-            return out / embeddings.time_labels(t, x.shape[0], out_dtype)[:, None, None, None]
+            return out / embeddings.time_labels(t, x.shape[0], out.dtype)[:, None, None, None]
         return out
+
+    def widths(self) -> list[int]:
+        """Returns the channels of each level.
+
+        >>> SongUNet().widths()
+        [128, 256, 256, 256]
+        """
+        return walks.level_channels(self.channels, self.channel_multipliers)
+
+    def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        return ops.Conv(features, (3, 3), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
+
+    def _res_block(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        fields = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, "skip_scale": HALF, **fields, **self.types}
+        fields |= {"dropout": self.dropout, "zero_init": self.zero_init_output, "project_skip": "resample" in fields}
+        return blocks.rematerialised(blocks.ResBlock(features, name=name, **fields), self.remat)
+
+    def _attention(self, name: str, skip_scale: float = HALF) -> Callable[..., jax.Array]:
+        fields: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **self.types}
+        fields |= {"attention_fn": self.attention_fn, "zero_init": self.zero_init_output}
+        return blocks.rematerialised(blocks.SelfAttention(skip_scale=skip_scale, name=name, **fields), self.remat)
+
+    def _join_pyramid(self, h: jax.Array, inputs: jax.Array, level: int) -> tuple[jax.Array, jax.Array]:
+        """Returns h with the inputs, halved once more, added to it, and these inputs."""
+        features, name = h.shape[-1], f"down_{level}_pyramid"
+        if self.input_pyramid == "residual":
+            pad = 1 + (len(self.resample_taps) - 1) // 2
+            inputs = self._conv(features, name, padding=pad)(inputs)
+            h = (h + fir.fir_down(inputs, self.resample_taps, padding=0)) * HALF
+            return h, h
+        inputs = fir.fir_down(inputs, tuple(self.resample_taps))
+        return h + ops.Dense(features, kernel_init=embeddings.dense_init, name=name, **self.types)(inputs), inputs
+
+    def _image(self, h: jax.Array, level: int, out_channels: int, smaller: jax.Array | None) -> jax.Array:
+        """Returns the image [B, H, W, out_channels] of a level, added to the doubled image of the smaller levels."""
+        init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
+        h = ops.silu(ops.GroupNorm(quarter_groups, self.norm_eps, name=f"up_{level}_norm_out", **self.types)(h))
+        image = self._conv(out_channels, f"up_{level}_conv_out", kernel_init=init)(h)
+        return image if smaller is None else smaller + image
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Any, train: bool) -> jax.Array:
         """Returns the embedding [B, embedding_multiplier * channels] that every residual block receives."""
-        batch, dtype = x.shape[0], jnp.promote_types(self.dtype, jnp.float32)
-        types = {"dtype": dtype, "param_dtype": self.param_dtype}
-        dense: Callable[..., Any] = functools.partial(nn.Dense, kernel_init=embeddings.dense_init, **types)
+        batch, types, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
+        dense = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **types)
         labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_width, batch, dtype)
         times, width = embeddings.time_labels(t, batch, dtype), self.feature_multiplier * self.channels
         times = jnp.log(times) if self.sigma_labels else times
@@ -197,7 +209,7 @@ class SongUNet(nn.Module):
         if augment is not None:
             features = features + dense(width, use_bias=False, name="embedding_augment")(augment)
         emb = self.embedding_multiplier * self.channels
-        return dense(emb, name="embedding_1")(nn.silu(dense(emb, name="embedding_0")(features)))
+        return dense(emb, name="embedding_1")(ops.silu(dense(emb, name="embedding_0")(features)))
 
     def _check(self, x: jax.Array) -> None:
         """Raises ValueError for fields or inputs that no network can be built from."""

@@ -1,5 +1,7 @@
 """The U-Net of the UNet2DModel family: attention and resampling chosen level by level."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,11 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, walks
-from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones import blocks, embeddings, ops, walks
+
+__all__ = ["UNet2D"]
 
 
-class UNet2D(nn.Module):
+class UNet2D(ops.ConvNetwork):
     """Computes a denoiser's output [B, H, W, C] for images x [B, H, W, C] at time labels t [] or [B].
 
     `UNet` with more to choose: the widths are free, the two ways may attend on different levels, and each change of
@@ -90,62 +93,67 @@ class UNet2D(nn.Module):
     time_freq_shift: float = 1.0
     downsample_padding: tuple[int, int] = (0, 1)
     remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         self._check(x)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm: dict[str, Any] = {"norm_eps": self.norm_eps, "zero_init": self.zero_init_output}
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
-        resample_blocks = self.per_level("down_resample_block"), self.per_level("up_resample_block")
+        widths, num_blocks = self.widths, [self.num_res_blocks] * len(self.widths)
+        attends = {way: self.per_level(f"{way}_attention") for way in ("down", "up")}
+        resample_block = {way: self.per_level(f"{way}_resample_block") for way in ("down", "up")}
+        out_channels = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
+        out_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        times = embeddings.time_labels(t, x.shape[0], jnp.promote_types(self.dtype, jnp.float32))
+        times = embeddings.time_labels(t, x.shape[0], self.precise_types["dtype"])
         emb = self._embed(times, jnp.asarray(t), cond)
 
-        def res_block(h: jax.Array, width: int, name: str, **fields: Any) -> jax.Array:
-            fields |= {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "activation": self.activation}
-            fields |= {"norm_groups": self.norm_groups, "conv": conv, **norm, **types}
-            block = blocks.ResBlock(width, name=name, **fields)
-            return blocks.rematerialised(block, self.remat)(h, emb, train=train)
+        def block(h: jax.Array, way: str, level: int, i: int) -> jax.Array:
+            h = self._res_block(widths[level], f"{way}_{level}_block_{i}")(h, emb, train=train)
+            return self._attention(f"{way}_{level}_attention_{i}")(h) if attends[way][level] else h
 
-        def attention(h: jax.Array, name: str, groups: int = self.norm_groups, **fields: Any) -> jax.Array:
-            fields |= {"head_dim": self.head_dim, "attention_fn": self.attention_fn, **norm, **types}
-            return blocks.rematerialised(blocks.SelfAttention(norm_groups=groups, name=name, **fields), self.remat)(h)
+        def downsample(h: jax.Array, level: int) -> jax.Array:
+            name = f"down_{level}_downsample"
+            if resample_block["down"][level]:
+                return self._res_block(widths[level], name, resample=blocks.average_pool)(h, emb, train=train)
+            return self._conv(widths[level], name, strides=2, padding=(self.downsample_padding,) * 2)(h)
 
-        def halve(h: jax.Array, level: int, name: str) -> jax.Array:
-            if resample_blocks[0][level]:
-                return res_block(h, self.widths[level], name, resample=blocks.average_pool)
-            return conv(self.widths[level], stride=2, padding=self.downsample_padding, name=name)(h)
+        def upsample(h: jax.Array, level: int) -> jax.Array:
+            name = f"up_{level}_upsample"
+            if resample_block["up"][level]:
+                return self._res_block(widths[level], name, resample=blocks.nearest)(h, emb, train=train)
+            return self._conv(widths[level], name)(blocks.nearest(h))
 
-        def double(h: jax.Array, level: int, name: str) -> jax.Array:
-            if resample_blocks[1][level]:
-                return res_block(h, self.widths[level], name, resample=blocks.nearest)
-            return conv(self.widths[level], name=name)(blocks.nearest(h))
+        h = self._conv(widths[0], "conv_in")(2 * x - 1 if self.center_input else x)
+        saved = walks.walk_down(h, num_blocks, block, downsample)
 
-        down = self.widths, self.per_level("down_attention"), self.num_res_blocks, res_block, attention
-        up = self.widths, self.per_level("up_attention"), self.num_res_blocks, res_block, attention
-        h = conv(self.widths[0], name="conv_in")(2 * x - 1 if self.center_input else x)
-        saved = walks.walk_down(h, *down, halve)
-        h = saved[-1]
+        h, scale = saved[-1], 1 / self.mid_divisor
         if self.middle:
-            scale = {"skip_scale": 1 / self.mid_divisor}
-            h = res_block(h, self.widths[-1], "mid_block_0", **scale)
+            h = self._res_block(widths[-1], "mid_block_0", skip_scale=scale)(h, emb, train=train)
             if self.mid_attention:
-                groups = self.mid_attention_groups
-                normalise = groups is not None or not self.scale_shift_norm
-                h = attention(h, "mid_attention", groups or self.norm_groups, normalise=normalise, **scale)
-            h = res_block(h, self.widths[-1], "mid_block_1", **scale)
-        h = walks.walk_up(h, saved, *up, double)
+                normalise = self.mid_attention_groups is not None or not self.scale_shift_norm
+                groups = self.mid_attention_groups or self.norm_groups
+                fields = {"norm_groups": groups, "normalise": normalise, "skip_scale": scale}
+                h = self._attention("mid_attention", **fields)(h)
+            h = self._res_block(widths[-1], "mid_block_1", skip_scale=scale)(h, emb, train=train)
 
-        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
-        last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
-        features = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
-        out = conv(features, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)
+        h = walks.walk_up(h, saved, num_blocks, block, upsample)
+        h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **self.types)(h))
+        out = self._conv(out_channels, "conv_out", kernel_init=out_init)(h).astype(out_dtype)
         return out / times.astype(out_dtype)[:, None, None, None] if self.fourier_time else out
+
+    def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        return ops.Conv(features, (3, 3), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
+
+    def _res_block(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        fields |= {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, "activation": self.activation}
+        fields |= {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        block = blocks.ResBlock(features, name=name, **fields, **self.types)
+        return blocks.rematerialised(block, self.remat)
+
+    def _attention(self, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        fields = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **fields, **self.types}
+        fields |= {"attention_fn": self.attention_fn, "zero_init": self.zero_init_output, "head_dim": self.head_dim}
+        return blocks.rematerialised(blocks.SelfAttention(name=name, **fields), self.remat)
 
     def per_level(self, field: str) -> tuple[Any, ...]:
         """Returns a field's value for each level; ValueError if it is a sequence of another length.
@@ -167,7 +175,7 @@ class UNet2D(nn.Module):
         if self.time_table is not None:
             if not jnp.issubdtype(t.dtype, jnp.integer):
                 raise ValueError(f"t must be integers, because it looks up a table of {self.time_table}; got {t.dtype}")
-            table = embeddings.Embed(self.time_table, self.widths[0], name="time_table", **types)
+            table = ops.Embed(self.time_table, self.widths[0], name="time_table", **types)
             features: Callable[[jax.Array], jax.Array] = lambda labels: table(labels.astype(jnp.int32))  # noqa: E731
         elif self.fourier_time:
             fourier = embeddings.FourierFeatures(2 * self.widths[0], name="fourier", **types)
@@ -188,9 +196,9 @@ class UNet2D(nn.Module):
         if self.class_time:
             if cond is None:
                 raise ValueError("this network is class-conditional (class_time): cond must hold a number [] or [B]")
-            dense = functools.partial(nn.Dense, width, kernel_init=embeddings.dense_init, **types)
+            dense = functools.partial(ops.Dense, width, kernel_init=embeddings.dense_init, **types)
             h = dense(name="class_time_0")(features(embeddings.time_labels(cond, batch, times.dtype)))
-            emb = emb + dense(name="class_time_1")(nn.silu(h))
+            emb = emb + dense(name="class_time_1")(ops.silu(h))
         elif self.class_vectors:
             if jnp.shape(cond) != (batch, width):
                 raise ValueError(f"cond must have shape [{batch}, {width}] (class_vectors); got {jnp.shape(cond)}")

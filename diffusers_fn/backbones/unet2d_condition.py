@@ -1,5 +1,7 @@
 """The text-conditioned U-Net of latent diffusion: Stable Diffusion 1.x, 2.x and XL."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,14 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, conditions, embeddings
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.attention import SpatialTransformer
+from diffusers_fn.backbones import blocks, conditions, embeddings, ops, walks
+from diffusers_fn.backbones.spatial_transformer import SpatialTransformer
+
+__all__ = ["EmbeddingMLP", "UNet2DCondition"]
 
 Depth = int | Sequence[int]  # of a level's transformers: one for all of them, or one for each
 
 
-class UNet2DCondition(nn.Module):
+class UNet2DCondition(ops.ConvNetwork):
     """Computes a denoiser's output [B, H, W, C'] for x [B, H, W, C], labels t [] or [B] and a context of tokens.
 
     A U-Net of residual blocks, each followed by a transformer over its pixels that also attends to a context
@@ -109,13 +112,10 @@ class UNet2DCondition(nn.Module):
     time_freq_shift: float = 0.0
     downsample_padding: tuple[int, int] = (1, 1)
     remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
-    def sd1(cls, **fields: Any) -> "UNet2DCondition":
+    def sd1(cls, **fields: Any) -> UNet2DCondition:
         """Returns the U-Net of Stable Diffusion 1.1 to 1.5, 859,520,964 parameters; fields replace its own.
 
         >>> UNet2DCondition.sd1(in_channels=9).context_width  # with 9 channels: inpainting
@@ -124,7 +124,7 @@ class UNet2DCondition(nn.Module):
         return cls(**fields)
 
     @classmethod
-    def sd2(cls, **fields: Any) -> "UNet2DCondition":
+    def sd2(cls, **fields: Any) -> UNet2DCondition:
         """Returns the U-Net of Stable Diffusion 2.0 and 2.1, 865,910,724 parameters; fields replace its own.
 
         >>> UNet2DCondition.sd2().context_width
@@ -134,7 +134,7 @@ class UNet2DCondition(nn.Module):
         return cls(**(own | fields))
 
     @classmethod
-    def sdxl(cls, **fields: Any) -> "UNet2DCondition":
+    def sdxl(cls, **fields: Any) -> UNet2DCondition:
         """Returns the base U-Net of Stable Diffusion XL, 2,567,463,684 parameters; fields replace its own.
 
         >>> UNet2DCondition.sdxl().transformer_depths
@@ -150,64 +150,56 @@ class UNet2DCondition(nn.Module):
     ) -> jax.Array:
         self._check(x)
         cond = conditions.checked(cond, self, x.shape[0])
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output}
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
-        res_block: Callable[..., Any] = functools.partial(
-            blocks.ResBlock,
-            dropout=self.dropout,
-            scale_shift=self.scale_shift_norm,
-            norm_eps=self.norm_eps,
-            conv=conv,
-            **norm,
-            **types,
-        )
-        transformer: Callable[..., Any] = functools.partial(
-            SpatialTransformer, attention_fn=self.attention_fn, remat=self.remat, **norm, **types
-        )
+        widths, num_blocks = self.widths, self.per_level("num_res_blocks")
         heads, only_cross = self.per_level("num_heads"), self.per_level("only_cross_attention")
-        last, out_dtype = len(self.widths) - 1, jnp.promote_types(x.dtype, jnp.float32)
+        out_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         emb = self._embed(x, t, cond)
         context, mask = self._context(cond)
+        sizes: dict[int, tuple[int, ...]] = {}  # of the levels that are halved
 
-        def residual(h: jax.Array, width: int, name: str) -> jax.Array:
-            return blocks.rematerialised(res_block(width, name=name), self.remat)(h, emb, train=train)
+        def block(h: jax.Array, way: str, level: int, i: int) -> jax.Array:
+            h = self._res_block(widths[level], f"{way}_{level}_block_{i}")(h, emb, train=train)
+            depth, name = self.depths(level, up=way == "up")[i], f"{way}_{level}_transformer_{i}"
+            return self._transformer(depth, heads[level], only_cross[level], name)(h, context, mask) if depth else h
 
-        h = conv(self.widths[0], name="conv_in")(x)
-        saved = [h]
-        for level, width in enumerate(self.widths):
-            for i, depth in enumerate(self.depths(level)):
-                h = residual(h, width, f"down_{level}_block_{i}")
-                if depth:
-                    name = f"down_{level}_transformer_{i}"
-                    h = transformer(depth, heads[level], only_cross[level], name=name)(h, context, mask)
-                saved.append(h)
-            if level < last:
-                h = conv(width, stride=2, padding=self.downsample_padding, name=f"down_{level}_downsample")(h)
-                saved.append(h)
+        def downsample(h: jax.Array, level: int) -> jax.Array:
+            sizes[level] = h.shape[1:3]
+            padding = (self.downsample_padding,) * 2
+            return self._conv(widths[level], f"down_{level}_downsample", strides=2, padding=padding)(h)
+
+        def upsample(h: jax.Array, level: int) -> jax.Array:
+            height, width = sizes[level - 1]
+            return self._conv(widths[level], f"up_{level}_upsample")(blocks.nearest(h)[:, :height, :width])
+
+        h = self._conv(widths[0], "conv_in")(x)
+        saved = walks.walk_down(h, num_blocks, block, downsample)
+        h = saved[-1]
         saved = conditions.add_residuals("down_residuals", saved, cond.get("down_residuals"))
 
         if self.mid_depth is not None:
-            h = residual(h, self.widths[-1], "mid_block_0")
-            h = transformer(self.mid_depth, heads[-1], name="mid_transformer")(h, context, mask)
-            h = residual(h, self.widths[-1], "mid_block_1")
+            h = self._res_block(widths[-1], "mid_block_0")(h, emb, train=train)
+            h = self._transformer(self.mid_depth, heads[-1], False, "mid_transformer")(h, context, mask)
+            h = self._res_block(widths[-1], "mid_block_1")(h, emb, train=train)
         if "mid_residual" in cond:
             (h,) = conditions.add_residuals("mid_residual", [h], [cond["mid_residual"]])
 
-        for level, width in reversed(list(enumerate(self.widths))):
-            for i, depth in enumerate(self.depths(level, up=True)):
-                h = jnp.concatenate([h, saved.pop()], axis=-1)
-                h = residual(h, width, f"up_{level}_block_{i}")
-                if depth:
-                    name = f"up_{level}_transformer_{i}"
-                    h = transformer(depth, heads[level], only_cross[level], name=name)(h, context, mask)
-            if level > 0:
-                height, breadth = saved[-1].shape[1:3]
-                h = conv(width, name=f"up_{level}_upsample")(blocks.nearest(h)[:, :height, :breadth])
+        h = walks.walk_up(h, saved, num_blocks, block, upsample)
+        h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **self.types)(h))
+        h = self._conv(self.out_channels, "conv_out", kernel_init=out_init)(h)
+        return h.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
-        last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
-        return conv(self.out_channels, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)
+    def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        return ops.Conv(features, (3, 3), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
+
+    def _res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
+        fields |= {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        return blocks.rematerialised(blocks.ResBlock(features, name=name, **fields), self.remat)
+
+    def _transformer(self, depth: int, heads: int, only_cross: bool, name: str) -> Callable[..., jax.Array]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output, **self.types}
+        fields |= {"attention_fn": self.attention_fn, "remat": self.remat}
+        return SpatialTransformer(depth, heads, only_cross, name=name, **fields)
 
     def per_level(self, field: str) -> tuple[Any, ...]:
         """Returns a field's value for each level; ValueError if it is a sequence of another length.
@@ -243,15 +235,14 @@ class UNet2DCondition(nn.Module):
         """Returns the tokens [B, M, context_width] of the attentions, and their mask [B, 1, 1, M] if any."""
         context, mask = cond.get("context"), cond.get("context_mask")
         if context is not None and self.text_width is not None:
-            types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": embeddings.dense_init}
-            context = nn.Dense(self.context_width, name="text_projection", **types)(context)
+            init = embeddings.dense_init
+            context = ops.Dense(self.context_width, kernel_init=init, name="text_projection", **self.types)(context)
         return context, None if mask is None else mask.astype(bool)[:, None, None, :]
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
         """Returns the embedding [B, embedding_width] of time, classes and sizes that every block receives."""
-        batch, dtype = x.shape[0], jnp.promote_types(self.dtype, jnp.float32)
+        batch, types, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
         width = 4 * self.widths[0] if self.embedding_width is None else self.embedding_width
-        types = {"dtype": dtype, "param_dtype": self.param_dtype}
         mlp: Callable[..., Any] = functools.partial(EmbeddingMLP, width, **types)
         sinusoids = functools.partial(
             embeddings.sinusoidal_features, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
@@ -260,14 +251,14 @@ class UNet2DCondition(nn.Module):
         features = sinusoids(embeddings.time_labels(t, batch, dtype), self.widths[0])
         if self.time_cond_width is not None:
             time_cond = cond.get("timestep_cond", jnp.zeros([batch, self.time_cond_width], dtype))
-            projection = nn.Dense(self.widths[0], False, name="time_cond", kernel_init=embeddings.dense_init, **types)
+            projection = ops.Dense(self.widths[0], False, name="time_cond", kernel_init=embeddings.dense_init, **types)
             features = features + projection(time_cond)
         emb = mlp(name="time_embedding")(features)
 
         labels = cond.get("class_labels")
         if self.num_classes is not None:
             init = nn.initializers.normal(1.0)
-            table = embeddings.Embed(self.num_classes, width, embedding_init=init, name="class_table", **types)
+            table = ops.Embed(self.num_classes, width, embedding_init=init, name="class_table", **types)
             emb = emb + table(conditions.table_rows(labels, self.num_classes, batch))
         elif self.class_time:
             labels = sinusoids(embeddings.time_labels(labels, batch, dtype), self.widths[0])
@@ -317,7 +308,7 @@ class UNet2DCondition(nn.Module):
             )
 
 
-class EmbeddingMLP(nn.Module):
+class EmbeddingMLP(ops.Module):
     """Computes Dense(silu(Dense(features))): [B, F] -> [B, width].
 
     >>> mlp = EmbeddingMLP(16)
@@ -326,11 +317,8 @@ class EmbeddingMLP(nn.Module):
     """
 
     width: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": embeddings.dense_init}
-        h = nn.Dense(self.width, name="dense_0", **types)(features)
-        return nn.Dense(self.width, name="dense_1", **types)(nn.silu(h))
+        dense = functools.partial(ops.Dense, self.width, kernel_init=embeddings.dense_init, **self.types)
+        return dense(name="dense_1")(ops.silu(dense(name="dense_0")(features)))

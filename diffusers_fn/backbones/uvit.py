@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, transformer
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.dense import dot_general
-from diffusers_fn.backbones.dropout import Dropout
-from diffusers_fn.backbones.norms import LayerNorm
+from diffusers_fn.backbones import blocks, embeddings, ops, patches, transformer
+
+__all__ = ["Block", "UViT"]
 
 
-class UViT(nn.Module):
+class UViT(ops.ConvNetwork):
     """Computes a denoiser's output [B, H, W, C] for noisy images x [B, H, W, C] at time labels t [] or [B].
 
     The tokens are [class, time, patches], or [time, text, patches], with learned positions. The blocks are ordinary
@@ -78,10 +75,7 @@ class UViT(nn.Module):
     conv_out: bool = True
     zero_init_output: bool = False
     remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
     def S(cls, **fields: Any) -> UViT:
@@ -111,67 +105,62 @@ class UViT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         self._check(x)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        patch = transformer.PatchEmbed(self.patch_size, self.hidden_size, torch_init, name="patch", **types)
+        out_channels = x.shape[-1] * (1 + self.learned_variance)
+        zeros = nn.initializers.zeros if self.zero_init_output else None  # of the last layer
+        patch = patches.PatchEmbed(
+            self.hidden_size, patch_size=self.patch_size, kernel_init=torch_init, name="patch", **self.types
+        )
 
         tokens = [*self._extra_tokens(x, t, cond), patch(x)]
         extras = sum(token.shape[1] for token in tokens[:-1])
         h = jnp.concatenate([token.astype(self.dtype) for token in tokens], axis=1)
         h = h + self.param("positions", init, h.shape[1:], self.param_dtype).astype(self.dtype)[None]
 
-        make: Callable[..., Any] = functools.partial(
-            Block,
+        saved = []
+        for i in range(self.depth // 2):
+            h = self._block(f"in_{i}")(h, None, train=train)
+            saved.append(h)
+        h = self._block("mid")(h, None, train=train)
+        for i in range(self.depth // 2):
+            skip = saved.pop() if self.long_skips else None
+            h = self._block(f"out_{i}")(h, skip, train=train)
+        h = ops.array(ops.LayerNorm(EPS, name="norm_out", **self.types)(h))[:, extras:]
+
+        dense_init = init if self.conv_out else zeros or init
+        h = ops.Dense(self.patch_size**2 * out_channels, kernel_init=dense_init, name="dense_out", **self.types)(h)
+        h = patches.unpatchify(h, self.patch_size, x.shape[1], x.shape[2])
+        if self.conv_out:
+            h = ops.Conv(out_channels, (3, 3), kernel_init=zeros or torch_init, name="conv_out", **self.types)(h)
+        return h.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def _block(self, name: str) -> Callable[..., jax.Array]:
+        block = Block(
             num_heads=self.num_heads,
-            mlp_hidden=int(self.hidden_size * self.mlp_ratio),
+            mlp_hidden_size=int(self.hidden_size * self.mlp_ratio),
             dropout=self.dropout,
             qkv_bias=self.qkv_bias,
             attention_fn=self.attention_fn,
-            **types,
+            name=name,
+            **self.types,
         )
-
-        def block(h: jax.Array, skip: jax.Array | None, name: str) -> jax.Array:
-            return blocks.rematerialised(make(name=name), self.remat)(h, skip, train=train)
-
-        saved = []
-        for i in range(self.depth // 2):
-            h = block(h, None, f"in_{i}")
-            saved.append(h)
-        h = block(h, None, "mid")
-        for i in range(self.depth // 2):
-            h = block(h, saved.pop() if self.long_skips else None, f"out_{i}")
-        h = LayerNorm(EPS, name="norm_out", **types)(h)
-
-        channels = 2 * x.shape[-1] if self.learned_variance else x.shape[-1]
-        last_init = nn.initializers.zeros if self.zero_init_output else None
-        dense_init = init if self.conv_out else last_init or init
-        h = nn.Dense(self.patch_size**2 * channels, kernel_init=dense_init, name="dense_out", **types)(h[:, extras:])
-        h = transformer.unpatchify(h, self.patch_size, x.shape[1], x.shape[2])
-        if self.conv_out:
-            last_init = last_init or torch_init
-            conv = blocks.Conv3x3(channels, kernel_init=last_init, native=self.native_conv, name="conv_out", **types)
-            h = conv(h)
-        return h.astype(out_dtype)
+        return blocks.rematerialised(block, self.remat)
 
     def _extra_tokens(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> list[jax.Array]:
         """Returns the tokens before the patches: [class, time] or [time, text], each [B, l, hidden_size]."""
-        dtype, batch = jnp.promote_types(self.dtype, jnp.float32), x.shape[0]
-        precise = {"dtype": dtype, "param_dtype": self.param_dtype}
+        batch, precise, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
         time = embeddings.sinusoidal_features(embeddings.time_labels(t, batch, dtype), self.hidden_size, cos_first=True)
         if self.time_mlp:
-            time = nn.Dense(4 * self.hidden_size, kernel_init=init, name="time_0", **precise)(time)
-            time = nn.Dense(self.hidden_size, kernel_init=init, name="time_1", **precise)(nn.silu(time))
+            time = ops.Dense(4 * self.hidden_size, kernel_init=init, name="time_0", **precise)(time)
+            time = ops.Dense(self.hidden_size, kernel_init=init, name="time_1", **precise)(ops.silu(time))
         time = time[:, None]
         if self.text_shape is not None:
-            types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
             text = self._check_text(cond, batch)
-            return [time, nn.Dense(self.hidden_size, kernel_init=init, name="text", **types)(text)]
+            return [time, ops.Dense(self.hidden_size, kernel_init=init, name="text", **self.types)(text)]
         labels = embeddings.class_labels(cond, self.num_classes, batch, null_class=self.null_class)
         if labels is None or self.num_classes is None:
             return [time]
-        rows = self.num_classes + self.null_class
-        table_init = nn.initializers.normal(1.0)
-        table = embeddings.Embed(rows, self.hidden_size, embedding_init=table_init, name="class_table", **precise)
+        rows, table_init = self.num_classes + self.null_class, nn.initializers.normal(1.0)
+        table = ops.Embed(rows, self.hidden_size, embedding_init=table_init, name="class_table", **precise)
         return [table(labels)[:, None], time]
 
     def _check(self, x: jax.Array) -> None:
@@ -208,39 +197,33 @@ init = nn.initializers.normal(0.02)  # the authors truncate it at a hundred stan
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of the layers that the authors left alone
 
 
-class Block(nn.Module):
+class Block(ops.Module):
     """Computes one block of `UViT` for tokens h [B, L, D], after mixing in a skip of that shape where there is one.
 
         h <- h + attention(norm(h)),    h <- h + mlp(norm(h))
 
-    >>> block = Block(num_heads=2, mlp_hidden=16)
+    >>> block = Block(num_heads=2, mlp_hidden_size=16)
     >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 5, 8])
     >>> jax.eval_shape(block.init, *args)["params"]["skip"]["kernel"].shape
     (16, 8)
     """
 
     num_heads: int
-    mlp_hidden: int
+    mlp_hidden_size: int
     dropout: float = 0.0
     qkv_bias: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, h: jax.Array, skip: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = functools.partial(LayerNorm, EPS, **types)
-        drop = Dropout(self.dropout, deterministic=not train)
-        inner = {"kernel_init": init, **types}
+        fields: dict[str, Any] = {"kernel_init": init, **self.types}
         attention = transformer.Attention(
-            self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **inner
+            self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **fields
         )
-        mlp = transformer.FeedForward(self.mlp_hidden, name="mlp", **inner)
+        mlp = transformer.FeedForward(self.mlp_hidden_size, name="mlp", **fields)
+        drop = ops.Dropout(self.dropout, deterministic=not train)
 
         if skip is not None:
-            h = nn.Dense(h.shape[-1], name="skip", dot_general=dot_general, **inner)(
-                jnp.concatenate([h, skip], axis=-1)
-            )
-        h = h + drop(attention(norm(name="norm_0").deferred(h)))
-        return h + drop(mlp(norm(name="norm_1").deferred(h)))
+            h = ops.Dense(h.shape[-1], name="skip", **fields)(jnp.concatenate([h, skip], axis=-1))
+        h = h + drop(attention(ops.LayerNorm(EPS, name="norm_0", **self.types)(h)))
+        return h + drop(mlp(ops.LayerNorm(EPS, name="norm_1", **self.types)(h)))

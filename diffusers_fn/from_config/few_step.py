@@ -30,7 +30,7 @@ Loss = Callable[..., tuple[jax.Array, Metrics]]
 def wrap_network(config: ConfigDict, module: nn.Module) -> nn.Module:
     """Returns the backbone as the objective needs it: told of two times for mean flows."""
     if config.loss.objective == "mean_flow":
-        return backbones.TwoTimes(module, label_scale=float(config.noise_schedule.noise_steps))
+        return backbones.TwoTimeConditioned(module, label_scale=float(config.noise_schedule.noise_steps))
     return module
 
 

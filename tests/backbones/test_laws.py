@@ -71,7 +71,7 @@ SHAPES = {"unet1d": [2, 8, 3]}  # of x; [2, 8, 8, 3] for all others
 ELSEWHERE = [
     "MLPClassifier",
     "SimpleAutoencoder",
-    "TwoTimes",
+    "TwoTimeConditioned",
     "SelfConditioned",
     "AutoencoderKL",
     "Classifier",

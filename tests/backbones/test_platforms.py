@@ -13,7 +13,7 @@ import test_unet_laws
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusers_fn.backbones.dropout import Dropout
+from diffusers_fn.backbones.ops import Dropout
 
 NETS = {**test_unet_laws.CASES, **calls.CALLS, **test_dit.NETS}
 

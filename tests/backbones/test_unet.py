@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusers_fn.backbones import SuperResolution, UNet, blocks
+from diffusers_fn.backbones.ops.conv import conv2d
 
 TINY = UNet(
     image_size=8,
@@ -167,11 +168,11 @@ def test_convolution_is_a_correlation_at_the_right_pixel():
     """A kernel with one tap moves the picture by that tap."""
     x = jnp.asarray(np.random.default_rng(4).standard_normal([1, 6, 6, 2]), jnp.float32)
     kernel = jnp.zeros([3, 3, 2, 2]).at[0, 2].set(jnp.eye(2))
-    out = blocks.conv2d(x, kernel, stride=1, padding=(1, 1))
+    out = conv2d(x, kernel, stride=1, padding=(1, 1))
     np.testing.assert_array_equal(out[0, 1:, :-1], x[0, :-1, 1:])
     np.testing.assert_array_equal(out[0, 0], 0.0)
     np.testing.assert_array_equal(out[0, :, -1], 0.0)
-    strided = blocks.conv2d(x, kernel, stride=2, padding=(0, 1))  # window (i, j) starts at pixel (2 i, 2 j)
+    strided = conv2d(x, kernel, stride=2, padding=(0, 1))  # window (i, j) starts at pixel (2 i, 2 j)
     np.testing.assert_array_equal(strided[0, :, :2], x[0, ::2, 2::2])
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffusers_fn.backbones.apart import compiled_apart
-from diffusers_fn.backbones.platforms import by_platform
+from diffusers_fn.backbones.ops.apart import compiled_apart
+from diffusers_fn.backbones.ops.platforms import by_platform
 
 _LARGE = 1 << 23  # weights of several heads that are held at a time: 32 megabytes
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 
-class TwoTimes(nn.Module):
+class TwoTimeConditioned(nn.Module):
     """Computes an output [B, ..., C] for x [B, ..., C] at a pair of times: where x is, and where a step from it goes.
 
     The net sees x with one more channel, which holds t - r, and its output for that channel is dropped, so any backbone
@@ -22,7 +22,7 @@ class TwoTimes(nn.Module):
       label_scale: what t - r is divided by for its channel, where labels are larger than times: 1000 for timesteps.
 
     >>> from diffusers_fn.backbones import MLP
-    >>> module, x = TwoTimes(MLP(width=8, depth=1, embedding_width=8)), jnp.zeros([3, 4])
+    >>> module, x = TwoTimeConditioned(MLP(width=8, depth=1, embedding_width=8)), jnp.zeros([3, 4])
     >>> out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x, (jnp.ones([3]), jnp.zeros([3])))
     >>> out.shape
     (3, 4)

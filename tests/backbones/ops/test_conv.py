@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import diffusers_fn as dfn
-from diffusers_fn.backbones import winograd
-from diffusers_fn.backbones.conv import _best_way, conv2d
+from diffusers_fn.backbones.ops import winograd
+from diffusers_fn.backbones.ops.conv import _best_way, conv2d
 
 # (shape of x, shape of the kernel, stride, padding), and what computes it on a CPU
 CASES = {

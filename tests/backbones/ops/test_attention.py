@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones import attend
-from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones.ops import attention, dot_product_attention
 
 # (B, L, M, heads, D) and the shape of a mask
 CASES = {
@@ -24,7 +23,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def few_weights_are_large(monkeypatch):
-    monkeypatch.setattr(attend, "_LARGE", 1 << 16)
+    monkeypatch.setattr(attention, "_LARGE", 1 << 16)
 
 
 def make(name, dtype=np.float32):

@@ -8,26 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones.apart import compiled_apart
-from diffusers_fn.backbones.blocks import Conv3x3, ResBlock
-from diffusers_fn.backbones.norms import GroupNorm, LayerNorm
+from diffusers_fn.backbones import ops
+from diffusers_fn.backbones.blocks import ResBlock
+from diffusers_fn.backbones.ops.apart import compiled_apart
 from diffusers_fn.backbones.transformer import Attention, FeedForward
 
 
-class Layer(nn.Module):
+class Layer(ops.ConvNetwork):
     """conv(silu(film(norm(x)))), with the norm in the convolution or before it."""
 
     waits: bool
     features: int
-    native: bool = False
 
     @nn.compact
     def __call__(self, x, *film):
-        norm = GroupNorm(4, name="norm")
-        conv = Conv3x3(self.features, native=self.native, name="conv")
+        h = ops.GroupNorm(4, name="norm")(x)
+        conv = ops.Conv(self.features, (3, 3), name="conv")
         if self.waits:
-            return conv(norm.deferred(x, *film, activation=nn.silu))
-        h = norm(x)
+            return conv(ops.silu(ops.modulate(h, *film) if film else h))
+        h = ops.array(h)
         return conv(nn.silu(h * (1 + film[0]) + film[1] if film else h))
 
 
@@ -40,10 +39,11 @@ class TokenLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, *film):
-        norm = LayerNorm(1e-3, self.affine, name="norm")
+        h = ops.LayerNorm(1e-3, use_bias=self.affine, use_scale=self.affine, name="norm")(x)
         if self.waits:
-            return self.inner(norm.deferred(x, *film))
-        return self.inner(norm(x) * (1 + film[0]) + film[1] if film else norm(x))
+            return self.inner(ops.modulate(h, *film) if film else h)
+        h = ops.array(h)
+        return self.inner(h * (1 + film[0]) + film[1] if film else h)
 
 
 def check_equal(waiting, plain, x, film, key):
@@ -69,7 +69,7 @@ def test_waiting_changes_no_number_and_no_derivative(side, features, films, nati
     keys = jax.random.split(jax.random.key(0), 4)
     x = 1 + jax.random.normal(keys[0], [4, side, side, 16])
     film = [jax.random.normal(key, [4, 1, 1, 16]) for key in keys[1 : 1 + films]]
-    waiting, plain = (Layer(waits, features, native) for waits in (True, False))
+    waiting, plain = (Layer(waits, features, native_conv=native) for waits in (True, False))
     check_equal(waiting, plain, x, film, keys[3])
 
 
