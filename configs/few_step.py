@@ -24,7 +24,7 @@ from configs.default import customise, default_config, pick
 # derivative is a thousand times as large, and so is its noise.
 LABELS = 1
 
-MLP = {"name": "mlp", "width": 256, "depth": 4, "num_classes": 10}
+MLP = {"name": "mlp", "hidden_size": 256, "depth": 4, "num_classes": 10}
 TRAINING = {"batch_size": 128, "learning_rate": 1e-3, "ema_decay": 0.9995}
 # A prediction of x0 on the way is not the last word: clipped, the samples of more steps are less varied.
 SAMPLER = {"skip_type": "trailing", "num_inference_steps": 2, "clip_denoised": False}

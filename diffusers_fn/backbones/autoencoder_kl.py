@@ -14,6 +14,7 @@ import numpy as np
 from diffusers_fn.backbones import blocks, ops, walks
 from diffusers_fn.backbones.diagonal_gaussian import LOGVAR_RANGE
 from diffusers_fn.backbones.embeddings import dense_init
+from diffusers_fn.backbones.sizes import level_channels
 
 __all__ = ["AutoencoderKL", "Decoder", "Encoder", "PlainResBlock"]
 
@@ -32,7 +33,7 @@ class AutoencoderKL(ops.ConvNetwork):
 
     Fields:
       in_channels, out_channels, latent_channels: C before, C after, and Z.
-      channels: the width of every level.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level of the encoder.
       attention_levels: levels whose blocks are followed by attention.
       mid_attention: whether attention is at the bottom.
@@ -48,7 +49,7 @@ class AutoencoderKL(ops.ConvNetwork):
 
     Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
 
-    >>> net = AutoencoderKL(channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> net = AutoencoderKL(channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2)
     >>> shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros([1, 8, 12, 3]))
     >>> mean, logvar = jax.eval_shape(lambda v, x: net.apply(v, x, method="encode"), shapes, jnp.zeros([1, 8, 12, 3]))
     >>> mean.shape, jax.eval_shape(lambda v, z: net.apply(v, z, method="decode"), shapes, mean).shape
@@ -58,7 +59,8 @@ class AutoencoderKL(ops.ConvNetwork):
     in_channels: int = 3
     out_channels: int = 3
     latent_channels: int = 4
-    channels: Sequence[int] = (128, 256, 512, 512)
+    channels: int = 128
+    channel_multipliers: Sequence[float] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     attention_levels: Sequence[int] = ()
     mid_attention: bool = True
@@ -75,17 +77,16 @@ class AutoencoderKL(ops.ConvNetwork):
     attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     def setup(self) -> None:
-        if not self.channels or self.num_res_blocks < 1:
+        if not self.channel_multipliers or self.num_res_blocks < 1:
             raise ValueError(
-                "channels must not be empty and num_res_blocks must be at least 1; got "
-                f"{tuple(self.channels)} and {self.num_res_blocks}"
+                "channel_multipliers must not be empty and num_res_blocks must be at least 1; got "
+                f"{tuple(self.channel_multipliers)} and {self.num_res_blocks}"
             )
-        if not set(self.attention_levels) <= set(range(len(self.channels))):
-            raise ValueError(
-                f"attention_levels must lie in 0 .. {len(self.channels) - 1}; got {tuple(self.attention_levels)}"
-            )
+        last = len(self.channel_multipliers) - 1
+        if not set(self.attention_levels) <= set(range(last + 1)):
+            raise ValueError(f"attention_levels must lie in 0 .. {last}; got {tuple(self.attention_levels)}")
         fields: dict[str, Any] = {
-            "channels": self.channels,
+            "widths": tuple(self.widths()),
             "num_res_blocks": self.num_res_blocks,
             "attention_levels": self.attention_levels,
             "mid_attention": self.mid_attention,
@@ -103,13 +104,21 @@ class AutoencoderKL(ops.ConvNetwork):
         if self.post_quant_conv:
             self.post_quant = dense(self.latent_channels)
 
+    def widths(self) -> list[int]:
+        """Returns the channels of each level.
+
+        >>> AutoencoderKL().widths()
+        [128, 256, 512, 512]
+        """
+        return level_channels(self.channels, self.channel_multipliers)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the image [B, H, W, C] that the mean latent of x decodes to."""
         return self.decode(self.encode(x)[0])
 
     def moments(self, x: jax.Array) -> jax.Array:
         """Returns [mean, log-variance] as they leave the network, [B, H / f, W / f, 2 Z]: nothing is clipped."""
-        factor = 2 ** (len(self.channels) - 1)
+        factor = 2 ** (len(self.channel_multipliers) - 1)
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise ValueError(f"x must have shape [B, H, W, {self.in_channels}]; got {list(x.shape)}")
         if x.shape[1] % factor or x.shape[2] % factor:
@@ -153,10 +162,10 @@ class AutoencoderKL(ops.ConvNetwork):
 
 
 class _Half(ops.Module):
-    """The fields and the parts of the encoder and the decoder. Fields as those of `AutoencoderKL`."""
+    """The fields and the parts of the encoder and the decoder: those of `AutoencoderKL`, and the channels per level."""
 
     features: int
-    channels: Sequence[int]
+    widths: Sequence[int]
     num_res_blocks: int
     attention_levels: Sequence[int] = ()
     mid_attention: bool = True
@@ -169,7 +178,7 @@ class _Half(ops.Module):
         return ops.Conv(features, (3, 3), kernel_init=dense_init, name=name, **fields, **self.types)
 
     def block(self, h: jax.Array, way: str, level: int, i: int) -> jax.Array:
-        h = self.res_block(self.channels[level], f"{way}_{level}_block_{i}")(h)
+        h = self.res_block(self.widths[level], f"{way}_{level}_block_{i}")(h)
         return self.attention(f"{way}_{level}_attention_{i}")(h) if level in self.attention_levels else h
 
     def res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
@@ -182,9 +191,9 @@ class _Half(ops.Module):
         return blocks.rematerialised(block, self.remat)
 
     def middle(self, h: jax.Array) -> jax.Array:
-        h = self.res_block(self.channels[-1], "mid_block_0")(h)
+        h = self.res_block(self.widths[-1], "mid_block_0")(h)
         h = self.attention("mid_attention")(h) if self.mid_attention else h
-        return self.res_block(self.channels[-1], "mid_block_1")(h)
+        return self.res_block(self.widths[-1], "mid_block_1")(h)
 
     def out(self, h: jax.Array) -> jax.Array:
         h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **self.types)(h))
@@ -194,7 +203,7 @@ class _Half(ops.Module):
 class Encoder(_Half):
     """Computes features [B, H / f, W / f, features] of images [B, H, W, C]. Fields as those of `AutoencoderKL`.
 
-    >>> net = Encoder(8, channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> net = Encoder(8, widths=(4, 8), num_res_blocks=1, norm_groups=2)
     >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones([1, 8, 8, 3]))[0].shape
     (1, 4, 4, 8)
     """
@@ -203,25 +212,25 @@ class Encoder(_Half):
     def __call__(self, x: jax.Array) -> jax.Array:
         def downsample(h: jax.Array, level: int) -> jax.Array:
             padding = ((0, 1), (0, 1))
-            return self.conv(self.channels[level], f"down_{level}_downsample", strides=2, padding=padding)(h)
+            return self.conv(self.widths[level], f"down_{level}_downsample", strides=2, padding=padding)(h)
 
-        h = self.conv(self.channels[0], "conv_in")(x)
-        h = walks.walk_down(h, [self.num_res_blocks] * len(self.channels), self.block, downsample)[-1]
+        h = self.conv(self.widths[0], "conv_in")(x)
+        h = walks.walk_down(h, [self.num_res_blocks] * len(self.widths), self.block, downsample)[-1]
         return self.out(self.middle(h))
 
 
 class Decoder(_Half):
     """Computes images [B, H, W, features] from latents [B, H / f, W / f, Z]. Fields as those of `AutoencoderKL`.
 
-    >>> net = Decoder(3, channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> net = Decoder(3, widths=(4, 8), num_res_blocks=1, norm_groups=2)
     >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones([1, 4, 4, 4]))[0].shape
     (1, 8, 8, 3)
     """
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        h = self.middle(self.conv(self.channels[-1], "conv_in")(z))
-        for level, width in reversed(list(enumerate(self.channels))):
+        h = self.middle(self.conv(self.widths[-1], "conv_in")(z))
+        for level, width in reversed(list(enumerate(self.widths))):
             for i in range(self.num_res_blocks + 1):
                 h = self.block(h, "up", level, i)
             if level > 0:

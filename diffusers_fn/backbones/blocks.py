@@ -36,7 +36,7 @@ class ResBlock(ops.Module):
     residual is norm, silu, conv, norm, silu, dropout, conv; the result has `features` channels. skip is a 1x1
     convolution where C is another number of channels or with project_skip, else the identity. The embedding
     is added before the second norm as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239, appendix B),
-    or with scale_shift enters after it as norm(h) (1 + scale) + shift (Nichol and Dhariwal, "Improved
+    or with scale_shift_norm enters after it as norm(h) (1 + scale) + shift (Nichol and Dhariwal, "Improved
     Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672). `resample`
     (average_pool, nearest or None) acts on both branches before their convolutions, as in ADM (Dhariwal and
     Nichol 2021, https://arxiv.org/abs/2105.05233). `activation` replaces silu, and kernel_size that of the
@@ -50,7 +50,7 @@ class ResBlock(ops.Module):
 
     features: int
     dropout: float = 0.0
-    scale_shift: bool = False
+    scale_shift_norm: bool = False
     resample: Callable[[jax.Array], jax.Array] | None = None
     norm_groups: int | Callable[[int], int] = 32
     norm_eps: float = 1e-6
@@ -73,9 +73,9 @@ class ResBlock(ops.Module):
             h, x = self.resample(ops.array(h)), self.resample(x)
         h = conv(kernel_init=dense_init, name="conv_0")(h)
 
-        emb = dense(self.features * (1 + self.scale_shift), name="emb")(activation(emb))
+        emb = dense(self.features * (1 + self.scale_shift_norm), name="emb")(activation(emb))
         emb = jnp.expand_dims(emb, range(1, h.ndim - 1))
-        if self.scale_shift:
+        if self.scale_shift_norm:
             scale, shift = jnp.split(emb, 2, axis=-1)
             h = ops.modulate(norm(name="norm_1")(h), scale, shift)
         else:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, ops, walks
+from diffusers_fn.backbones.sizes import level_channels
 
 __all__ = ["POOLS", "AttentionPool", "Classifier"]
 
@@ -39,7 +40,7 @@ class Classifier(ops.ConvNetwork):
       pool: "attention", what one more query, the mean of the last activations, attends to; "adaptive", their mean;
         "spatial" and "spatial_v2", a perceptron with one hidden layer on the means of all activations, the second
         normalised.
-      pool_width: of that hidden layer.
+      pool_hidden_size: of that hidden layer.
       zero_init_output: start with every block as its skip connection, and with zero logits if pool="adaptive".
       scale_shift_norm, resblock_updown, resample_conv, norm_groups, norm_eps, time_cos_first, time_freq_shift,
         downsample_padding, new_attention_order, remat, native_conv, attention_fn, dtype, param_dtype: as in `UNet`.
@@ -65,7 +66,7 @@ class Classifier(ops.ConvNetwork):
     resblock_updown: bool = True
     resample_conv: bool = True
     pool: str = "attention"
-    pool_width: int = 2048
+    pool_hidden_size: int = 2048
     dropout: float = 0.0
     zero_init_output: bool = True
     norm_groups: int = 32
@@ -110,7 +111,7 @@ class Classifier(ops.ConvNetwork):
         >>> Classifier().widths()
         [128, 256, 384, 512]
         """
-        return walks.level_channels(self.channels, self.channel_multipliers)
+        return level_channels(self.channels, self.channel_multipliers)
 
     def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
         return ops.Conv(features, (3, 3), name=name, kernel_init=embeddings.dense_init, **self.types, **fields)
@@ -120,8 +121,9 @@ class Classifier(ops.ConvNetwork):
 
     def _res_block(self, features: int, name: str, resample: Callable[..., Any] | None = None) -> Callable[..., Any]:
         fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
-        fields |= {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "zero_init": self.zero_init_output}
-        return blocks.rematerialised(blocks.ResBlock(features, resample=resample, name=name, **fields), self.remat)
+        fields |= {"scale_shift_norm": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        block = blocks.ResBlock(features, self.dropout, resample=resample, name=name, **fields)
+        return blocks.rematerialised(block, self.remat)
 
     def _attention(self, name: str) -> Callable[..., jax.Array]:
         fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
@@ -135,7 +137,7 @@ class Classifier(ops.ConvNetwork):
         if self.pool.startswith("spatial"):
             wide = jnp.promote_types(self.dtype, jnp.float32)
             h = jnp.concatenate([each.astype(wide).mean((1, 2)) for each in activations], axis=-1)
-            h = dense(self.pool_width, name="pool_hidden")(h)
+            h = dense(self.pool_hidden_size, name="pool_hidden")(h)
             if self.pool == "spatial":
                 return dense(self.num_classes, name="pool_out")(nn.relu(h))
             return dense(self.num_classes, name="pool_out")(ops.silu(self._norm("pool_norm")(h)))

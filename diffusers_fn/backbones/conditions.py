@@ -81,14 +81,14 @@ def add_residuals(name: str, saved: list[jax.Array], residuals: Sequence[jax.Arr
 def _takes(net: Any) -> dict[str, bool]:
     """Returns {name of an input of the network: whether it must be there}."""
     takes: dict[str, bool] = {}
-    levels = range(len(net.widths))
+    levels = range(len(net.channel_multipliers))
     if net.mid_depth is not None or any(any(net.depths(level, up=up)) for level in levels for up in (False, True)):
         takes |= {"context": True, "context_mask": False}
-    if net.num_classes is not None or net.class_time or net.class_vector_width is not None:
+    if net.num_classes is not None or net.class_time or net.class_vector_dim is not None:
         takes["class_labels"] = True
-    if net.text_time_widths is not None:
+    if net.text_time_dims is not None:
         takes |= {"text_embeds": True, "time_ids": True}
-    if net.time_cond_width is not None:
+    if net.time_cond_dim is not None:
         takes["timestep_cond"] = False
     return takes | {"down_residuals": False, "mid_residual": False}
 
@@ -97,14 +97,14 @@ def _shapes(cond: Mapping[str, Any], net: Any, batch: int) -> dict[str, tuple[An
     """Returns {name: shape} of the inputs whose shape is known; a letter stands for a length that is anything."""
     tokens = cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
     shapes: dict[str, tuple[Any, ...]] = {
-        "context": (batch, tokens, net.text_width or net.context_width),
+        "context": (batch, tokens, net.text_dim or net.context_dim),
         "context_mask": (batch, tokens),
-        "timestep_cond": (batch, net.time_cond_width),
+        "timestep_cond": (batch, net.time_cond_dim),
     }
-    if net.class_vector_width is not None:
-        shapes["class_labels"] = (batch, net.class_vector_width)
-    if net.text_time_widths is not None:
-        each, total = net.text_time_widths
+    if net.class_vector_dim is not None:
+        shapes["class_labels"] = (batch, net.class_vector_dim)
+    if net.text_time_dims is not None:
+        each, total = net.text_time_dims
         ids = cond["time_ids"].shape[1] if cond["time_ids"].ndim == 2 else "K"
         shapes["time_ids"] = (batch, ids)
         shapes["text_embeds"] = (batch, total - each * ids if isinstance(ids, int) else "P")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, ops, vector_labels, walks
+from diffusers_fn.backbones.sizes import level_channels
 from diffusers_fn.backbones.song_unet import check_unet, quarter_groups
 
 __all__ = ["DhariwalUNet"]
@@ -31,14 +32,14 @@ class DhariwalUNet(ops.ConvNetwork):
       image_size: the resolution of level 0 that attention_resolutions speaks of.
       channels, channel_multipliers: level i is channels * channel_multipliers[i] wide.
       num_res_blocks: residual blocks per level on the way down.
-      embedding_multiplier: times channels, the width of the embedding.
-      head_width: an attention of C channels has C // head_width heads; where that is zero there is no attention.
-      num_classes, augment_width, label_dropout, zero_init_output, remat, native_conv, attention_fn, dtype,
+      embedding_multiplier: times channels, the features of the embedding.
+      head_dim: an attention of C channels has C // head_dim heads; where that is zero there is no attention.
+      num_classes, augment_dim, label_dropout, zero_init_output, remat, native_conv, attention_fn, dtype,
         param_dtype: as in `SongUNet`.
 
     Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
 
-    >>> unet = DhariwalUNet(image_size=8, channels=8, channel_multipliers=(1, 2), num_res_blocks=1, head_width=8)
+    >>> unet = DhariwalUNet(image_size=8, channels=8, channel_multipliers=(1, 2), num_res_blocks=1, head_dim=8)
     >>> x, t = jnp.zeros([2, 8, 8, 3]), jnp.array([-0.3, 0.4])
     >>> jax.eval_shape(unet.init_with_output, jax.random.key(0), x, t)[0].shape
     (2, 8, 8, 3)
@@ -51,9 +52,9 @@ class DhariwalUNet(ops.ConvNetwork):
     num_res_blocks: int = 3
     attention_resolutions: Sequence[int] = (32, 16, 8)
     embedding_multiplier: int = 4
-    head_width: int = 64
+    head_dim: int = 64
     num_classes: int | None = None
-    augment_width: int | None = None
+    augment_dim: int | None = None
     dropout: float = 0.0
     label_dropout: float = 0.0
     learned_variance: bool = False
@@ -100,12 +101,12 @@ class DhariwalUNet(ops.ConvNetwork):
 
     def _res_block(self, features: int, name: str, resample: Callable[..., Any] | None = None) -> Callable[..., Any]:
         fields: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **self.types}
-        fields |= {"dropout": self.dropout, "scale_shift": True, "zero_init": self.zero_init_output}
+        fields |= {"dropout": self.dropout, "scale_shift_norm": True, "zero_init": self.zero_init_output}
         return blocks.rematerialised(blocks.ResBlock(features, resample=resample, name=name, **fields), self.remat)
 
     def _attention(self, h: jax.Array, name: str) -> jax.Array:
         """Returns h after self-attention; h itself where it has too few channels for a head."""
-        heads = h.shape[-1] // self.head_width
+        heads = h.shape[-1] // self.head_dim
         if heads == 0:
             return h
         fields: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **self.types}
@@ -118,7 +119,7 @@ class DhariwalUNet(ops.ConvNetwork):
         >>> DhariwalUNet().widths()
         [192, 384, 576, 768]
         """
-        return walks.level_channels(self.channels, self.channel_multipliers)
+        return level_channels(self.channels, self.channel_multipliers)
 
     def attends(self, level: int) -> bool:
         """Returns whether the blocks of a level are followed by attention, given that it has a head at all.
@@ -132,15 +133,15 @@ class DhariwalUNet(ops.ConvNetwork):
         """Returns the embedding [B, embedding_multiplier * channels] that every residual block receives."""
         batch, types, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
         dense = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **types)
-        labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_width, batch, dtype)
-        times, width = embeddings.time_labels(t, batch, dtype), self.embedding_multiplier * self.channels
+        labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_dim, batch, dtype)
+        times, dim = embeddings.time_labels(t, batch, dtype), self.embedding_multiplier * self.channels
         features = embeddings.sinusoidal_features(times, self.channels, cos_first=True)
         if augment is not None:
             features = features + dense(self.channels, use_bias=False, name="embedding_augment")(augment)
-        emb = dense(width, name="embedding_1")(ops.silu(dense(width, name="embedding_0")(features)))
+        emb = dense(dim, name="embedding_1")(ops.silu(dense(dim, name="embedding_0")(features)))
         if labels is not None:
             if train and self.label_dropout:
                 labels = vector_labels.kept_labels(labels, self.label_dropout, self.make_rng("dropout"))
             init = nn.initializers.normal(1.0)
-            emb = emb + ops.Dense(width, use_bias=False, kernel_init=init, name="embedding_label", **types)(labels)
+            emb = emb + ops.Dense(dim, use_bias=False, kernel_init=init, name="embedding_label", **types)(labels)
         return emb

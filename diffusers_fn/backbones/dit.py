@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, ops, patches, transformer
+from diffusers_fn.backbones.sizes import scaled
 
 __all__ = ["PUBLISHED", "Block", "DiT", "Embedding"]
 
@@ -34,8 +35,8 @@ class DiT(ops.Module):
     Fields:
       image_size: the H and W of training. No output depends on it, unless stretch_positions.
       patch_size: pixels along each side of a patch.
-      hidden_size, depth, num_heads, mlp_ratio: width of the tokens, number of blocks, heads of every attention, and
-        the hidden units of every mlp as a multiple of the width.
+      hidden_size, depth, num_heads, mlp_ratio: features of a token, number of blocks, heads of every attention, and
+        the hidden units of every mlp as a multiple of hidden_size.
       in_channels: C, or None for any.
       num_classes: None, or the number of classes besides the null class.
       null_class: whether the class table has a last row for the null class.
@@ -85,7 +86,7 @@ class DiT(ops.Module):
 
     @classmethod
     def S(cls, **fields: Any) -> DiT:
-        """Returns DiT-S: 12 blocks of width 384. As published: 1000 classes, learned variance; fields change that.
+        """Returns DiT-S: 12 blocks of hidden size 384, 1000 classes, learned variance. Fields replace these.
 
         >>> net = DiT.S(patch_size=4, num_classes=10)
         >>> net.depth, net.hidden_size, net.num_classes, net.learned_variance
@@ -95,17 +96,17 @@ class DiT(ops.Module):
 
     @classmethod
     def B(cls, **fields: Any) -> DiT:
-        """Returns DiT-B: 12 blocks of width 768."""
+        """Returns DiT-B: 12 blocks of hidden size 768."""
         return cls(**{**PUBLISHED, "hidden_size": 768, "depth": 12, "num_heads": 12, **fields})
 
     @classmethod
     def L(cls, **fields: Any) -> DiT:
-        """Returns DiT-L: 24 blocks of width 1024."""
+        """Returns DiT-L: 24 blocks of hidden size 1024."""
         return cls(**{**PUBLISHED, "hidden_size": 1024, "depth": 24, "num_heads": 16, **fields})
 
     @classmethod
     def XL(cls, **fields: Any) -> DiT:
-        """Returns DiT-XL: 28 blocks of width 1152; with patches of 2 it has 674,834,720 parameters."""
+        """Returns DiT-XL: 28 blocks of hidden size 1152; with patches of 2 it has 674,834,720 parameters."""
         return cls(**{**PUBLISHED, "hidden_size": 1152, "depth": 28, "num_heads": 16, **fields})
 
     @nn.compact
@@ -133,7 +134,7 @@ class DiT(ops.Module):
     def _block(self, name: str) -> Block:
         return Block(
             num_heads=self.num_heads,
-            mlp_hidden_size=int(self.hidden_size * self.mlp_ratio),
+            mlp_hidden_size=scaled(self.hidden_size, self.mlp_ratio),
             dropout=self.dropout,
             qkv_bias=self.qkv_bias,
             gelu_approximate=self.gelu_approximate,
@@ -223,24 +224,24 @@ class Block(ops.Module):
 
 
 class Embedding(ops.Module):
-    """Computes Dense(silu(Dense(features))) + table[labels], [B, width], from time features [B, F].
+    """Computes Dense(silu(Dense(features))) + table[labels], [B, dim], from time features [B, F].
 
     rows is the number of rows of the table, None for no table. Everything is drawn with a standard deviation of 0.02.
 
-    >>> embed = Embedding(width=16, rows=11)
+    >>> embed = Embedding(dim=16, rows=11)
     >>> params = jax.eval_shape(embed.init, jax.random.key(0), jnp.zeros([3, 8]), jnp.zeros([3], int))["params"]
     >>> params["class_table"]["embedding"].shape
     (11, 16)
     """
 
-    width: int
+    dim: int
     rows: int | None = None
 
     @nn.compact
     def __call__(self, features: jax.Array, labels: jax.Array | None) -> jax.Array:
         init = nn.initializers.normal(0.02)
-        emb = ops.Dense(self.width, kernel_init=init, name="time_0", **self.types)(features)
-        emb = ops.Dense(self.width, kernel_init=init, name="time_1", **self.types)(ops.silu(emb))
+        emb = ops.Dense(self.dim, kernel_init=init, name="time_0", **self.types)(features)
+        emb = ops.Dense(self.dim, kernel_init=init, name="time_1", **self.types)(ops.silu(emb))
         if labels is None or self.rows is None:
             return emb
-        return emb + ops.Embed(self.rows, self.width, embedding_init=init, name="class_table", **self.types)(labels)
+        return emb + ops.Embed(self.rows, self.dim, embedding_init=init, name="class_table", **self.types)(labels)

@@ -29,15 +29,15 @@ __all__ = [
 
 def sinusoidal_features(
     t: jax.Array,
-    width: int,
+    dim: int,
     *,
     max_period: float = 10_000.0,
     freq_shift: float = 0.0,
     cos_first: bool = False,
 ) -> jax.Array:
-    """Returns [B, width] sines and cosines of the labels t [B] at geometrically spaced frequencies.
+    """Returns [B, dim] sines and cosines of the labels t [B] at geometrically spaced frequencies.
 
-    With h = width / 2 and k = 0 .. h - 1,
+    With h = dim / 2 and k = 0 .. h - 1,
 
         omega_k = max_period ** (-k / (h - freq_shift)),      features = [sin(t omega), cos(t omega)]
 
@@ -46,14 +46,14 @@ def sinusoidal_features(
     takes freq_shift = 0 and cosines first. The result has t's float dtype, and is never narrower than
     float32.
 
-    Raises ValueError if width is odd or too small for freq_shift, or t is not [B].
+    Raises ValueError if dim is odd or too small for freq_shift, or t is not [B].
 
     >>> sinusoidal_features(jnp.array([0.0, 1.0]), 4).shape
     (2, 4)
     """
-    half = width // 2
-    if width % 2 or half <= freq_shift:
-        raise ValueError(f"width must be even and width / 2 greater than freq_shift={freq_shift}; got width={width}")
+    half = dim // 2
+    if dim % 2 or half <= freq_shift:
+        raise ValueError(f"dim must be even and dim / 2 greater than freq_shift={freq_shift}; got dim={dim}")
     if t.ndim != 1:
         raise ValueError(f"t must have shape [B]; got {t.shape}")
     dtype = jnp.promote_types(t.dtype, jnp.float32)
@@ -64,7 +64,7 @@ def sinusoidal_features(
 
 
 class FourierFeatures(ops.Module):
-    """Computes [B, width] sines and cosines of labels t [B] at fixed random frequencies w.
+    """Computes [B, dim] sines and cosines of labels t [B] at fixed random frequencies w.
 
         w ~ scale N(0, 1),      features = [sin(2 pi w t), cos(2 pi w t)]
 
@@ -72,34 +72,34 @@ class FourierFeatures(ops.Module):
     https://arxiv.org/abs/2006.10739; with scale 16 and the logarithm of sigma for t in Song et al., "Score-Based
     Generative Modeling through Stochastic Differential Equations" (2021), https://arxiv.org/abs/2011.13456. The
     frequencies lie among the parameters, because a network is useless without its own, but no gradient reaches them:
-    leave them out of weight decay. Raises ValueError if width is odd.
+    leave them out of weight decay. Raises ValueError if dim is odd.
 
-    >>> features = FourierFeatures(width=8)
+    >>> features = FourierFeatures(dim=8)
     >>> jax.eval_shape(features.init, jax.random.key(0), jnp.ones([3]))["params"]["frequencies"].shape
     (4,)
     """
 
-    width: int
+    dim: int
     scale: float = 16.0
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
-        if self.width < 2 or self.width % 2:
-            raise ValueError(f"width must be even; got width={self.width}")
+        if self.dim < 2 or self.dim % 2:
+            raise ValueError(f"dim must be even; got dim={self.dim}")
         init = nn.initializers.normal(self.scale)
-        frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.width // 2,), self.param_dtype))
+        frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.dim // 2,), self.param_dtype))
         angles = 2 * np.pi * t.astype(self.dtype)[:, None] * frequencies.astype(self.dtype)[None, :]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def two_scale_features(labels: jax.Array, width: int) -> jax.Array:
-    """Returns sinusoids of labels [B] and of their signed logarithms, [B, width]: for steps, sigmas or log sigmas.
+def two_scale_features(labels: jax.Array, dim: int) -> jax.Array:
+    """Returns sinusoids of labels [B] and of their signed logarithms, [B, dim]: for steps, sigmas or log sigmas.
 
     >>> two_scale_features(jnp.zeros(2), 8).shape
     (2, 8)
     """
     each = (labels, signed_log(labels))
-    return jnp.concatenate([sinusoidal_features(values, width // 2) for values in each], axis=-1)
+    return jnp.concatenate([sinusoidal_features(values, dim // 2) for values in each], axis=-1)
 
 
 def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
@@ -115,7 +115,7 @@ def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
 
 
 class LabelEmbedding(ops.Module):
-    """Computes Dense(silu(Dense(features))) + table[cond], [B, width], from time features [B, F].
+    """Computes Dense(silu(Dense(features))) + table[cond], [B, dim], from time features [B, F].
 
     Ho et al., "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, appendix
     B, for the time part. The class part is added as in Dhariwal and Nichol, "Diffusion Models Beat GANs on
@@ -127,25 +127,25 @@ class LabelEmbedding(ops.Module):
     Raises ValueError for labels that are not integers, of a shape other than [] or [B], visibly out of range,
     or given to a network without classes.
 
-    >>> embed = LabelEmbedding(width=16, num_classes=10)
+    >>> embed = LabelEmbedding(dim=16, num_classes=10)
     >>> params = jax.eval_shape(embed.init, jax.random.key(0), jnp.zeros([3, 8]), None)["params"]
     >>> params["class_table"]["embedding"].shape
     (11, 16)
     """
 
-    width: int
+    dim: int
     num_classes: int | None = None
     null_class: bool = True
 
     @nn.compact
     def __call__(self, features: jax.Array, cond: jax.Array | int | None) -> jax.Array:
         labels = class_labels(cond, self.num_classes, features.shape[0], null_class=self.null_class)
-        dense = functools.partial(ops.Dense, self.width, kernel_init=dense_init, **self.types)
+        dense = functools.partial(ops.Dense, self.dim, kernel_init=dense_init, **self.types)
         emb = dense(name="time_1")(ops.silu(dense(name="time_0")(features)))
         if labels is None or self.num_classes is None:
             return emb
         rows, init = self.num_classes + self.null_class, nn.initializers.normal(1.0)
-        table = ops.Embed(rows, self.width, embedding_init=init, name="class_table", **self.types)
+        table = ops.Embed(rows, self.dim, embedding_init=init, name="class_table", **self.types)
         return emb + table(labels)
 
 

@@ -38,10 +38,10 @@ def unpatchify(tokens: jax.Array, patch_size: int, height: int, width: int) -> j
     return untiled(x.transpose(0, 1, 3, 2, 4, 5))
 
 
-def sincos_positions(rows: int, columns: int, width: int, stretch_to: tuple[float, float] | None = None) -> np.ndarray:
-    """Returns fixed position features [rows columns, width], float64, for a grid that is read row by row.
+def sincos_positions(rows: int, columns: int, dim: int, stretch_to: tuple[float, float] | None = None) -> np.ndarray:
+    """Returns fixed position features [rows columns, dim], float64, for a grid that is read row by row.
 
-    With the frequencies omega_k = 10000 ** (-k / (width / 4)), k = 0 .. width / 4 - 1, the token at row i and column j
+    With the frequencies omega_k = 10000 ** (-k / (dim / 4)), k = 0 .. dim / 4 - 1, the token at row i and column j
     has
 
         [sin(j omega), cos(j omega), sin(i omega), cos(i omega)]
@@ -50,16 +50,16 @@ def sincos_positions(rows: int, columns: int, width: int, stretch_to: tuple[floa
     as He et al., "Masked Autoencoders Are Scalable Vision Learners" (2021), https://arxiv.org/abs/2111.06377, join
     them. With stretch_to=(a, b) the rows and columns lie evenly on [0, a) and [0, b) instead of at whole numbers.
 
-    Raises ValueError unless 4 divides the width.
+    Raises ValueError unless 4 divides dim.
 
     >>> sincos_positions(2, 3, 8).shape
     (6, 8)
     """
-    if width < 4 or width % 4:
-        raise ValueError(f"the width of sin-cos positions must be a multiple of 4; got {width}")
+    if dim < 4 or dim % 4:
+        raise ValueError(f"the features of sin-cos positions must be a multiple of 4; got {dim}")
     height_end, width_end = (rows, columns) if stretch_to is None else stretch_to
     i, j = np.meshgrid(np.arange(rows) * (height_end / rows), np.arange(columns) * (width_end / columns), indexing="ij")
-    omega = 1 / 10_000.0 ** (np.arange(width // 4) / (width / 4))
+    omega = 1 / 10_000.0 ** (np.arange(dim // 4) / (dim / 4))
     angles = [position.reshape(-1, 1) * omega for position in (j, i)]
     return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=-1)
 

@@ -27,7 +27,7 @@ class SelfConditioned(nn.Module):
     Raises ValueError for an x0 that does not fit x and a bound that is not positive.
 
     >>> from diffusers_fn.backbones import MLP
-    >>> module, x = SelfConditioned(MLP(width=8, depth=1, embedding_width=8)), jnp.zeros([3, 4])
+    >>> module, x = SelfConditioned(MLP(hidden_size=8, depth=1, embedding_dim=8)), jnp.zeros([3, 4])
     >>> out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x, jnp.ones([3]))
     >>> out.shape
     (3, 4)

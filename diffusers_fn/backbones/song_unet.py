@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, fir, ops, vector_labels, walks
+from diffusers_fn.backbones.sizes import level_channels
 
 __all__ = ["HALF", "SongUNet", "check_unet", "quarter_groups"]
 
@@ -27,13 +28,13 @@ class SongUNet(ops.ConvNetwork):
     (2021), https://arxiv.org/abs/2011.13456, appendix H, as Karras et al., "Elucidating the Design Space of
     Diffusion-Based Generative Models" (2022), https://arxiv.org/abs/2206.00364, appendix F.2, reimplement it. The
     defaults are DDPM++; `ncsnpp()` is NCSN++. EDM's CIFAR-10 networks have channel_multipliers=(2, 2, 2),
-    augment_width=9 and dropout=0.13.
+    augment_dim=9 and dropout=0.13.
 
     This is the network F alone. t is EDM's c_noise and x is c_in x: what surrounds it, such as
     D = c_skip x + c_out F, is a parameterization.
 
     Call with x [B, H, W, C]; t integers or floats; cond as `vector_labels.vector_conditions` says: integer class
-    labels [] or [B], vectors [B, num_classes], or {"label": either of them, "augment": [B, augment_width]}, where no
+    labels [] or [B], vectors [B, num_classes], or {"label": either of them, "augment": [B, augment_dim]}, where no
     label and the label num_classes are the same zero vector. train=True turns on dropout and label_dropout, which draw
     from the rng collection "dropout". The output is float32, or x's dtype if that is wider. It has out_channels
     channels (C if None), or twice as many with learned_variance.
@@ -52,7 +53,7 @@ class SongUNet(ops.ConvNetwork):
       mid_divisor: the sums of the middle's blocks are divided by it.
       output_pyramid: every level makes an image, and the doubled images are summed.
       resample_taps: the filter of `fir`.
-      num_classes, augment_width: None, or the widths of the conditions.
+      num_classes, augment_dim: None, or the widths of the conditions.
       label_dropout: how often a label is left out in training.
       zero_init_output: start as the zero function, and every block as its skip connection. The published code starts
         1e-5 away.
@@ -84,7 +85,7 @@ class SongUNet(ops.ConvNetwork):
     output_pyramid: bool = False
     resample_taps: Sequence[float] = (1, 1)
     num_classes: int | None = None
-    augment_width: int | None = None
+    augment_dim: int | None = None
     dropout: float = 0.0
     label_dropout: float = 0.0
     learned_variance: bool = False
@@ -158,7 +159,7 @@ class SongUNet(ops.ConvNetwork):
         >>> SongUNet().widths()
         [128, 256, 256, 256]
         """
-        return walks.level_channels(self.channels, self.channel_multipliers)
+        return level_channels(self.channels, self.channel_multipliers)
 
     def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
         return ops.Conv(features, (3, 3), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
@@ -195,19 +196,19 @@ class SongUNet(ops.ConvNetwork):
         """Returns the embedding [B, embedding_multiplier * channels] that every residual block receives."""
         batch, types, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
         dense = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **types)
-        labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_width, batch, dtype)
-        times, width = embeddings.time_labels(t, batch, dtype), self.feature_multiplier * self.channels
+        labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_dim, batch, dtype)
+        times, dim = embeddings.time_labels(t, batch, dtype), self.feature_multiplier * self.channels
         times = jnp.log(times) if self.sigma_labels else times
         if self.fourier_features:
-            features = embeddings.FourierFeatures(width, name="fourier", **types)(times)
+            features = embeddings.FourierFeatures(dim, name="fourier", **types)(times)
         else:
-            features = embeddings.sinusoidal_features(times, width, freq_shift=1)
+            features = embeddings.sinusoidal_features(times, dim, freq_shift=1)
         if labels is not None and self.num_classes is not None:
             if train and self.label_dropout:
                 labels = vector_labels.kept_labels(labels, self.label_dropout, self.make_rng("dropout"))
-            features = features + dense(width, name="embedding_label")(labels * math.sqrt(self.num_classes))
+            features = features + dense(dim, name="embedding_label")(labels * math.sqrt(self.num_classes))
         if augment is not None:
-            features = features + dense(width, use_bias=False, name="embedding_augment")(augment)
+            features = features + dense(dim, use_bias=False, name="embedding_augment")(augment)
         emb = self.embedding_multiplier * self.channels
         return dense(emb, name="embedding_1")(ops.silu(dense(emb, name="embedding_0")(features)))
 

@@ -22,7 +22,7 @@ class TwoTimeConditioned(nn.Module):
       label_scale: what t - r is divided by for its channel, where labels are larger than times: 1000 for timesteps.
 
     >>> from diffusers_fn.backbones import MLP
-    >>> module, x = TwoTimeConditioned(MLP(width=8, depth=1, embedding_width=8)), jnp.zeros([3, 4])
+    >>> module, x = TwoTimeConditioned(MLP(hidden_size=8, depth=1, embedding_dim=8)), jnp.zeros([3, 4])
     >>> out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x, (jnp.ones([3]), jnp.zeros([3])))
     >>> out.shape
     (3, 4)

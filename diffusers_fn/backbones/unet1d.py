@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, ops, walks
+from diffusers_fn.backbones.sizes import level_channels
 
 __all__ = ["UNet1D"]
 
@@ -99,15 +100,16 @@ class UNet1D(ops.ConvNetwork):
         >>> UNet1D().widths()
         [64, 128, 256]
         """
-        return walks.level_channels(self.channels, self.channel_multipliers)
+        return level_channels(self.channels, self.channel_multipliers)
 
     def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
         return ops.Conv(features, (3,), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
 
     def _res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
         fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
-        fields |= {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "zero_init": self.zero_init_output}
-        return blocks.rematerialised(blocks.ResBlock(features, kernel_size=(3,), name=name, **fields), self.remat)
+        fields |= {"scale_shift_norm": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        block = blocks.ResBlock(features, self.dropout, kernel_size=(3,), name=name, **fields)
+        return blocks.rematerialised(block, self.remat)
 
     def _attention(self, name: str) -> Callable[..., jax.Array]:
         fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, conditions, embeddings, ops, walks
+from diffusers_fn.backbones.sizes import level_channels
 from diffusers_fn.backbones.spatial_transformer import SpatialTransformer
 
 __all__ = ["EmbeddingMLP", "UNet2DCondition"]
@@ -30,13 +31,13 @@ class UNet2DCondition(ops.ConvNetwork):
     the published sizes; their weights are for inputs of 4 latent channels.
 
     `cond` is a dict of arrays:
-      context [B, M, context_width]: required wherever there is a transformer.
+      context [B, M, context_dim]: required wherever there is a transformer.
       context_mask [B, M]: optional, boolean; False hides a token. One token at least must be visible.
       class_labels: integers [] or [B] with num_classes, numbers [] or [B] with class_time, vectors
-        [B, class_vector_width] with that.
-      text_embeds [B, P] and time_ids [B, K]: required with text_time_widths. XL takes a pooled text of 1280
+        [B, class_vector_dim] with that.
+      text_embeds [B, P] and time_ids [B, K]: required with text_time_dims. XL takes a pooled text of 1280
         and six numbers: the original height and width, the crop's top and left, the target height and width.
-      timestep_cond [B, time_cond_width]: optional with that; leaving it out means zero. Published consistency
+      timestep_cond [B, time_cond_dim]: optional with that; leaving it out means zero. Published consistency
         models take a guidance scale w here as sinusoidal_features(1000 * (w - 1), 256, freq_shift=1).
       down_residuals, mid_residual: optional; added to the activations that the way down saves (conv_in, then
         every block and downsampling in turn), and to the middle's output: what a ControlNet computes (Zhang
@@ -48,7 +49,7 @@ class UNet2DCondition(ops.ConvNetwork):
 
     Fields:
       in_channels, out_channels: C and C'.
-      widths: channels of each level.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level on the way down, one for all levels or one for each.
       transformer_depths: transformer blocks behind each residual block of each level; 0 is no transformer.
         Where a level's entry is a sequence, one for each residual block.
@@ -56,13 +57,13 @@ class UNet2DCondition(ops.ConvNetwork):
       mid_depth: of the transformer in the middle; None leaves out the middle.
       num_heads: of the attentions, one for all levels or one for each.
       only_cross_attention: levels whose first attention looks at the context too.
-      context_width: of the tokens that the attentions see.
-      text_width: None, or the width of the given context, which a linear layer takes to context_width.
-      embedding_width: of the time embedding; None is 4 * widths[0].
+      context_dim: of the tokens that the attentions see.
+      text_dim: None, or the features of a token of the given context, which a linear layer maps to context_dim.
+      embedding_dim: of the time embedding; None is 4 times the channels of level 0.
       num_classes: class_labels index a table.
-      class_time: class_labels are embedded like times. class_vector_width: like the time's features.
-      text_time_widths: (features of one time id, all features with the text's); (256, 2816) in XL.
-      time_cond_width: of timestep_cond.
+      class_time: class_labels are embedded like times. class_vector_dim: like the time's features.
+      text_time_dims: (features of one time id, all features with the text's); (256, 2816) in XL.
+      time_cond_dim: of timestep_cond.
       scale_shift_norm: the embedding scales and shifts after a block's second normalisation.
       zero_init_output: start as the zero function, and every block as its skip connection.
       linear_projection: whether published weights keep the layers around a transformer as linear layers, not
@@ -79,7 +80,8 @@ class UNet2DCondition(ops.ConvNetwork):
 
     Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
 
-    >>> unet = UNet2DCondition(widths=(8, 16), transformer_depths=(1, 0), num_heads=2, context_width=6, norm_groups=4)
+    >>> unet = UNet2DCondition(channels=8, channel_multipliers=(1, 2), transformer_depths=(1, 0), num_heads=2,
+    ...                         context_dim=6, norm_groups=4)
     >>> x, cond = jnp.zeros([2, 8, 8, 4]), {"context": jnp.zeros([2, 3, 6])}
     >>> jax.eval_shape(unet.init_with_output, jax.random.key(0), x, jnp.array([0, 999]), cond)[0].shape
     (2, 8, 8, 4)
@@ -87,21 +89,22 @@ class UNet2DCondition(ops.ConvNetwork):
 
     in_channels: int = 4
     out_channels: int = 4
-    widths: Sequence[int] = (320, 640, 1280, 1280)
+    channels: int = 320
+    channel_multipliers: Sequence[float] = (1, 2, 4, 4)
     num_res_blocks: int | Sequence[int] = 2
     transformer_depths: Sequence[Depth] = (1, 1, 1, 0)
     up_transformer_depths: Sequence[Depth] | None = None
     mid_depth: int | None = 1
     num_heads: int | Sequence[int] = 8
     only_cross_attention: bool | Sequence[bool] = False
-    context_width: int = 768
-    text_width: int | None = None
-    embedding_width: int | None = None
+    context_dim: int = 768
+    text_dim: int | None = None
+    embedding_dim: int | None = None
     num_classes: int | None = None
     class_time: bool = False
-    class_vector_width: int | None = None
-    text_time_widths: tuple[int, int] | None = None
-    time_cond_width: int | None = None
+    class_vector_dim: int | None = None
+    text_time_dims: tuple[int, int] | None = None
+    time_cond_dim: int | None = None
     scale_shift_norm: bool = False
     dropout: float = 0.0
     zero_init_output: bool = True
@@ -118,7 +121,7 @@ class UNet2DCondition(ops.ConvNetwork):
     def sd1(cls, **fields: Any) -> UNet2DCondition:
         """Returns the U-Net of Stable Diffusion 1.1 to 1.5, 859,520,964 parameters; fields replace its own.
 
-        >>> UNet2DCondition.sd1(in_channels=9).context_width  # with 9 channels: inpainting
+        >>> UNet2DCondition.sd1(in_channels=9).context_dim  # with 9 channels: inpainting
         768
         """
         return cls(**fields)
@@ -127,10 +130,10 @@ class UNet2DCondition(ops.ConvNetwork):
     def sd2(cls, **fields: Any) -> UNet2DCondition:
         """Returns the U-Net of Stable Diffusion 2.0 and 2.1, 865,910,724 parameters; fields replace its own.
 
-        >>> UNet2DCondition.sd2().context_width
+        >>> UNet2DCondition.sd2().context_dim
         1024
         """
-        own: dict[str, Any] = {"num_heads": (5, 10, 20, 20), "context_width": 1024, "linear_projection": True}
+        own: dict[str, Any] = {"num_heads": (5, 10, 20, 20), "context_dim": 1024, "linear_projection": True}
         return cls(**(own | fields))
 
     @classmethod
@@ -140,9 +143,9 @@ class UNet2DCondition(ops.ConvNetwork):
         >>> UNet2DCondition.sdxl().transformer_depths
         (0, 2, 10)
         """
-        own: dict[str, Any] = {"widths": (320, 640, 1280), "transformer_depths": (0, 2, 10), "mid_depth": 10}
-        own |= {"num_heads": (5, 10, 20), "context_width": 2048, "linear_projection": True}
-        return cls(**(own | {"text_time_widths": (256, 2816)} | fields))
+        own: dict[str, Any] = {"channel_multipliers": (1, 2, 4), "transformer_depths": (0, 2, 10), "mid_depth": 10}
+        own |= {"num_heads": (5, 10, 20), "context_dim": 2048, "linear_projection": True}
+        return cls(**(own | {"text_time_dims": (256, 2816)} | fields))
 
     @nn.compact
     def __call__(
@@ -150,7 +153,7 @@ class UNet2DCondition(ops.ConvNetwork):
     ) -> jax.Array:
         self._check(x)
         cond = conditions.checked(cond, self, x.shape[0])
-        widths, num_blocks = self.widths, self.per_level("num_res_blocks")
+        widths, num_blocks = self.widths(), self.per_level("num_res_blocks")
         heads, only_cross = self.per_level("num_heads"), self.per_level("only_cross_attention")
         out_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         emb = self._embed(x, t, cond)
@@ -193,13 +196,21 @@ class UNet2DCondition(ops.ConvNetwork):
 
     def _res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
         fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
-        fields |= {"dropout": self.dropout, "scale_shift": self.scale_shift_norm, "zero_init": self.zero_init_output}
-        return blocks.rematerialised(blocks.ResBlock(features, name=name, **fields), self.remat)
+        fields |= {"scale_shift_norm": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        return blocks.rematerialised(blocks.ResBlock(features, self.dropout, name=name, **fields), self.remat)
 
     def _transformer(self, depth: int, heads: int, only_cross: bool, name: str) -> Callable[..., jax.Array]:
         fields: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output, **self.types}
         fields |= {"attention_fn": self.attention_fn, "remat": self.remat}
         return SpatialTransformer(depth, heads, only_cross, name=name, **fields)
+
+    def widths(self) -> list[int]:
+        """Returns the channels of each level.
+
+        >>> UNet2DCondition().widths()
+        [320, 640, 1280, 1280]
+        """
+        return level_channels(self.channels, self.channel_multipliers)
 
     def per_level(self, field: str) -> tuple[Any, ...]:
         """Returns a field's value for each level; ValueError if it is a sequence of another length.
@@ -207,7 +218,7 @@ class UNet2DCondition(ops.ConvNetwork):
         >>> UNet2DCondition(num_heads=8).per_level("num_heads")
         (8, 8, 8, 8)
         """
-        value, levels = getattr(self, field), len(self.widths)
+        value, levels = getattr(self, field), len(self.channel_multipliers)
         values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
         if len(values) != levels:
             raise ValueError(f"{field} must be one value or one for each of the {levels} levels; got {value}")
@@ -232,42 +243,43 @@ class UNet2DCondition(ops.ConvNetwork):
         return depths
 
     def _context(self, cond: Mapping[str, Any]) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns the tokens [B, M, context_width] of the attentions, and their mask [B, 1, 1, M] if any."""
+        """Returns the tokens [B, M, context_dim] of the attentions, and their mask [B, 1, 1, M] if any."""
         context, mask = cond.get("context"), cond.get("context_mask")
-        if context is not None and self.text_width is not None:
+        if context is not None and self.text_dim is not None:
             init = embeddings.dense_init
-            context = ops.Dense(self.context_width, kernel_init=init, name="text_projection", **self.types)(context)
+            context = ops.Dense(self.context_dim, kernel_init=init, name="text_projection", **self.types)(context)
         return context, None if mask is None else mask.astype(bool)[:, None, None, :]
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
-        """Returns the embedding [B, embedding_width] of time, classes and sizes that every block receives."""
+        """Returns the embedding [B, embedding_dim] of time, classes and sizes that every block receives."""
         batch, types, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
-        width = 4 * self.widths[0] if self.embedding_width is None else self.embedding_width
-        mlp: Callable[..., Any] = functools.partial(EmbeddingMLP, width, **types)
+        base = self.widths()[0]
+        dim = 4 * base if self.embedding_dim is None else self.embedding_dim
+        mlp: Callable[..., Any] = functools.partial(EmbeddingMLP, dim, **types)
         sinusoids = functools.partial(
             embeddings.sinusoidal_features, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
         )
 
-        features = sinusoids(embeddings.time_labels(t, batch, dtype), self.widths[0])
-        if self.time_cond_width is not None:
-            time_cond = cond.get("timestep_cond", jnp.zeros([batch, self.time_cond_width], dtype))
-            projection = ops.Dense(self.widths[0], False, name="time_cond", kernel_init=embeddings.dense_init, **types)
+        features = sinusoids(embeddings.time_labels(t, batch, dtype), base)
+        if self.time_cond_dim is not None:
+            time_cond = cond.get("timestep_cond", jnp.zeros([batch, self.time_cond_dim], dtype))
+            projection = ops.Dense(base, False, name="time_cond", kernel_init=embeddings.dense_init, **types)
             features = features + projection(time_cond)
         emb = mlp(name="time_embedding")(features)
 
         labels = cond.get("class_labels")
         if self.num_classes is not None:
             init = nn.initializers.normal(1.0)
-            table = ops.Embed(self.num_classes, width, embedding_init=init, name="class_table", **types)
+            table = ops.Embed(self.num_classes, dim, embedding_init=init, name="class_table", **types)
             emb = emb + table(conditions.table_rows(labels, self.num_classes, batch))
         elif self.class_time:
-            labels = sinusoids(embeddings.time_labels(labels, batch, dtype), self.widths[0])
+            labels = sinusoids(embeddings.time_labels(labels, batch, dtype), base)
             emb = emb + mlp(name="class_embedding")(labels)
-        elif self.class_vector_width is not None:
+        elif self.class_vector_dim is not None:
             emb = emb + mlp(name="class_embedding")(labels)
 
-        if self.text_time_widths is not None:
-            each = functools.partial(sinusoids, width=self.text_time_widths[0])
+        if self.text_time_dims is not None:
+            each = functools.partial(sinusoids, dim=self.text_time_dims[0])
             sizes = jax.vmap(each, 1, 1)(cond["time_ids"].astype(dtype))
             added = [cond["text_embeds"].astype(dtype), sizes.reshape(batch, -1)]
             emb = emb + mlp(name="text_time_embedding")(jnp.concatenate(added, axis=-1))
@@ -275,11 +287,11 @@ class UNet2DCondition(ops.ConvNetwork):
 
     def _check(self, x: jax.Array) -> None:
         """Raises ValueError for fields or images that no network can be built from."""
-        levels = len(self.widths)
+        levels = len(self.channel_multipliers)
         if levels < 1 or min(self.per_level("num_res_blocks")) < 1:
             raise ValueError(
-                "widths must not be empty and num_res_blocks must be at least 1; got "
-                f"{tuple(self.widths)} and {self.num_res_blocks}"
+                "channel_multipliers must not be empty and num_res_blocks must be at least 1; got "
+                f"{tuple(self.channel_multipliers)} and {self.num_res_blocks}"
             )
         for level in range(levels):
             for up in (False, True):
@@ -292,11 +304,11 @@ class UNet2DCondition(ops.ConvNetwork):
             raise ValueError(
                 f"downsample_padding must add 1 or 2 zeros to halve an axis; got {self.downsample_padding}"
             )
-        classes = [self.num_classes is not None, self.class_time, self.class_vector_width is not None]
+        classes = [self.num_classes is not None, self.class_time, self.class_vector_dim is not None]
         if sum(classes) > 1:
             raise ValueError(
-                "at most one of num_classes, class_time and class_vector_width; got "
-                f"{self.num_classes}, {self.class_time} and {self.class_vector_width}"
+                "at most one of num_classes, class_time and class_vector_dim; got "
+                f"{self.num_classes}, {self.class_time} and {self.class_vector_dim}"
             )
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise ValueError(f"x must have shape [B, H, W, {self.in_channels}]; got {list(x.shape)}")
@@ -309,16 +321,16 @@ class UNet2DCondition(ops.ConvNetwork):
 
 
 class EmbeddingMLP(ops.Module):
-    """Computes Dense(silu(Dense(features))): [B, F] -> [B, width].
+    """Computes Dense(silu(Dense(features))): [B, F] -> [B, dim].
 
     >>> mlp = EmbeddingMLP(16)
     >>> jax.eval_shape(mlp.init_with_output, jax.random.key(0), jnp.ones([2, 8]))[0].shape
     (2, 16)
     """
 
-    width: int
+    dim: int
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        dense = functools.partial(ops.Dense, self.width, kernel_init=embeddings.dense_init, **self.types)
+        dense = functools.partial(ops.Dense, self.dim, kernel_init=embeddings.dense_init, **self.types)
         return dense(name="dense_1")(ops.silu(dense(name="dense_0")(features)))

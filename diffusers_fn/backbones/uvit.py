@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, embeddings, ops, patches, transformer
+from diffusers_fn.backbones.sizes import scaled
 
 __all__ = ["Block", "UViT"]
 
@@ -31,11 +32,11 @@ class UViT(ops.ConvNetwork):
     Fields:
       image_size: H and W, or one number for both. The learned positions are for this size alone.
       patch_size: pixels along each side of a patch.
-      hidden_size, depth, num_heads, mlp_ratio: width of the tokens, number of blocks but for the middle one, heads of
-        every attention, and the hidden units of every mlp as a multiple of the width.
+      hidden_size, depth, num_heads, mlp_ratio: features of a token, number of blocks but for the middle one, heads of
+        every attention, and the hidden units of every mlp as a multiple of hidden_size.
       num_classes: None, or the number of classes besides the null class.
       null_class: whether the class table has a last row for the null class.
-      text_shape: None, or the number of text tokens and the width of their features; excludes num_classes.
+      text_shape: None, or the number of text tokens and that of their features; excludes num_classes.
       in_channels: C, or None for any.
       qkv_bias: whether query, key and value have biases.
       time_mlp: whether a small network makes the time token from its sinusoids.
@@ -79,7 +80,7 @@ class UViT(ops.ConvNetwork):
 
     @classmethod
     def S(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-S: 12 + 1 blocks of width 512. Fields change anything.
+        """Returns U-ViT-S: 12 + 1 blocks of hidden size 512. Fields change anything.
 
         >>> net = UViT.S(image_size=64, patch_size=4, num_classes=10)
         >>> net.depth, net.hidden_size, net.num_classes
@@ -89,17 +90,17 @@ class UViT(ops.ConvNetwork):
 
     @classmethod
     def M(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-M: 16 + 1 blocks of width 768."""
+        """Returns U-ViT-M: 16 + 1 blocks of hidden size 768."""
         return cls(**{"hidden_size": 768, "depth": 16, "num_heads": 12, **fields})
 
     @classmethod
     def L(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-L: 20 + 1 blocks of width 1024."""
+        """Returns U-ViT-L: 20 + 1 blocks of hidden size 1024."""
         return cls(**{"hidden_size": 1024, "depth": 20, "num_heads": 16, **fields})
 
     @classmethod
     def H(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-H: 28 + 1 blocks of width 1152, without the last convolution."""
+        """Returns U-ViT-H: 28 + 1 blocks of hidden size 1152, without the last convolution."""
         return cls(**{"hidden_size": 1152, "depth": 28, "num_heads": 16, "conv_out": False, **fields})
 
     @nn.compact
@@ -136,7 +137,7 @@ class UViT(ops.ConvNetwork):
     def _block(self, name: str) -> Callable[..., jax.Array]:
         block = Block(
             num_heads=self.num_heads,
-            mlp_hidden_size=int(self.hidden_size * self.mlp_ratio),
+            mlp_hidden_size=scaled(self.hidden_size, self.mlp_ratio),
             dropout=self.dropout,
             qkv_bias=self.qkv_bias,
             attention_fn=self.attention_fn,

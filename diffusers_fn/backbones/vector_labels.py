@@ -10,9 +10,9 @@ from diffusers_fn.backbones.embeddings import class_labels
 
 
 def vector_conditions(
-    cond: Any, num_classes: int | None, augment_width: int | None, batch: int, dtype: Any
+    cond: Any, num_classes: int | None, augment_dim: int | None, batch: int, dtype: Any
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """Returns (labels [B, num_classes], augment [B, augment_width]), None for what the network does not hear.
+    """Returns (labels [B, num_classes], augment [B, augment_dim]), None for what the network does not hear.
 
     cond is a class label, an integer [] or [B]; or a vector [B, num_classes], a mixture of classes; or a dict of
     "label" and "augment", either of them optional. No label, and the label num_classes, are the zero vector; no
@@ -28,12 +28,12 @@ def vector_conditions(
     label, augment = given.pop("label", None), given.pop("augment", None)
     if given:
         raise ValueError(f'cond may have "label" and "augment"; got {", ".join(map(str, sorted(given)))}')
-    if augment is not None and augment_width is None:
-        raise ValueError("this network hears no augmentation (augment_width=None), but cond has one")
-    if augment_width is not None:
-        augment = jnp.zeros([batch, augment_width]) if augment is None else jnp.asarray(augment)
-        if augment.shape != (batch, augment_width):
-            raise ValueError(f'cond["augment"] must have shape [{batch}, {augment_width}]; got {list(augment.shape)}')
+    if augment is not None and augment_dim is None:
+        raise ValueError("this network hears no augmentation (augment_dim=None), but cond has one")
+    if augment_dim is not None:
+        augment = jnp.zeros([batch, augment_dim]) if augment is None else jnp.asarray(augment)
+        if augment.shape != (batch, augment_dim):
+            raise ValueError(f'cond["augment"] must have shape [{batch}, {augment_dim}]; got {list(augment.shape)}')
         augment = augment.astype(dtype)
     return _label_vectors(label, num_classes, batch, dtype), augment
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-__all__ = ["level_channels", "level_multipliers", "walk_down", "walk_up"]
+__all__ = ["walk_down", "walk_up"]
 
 Block = Callable[[jax.Array, str, int, int], jax.Array]
 Resample = Callable[[jax.Array, int], jax.Array]
@@ -59,21 +59,3 @@ def walk_up(
         if level > 0:
             h = upsample(h, level)
     return h
-
-
-def level_channels(channels: int, multipliers: Sequence[float]) -> list[int]:
-    """Returns the channels of each level, channels * multiplier rounded down.
-
-    >>> level_channels(256, (0.5, 1, 2)), level_channels(49, (1, 1 / 49))
-    ([128, 256, 512], [49, 1])
-    """
-    return [int(channels * multiplier + 1e-6) for multiplier in multipliers]  # 49 * (1 / 49) is less than 1
-
-
-def level_multipliers(widths: Sequence[int]) -> tuple[float, ...]:
-    """Returns the multipliers with which `level_channels` gives these channels per level, for widths[0] channels.
-
-    >>> level_multipliers((320, 640, 800))
-    (1, 2, 2.5)
-    """
-    return tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths)

@@ -232,5 +232,5 @@ def _check_labels_fit(config: ConfigDict) -> None:
                 f"config.backbone.{field}: such a network divides by its label, a sigma: set "
                 f"config.noise_schedule.time_label to 'sigma'; got {name!r}"
             )
-    if config.backbone.get("time_table") is not None:
-        raise ValueError("config.backbone.time_table: labels are floats here, between steps too; set it to None")
+    if config.backbone.get("num_timesteps") is not None:
+        raise ValueError("config.backbone.num_timesteps: labels are floats here, between steps too; set it to None")

@@ -8,8 +8,9 @@ import pytest
 
 from diffusers_fn.backbones import ClassContext, UNet2DCondition
 
-FIELDS = {"widths": (8,), "num_res_blocks": 1, "transformer_depths": (1,), "num_heads": 2, "norm_groups": 4}
-NET = UNet2DCondition(context_width=6, mid_depth=None, **FIELDS)
+FIELDS = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "transformer_depths": (1,)}
+FIELDS |= {"num_heads": 2, "norm_groups": 4}
+NET = UNet2DCondition(context_dim=6, mid_depth=None, **FIELDS)
 X = jnp.asarray(np.random.default_rng(0).standard_normal([3, 4, 4, 4]), jnp.float32)
 T = jnp.array([7.0, 400.0, 20.0])
 LABELS = jnp.array([2, 0, 3])  # 3 is the null class
@@ -75,7 +76,7 @@ def test_a_hidden_label_outside_the_table_is_nan_for_its_example_alone(tokens):
 
 
 def test_a_network_with_pooled_text_is_told_one_and_the_size_of_x():
-    net = NET.clone(text_time_widths=(4, 29), text_width=5)
+    net = NET.clone(text_time_dims=(4, 29), text_dim=5)
     module = ClassContext(net, num_classes=3)
     x = X[:, :2]
     params = nets.random_params(module, x)
@@ -94,7 +95,7 @@ def test_a_network_with_pooled_text_is_told_one_and_the_size_of_x():
         (ClassContext(NET, num_classes=0), None, "num_classes must be None or at least 1; got 0"),
         (ClassContext(NET.clone(num_classes=3)), None, "the net's own num_classes, .* got 3, False and None"),
         (ClassContext(NET.clone(class_time=True)), None, "the net's own num_classes, .* got None, True and None"),
-        (ClassContext(NET.clone(text_time_widths=(4, 24))), None, r"room for a text beside six sizes; got \(4, 24\)"),
+        (ClassContext(NET.clone(text_time_dims=(4, 24))), None, r"room for a text beside six sizes; got \(4, 24\)"),
         (ClassContext(NET), jnp.zeros(3, int), "this network has no classes"),
         (ClassContext(NET, num_classes=3), np.array([0, 4, 1]), r"class labels must lie in 0 .. 3 \(3 is the null"),
         (ClassContext(NET, num_classes=3), jnp.zeros(3), "cond must hold integer class labels"),

@@ -17,7 +17,7 @@ TINY = DiT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=3)
 NETS = {
     "dit": (TINY, (X, T, LABELS)),
     "uvit": (UViT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=3), (X, T, LABELS)),
-    "autoencoder_kl": (AutoencoderKL(channels=(8, 16), num_res_blocks=1, norm_groups=4), (X,)),
+    "autoencoder_kl": (AutoencoderKL(channels=8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4), (X,)),
 }
 
 

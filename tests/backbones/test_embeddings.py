@@ -35,7 +35,7 @@ def test_signed_log_spreads_every_scale_evenly():
 
 
 def test_labels_of_narrow_types_read_large_tables():
-    embed = embeddings.LabelEmbedding(width=4, num_classes=200)
+    embed = embeddings.LabelEmbedding(dim=4, num_classes=200)
     params = embed.init(nets.quick_key(0), jnp.ones([3, 8]), None)
     wanted = embed.apply(params, jnp.ones([3, 8]), jnp.array([0, 5, 9]))
     for dtype in ("int8", "uint8", "int16"):
@@ -45,13 +45,13 @@ def test_labels_of_narrow_types_read_large_tables():
 
 
 def test_labels_outside_the_table_give_nan_under_a_trace():
-    embed = embeddings.LabelEmbedding(width=4, num_classes=3)
+    embed = embeddings.LabelEmbedding(dim=4, num_classes=3)
     variables = embed.init(jax.random.key(0), jnp.ones([2, 4]), None)
     out = jax.jit(embed.apply)(variables, jnp.ones([3, 4]), jnp.array([3, 4, -1]))
     np.testing.assert_array_equal(np.isnan(out).all(-1), [False, True, True])
 
 
-@pytest.mark.parametrize(("width", "freq_shift"), [(7, 0.0), (2, 1.0)])
-def test_widths_without_frequencies_are_refused(width, freq_shift):
-    with pytest.raises(ValueError, match=rf"width must be even .*got width={width}"):
-        embeddings.sinusoidal_features(jnp.zeros([1]), width, freq_shift=freq_shift)
+@pytest.mark.parametrize(("dim", "freq_shift"), [(7, 0.0), (2, 1.0)])
+def test_dimensions_without_frequencies_are_refused(dim, freq_shift):
+    with pytest.raises(ValueError, match=rf"dim must be even .*got dim={dim}"):
+        embeddings.sinusoidal_features(jnp.zeros([1]), dim, freq_shift=freq_shift)

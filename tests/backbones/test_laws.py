@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ NETS = {
         learned_variance=True,
         norm_groups=4,
     ),
-    "mlp": MLP(width=16, depth=2, embedding_width=16, num_classes=3),
+    "mlp": MLP(hidden_size=16, depth=2, embedding_dim=16, num_classes=3),
     "dit": DiT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=3, learned_variance=True),
     "song_unet": SongUNet.ncsnpp(
         image_size=8,
@@ -44,12 +45,13 @@ NETS = {
         channel_multipliers=(1, 1),
         num_res_blocks=1,
         attention_resolutions=(4,),
-        head_width=4,
+        head_dim=4,
         num_classes=3,
         learned_variance=True,
     ),
     "unet2d": UNet2D(
-        widths=(32, 32),
+        channels=32,
+        channel_multipliers=(1, 1),
         num_res_blocks=1,
         down_attention=(False, True),
         up_attention=(True, False),
@@ -106,6 +108,23 @@ def test_every_public_backbone_is_in_the_table():
     public = {getattr(backbones, name) for name in backbones.__all__ if inspect.isclass(getattr(backbones, name))}
     elsewhere = {getattr(backbones, name) for name in ELSEWHERE}
     assert public == {type(net) for net in NETS.values()} | elsewhere
+
+
+def test_the_vocabulary_names_every_field_and_the_networks_that_have_it():
+    """docs/vocabulary.md: a new network takes its field names from there, or adds a row."""
+    unets = {"UNet", "UNet1D", "UNet2D", "UNet2DCondition", "SongUNet", "DhariwalUNet"}
+    table = {}
+    for line in (pathlib.Path(__file__).parents[2] / "docs" / "vocabulary.md").read_text().splitlines():
+        if line.startswith("| `"):
+            field, *_, networks = line.strip("| ").split(" | ")
+            named = set(networks.replace("`", "").split(", "))
+            table[field.strip("`")] = (named - {"U-Nets"}) | (unets if "U-Nets" in named else set())
+    fields = {}
+    for name in filter(lambda name: inspect.isclass(getattr(backbones, name)), backbones.__all__):
+        for field in dataclasses.fields(getattr(backbones, name)):
+            if field.name not in ("parent", "name"):
+                fields.setdefault(field.name, set()).add(name)
+    assert table == fields
 
 
 def test_output_has_the_shape_of_x_or_twice_its_channels_in_float32(case):

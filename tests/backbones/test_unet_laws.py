@@ -23,16 +23,17 @@ CASES = {
         (X, T, LABELS),
     ),
     "song_unet": (
-        SongUNet.ncsnpp(**LEVELS, attention_resolutions=(2,), num_classes=3, augment_width=4, output_pyramid=True),
+        SongUNet.ncsnpp(**LEVELS, attention_resolutions=(2,), num_classes=3, augment_dim=4, output_pyramid=True),
         (X, T / 1000, VECTORS),
     ),
     "dhariwal_unet": (
-        DhariwalUNet(**LEVELS, attention_resolutions=(2,), head_width=4, num_classes=3, augment_width=4),
+        DhariwalUNet(**LEVELS, attention_resolutions=(2,), head_dim=4, num_classes=3, augment_dim=4),
         (X, T / 1000, VECTORS),
     ),
     "unet2d": (
         UNet2D(
-            widths=(8, 8),
+            channels=8,
+            channel_multipliers=(1, 1),
             num_res_blocks=1,
             down_attention=(True, False),
             up_attention=(False, True),

@@ -26,7 +26,7 @@ def small_config(variant, **sections):
     config = customise(
         get_config(variant),
         data={"shape": (2,), "num_classes": 3},
-        backbone={"width": 8, "depth": 1, "embedding_width": 8, "num_classes": 3},
+        backbone={"hidden_size": 8, "depth": 1, "embedding_dim": 8, "num_classes": 3},
     )
     return customise(config, **sections)
 
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused(variant, sections, message):
 
 
 NETS = {
-    "mlp": (MLP(width=8, depth=1, embedding_width=8, num_classes=3), (4, 2)),
+    "mlp": (MLP(hidden_size=8, depth=1, embedding_dim=8, num_classes=3), (4, 2)),
     "unet": (
         UNet(
             image_size=4,
