@@ -1,6 +1,6 @@
 """Networks: flax modules that see arrays only, called as net.apply(variables, x, t, cond, train=...)."""
 
-from diffusers_fn.backbones import diagonal_gaussian, tiling
+from diffusers_fn.backbones import diagonal_gaussian, ops, tiling
 from diffusers_fn.backbones.autoencoder_kl import AutoencoderKL
 from diffusers_fn.backbones.class_context import ClassContext
 from diffusers_fn.backbones.classifier import Classifier
@@ -42,5 +42,10 @@ __all__ = [
     "UNet2DCondition",
     "UViT",
     "diagonal_gaussian",
+    "ops",
     "tiling",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -41,7 +41,7 @@ class AutoencoderKL(ops.ConvNetwork):
       norm_groups, norm_eps: of every group normalisation; the groups must divide every level's width.
       scaling_factor, shift_factor, latents_mean, latents_std: see `scale`; the last two have Z numbers each.
       image_size: of training. No output depends on it.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      remat: the backward pass computes every block again instead of keeping its activations.
       native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, 1, channels].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics and the softmax stay in

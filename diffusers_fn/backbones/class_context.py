@@ -1,4 +1,4 @@
-"""Class labels for a network that listens to texts: each class is a few learned tokens."""
+"""Class labels for a text-conditioned network: each class is a few learned tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,25 +10,27 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import embeddings, ops
 from diffusers_fn.backbones.unet2d_condition import UNet2DCondition
 
+__all__ = ["ClassContext"]
+
 
 class ClassContext(nn.Module):
     """Computes net(x, t, cond) with cond a class label, which a table turns into the context that `net` attends to.
 
-    Row k of the table is num_tokens tokens [num_tokens, context_dim], learned as the rest is: what Rombach et al.,
+    Row k of the table is num_tokens tokens [num_tokens, context_dim], learned with the rest, as in Rombach et al.,
     "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), https://arxiv.org/abs/2112.10752, appendix
-    E.2.1, do for their class-conditional models. The last row, with index num_classes, is the null class of
-    classifier-free guidance. A net with text_time_dims is told a pooled text as well, a row of a second table, and
-    six sizes, as of an image that was neither resized nor cropped: (H, W, 0, 0, H, W), those of x.
+    E.2.1, for their class-conditional models. The last row, with index num_classes, is the null class of
+    classifier-free guidance. A net with text_time_dims also receives a pooled text, a row of a second table, and the
+    six sizes (H, W, 0, 0, H, W) of an image that was neither resized nor cropped.
 
-    Call as `net`, with cond integer class labels [] or [B], or None for the null class; a mapping is handed to the net
-    as it is, for those who have texts.
+    Call as `net`, with cond integer class labels [] or [B], or None for the null class; a mapping is passed to the net
+    unchanged, for conditioning on texts.
 
     Fields:
       net: the network.
-      num_classes: None, or the number of classes besides the null class. With None every example has the same context.
-      num_tokens: of a class.
+      num_classes: None, or the number of classes besides the null class. With None all examples have the same context.
+      num_tokens: tokens of a class.
 
-    Raises ValueError for labels that do not fit, and a net that wants to be told more.
+    Raises ValueError for labels that do not fit, and for a net with class labels of its own.
 
     >>> net = UNet2DCondition(channels=8, channel_multipliers=(1, 2), transformer_depths=(1, 0), num_heads=2,
     ...                       context_dim=6, norm_groups=4)
@@ -58,12 +60,12 @@ class ClassContext(nn.Module):
         batch = x.shape[0]
         labels = embeddings.class_labels(cond, self.num_classes, batch)
         labels = jnp.zeros([batch], int) if labels is None else labels
-        told = {name: ops.take_rows(table, labels) for name, table in tables.items()}
+        context = {name: ops.take_rows(table, labels) for name, table in tables.items()}
         if net.text_time_dims is not None:
             height, width = x.shape[1:3]
             sizes = jnp.array([height, width, 0, 0, height, width], jnp.float32)
-            told["time_ids"] = jnp.broadcast_to(sizes, (batch, 6))
-        return net(x, t, told, train=train)
+            context["time_ids"] = jnp.broadcast_to(sizes, (batch, 6))
+        return net(x, t, context, train=train)
 
     def _check(self) -> None:
         """Raises ValueError for fields that no network can be built from."""

@@ -32,14 +32,14 @@ class Classifier(ops.ConvNetwork):
 
     Fields:
       num_classes: the number of logits.
-      image_size: the resolution of level 0 that attention_resolutions speaks of. With pool="attention" the only one,
-        because each pixel of the last level has a learned position; else the same parameters serve any size.
-      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide, rounded down.
+      image_size: the resolution of level 0, to which attention_resolutions refer. With pool="attention" x must have it,
+        because each pixel of the last level has a learned position; otherwise the same parameters serve any size.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level.
       num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
-      pool: "attention", what one more query, the mean of the last activations, attends to; "adaptive", their mean;
-        "spatial" and "spatial_v2", a perceptron with one hidden layer on the means of all activations, the second
-        normalised.
+      pool: "adaptive", the mean of the last activations; "attention", the result of an attention whose query is that
+        mean; "spatial" and "spatial_v2", an MLP with one hidden layer on the means of all activations, in
+        "spatial_v2" normalised.
       pool_hidden_size: of that hidden layer.
       zero_init_output: start with every block as its skip connection, and with zero logits if pool="adaptive".
       scale_shift_norm, resblock_updown, resample_conv, norm_groups, norm_eps, time_cos_first, time_freq_shift,

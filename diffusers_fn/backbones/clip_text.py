@@ -1,4 +1,4 @@
-"""The text encoder of CLIP, where Stable Diffusion takes its conditioning from."""
+"""The text encoder of CLIP, whose output conditions Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClipText:
-    """What `ClipTextEncoder` computes from token ids [B, L].
+    """The output of `ClipTextEncoder` for token ids [B, L].
 
     Attributes:
       last_hidden: [B, L, hidden_size], after the final normalisation: the context of Stable Diffusion 1.
@@ -76,7 +76,7 @@ class ClipTextEncoder(ops.Module):
         pools the highest id, where published vocabularies have that token (configurations say 2 for this).
       projection_dim: None, or the features of text_embeds.
       norm_eps: of every layer normalisation.
-      remat: the backward pass computes every layer again instead of keeping what is inside it.
+      remat: the backward pass computes every layer again instead of keeping its activations.
       attention_fn: as `jax.nn.dot_product_attention`, with a mask [1 or B, 1, L, L].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics and the softmax
         stay in float32 or wider.

@@ -22,15 +22,15 @@ class DhariwalUNet(ops.ConvNetwork):
 
     ADM's U-Net (Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021,
     https://arxiv.org/abs/2105.05233) as Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
-    Models" (2022), https://arxiv.org/abs/2206.00364, appendix F.2, reimplement it: class labels are vectors whose zero
-    means no class, augmentations may be told, and normalisations have min(32, channels / 4) groups. The defaults with
+    Models" (2022), https://arxiv.org/abs/2206.00364, appendix F.2, reimplement it: class labels are vectors, zero for
+    no class, an augmentation vector may be given, and normalisations have min(32, C / 4) groups. The defaults with
     num_classes=1000 and image_size=64 are EDM's network for ImageNet. `UNet` is ADM as first published.
 
     This is the network F alone, and called as `SongUNet` is; see there for x, t, cond, train and the output.
 
     Fields:
-      image_size: the resolution of level 0 that attention_resolutions speaks of.
-      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide.
+      image_size: the resolution of level 0, to which attention_resolutions refer.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level on the way down.
       embedding_multiplier: times channels, the features of the embedding.
       head_dim: an attention of C channels has C // head_dim heads; where that is zero there is no attention.
@@ -122,7 +122,7 @@ class DhariwalUNet(ops.ConvNetwork):
         return level_channels(self.channels, self.channel_multipliers)
 
     def attends(self, level: int) -> bool:
-        """Returns whether the blocks of a level are followed by attention, given that it has a head at all.
+        """Returns whether the blocks of a level are followed by attention, if they have channels for a head.
 
         >>> [DhariwalUNet().attends(level) for level in range(4)]
         [False, True, True, True]

@@ -1,4 +1,4 @@
-"""DiT: a transformer on patches, steered through its normalisations."""
+"""DiT: a transformer on patches, conditioned through its normalisations (adaLN-Zero)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import blocks, embeddings, ops, patches, transformer
 from diffusers_fn.backbones.sizes import scaled
 
-__all__ = ["PUBLISHED", "Block", "DiT", "Embedding"]
+__all__ = ["Block", "DiT", "Embedding"]
 
 
 class DiT(ops.Module):
@@ -43,11 +43,11 @@ class DiT(ops.Module):
       zero_init_output: start as the zero function, and every block as the identity.
       stretch_positions: spread the positions of every H and W over those of image_size, instead of counting patches.
       time_freq_shift: see `embeddings.sinusoidal_features`.
-      shared_embedding: one embedding of t and class for all blocks; otherwise one for each block, and the last layer
-        listens to the first block's.
-      qkv_bias, gelu_approximate, mlp_norm_eps, mlp_norm_affine: small print in which implementations differ; the
-        last two are of the norms before each mlp.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      shared_embedding: one embedding of t and class for all blocks; otherwise one per block, and the last layer uses
+        that of the first block.
+      qkv_bias, gelu_approximate, mlp_norm_eps, mlp_norm_affine: details in which implementations differ. The last two
+        belong to the normalisation before each mlp.
+      remat: the backward pass computes every block again instead of keeping its activations.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, L, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the label
         embedding stay in float32 or wider.
@@ -92,22 +92,22 @@ class DiT(ops.Module):
         >>> net.depth, net.hidden_size, net.num_classes, net.learned_variance
         (12, 384, 10, True)
         """
-        return cls(**{**PUBLISHED, "hidden_size": 384, "depth": 12, "num_heads": 6, **fields})
+        return cls(**{**_PUBLISHED, "hidden_size": 384, "depth": 12, "num_heads": 6, **fields})
 
     @classmethod
     def B(cls, **fields: Any) -> DiT:
         """Returns DiT-B: 12 blocks of hidden size 768."""
-        return cls(**{**PUBLISHED, "hidden_size": 768, "depth": 12, "num_heads": 12, **fields})
+        return cls(**{**_PUBLISHED, "hidden_size": 768, "depth": 12, "num_heads": 12, **fields})
 
     @classmethod
     def L(cls, **fields: Any) -> DiT:
         """Returns DiT-L: 24 blocks of hidden size 1024."""
-        return cls(**{**PUBLISHED, "hidden_size": 1024, "depth": 24, "num_heads": 16, **fields})
+        return cls(**{**_PUBLISHED, "hidden_size": 1024, "depth": 24, "num_heads": 16, **fields})
 
     @classmethod
     def XL(cls, **fields: Any) -> DiT:
         """Returns DiT-XL: 28 blocks of hidden size 1152; with patches of 2 it has 674,834,720 parameters."""
-        return cls(**{**PUBLISHED, "hidden_size": 1152, "depth": 28, "num_heads": 16, **fields})
+        return cls(**{**_PUBLISHED, "hidden_size": 1152, "depth": 28, "num_heads": 16, **fields})
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
@@ -177,11 +177,17 @@ class DiT(ops.Module):
             raise ValueError(f"x must have in_channels={self.in_channels} channels; got {x.shape[-1]}")
 
 
-PUBLISHED = {"num_classes": 1000, "learned_variance": True}
+_PUBLISHED = {"num_classes": 1000, "learned_variance": True}
 
 
 class Block(ops.Module):
     """Computes one block of `DiT` from tokens h [B, L, D] and an embedding c [B, E]. Fields as there.
+
+    Figure 3 of the paper, "DiT Block with adaLN-Zero", from the bottom to the top. Its gamma is 1 + scale here, its
+    beta is shift, its alpha is gate:
+
+        h -> Layer Norm -> Scale, Shift (gamma_1, beta_1) -> Multi-Head Self-Attention -> Scale (alpha_1) -> + h
+        h -> Layer Norm -> Scale, Shift (gamma_2, beta_2) -> Pointwise Feedforward     -> Scale (alpha_2) -> + h
 
     >>> block = Block(num_heads=2, mlp_hidden_size=16)
     >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 6])
@@ -203,24 +209,22 @@ class Block(ops.Module):
     def __call__(self, h: jax.Array, c: jax.Array, *, train: bool = False) -> jax.Array:
         modulation = ops.Dense(6 * h.shape[-1], kernel_init=self.modulation_init, name="modulation", **self.types)
         norm_1 = ops.LayerNorm(use_bias=False, use_scale=False, **self.types)
-        norm_2 = ops.LayerNorm(
-            self.mlp_norm_eps,
-            use_bias=self.mlp_norm_affine,
-            use_scale=self.mlp_norm_affine,
-            name="mlp_norm",
-            **self.types,
-        )
+        affine = {"use_bias": self.mlp_norm_affine, "use_scale": self.mlp_norm_affine}
+        norm_2 = ops.LayerNorm(self.mlp_norm_eps, **affine, name="mlp_norm", **self.types)
         attention = transformer.Attention(
             self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **self.types
         )
         mlp = transformer.FeedForward(self.mlp_hidden_size, self.gelu_approximate, name="mlp", **self.types)
         drop = ops.Dropout(self.dropout, deterministic=not train)
 
-        modulations = jnp.split(modulation(ops.silu(c))[:, None], 6, axis=-1)
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulations
+        parts = jnp.split(modulation(ops.silu(c))[:, None], 6, axis=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
 
-        h = h + gate_1 * drop(attention(ops.modulate(norm_1(h), scale_1, shift_1)))
-        return h + gate_2 * drop(mlp(ops.modulate(norm_2(h), scale_2, shift_2)))
+        r = attention(ops.modulate(norm_1(h), scale_1, shift_1))
+        h = h + gate_1 * drop(r)
+
+        r = mlp(ops.modulate(norm_2(h), scale_2, shift_2))
+        return h + gate_2 * drop(r)
 
 
 class Embedding(ops.Module):

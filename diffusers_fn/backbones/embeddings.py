@@ -1,6 +1,6 @@
-"""How a network hears the time label and the class label.
+"""Embeddings of time labels and class labels.
 
-B is the batch size. A label is one number for the whole batch ([]) or one for each example ([B]).
+B is the batch size. A label is one number for the whole batch ([]) or one per example ([B]).
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class FourierFeatures(ops.Module):
     Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions" (2020),
     https://arxiv.org/abs/2006.10739; with scale 16 and the logarithm of sigma for t in Song et al., "Score-Based
     Generative Modeling through Stochastic Differential Equations" (2021), https://arxiv.org/abs/2011.13456. The
-    frequencies lie among the parameters, because a network is useless without its own, but no gradient reaches them:
-    leave them out of weight decay. Raises ValueError if dim is odd.
+    frequencies are among the parameters, because a network needs those it was trained with, but they have no gradient:
+    exclude them from weight decay. Raises ValueError if dim is odd.
 
     >>> features = FourierFeatures(dim=8)
     >>> jax.eval_shape(features.init, jax.random.key(0), jnp.ones([3]))["params"]["frequencies"].shape
@@ -105,8 +105,8 @@ def two_scale_features(labels: jax.Array, dim: int) -> jax.Array:
 def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
     """Returns asinh(t / unit): about t / unit below the unit, about sign(t) log(2 |t| / unit) above it.
 
-    Sigmas of 0.002 and 0.004 look the same to a sine whose shortest period is 2 pi. Here they are as far
-    apart as 40 and 80 are, so a network that gets both views can use t of any scale.
+    Sigmas of 0.002 and 0.004 have nearly the same sines if the shortest period is 2 pi. Here they are as far
+    apart as 40 and 80 are, so a network that receives both t and this can use t of any scale.
 
     >>> [round(float(v), 2) for v in signed_log(jnp.array([-40.0, 0.0, 40.0, 80.0]))]
     [-11.29, 0.0, 11.29, 11.98]
@@ -120,9 +120,9 @@ class LabelEmbedding(ops.Module):
     Ho et al., "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, appendix
     B, for the time part. The class part is added as in Dhariwal and Nichol, "Diffusion Models Beat GANs on
     Image Synthesis" (2021), https://arxiv.org/abs/2105.05233. The table has num_classes + 1 rows; the last
-    one, with index num_classes, is the null class of classifier-free guidance, and `cond=None` means that row
-    for every example. Without null_class there is no such row, and cond must be given. Labels under a trace
-    cannot be checked: one outside the table gives NaN, not a wrong class.
+    one, with index num_classes, is the null class of classifier-free guidance, which `cond=None` selects.
+    Without null_class there is no such row, and cond must be given. Traced labels cannot be checked: one outside
+    the table gives NaN, not a wrong class.
 
     Raises ValueError for labels that are not integers, of a shape other than [] or [B], visibly out of range,
     or given to a network without classes.
@@ -149,14 +149,16 @@ class LabelEmbedding(ops.Module):
         return emb + table(labels)
 
 
-dense_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, for every layer but the last
+dense_init = nn.initializers.variance_scaling(
+    1.0, "fan_avg", "uniform"
+)  # DDPM's, for every layer but those that start at zero
 
 
 def class_labels(cond: Any, num_classes: int | None, batch: int, *, null_class: bool = True) -> jax.Array | None:
     """Returns int labels [B] for cond None, [] or [B]; None for a network without classes.
 
-    cond=None is the label num_classes, which there is not without null_class. Raises ValueError as `LabelEmbedding`
-    says.
+    cond=None is the label num_classes, the null class; without null_class it raises. Raises ValueError as
+    `LabelEmbedding` does.
 
     >>> class_labels(None, 10, 3).tolist(), class_labels(4, 10, 3).tolist()
     ([10, 10, 10], [4, 4, 4])
@@ -179,7 +181,7 @@ def class_labels(cond: Any, num_classes: int | None, batch: int, *, null_class: 
     if isinstance(cond, int | np.integer | np.ndarray) and np.any((np.asarray(cond) < 0) | (np.asarray(cond) > last)):
         note = f" ({num_classes} is the null class)" if null_class else ""
         raise ValueError(f"class labels must lie in 0 .. {last}{note}; got {cond}")
-    # A traced label cannot be checked. One past the end gives NaN; a negative one must not count from the end.
+    # Traced labels cannot be checked. One past the end gives NaN; a negative one must not count from the end.
     labels = labels.astype(jnp.result_type(int))  # a narrow type may not hold num_classes
     labels = jnp.where(labels < 0, num_classes + 1, labels)
     return jnp.broadcast_to(labels, (batch,))

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import embeddings, ops
 
+__all__ = ["MLP"]
+
 
 class MLP(nn.Module):
     """Computes a denoiser's output [B, ...] for noisy data x [B, ...] at time labels t [] or [B].
@@ -21,9 +23,9 @@ class MLP(nn.Module):
 
     the residual network of He et al., "Identity Mappings in Deep Residual Networks" (2016),
     https://arxiv.org/abs/1603.05027, with the conditioning of Nichol and Dhariwal, "Improved Denoising
-    Diffusion Probabilistic Models" (2021), https://arxiv.org/abs/2102.09672. The network sees t itself and a
-    signed logarithm of it, each as sinusoids, so the labels may be step numbers, sigmas or their logarithms;
-    x should be of order one.
+    Diffusion Probabilistic Models" (2021), https://arxiv.org/abs/2102.09672. The time features are sinusoids of t
+    itself and of its signed logarithm, so the labels may be step numbers, sigmas or their logarithms; x should be
+    of order one.
 
     Call with x [B, ...]; t integers or floats; cond integer class labels [] or [B], or None for the null
     class, num_classes; train=True turns on dropout, which draws from the rng collection "dropout". The output
@@ -68,7 +70,7 @@ class MLP(nn.Module):
         emb = nn.silu(self._embed(x, t, cond))
 
         h = x.reshape(x.shape[0], -1)
-        # The norms forget the length of their input. A bias as large as the data keeps it visible to them.
+        # A norm removes the length of its input. With a bias as large as the data the length stays visible.
         in_init = {"kernel_init": nn.initializers.lecun_normal(), "bias_init": nn.initializers.normal(1.0)}
         h = dense(self.hidden_size, name="dense_in", **in_init)(h)
         for i in range(self.depth):

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import embeddings, ops
 
+__all__ = ["MLPClassifier"]
+
 
 class MLPClassifier(nn.Module):
     """Computes logits [B, num_classes] of noisy data x [B, ...] at time labels t [] or [B].

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import blocks, embeddings, fir, ops, vector_labels, walks
 from diffusers_fn.backbones.sizes import level_channels
 
-__all__ = ["HALF", "SongUNet", "check_unet", "quarter_groups"]
+__all__ = ["SongUNet", "check_unet", "quarter_groups"]
 
-HALF = math.sqrt(0.5)  # of the variance: what keeps a sum of two at the variance of one
+_HALF = math.sqrt(0.5)  # keeps the variance of a sum of two at that of one
 
 
 class SongUNet(ops.ConvNetwork):
@@ -33,32 +33,32 @@ class SongUNet(ops.ConvNetwork):
     This is the network F alone. t is EDM's c_noise and x is c_in x: what surrounds it, such as
     D = c_skip x + c_out F, is a parameterization.
 
-    Call with x [B, H, W, C]; t integers or floats; cond as `vector_labels.vector_conditions` says: integer class
+    Call with x [B, H, W, C]; t integers or floats; cond as in `vector_labels.vector_conditions`: integer class
     labels [] or [B], vectors [B, num_classes], or {"label": either of them, "augment": [B, augment_dim]}, where no
     label and the label num_classes are the same zero vector. train=True turns on dropout and label_dropout, which draw
     from the rng collection "dropout". The output is float32, or x's dtype if that is wider. It has out_channels
     channels (C if None), or twice as many with learned_variance.
 
     Fields:
-      image_size: the resolution of level 0 that attention_resolutions speaks of. The same parameters serve any H and W
+      image_size: the resolution of level 0, to which attention_resolutions refer. The same parameters serve any H and W
         that the levels can halve.
-      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level on the way down.
-      embedding_multiplier, feature_multiplier: times channels, the widths of the embedding and of the time features.
+      embedding_multiplier, feature_multiplier: features of the embedding, and time features, as multiples of channels.
       fourier_features: random frequencies instead of geometric ones.
       input_pyramid: None; "residual", halved inputs pass through convolutions and are added from level to level
         (NCSN++); or "skip", they are added to each level as they are, through a 1x1 convolution.
       sigma_labels: t is sigma itself, of which the network takes the logarithm, and by which its output is divided, as
         a score is: the NCSN++ of Song et al., where EDM's network has c_noise and a parameterization around it.
       mid_divisor: the sums of the middle's blocks are divided by it.
-      output_pyramid: every level makes an image, and the doubled images are summed.
+      output_pyramid: every level computes an image, and the doubled images are summed.
       resample_taps: the filter of `fir`.
-      num_classes, augment_dim: None, or the widths of the conditions.
-      label_dropout: how often a label is left out in training.
+      num_classes, augment_dim: None, or the sizes of the label and augmentation vectors.
+      label_dropout: the probability that training leaves out a label.
       zero_init_output: start as the zero function, and every block as its skip connection. The published code starts
         1e-5 away.
-      norm_eps: of every group normalisation, which has min(32, channels / 4) groups.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      norm_eps: of every group normalisation. It has min(32, C / 4) groups for C channels.
+      remat: the backward pass computes every block again instead of keeping its activations.
       native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, 1, channels].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the
@@ -165,11 +165,11 @@ class SongUNet(ops.ConvNetwork):
         return ops.Conv(features, (3, 3), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
 
     def _res_block(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
-        fields = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, "skip_scale": HALF, **fields, **self.types}
+        fields = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, "skip_scale": _HALF, **fields, **self.types}
         fields |= {"dropout": self.dropout, "zero_init": self.zero_init_output, "project_skip": "resample" in fields}
         return blocks.rematerialised(blocks.ResBlock(features, name=name, **fields), self.remat)
 
-    def _attention(self, name: str, skip_scale: float = HALF) -> Callable[..., jax.Array]:
+    def _attention(self, name: str, skip_scale: float = _HALF) -> Callable[..., jax.Array]:
         fields: dict[str, Any] = {"norm_groups": quarter_groups, "norm_eps": self.norm_eps, **self.types}
         fields |= {"attention_fn": self.attention_fn, "zero_init": self.zero_init_output}
         return blocks.rematerialised(blocks.SelfAttention(skip_scale=skip_scale, name=name, **fields), self.remat)
@@ -180,7 +180,7 @@ class SongUNet(ops.ConvNetwork):
         if self.input_pyramid == "residual":
             pad = 1 + (len(self.resample_taps) - 1) // 2
             inputs = self._conv(features, name, padding=pad)(inputs)
-            h = (h + fir.fir_down(inputs, self.resample_taps, padding=0)) * HALF
+            h = (h + fir.fir_down(inputs, self.resample_taps, padding=0)) * _HALF
             return h, h
         inputs = fir.fir_down(inputs, tuple(self.resample_taps))
         return h + ops.Dense(features, kernel_init=embeddings.dense_init, name=name, **self.types)(inputs), inputs

@@ -23,7 +23,7 @@ class CrossAttention(ops.Module):
     """Computes out(attention(query(x), key(context), value(context))) [B, L, C] for tokens x [B, L, C].
 
     Without a context the tokens attend to each other. mask is boolean, broadcastable to [B, heads, L, M], and
-    False where a query must not look. Vaswani et al., "Attention Is All You Need" (2017),
+    False where a query must not attend. Vaswani et al., "Attention Is All You Need" (2017),
     https://arxiv.org/abs/1706.03762, section 3.2.
 
     attention_fn takes query, key and value of shape [B, L or M, heads, C / heads], and mask=mask if there is
@@ -71,7 +71,7 @@ class TransformerBlock(ops.Module):
     Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022),
     https://arxiv.org/abs/2112.10752, appendix E.2.1; the gate is GEGLU of Shazeer, "GLU Variants Improve
     Transformer" (2020), https://arxiv.org/abs/2002.05202, equation 6, with the exact GELU. With
-    only_cross_attention the first attention looks at the context too, without the mask, as published.
+    only_cross_attention the first attention attends to the context as well, without the mask, as published.
 
     >>> block = TransformerBlock(num_heads=2)
     >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 3, 6])
@@ -96,7 +96,7 @@ class TransformerBlock(ops.Module):
         return x + dense(x.shape[-1], name="feed_out")(h)
 
 
-@jax.checkpoint  # what is inside is cheaper to compute again in the backward pass than to keep
+@jax.checkpoint  # cheaper to compute again in the backward pass than to keep
 def _gated(h: jax.Array) -> jax.Array:
     """Returns a * gelu(g) for h = (a, g)."""
     h, gate = jnp.split(h, 2, axis=-1)
@@ -104,11 +104,11 @@ def _gated(h: jax.Array) -> jax.Array:
 
 
 class SpatialTransformer(ops.Module):
-    """Computes x + out(blocks(in(norm(x)))) over the pixels of x [B, H, W, C], looking at a context [B, M, D].
+    """Computes x + out(blocks(in(norm(x)))) over the pixels of x [B, H, W, C], with a context [B, M, D].
 
-    `depth` transformer blocks see the pixels as H W tokens. Rombach et al. (2022),
+    The pixels are H W tokens for `depth` transformer blocks. Rombach et al. (2022),
     https://arxiv.org/abs/2112.10752, appendix E.2.1. With remat the backward pass computes each block again
-    instead of keeping what is inside it.
+    instead of keeping its activations.
 
     >>> transformer = SpatialTransformer(depth=2, num_heads=2, norm_groups=4)
     >>> args = jax.random.key(0), jnp.ones([1, 4, 2, 8]), jnp.ones([1, 3, 6])

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+__all__ = ["SuperResolution"]
+
 
 class SuperResolution(nn.Module):
     """Computes net([x, enlarged low_res], t, rest of cond) for x [B, H, W, C] and cond["low_res"] [B, h, w, D].

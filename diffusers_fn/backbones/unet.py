@@ -30,7 +30,7 @@ class UNet(ops.ConvNetwork):
     Image Synthesis" (2021), https://arxiv.org/abs/2105.05233 (ADM: head_dim=64, resblock_updown, attention at
     32, 16 and 8).
 
-    The networks of the last two differ from DDPM in small print as well. As published they have
+    The published networks of the last two also have
     `time_cos_first=True, time_freq_shift=0, downsample_padding=(1, 1), norm_eps=1e-5`.
 
     Call with x [B, H, W, C]; t integers or floats; cond integer class labels [] or [B], or None for the null
@@ -39,26 +39,26 @@ class UNet(ops.ConvNetwork):
     twice as many with learned_variance: the mean's first, the variance's last.
 
     Fields:
-      image_size: the resolution of level 0 that attention_resolutions speaks of. The same parameters serve
-        any H and W that the levels can halve.
-      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide, rounded down.
+      image_size: the resolution of level 0, to which attention_resolutions refer. The same parameters serve any H
+        and W that the levels can halve.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level on the way down.
       num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
       num_heads_up: instead of num_heads on the way up.
       scale_shift_norm: the embedding scales and shifts after a block's second normalisation, instead of
         being added before it.
-      resblock_updown: change resolution in a residual block, instead of by a strided convolution and by
+      resblock_updown: change resolutions in residual blocks, instead of by a strided convolution and by
         nearest-neighbour doubling with a convolution.
       resample_conv: False leaves these convolutions out: means of 2x2 squares, and doubling.
-      null_class: class labels have a row more, for no class. Published class-conditional networks have none.
+      null_class: whether the class table has a last row for the null class. Published networks have none.
       zero_init_output: start as the zero function, and every block as its skip connection.
       norm_groups, norm_eps: of every group normalisation; the groups must divide every layer's channels.
       time_cos_first, time_freq_shift: see `embeddings.sinusoidal_features`.
       downsample_padding: zeros (before, after) each axis of a strided convolution.
-      new_attention_order: how published weights order the outputs of a query, key and value projection; it is the
-        same function.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
-      native_conv: use XLA's convolution on CPUs too, where matrix products are faster; see `conv.conv2d`.
+      new_attention_order: how published weights order the outputs of a query, key and value projection. The function
+        is the same.
+      remat: the backward pass computes every block again instead of keeping its activations.
+      native_conv: use XLA's convolution on a CPU, too, where matrix products are faster; see `ops.ConvNetwork`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
         and the label embedding stay in float32 or wider.

@@ -22,16 +22,16 @@ class UNet1D(ops.ConvNetwork):
     the chosen levels, lengths that halve from level to level on the way down and double on the way up. Ho et al.,
     "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, appendix B, for the network;
     Janner et al., "Planning with Diffusion for Flexible Behavior Synthesis" (2022), https://arxiv.org/abs/2205.09991,
-    section 3.3, for U-Nets of sequences. There are no published weights for it. As in `MLP` the network sees t itself
-    and a signed logarithm of it, so the labels may be step numbers, sigmas or their logarithms.
+    section 3.3, for U-Nets of sequences. There are no published weights for it. As in `MLP` the time features
+    are sinusoids of t itself and of its signed logarithm, so the labels may be step numbers, sigmas or log sigmas.
 
     Call with x [B, L, C]; t integers or floats; cond integer class labels [] or [B], or None for the null class,
     num_classes; train=True turns on dropout, which draws from the rng collection "dropout". The output is float32, or
     x's dtype if that is wider. It has out_channels channels (C if None), or twice as many with learned_variance.
 
     Fields:
-      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide. L must be a multiple of
-        2 ** (levels - 1).
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down. L must be a
+        multiple of 2 ** (levels - 1).
       num_res_blocks: residual blocks per level on the way down.
       attention_levels: levels whose blocks are followed by attention; the middle attends in any case.
       num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.

@@ -19,11 +19,11 @@ __all__ = ["UNet2D"]
 class UNet2D(ops.ConvNetwork):
     """Computes a denoiser's output [B, H, W, C] for images x [B, H, W, C] at time labels t [] or [B].
 
-    `UNet` with more to choose: the widths are free, the two ways may attend on different levels, and each change of
-    resolution is a convolution or a residual block. This is what most published unconditional networks are; the
-    defaults, apart from the widths, are DDPM's (Ho et al., "Denoising Diffusion Probabilistic Models", 2020,
-    https://arxiv.org/abs/2006.11239, appendix B). Sequences over levels run from the largest resolution, whether they
-    speak of the way down or up, and one value stands for all levels.
+    `UNet` with more options: the two ways may attend on different levels, and each change of resolution is a
+    convolution or a residual block. Most published unconditional networks are of this kind. The defaults, apart from
+    the channels, are DDPM's (Ho et al., "Denoising Diffusion Probabilistic Models", 2020,
+    https://arxiv.org/abs/2006.11239, appendix B). Sequences over levels begin at the largest
+    resolution, for the way up, too, and one value stands for all levels.
 
     Call with x [B, H, W, C]; t integers or floats; cond None, or with num_classes integer labels [] or [B] (None is
     the null class, num_classes, if there is one), with class_time numbers [] or [B], with class_vectors vectors
@@ -44,12 +44,12 @@ class UNet2D(ops.ConvNetwork):
       head_dim: an attention of C channels has C / head_dim heads; None is one head.
       embedding_dim: of the time embedding; None is 4 times the channels of level 0.
       num_timesteps: None, or the number of learned time features, which integers t look up.
-      fourier_time: t is a noise level sigma: the network hears log t at random frequencies, and its output is divided
-        by t, as a score is (Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
-        2021, https://arxiv.org/abs/2011.13456).
-      num_classes, null_class: labels look up a table, which has a row more for no class with null_class.
+      fourier_time: t is a noise level sigma: the time features are those of log t at random frequencies, and the output
+        is divided by t, as a score is (Song et al., "Score-Based Generative Modeling through Stochastic Differential
+        Equations", 2021, https://arxiv.org/abs/2011.13456).
+      num_classes, null_class: labels look up a table, which with null_class has a last row for the null class.
       class_time: labels are embedded like times. class_vectors: cond itself is added to the time embedding.
-      center_input: the network sees 2 x - 1.
+      center_input: the network receives 2 x - 1.
       activation: of the residual blocks.
       scale_shift_norm, dropout, learned_variance, zero_init_output, norm_groups, norm_eps, time_cos_first,
         time_freq_shift, downsample_padding, remat, native_conv, attention_fn, dtype, param_dtype: as in `UNet`.
@@ -186,9 +186,7 @@ class UNet2D(ops.ConvNetwork):
         batch = times.shape[0]
         if self.num_timesteps is not None:
             if not jnp.issubdtype(t.dtype, jnp.integer):
-                raise ValueError(
-                    f"t must be integers, because it looks up a table of {self.num_timesteps}; got {t.dtype}"
-                )
+                raise ValueError(f"t must be integers with num_timesteps={self.num_timesteps}; got {t.dtype}")
             table = ops.Embed(self.num_timesteps, base, name="time_table", **types)
             features: Callable[[jax.Array], jax.Array] = lambda labels: table(labels.astype(jnp.int32))  # noqa: E731
         elif self.fourier_time:

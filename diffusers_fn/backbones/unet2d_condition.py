@@ -16,7 +16,7 @@ from diffusers_fn.backbones.spatial_transformer import SpatialTransformer
 
 __all__ = ["EmbeddingMLP", "UNet2DCondition"]
 
-Depth = int | Sequence[int]  # of a level's transformers: one for all of them, or one for each
+_Depth = int | Sequence[int]  # of the transformers of a level: one number for all of them, or one each
 
 
 class UNet2DCondition(ops.ConvNetwork):
@@ -50,28 +50,30 @@ class UNet2DCondition(ops.ConvNetwork):
     Fields:
       in_channels, out_channels: C and C'.
       channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
-      num_res_blocks: residual blocks per level on the way down, one for all levels or one for each.
+      num_res_blocks: residual blocks per level on the way down, one number for all levels or one per level.
       transformer_depths: transformer blocks behind each residual block of each level; 0 is no transformer.
-        Where a level's entry is a sequence, one for each residual block.
-      up_transformer_depths: the same for the way up, by level as well; None repeats transformer_depths.
+        A level's entry may be a sequence, with one number per residual block.
+      up_transformer_depths: the same for the way up, again from the largest resolution; None repeats them.
       mid_depth: of the transformer in the middle; None leaves out the middle.
-      num_heads: of the attentions, one for all levels or one for each.
-      only_cross_attention: levels whose first attention looks at the context too.
-      context_dim: of the tokens that the attentions see.
+      num_heads: heads of every attention, one number for all levels or one per level.
+      only_cross_attention: whether the first attention of a block attends to the context as well, for all levels or per
+        level.
+      context_dim: features of a context token.
       text_dim: None, or the features of a token of the given context, which a linear layer maps to context_dim.
       embedding_dim: of the time embedding; None is 4 times the channels of level 0.
       num_classes: class_labels index a table.
-      class_time: class_labels are embedded like times. class_vector_dim: like the time's features.
-      text_time_dims: (features of one time id, all features with the text's); (256, 2816) in XL.
-      time_cond_dim: of timestep_cond.
+      class_time: class_labels are embedded like times.
+      class_vector_dim: class_labels are vectors of this size, embedded like the time features.
+      text_time_dims: (features of one time id, features of all time ids and the pooled text); (256, 2816) in XL.
+      time_cond_dim: features of timestep_cond.
       scale_shift_norm: the embedding scales and shifts after a block's second normalisation.
       zero_init_output: start as the zero function, and every block as its skip connection.
-      linear_projection: whether published weights keep the layers around a transformer as linear layers, not
-        as 1x1 convolutions. It is the same function.
+      linear_projection: whether published weights store the layers around a transformer as linear layers, not
+        as 1x1 convolutions. The function is the same.
       norm_groups, norm_eps: of every group normalisation, the transformers' norm_eps excepted (1e-6).
       time_cos_first, time_freq_shift: see `embeddings.sinusoidal_features`.
       downsample_padding: zeros (before, after) each axis of a strided convolution.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      remat: the backward pass computes every block again instead of keeping its activations.
       native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W or M, heads, head_dim], with a mask
         [B, 1, 1, M] where there is one.
@@ -92,8 +94,8 @@ class UNet2DCondition(ops.ConvNetwork):
     channels: int = 320
     channel_multipliers: Sequence[float] = (1, 2, 4, 4)
     num_res_blocks: int | Sequence[int] = 2
-    transformer_depths: Sequence[Depth] = (1, 1, 1, 0)
-    up_transformer_depths: Sequence[Depth] | None = None
+    transformer_depths: Sequence[_Depth] = (1, 1, 1, 0)
+    up_transformer_depths: Sequence[_Depth] | None = None
     mid_depth: int | None = 1
     num_heads: int | Sequence[int] = 8
     only_cross_attention: bool | Sequence[bool] = False

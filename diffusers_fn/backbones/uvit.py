@@ -1,4 +1,4 @@
-"""U-ViT: a transformer that takes time, condition and patches alike as tokens, with long skip connections."""
+"""U-ViT: a transformer with time, condition and patches as tokens, and with long skip connections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class UViT(ops.ConvNetwork):
 
     The tokens are [class, time, patches], or [time, text, patches], with learned positions. The blocks are ordinary
     pre-norm transformer blocks: depth // 2 on the way in, one in the middle, depth // 2 on the way out, each of which
-    first mixes in what its mirror image on the way in gave, h <- Dense([h, skip]). A 3x3 convolution ends the network.
+    first joins the output of its mirror image on the way in, h <- Dense([h, skip]). A 3x3 convolution ends the network.
     Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (2022), https://arxiv.org/abs/2209.12152,
     section 3. `UViT.S`, `.M`, `.L` and `.H` are the published sizes.
 
@@ -39,11 +39,11 @@ class UViT(ops.ConvNetwork):
       text_shape: None, or the number of text tokens and that of their features; excludes num_classes.
       in_channels: C, or None for any.
       qkv_bias: whether query, key and value have biases.
-      time_mlp: whether a small network makes the time token from its sinusoids.
-      long_skips: whether the way out sees the way in.
-      conv_out: whether the last convolution is there.
+      time_mlp: whether a small MLP computes the time token from its sinusoids.
+      long_skips: whether blocks on the way out receive activations from the way in.
+      conv_out: whether a 3x3 convolution ends the network.
       zero_init_output: start as the zero function. The published networks do not.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      remat: the backward pass computes every block again instead of keeping its activations.
       native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, L, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the time
@@ -109,13 +109,13 @@ class UViT(ops.ConvNetwork):
         out_channels = x.shape[-1] * (1 + self.learned_variance)
         zeros = nn.initializers.zeros if self.zero_init_output else None  # of the last layer
         patch = patches.PatchEmbed(
-            self.hidden_size, patch_size=self.patch_size, kernel_init=torch_init, name="patch", **self.types
+            self.hidden_size, patch_size=self.patch_size, kernel_init=_torch_init, name="patch", **self.types
         )
 
         tokens = [*self._extra_tokens(x, t, cond), patch(x)]
         extras = sum(token.shape[1] for token in tokens[:-1])
         h = jnp.concatenate([token.astype(self.dtype) for token in tokens], axis=1)
-        h = h + self.param("positions", init, h.shape[1:], self.param_dtype).astype(self.dtype)[None]
+        h = h + self.param("positions", _init, h.shape[1:], self.param_dtype).astype(self.dtype)[None]
 
         saved = []
         for i in range(self.depth // 2):
@@ -125,13 +125,13 @@ class UViT(ops.ConvNetwork):
         for i in range(self.depth // 2):
             skip = saved.pop() if self.long_skips else None
             h = self._block(f"out_{i}")(h, skip, train=train)
-        h = ops.array(ops.LayerNorm(EPS, name="norm_out", **self.types)(h))[:, extras:]
+        h = ops.array(ops.LayerNorm(_EPS, name="norm_out", **self.types)(h))[:, extras:]
 
-        dense_init = init if self.conv_out else zeros or init
+        dense_init = _init if self.conv_out else zeros or _init
         h = ops.Dense(self.patch_size**2 * out_channels, kernel_init=dense_init, name="dense_out", **self.types)(h)
         h = patches.unpatchify(h, self.patch_size, x.shape[1], x.shape[2])
         if self.conv_out:
-            h = ops.Conv(out_channels, (3, 3), kernel_init=zeros or torch_init, name="conv_out", **self.types)(h)
+            h = ops.Conv(out_channels, (3, 3), kernel_init=zeros or _torch_init, name="conv_out", **self.types)(h)
         return h.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _block(self, name: str) -> Callable[..., jax.Array]:
@@ -151,12 +151,12 @@ class UViT(ops.ConvNetwork):
         batch, precise, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
         time = embeddings.sinusoidal_features(embeddings.time_labels(t, batch, dtype), self.hidden_size, cos_first=True)
         if self.time_mlp:
-            time = ops.Dense(4 * self.hidden_size, kernel_init=init, name="time_0", **precise)(time)
-            time = ops.Dense(self.hidden_size, kernel_init=init, name="time_1", **precise)(ops.silu(time))
+            time = ops.Dense(4 * self.hidden_size, kernel_init=_init, name="time_0", **precise)(time)
+            time = ops.Dense(self.hidden_size, kernel_init=_init, name="time_1", **precise)(ops.silu(time))
         time = time[:, None]
         if self.text_shape is not None:
             text = self._check_text(cond, batch)
-            return [time, ops.Dense(self.hidden_size, kernel_init=init, name="text", **self.types)(text)]
+            return [time, ops.Dense(self.hidden_size, kernel_init=_init, name="text", **self.types)(text)]
         labels = embeddings.class_labels(cond, self.num_classes, batch, null_class=self.null_class)
         if labels is None or self.num_classes is None:
             return [time]
@@ -193,9 +193,9 @@ class UViT(ops.ConvNetwork):
         return jnp.asarray(cond)
 
 
-EPS = 1e-5  # of every layer normalisation
-init = nn.initializers.normal(0.02)  # the authors truncate it at a hundred standard deviations
-torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of the layers that the authors left alone
+_EPS = 1e-5  # of every layer normalisation
+_init = nn.initializers.normal(0.02)  # the authors' truncation, at a hundred standard deviations, has no effect
+_torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # where the authors keep PyTorch's default
 
 
 class Block(ops.Module):
@@ -217,7 +217,7 @@ class Block(ops.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, skip: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        fields: dict[str, Any] = {"kernel_init": init, **self.types}
+        fields: dict[str, Any] = {"kernel_init": _init, **self.types}
         attention = transformer.Attention(
             self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **fields
         )
@@ -226,5 +226,5 @@ class Block(ops.Module):
 
         if skip is not None:
             h = ops.Dense(h.shape[-1], name="skip", **fields)(jnp.concatenate([h, skip], axis=-1))
-        h = h + drop(attention(ops.LayerNorm(EPS, name="norm_0", **self.types)(h)))
-        return h + drop(mlp(ops.LayerNorm(EPS, name="norm_1", **self.types)(h)))
+        h = h + drop(attention(ops.LayerNorm(_EPS, name="norm_0", **self.types)(h)))
+        return h + drop(mlp(ops.LayerNorm(_EPS, name="norm_1", **self.types)(h)))

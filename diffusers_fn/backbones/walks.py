@@ -20,11 +20,11 @@ import jax.numpy as jnp
 
 __all__ = ["walk_down", "walk_up"]
 
-Block = Callable[[jax.Array, str, int, int], jax.Array]
-Resample = Callable[[jax.Array, int], jax.Array]
+_Block = Callable[[jax.Array, str, int, int], jax.Array]
+_Resample = Callable[[jax.Array, int], jax.Array]
 
 
-def walk_down(h: jax.Array, num_blocks: Sequence[int], block: Block, downsample: Resample) -> list[jax.Array]:
+def walk_down(h: jax.Array, num_blocks: Sequence[int], block: _Block, downsample: _Resample) -> list[jax.Array]:
     """Returns the activations to save, h first: after every block and every downsampling.
 
     num_blocks: blocks per level.
@@ -42,7 +42,7 @@ def walk_down(h: jax.Array, num_blocks: Sequence[int], block: Block, downsample:
 
 
 def walk_up(
-    h: jax.Array, saved: Sequence[jax.Array], num_blocks: Sequence[int], block: Block, upsample: Resample
+    h: jax.Array, saved: Sequence[jax.Array], num_blocks: Sequence[int], block: _Block, upsample: _Resample
 ) -> jax.Array:
     """Returns the last activations. Before every block, h is concatenated with the last saved ones not yet used.
 

@@ -1,4 +1,4 @@
-"""Networks with inputs of their own, and how the tests call them."""
+"""Networks that are not called with (x, t, class labels), and their inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ class Case:
         self.params = jax.tree_util.tree_map_with_path(draw, self.shapes)
 
     def run(self, params, args=None, **fields):
-        """Returns everything that comes out, side by side."""
+        """Returns all outputs, flattened and concatenated per example."""
         out = self.net.clone(**fields).apply({"params": params}, *(self.args if args is None else args))
         leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(out)]
         return jnp.concatenate(leaves, axis=1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""A class label as context: what the network is told, the null class, the gradient, and texts that pass through."""
+"""A class label as context: the tokens, the null class, the gradient, and texts that pass through."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ LABELS = jnp.array([2, 0, 3])  # 3 is the null class
 
 @pytest.fixture(scope="module")
 def tokens():
-    """A module with two tokens a class, and its parameters."""
+    """A module with two tokens per class, and its parameters."""
     module = ClassContext(NET, num_classes=3, num_tokens=2)
     return module, nets.random_params(module, X)
 
@@ -61,7 +61,7 @@ def test_without_classes_the_null_row_is_the_context():
     np.testing.assert_array_equal(out, jax.jit(NET.apply)({"params": params["net"]}, X, T, {"context": context}))
 
 
-def test_only_rows_that_were_asked_for_have_a_gradient(tokens):
+def test_only_rows_of_given_labels_have_a_gradient(tokens):
     module, params = tokens
     loss = lambda params: jnp.mean(module.apply({"params": params}, X, T, jnp.array([2, 0, 0])) ** 2)  # noqa: E731
     rows = np.abs(jax.jit(jax.grad(loss))(params)["context_table"]).max(axis=(1, 2))
@@ -75,7 +75,7 @@ def test_a_hidden_label_outside_the_table_is_nan_for_its_example_alone(tokens):
     assert np.isfinite(out[1]).all()
 
 
-def test_a_network_with_pooled_text_is_told_one_and_the_size_of_x():
+def test_a_network_with_pooled_text_receives_one_and_the_size_of_x():
     net = NET.clone(text_time_dims=(4, 29), text_dim=5)
     module = ClassContext(net, num_classes=3)
     x = X[:, :2]

@@ -1,4 +1,4 @@
-"""The text encoder: the published outputs and sizes, where it looks and what it pools, which settings it takes."""
+"""The text encoder: published outputs and sizes, causality, pooling, fields."""
 
 import dataclasses
 
@@ -75,7 +75,7 @@ def case():
     return Case(TINY, (IDS,))
 
 
-def test_tokens_see_what_is_before_them_only(case):
+def test_tokens_attend_to_earlier_tokens_only(case):
     apply = jax.jit(lambda ids: TINY.apply({"params": case.params}, ids).last_hidden)
     before = apply(IDS)
     for i in range(IDS.shape[1]):

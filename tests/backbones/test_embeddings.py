@@ -55,3 +55,25 @@ def test_labels_outside_the_table_give_nan_under_a_trace():
 def test_dimensions_without_frequencies_are_refused(dim, freq_shift):
     with pytest.raises(ValueError, match=rf"dim must be even .*got dim={dim}"):
         embeddings.sinusoidal_features(jnp.zeros([1]), dim, freq_shift=freq_shift)
+
+
+@pytest.mark.parametrize(
+    ("cond", "num_classes", "message"),
+    [
+        (jnp.array([1.0, 2.0]), 3, r"integer class labels; got dtype float32"),
+        (jnp.array([1, 2, 3]), 3, r"cond must have shape \[\] or \[2\]; got \[3\]"),
+        (4, 3, r"class labels must lie in 0 \.\. 3 .*; got 4"),
+        (-1, 3, r"class labels must lie in 0 \.\. 3 .*; got -1"),
+        (1, None, r"no classes \(num_classes=None\), so cond must be None"),
+        (1, 0, r"num_classes must be None or at least 1; got 0"),
+    ],
+)
+def test_class_labels_that_do_not_fit_are_explained(cond, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        embeddings.class_labels(cond, num_classes, 2)
+
+
+@pytest.mark.parametrize(("shape", "message"), [([3], r"\[3\]"), ([2, 1], r"\[2, 1\]")])
+def test_time_labels_that_do_not_fit_are_explained(shape, message):
+    with pytest.raises(ValueError, match=r"t must have shape \[\] or \[2\]; got " + message):
+        embeddings.time_labels(jnp.zeros(shape), 2, jnp.float32)

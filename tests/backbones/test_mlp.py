@@ -1,4 +1,4 @@
-"""The multilayer perceptron's own: shapes, fields, and that it learns whatever scale the time labels have."""
+"""MLP: shapes, fields, and learning with time labels of any scale."""
 
 import dataclasses
 
@@ -87,7 +87,7 @@ def test_learns_a_gaussian_with_labels_of_any_scale():
     """Trained on x0 ~ N(mu, s^2), the loss comes within 2% of its optimum for labels of four scales.
 
     With x = x0 + sigma eps, E[eps | x] = sigma (x - mu) / (s^2 + sigma^2), and the least mean squared error is
-    s^2 / (s^2 + sigma^2). The network sees x / sqrt(1 + sigma^2); one that is not told the level stays 13% above.
+    s^2 / (s^2 + sigma^2). The network receives x / sqrt(1 + sigma^2); without the level it stays 13% above.
     """
     net, mu, s = MLP(hidden_size=32, depth=2, embedding_dim=32), jnp.array([[0.6, -0.4]]), jnp.array([[0.3, 0.7]])
     tx = optax.adam(optax.cosine_decay_schedule(1e-2, 300))

@@ -24,7 +24,7 @@ def mesh():
 
 
 def loss(net, variables, args):
-    """Returns a number that the whole output enters, and the output."""
+    """Returns a scalar that depends on the whole output, and the output."""
     out = net.apply(variables, *args)
     return sum(jnp.sum(jnp.sin(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(out)), out
 

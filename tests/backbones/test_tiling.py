@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones import AutoencoderKL, blocks, tiling
+from diffusers_fn.backbones import AutoencoderKL, tiling
+from diffusers_fn.backbones.ops.conv import conv2d
 
 tiled = tiling.tiled
 
@@ -48,7 +49,7 @@ def test_seams_of_a_convolution_fade_with_the_overlap():
     kernel = jnp.asarray(np.random.default_rng(2).standard_normal([3, 3, 1, 1]), jnp.float32)
 
     def conv(x):
-        return blocks.conv2d(x, kernel, stride=1, padding=(1, 1))
+        return conv2d(x, kernel, stride=1, padding=(1, 1))
 
     errors = [np.abs(tiled(conv, x, tile=32, overlap=overlap) - conv(x)).max() for overlap in (0, 4, 16)]
     assert errors[0] > 1

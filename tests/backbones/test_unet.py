@@ -1,4 +1,4 @@
-"""The U-Net's own: exact sizes, what each field does, which images and settings it takes."""
+"""UNet: published sizes, the effect of each field, image sizes, misuse."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ ADM |= {"num_classes": 1000, "null_class": False, "learned_variance": True}
 @pytest.mark.parametrize(
     ("image_size", "channels", "channel_multipliers", "num_res_blocks", "expected"),
     [
-        # Dhariwal and Nichol, table 11, speak of 296, 422, 554 and 559 million.
+        # Dhariwal and Nichol, table 11: 296, 422, 554 and 559 million.
         (64, 192, (1, 2, 3, 4), 3, 295_904_454),
         (128, 256, (1, 1, 2, 3, 4), 2, 421_529_606),
         (256, 256, (1, 1, 2, 2, 4, 4), 2, 553_838_086),

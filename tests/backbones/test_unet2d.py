@@ -1,4 +1,4 @@
-"""UNet2D's own: it is UNet where that can say it, exact sizes, what each field does, what a label may be."""
+"""UNet2D: equality with UNet, published sizes, the effect of each field, labels."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ X = jnp.asarray(np.random.default_rng(0).standard_normal([2, 4, 4, 3]), jnp.floa
 T = jnp.array([3, 700])
 
 
-def test_it_is_unet_where_that_can_say_it():
+def test_it_equals_unet_with_the_same_fields():
     unet = UNet(
         image_size=4,
         channels=8,
@@ -136,7 +136,7 @@ def test_no_normalisation_before_the_middle_attention_with_scale_shift_as_publis
 
 
 def test_labels_that_are_times_or_vectors(tiny):
-    """A label 0 that is embedded like a time is one vector; a vector of zeros is no label at all."""
+    """A label 0 embedded like a time has an embedding; a vector of zeros adds nothing."""
     params, out = tiny
     vectors = TINY.clone(class_vectors=True)
     np.testing.assert_array_equal(vectors.apply({"params": params}, X, T, jnp.zeros([2, 32])), out)
@@ -149,7 +149,7 @@ def test_labels_that_are_times_or_vectors(tiny):
 def test_a_score_is_divided_by_its_sigma():
     net, sigma = TINY.clone(fourier_time=True), jnp.array([0.3, 7.0])
     params = nets.random_params(net, X)
-    params["embedding"] = jax.tree.map(jnp.zeros_like, params["embedding"])  # deaf to time
+    params["embedding"] = jax.tree.map(jnp.zeros_like, params["embedding"])  # no dependence on time
     score, other = (net.apply({"params": params}, X, s) for s in (sigma, jnp.ones(2)))
     np.testing.assert_allclose(score * sigma[:, None, None, None], other, rtol=1e-5, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The text-conditioned U-Net: the published outputs and sizes, what its inputs mean, which settings it takes."""
+"""The text-conditioned U-Net: published outputs and sizes, inputs, fields."""
 
 import dataclasses
 

@@ -5,7 +5,7 @@ XLA's convolution on a CPU is slower than its matrix products, its weight gradie
 
 - `winograd`: 3x3 kernels at stride 1, with a third of the multiplications;
 - `product_first`: few output channels, one product with all of the kernel, then shifted sums;
-- `patches_first`: all else, the patches side by side (im2col), then one product.
+- `patches_first`: everything else, the patches side by side (im2col), then one product.
 
 They are plain array operations, chosen so that what automatic differentiation makes of them is as fast, in both modes
 and to any order, under vmap and inside loops. Intermediate results are computed again in the backward pass instead of
@@ -32,8 +32,8 @@ from diffusers_fn.backbones.ops.winograd import TILE, winograd
 
 __all__ = ["Conv", "conv2d", "patches_first", "product_first"]
 
-Zeros = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of each axis
-Padding = str | int | Sequence[int | tuple[int, int]]
+_Zeros = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of each axis
+_Padding = str | int | Sequence[int | tuple[int, int]]
 
 _FEW_CHANNELS = 12  # too few for Winograd's products, and few enough to shift and add
 _FEW_TILES = 100  # too few to pay for transforming the kernel
@@ -60,7 +60,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: Sequence[int]
     strides: int = 1
-    padding: Padding = "SAME"
+    padding: _Padding = "SAME"
     use_bias: bool = True
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -83,7 +83,7 @@ class Conv(nn.Module):
         return y + jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))
 
 
-def _zeros(padding: Padding, sides: Sequence[int], kernel: Sequence[int], stride: int) -> Any:
+def _zeros(padding: _Padding, sides: Sequence[int], kernel: Sequence[int], stride: int) -> Any:
     """Returns the zeros (before, after) each axis."""
     if padding == "SAME" and stride == 1:  # sides may be symbols
         return tuple(((extent - 1) // 2, extent // 2) for extent in kernel)
@@ -102,7 +102,7 @@ def conv2d(
     kernel: jax.Array,
     *,
     stride: int = 1,
-    padding: tuple[int, int] | Zeros = (1, 1),
+    padding: tuple[int, int] | _Zeros = (1, 1),
     native: bool = False,
 ) -> jax.Array:
     """Returns the convolution of x [B, H, W, C] with a kernel [h, w, C, D]: [B, H', W', D].
@@ -133,7 +133,7 @@ def _same(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("native", "images", "stride", "padding"))  # traced once for each shape
 def _in_best_way(
-    kernel: jax.Array, *arrays: jax.Array, native: bool, images: Callable[..., Any], stride: int, padding: Zeros
+    kernel: jax.Array, *arrays: jax.Array, native: bool, images: Callable[..., Any], stride: int, padding: _Zeros
 ) -> jax.Array:
     fields: dict[str, Any] = {"images": images, "stride": stride, "padding": padding}
     own: Callable[..., jax.Array] = functools.partial(_own, **fields)
@@ -143,7 +143,7 @@ def _in_best_way(
     return by_platform(kernel, *arrays, cpu=products, default=own, like=arrays[0], kept=1)
 
 
-def _own(kernel: jax.Array, *arrays: jax.Array, images: Callable[..., Any], stride: int, padding: Zeros) -> jax.Array:
+def _own(kernel: jax.Array, *arrays: jax.Array, images: Callable[..., Any], stride: int, padding: _Zeros) -> jax.Array:
     """Returns XLA's convolution of images(*arrays)."""
     x, axes = images(*arrays).astype(kernel.dtype), ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=axes)
@@ -151,7 +151,7 @@ def _own(kernel: jax.Array, *arrays: jax.Array, images: Callable[..., Any], stri
 
 @functools.partial(compiled_apart, static_argnames=("images", "stride", "padding"))
 def _by_products(
-    kernel: jax.Array, *arrays: jax.Array, images: Callable[..., Any], stride: int, padding: Zeros
+    kernel: jax.Array, *arrays: jax.Array, images: Callable[..., Any], stride: int, padding: _Zeros
 ) -> jax.Array:
     """Returns the convolution of images(*arrays) by matrix products."""
     x = images(*arrays).astype(kernel.dtype)
@@ -160,7 +160,7 @@ def _by_products(
     return way(x.astype(wide), kernel.astype(wide), padding=padding).astype(x.dtype)
 
 
-def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: Zeros) -> Callable[..., jax.Array]:
+def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: _Zeros) -> Callable[..., jax.Array]:
     """Returns the function (x, kernel, *, padding) -> y that convolves images and a kernel of these shapes."""
     *size, channels, features = kernel
     if stride == 1 and size == [3, 3] and min(channels, features) > _FEW_CHANNELS:
@@ -173,7 +173,7 @@ def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding:
     return functools.partial(patches_first, stride=stride)
 
 
-def patches_first(x: jax.Array, kernel: jax.Array, *, padding: Zeros, stride: int = 1) -> jax.Array:
+def patches_first(x: jax.Array, kernel: jax.Array, *, padding: _Zeros, stride: int = 1) -> jax.Array:
     """Returns the convolution as one product of the patches [B, H', W', h w C] with the kernel [h w C, D]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     (height, width), (rows, columns) = kernel.shape[:2], (s - k + 1 for s, k in zip(x.shape[1:3], kernel.shape))
@@ -183,7 +183,7 @@ def patches_first(x: jax.Array, kernel: jax.Array, *, padding: Zeros, stride: in
     return patches.reshape(*patches.shape[:3], -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def product_first(x: jax.Array, kernel: jax.Array, *, padding: Zeros) -> jax.Array:
+def product_first(x: jax.Array, kernel: jax.Array, *, padding: _Zeros) -> jax.Array:
     """Returns the convolution as one product [B, H, W, C] with [C, h w D], whose parts are shifted and added."""
     height, width, channels, features = kernel.shape
     y = jnp.pad(x @ kernel.transpose(2, 0, 1, 3).reshape(channels, -1), ((0, 0), *padding, (0, 0)))

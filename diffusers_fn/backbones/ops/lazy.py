@@ -11,7 +11,7 @@ import jax
 
 __all__ = ["Lazy", "array", "gelu", "lazily", "modulate", "silu", "then"]
 
-Function = Callable[..., jax.Array]
+_Function = Callable[..., jax.Array]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["function"])
@@ -33,7 +33,7 @@ class Lazy:
     ((1, 2, 2, 3), 24.0)
     """
 
-    function: Function
+    function: _Function
     arrays: tuple[jax.Array, ...]
 
     @property
@@ -57,7 +57,7 @@ def array(x: jax.Array | Lazy) -> jax.Array:
     return x.function(*x.arrays) if isinstance(x, Lazy) else x
 
 
-def lazily(function: Function) -> Callable[[jax.Array | Lazy], Lazy]:
+def lazily(function: _Function) -> Callable[[jax.Array | Lazy], Lazy]:
     """Returns a function that applies an elementwise one lazily.
 
     >>> import jax.numpy as jnp
@@ -106,7 +106,7 @@ def modulate(x: jax.Array | Lazy, scale: jax.Array, shift: jax.Array) -> Lazy:
     return then(x, _scale_and_shift, scale, shift)
 
 
-def then(x: jax.Array | Lazy, function: Function, *others: jax.Array) -> Lazy:
+def then(x: jax.Array | Lazy, function: _Function, *others: jax.Array) -> Lazy:
     """Returns function(x, *others), lazily.
 
     >>> import jax.numpy as jnp
@@ -122,9 +122,9 @@ def then(x: jax.Array | Lazy, function: Function, *others: jax.Array) -> Lazy:
 class _Chain:
     """second(first(*arrays[:count]), *arrays[count:])."""
 
-    first: Function
+    first: _Function
     count: int
-    second: Function
+    second: _Function
 
     def __call__(self, *arrays: jax.Array) -> jax.Array:
         return self.second(self.first(*arrays[: self.count]), *arrays[self.count :])

@@ -50,7 +50,7 @@ class ConvNetwork(Module, kw_only=True):
     one choice are not used for the other.
 
     Fields:
-      native_conv: use XLA's convolution on a CPU too, where matrix products are faster; see `conv.conv2d`.
+      native_conv: use XLA's convolution on a CPU, too, where matrix products are faster; see `conv.conv2d`.
 
     >>> class Net(ConvNetwork):
     ...     def __call__(self):
@@ -71,7 +71,7 @@ class ConvNetwork(Module, kw_only=True):
 
 
 def native_convolutions() -> bool:
-    """Returns whether the network that is being traced wants XLA's convolution on every platform.
+    """Returns whether the network that is being traced has native_conv set.
 
     >>> native_convolutions()
     False

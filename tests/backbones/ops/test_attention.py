@@ -1,4 +1,4 @@
-"""Attention of the backbones against the sum of its definition, in float64."""
+"""Attention against its definition, in float64."""
 
 import jax
 import jax.export
@@ -78,7 +78,7 @@ def test_rounds_as_jax_does(name, dtype, tolerance):
     np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=tolerance, rtol=tolerance)
 
 
-def test_a_row_that_may_look_nowhere_is_finite():
+def test_a_query_that_may_attend_nowhere_is_finite():
     arrays, _ = make("small")
     assert np.isfinite(dot_product_attention(*arrays, jnp.zeros([2, 1, 1, 7], bool))).all()
 

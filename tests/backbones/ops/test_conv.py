@@ -12,7 +12,7 @@ import diffusers_fn as dfn
 from diffusers_fn.backbones.ops import winograd
 from diffusers_fn.backbones.ops.conv import _best_way, conv2d
 
-# (shape of x, shape of the kernel, stride, padding), and what computes it on a CPU
+# The method on a CPU: (shape of x, shape of the kernel, stride, padding)
 CASES = {
     "winograd": ((4, 16, 16, 16), (3, 3, 16, 24), 1, (1, 1)),
     "winograd, odd sides": ((7, 13, 11, 16), (3, 3, 16, 16), 1, (1, 1)),
@@ -53,7 +53,7 @@ def errors(got, exact) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_the_definition_and_chooses_as_said(name):
+def test_agrees_with_the_definition_and_chooses_the_named_method(name):
     x, kernel, fields = make(name)
     exact = by_definition(x, kernel, **fields)
     got = jax.jit(lambda x, k: conv2d(x, k, **fields))(jnp.float32(x), jnp.float32(kernel))
@@ -147,7 +147,7 @@ def test_the_config_field_changes_no_more_than_rounding():
     assert not np.array_equal(a, b)
 
 
-def test_what_does_not_move_costs_no_products():
+def test_constants_cost_no_products():
     x, kernel, _ = make("winograd")
     x, kernel = jnp.float32(x), jnp.float32(kernel)
 

@@ -37,7 +37,7 @@ def test_dense_layers_are_the_same_functions(shape, axis, features, dtype):
         np.testing.assert_allclose(np.float32(a), np.float32(b), atol=tolerance * scale)
 
 
-def test_the_gradient_transposes_no_activations_and_wants_none_where_none_is_asked():
+def test_the_gradient_transposes_no_activations_and_is_computed_only_if_needed():
     x, kernel = jnp.ones([8, 64, 32]), jnp.ones([32, 48])
     run = lambda x, kernel: product(x, kernel).sum()  # noqa: E731
     both = jax.jit(jax.grad(run, (0, 1))).lower(x, kernel).compile().as_text()
