@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones import AutoencoderKL, tiling
+from diffusers_fn.backbones import AutoencoderKL, blocks, tiling
 from diffusers_fn.backbones.ops.conv import conv2d
 
 tiled = tiling.tiled
