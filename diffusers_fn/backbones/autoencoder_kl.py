@@ -96,7 +96,7 @@ class AutoencoderKL(ops.ConvNetwork):
             "attention_fn": self.attention_fn,
             **self.types,
         }
-        dense = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
         self.encoder = Encoder(2 * self.latent_channels, **fields)
         self.decoder = Decoder(self.out_channels, **fields)
         if self.quant_conv:

@@ -62,9 +62,9 @@ class ResBlock(ops.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, *, train: bool = False) -> jax.Array:
-        norm = functools.partial(ops.GroupNorm, self.norm_groups, self.norm_eps, **self.types)
-        conv = functools.partial(ops.Conv, self.features, self.kernel_size, **self.types)
-        dense = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
+        norm: Callable[..., Any] = functools.partial(ops.GroupNorm, self.norm_groups, self.norm_eps, **self.types)
+        conv: Callable[..., Any] = functools.partial(ops.Conv, self.features, self.kernel_size, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
         activation, drop = ops.lazily(self.activation), ops.Dropout(self.dropout, deterministic=not train)
         last_init = nn.initializers.zeros if self.zero_init else dense_init
 

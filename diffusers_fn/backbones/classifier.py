@@ -133,7 +133,7 @@ class Classifier(ops.ConvNetwork):
 
     def _pool(self, activations: Sequence[jax.Array]) -> jax.Array:
         """Returns the logits [B, num_classes] from all activations, the middle's last."""
-        dense = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **self.types)
         if self.pool.startswith("spatial"):
             wide = jnp.promote_types(self.dtype, jnp.float32)
             h = jnp.concatenate([each.astype(wide).mean((1, 2)) for each in activations], axis=-1)
@@ -150,7 +150,7 @@ class Classifier(ops.ConvNetwork):
 
     def _embed(self, x: jax.Array, t: jax.Array) -> jax.Array:
         """Returns the embedding [B, 4 * channels] of time that every residual block receives."""
-        times = embeddings.time_labels(t, x.shape[0], self.precise_types["dtype"])
+        times = embeddings.time_labels(t, x.shape[0], self.precise_dtype)
         features = embeddings.sinusoidal_features(
             times, self.channels, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
         )
@@ -211,7 +211,7 @@ class AttentionPool(ops.Module):
         tokens = x.reshape(batch, height * width, channels)
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
         tokens = tokens + positions.astype(self.dtype)[None]
-        dense = functools.partial(ops.DenseGeneral, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.DenseGeneral, **self.types)
         qkv = dense((3, heads, head_dim), kernel_init=blocks.qkv_init, name="qkv")(tokens)
         h = self.attention_fn(qkv[:, :1, 0], qkv[:, :, 1], qkv[:, :, 2])[:, 0]
         return dense(self.features, axis=(-2, -1), kernel_init=embeddings.dense_init, name="out")(h)

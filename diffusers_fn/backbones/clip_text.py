@@ -177,8 +177,8 @@ class ClipLayer(ops.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        norm = functools.partial(ops.LayerNorm, self.norm_eps, **self.types)
-        dense = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
+        norm: Callable[..., Any] = functools.partial(ops.LayerNorm, self.norm_eps, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
         attention = CrossAttention(
             self.num_heads, bias=True, attention_fn=self.attention_fn, name="attention", **self.types
         )

@@ -48,7 +48,7 @@ class DhariwalUNet(ops.ConvNetwork):
     out_channels: int | None = None
     image_size: int = 64
     channels: int = 192
-    channel_multipliers: Sequence[int] = (1, 2, 3, 4)
+    channel_multipliers: Sequence[float] = (1, 2, 3, 4)
     num_res_blocks: int = 3
     attention_resolutions: Sequence[int] = (32, 16, 8)
     embedding_multiplier: int = 4
@@ -131,8 +131,8 @@ class DhariwalUNet(ops.ConvNetwork):
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Any, train: bool) -> jax.Array:
         """Returns the embedding [B, embedding_multiplier * channels] that every residual block receives."""
-        batch, types, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
-        dense = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **types)
+        batch, types, dtype = x.shape[0], self.precise_types, self.precise_dtype
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **types)
         labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_dim, batch, dtype)
         times, dim = embeddings.time_labels(t, batch, dtype), self.embedding_multiplier * self.channels
         features = embeddings.sinusoidal_features(times, self.channels, cos_first=True)

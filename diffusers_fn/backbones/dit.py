@@ -150,7 +150,7 @@ class DiT(ops.Module):
         """Returns the embedding [B, hidden_size] that all blocks receive, or one for each block."""
         labels = embeddings.class_labels(cond, self.num_classes, x.shape[0], null_class=self.null_class)
         rows = None if self.num_classes is None else self.num_classes + self.null_class
-        times = embeddings.time_labels(t, x.shape[0], self.precise_types["dtype"])
+        times = embeddings.time_labels(t, x.shape[0], self.precise_dtype)
         features = embeddings.sinusoidal_features(times, 256, freq_shift=self.time_freq_shift, cos_first=True)
         names = ["embedding"] if self.shared_embedding else [f"embedding_{i}" for i in range(self.depth)]
         return [Embedding(self.hidden_size, rows, name=name, **self.precise_types)(features, labels) for name in names]
@@ -209,7 +209,7 @@ class Block(ops.Module):
     def __call__(self, h: jax.Array, c: jax.Array, *, train: bool = False) -> jax.Array:
         modulation = ops.Dense(6 * h.shape[-1], kernel_init=self.modulation_init, name="modulation", **self.types)
         norm_1 = ops.LayerNorm(use_bias=False, use_scale=False, **self.types)
-        affine = {"use_bias": self.mlp_norm_affine, "use_scale": self.mlp_norm_affine}
+        affine: dict[str, Any] = {"use_bias": self.mlp_norm_affine, "use_scale": self.mlp_norm_affine}
         norm_2 = ops.LayerNorm(self.mlp_norm_eps, **affine, name="mlp_norm", **self.types)
         attention = transformer.Attention(
             self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **self.types

@@ -6,6 +6,7 @@ B is the batch size. A label is one number for the whole batch ([]) or one per e
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -140,7 +141,7 @@ class LabelEmbedding(ops.Module):
     @nn.compact
     def __call__(self, features: jax.Array, cond: jax.Array | int | None) -> jax.Array:
         labels = class_labels(cond, self.num_classes, features.shape[0], null_class=self.null_class)
-        dense = functools.partial(ops.Dense, self.dim, kernel_init=dense_init, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, self.dim, kernel_init=dense_init, **self.types)
         emb = dense(name="time_1")(ops.silu(dense(name="time_0")(features)))
         if labels is None or self.num_classes is None:
             return emb

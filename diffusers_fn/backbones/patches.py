@@ -5,6 +5,8 @@ Images are [B, H, W, C], tokens [B, L, D]: batch size B, L tokens of D features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -19,6 +21,7 @@ def patchify(x: jax.Array, patch_size: int) -> jax.Array:
 
     Raises ValueError unless x is [B, H, W, C] and P divides H and W.
 
+    >>> import jax.numpy as jnp
     >>> patchify(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 1].tolist()
     [2.0, 3.0, 6.0, 7.0]
     """
@@ -29,6 +32,7 @@ def patchify(x: jax.Array, patch_size: int) -> jax.Array:
 def unpatchify(tokens: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:
     """Returns the image [B, H, W, C] with these patches: the inverse of `patchify`.
 
+    >>> import jax.numpy as jnp
     >>> x = jnp.arange(48.0).reshape(1, 4, 6, 2)
     >>> bool((unpatchify(patchify(x, 2), 2, 4, 6) == x).all())
     True
@@ -70,6 +74,7 @@ class PatchEmbed(ops.DenseGeneral):
     It is the convolution with windows and strides of P = patch_size, with its kernel [P, P, C, features]. The kernel is
     drawn as that of a linear layer with P P C inputs.
 
+    >>> import jax.numpy as jnp
     >>> patch = PatchEmbed(features=8, patch_size=2)
     >>> jax.eval_shape(patch.init_with_output, jax.random.key(0), jnp.ones([1, 4, 6, 3]))[0].shape
     (1, 6, 8)
@@ -78,7 +83,7 @@ class PatchEmbed(ops.DenseGeneral):
     axis: tuple[int, ...] = (-3, -2, -1)
     patch_size: int = 2
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Any) -> jax.Array:
         return super().__call__(_patches(x, self.patch_size))
 
 

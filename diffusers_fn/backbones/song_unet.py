@@ -75,7 +75,7 @@ class SongUNet(ops.ConvNetwork):
     out_channels: int | None = None
     image_size: int = 32
     channels: int = 128
-    channel_multipliers: Sequence[int] = (1, 2, 2, 2)
+    channel_multipliers: Sequence[float] = (1, 2, 2, 2)
     num_res_blocks: int = 4
     attention_resolutions: Sequence[int] = (16,)
     embedding_multiplier: int = 4
@@ -194,8 +194,8 @@ class SongUNet(ops.ConvNetwork):
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Any, train: bool) -> jax.Array:
         """Returns the embedding [B, embedding_multiplier * channels] that every residual block receives."""
-        batch, types, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
-        dense = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **types)
+        batch, types, dtype = x.shape[0], self.precise_types, self.precise_dtype
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **types)
         labels, augment = vector_labels.vector_conditions(cond, self.num_classes, self.augment_dim, batch, dtype)
         times, dim = embeddings.time_labels(t, batch, dtype), self.feature_multiplier * self.channels
         times = jnp.log(times) if self.sigma_labels else times

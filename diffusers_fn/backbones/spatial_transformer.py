@@ -86,8 +86,8 @@ class TransformerBlock(ops.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         heads: dict[str, Any] = {"num_heads": self.num_heads, "attention_fn": self.attention_fn, **self.types}
-        norm = functools.partial(ops.LayerNorm, epsilon=1e-5, **self.types)
-        dense = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
+        norm: Callable[..., Any] = functools.partial(ops.LayerNorm, epsilon=1e-5, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
         first = context if self.only_cross_attention else None
 
         x = x + CrossAttention(name="self_attention", **heads)(norm(name="norm_0")(x), first)
@@ -128,7 +128,7 @@ class SpatialTransformer(ops.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, height, width, channels = x.shape
-        dense = functools.partial(ops.Dense, channels, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, channels, **self.types)
         out_init = nn.initializers.zeros if self.zero_init else dense_init
 
         h = ops.array(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm", **self.types)(x))

@@ -23,6 +23,7 @@ class Attention(ops.Module):
 
     Raises ValueError unless the heads divide D.
 
+    >>> import jax.numpy as jnp
     >>> attention = Attention(num_heads=2)
     >>> params = jax.eval_shape(attention.init, jax.random.key(0), jnp.ones([1, 5, 8]))["params"]
     >>> params["qkv"]["kernel"].shape
@@ -51,6 +52,7 @@ class FeedForward(ops.Module):
 
     Vaswani et al. (2017), section 3.3, with the GELU for the ReLU; `approximate` selects its tanh form.
 
+    >>> import jax.numpy as jnp
     >>> jax.eval_shape(FeedForward(hidden_size=16).init_with_output, jax.random.key(0), jnp.ones([1, 5, 4]))[0].shape
     (1, 5, 4)
     """

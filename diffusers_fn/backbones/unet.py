@@ -164,7 +164,7 @@ class UNet(ops.ConvNetwork):
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> jax.Array:
         """Returns the embedding [B, 4 * channels] of time and class that every residual block receives."""
-        times = embeddings.time_labels(t, x.shape[0], self.precise_types["dtype"])
+        times = embeddings.time_labels(t, x.shape[0], self.precise_dtype)
         features = embeddings.sinusoidal_features(
             times, self.channels, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
         )

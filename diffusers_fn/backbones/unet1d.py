@@ -49,7 +49,7 @@ class UNet1D(ops.ConvNetwork):
 
     out_channels: int | None = None
     channels: int = 64
-    channel_multipliers: Sequence[int] = (1, 2, 4)
+    channel_multipliers: Sequence[float] = (1, 2, 4)
     num_res_blocks: int = 2
     attention_levels: Sequence[int] = (2,)
     num_heads: int | None = None
@@ -119,7 +119,7 @@ class UNet1D(ops.ConvNetwork):
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> jax.Array:
         """Returns the embedding [B, 4 * channels] of time and class that every residual block receives."""
-        times = embeddings.time_labels(t, x.shape[0], self.precise_types["dtype"])
+        times = embeddings.time_labels(t, x.shape[0], self.precise_dtype)
         features = embeddings.two_scale_features(times, 2 * self.channels)
         embed = embeddings.LabelEmbedding(4 * self.channels, self.num_classes, name="embedding", **self.precise_types)
         return embed(features, cond)

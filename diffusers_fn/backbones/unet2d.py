@@ -107,7 +107,7 @@ class UNet2D(ops.ConvNetwork):
         out_channels = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
         out_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         out_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        times = embeddings.time_labels(t, x.shape[0], self.precise_types["dtype"])
+        times = embeddings.time_labels(t, x.shape[0], self.precise_dtype)
         emb = self._embed(times, jnp.asarray(t), cond)
 
         def block(h: jax.Array, way: str, level: int, i: int) -> jax.Array:
@@ -206,7 +206,7 @@ class UNet2D(ops.ConvNetwork):
         if self.class_time:
             if cond is None:
                 raise ValueError("this network is class-conditional (class_time): cond must hold a number [] or [B]")
-            dense = functools.partial(ops.Dense, dim, kernel_init=embeddings.dense_init, **types)
+            dense: Callable[..., Any] = functools.partial(ops.Dense, dim, kernel_init=embeddings.dense_init, **types)
             h = dense(name="class_time_0")(features(embeddings.time_labels(cond, batch, times.dtype)))
             emb = emb + dense(name="class_time_1")(ops.silu(h))
         elif self.class_vectors:

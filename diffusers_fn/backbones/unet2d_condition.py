@@ -254,7 +254,7 @@ class UNet2DCondition(ops.ConvNetwork):
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
         """Returns the embedding [B, embedding_dim] of time, classes and sizes that every block receives."""
-        batch, types, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
+        batch, types, dtype = x.shape[0], self.precise_types, self.precise_dtype
         base = self.widths()[0]
         dim = 4 * base if self.embedding_dim is None else self.embedding_dim
         mlp: Callable[..., Any] = functools.partial(EmbeddingMLP, dim, **types)
@@ -334,5 +334,7 @@ class EmbeddingMLP(ops.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        dense = functools.partial(ops.Dense, self.dim, kernel_init=embeddings.dense_init, **self.types)
+        dense: Callable[..., Any] = functools.partial(
+            ops.Dense, self.dim, kernel_init=embeddings.dense_init, **self.types
+        )
         return dense(name="dense_1")(ops.silu(dense(name="dense_0")(features)))

@@ -148,7 +148,7 @@ class UViT(ops.ConvNetwork):
 
     def _extra_tokens(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> list[jax.Array]:
         """Returns the tokens before the patches: [class, time] or [time, text], each [B, l, hidden_size]."""
-        batch, precise, dtype = x.shape[0], self.precise_types, self.precise_types["dtype"]
+        batch, precise, dtype = x.shape[0], self.precise_types, self.precise_dtype
         time = embeddings.sinusoidal_features(embeddings.time_labels(t, batch, dtype), self.hidden_size, cos_first=True)
         if self.time_mlp:
             time = ops.Dense(4 * self.hidden_size, kernel_init=_init, name="time_0", **precise)(time)

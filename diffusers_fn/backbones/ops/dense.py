@@ -78,7 +78,7 @@ def _linear(layer: Any, x: jax.Array | Lazy, features: tuple[int, ...], axes: in
 
     kernel = layer.param("kernel", kernel_init, inputs + features, layer.param_dtype)
     bias = layer.param("bias", bias_init, features, layer.param_dtype) if layer.use_bias else None
-    x = array(x) if x.ndim == 2 else x  # an embedding, cheap to keep
+    x = array(x) if x.ndim == 2 else x  # few numbers, cheap to keep
     first = x.arrays[0] if isinstance(x, Lazy) else x
     first, kernel, bias = nn.dtypes.promote_dtype(first, kernel, bias, dtype=layer.dtype)
     if isinstance(x, Lazy):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -28,7 +30,7 @@ class Dropout(nn.Module):
     deterministic: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array | Lazy) -> jax.Array | Lazy:
+    def __call__(self, x: jax.Array | Lazy) -> Any:
         if self.deterministic or not self.rate:
             return x
         x = array(x)

@@ -1,4 +1,7 @@
-"""Arrays that the layer which consumes them computes, so that they need not be kept for the backward pass."""
+"""Arrays that are computed by the layer that consumes them, so that they need not be kept for the backward pass.
+
+Functions that return them have the type Any, so that a network may give arrays and lazy arrays one name.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def array(x: jax.Array | Lazy) -> jax.Array:
     return x.function(*x.arrays) if isinstance(x, Lazy) else x
 
 
-def lazily(function: _Function) -> Callable[[jax.Array | Lazy], Lazy]:
+def lazily(function: _Function) -> Callable[[jax.Array | Lazy], Any]:
     """Returns a function that applies an elementwise one lazily.
 
     >>> import jax.numpy as jnp
@@ -65,13 +68,13 @@ def lazily(function: _Function) -> Callable[[jax.Array | Lazy], Lazy]:
     (1, 3)
     """
 
-    def apply(x: jax.Array | Lazy) -> Lazy:
+    def apply(x: jax.Array | Lazy) -> Any:
         return then(x, _Checkpointed(function)) if isinstance(x, Lazy) else Lazy(function, (x,))
 
     return apply
 
 
-def silu(x: jax.Array | Lazy) -> Lazy:
+def silu(x: jax.Array | Lazy) -> Any:
     """Returns x sigmoid(x), lazily.
 
     >>> import jax.numpy as jnp
@@ -81,19 +84,19 @@ def silu(x: jax.Array | Lazy) -> Lazy:
     return lazily(jax.nn.silu)(x)
 
 
-def gelu(x: jax.Array | Lazy, *, approximate: bool = True) -> Lazy:
+def gelu(x: jax.Array | Lazy, *, approximate: bool = True) -> Any:
     """Returns x Phi(x), lazily, with Phi the normal distribution function, or its tanh form if `approximate`.
 
     Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016), https://arxiv.org/abs/1606.08415, section 2.
 
     >>> import jax.numpy as jnp
-    >>> array(gelu(jnp.ones(1), approximate=False)).round(4).tolist()
-    [0.8413000226020813]
+    >>> round(array(gelu(jnp.ones(1), approximate=False)).item(), 4)
+    0.8413
     """
     return lazily(jax.nn.gelu if approximate else _exact_gelu)(x)
 
 
-def modulate(x: jax.Array | Lazy, scale: jax.Array, shift: jax.Array) -> Lazy:
+def modulate(x: jax.Array | Lazy, scale: jax.Array, shift: jax.Array) -> Any:
     """Returns x (1 + scale) + shift, lazily, for a scale and a shift that broadcast to x.
 
     Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer" (2018), https://arxiv.org/abs/1709.07871,

@@ -35,9 +35,14 @@ class Module(nn.Module, kw_only=True):
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @property
+    def precise_dtype(self) -> Any:
+        """The dtype of the embeddings of time and class: float32 or wider."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+    @property
     def precise_types(self) -> dict[str, Any]:
-        """The same with a computation in float32 or wider, for embeddings of time and class."""
-        return {"dtype": jnp.promote_types(self.dtype, jnp.float32), "param_dtype": self.param_dtype}
+        """The dtypes of the embeddings of time and class, as arguments of a layer."""
+        return {"dtype": self.precise_dtype, "param_dtype": self.param_dtype}
 
 
 _native = contextvars.ContextVar("native_convolutions", default=False)

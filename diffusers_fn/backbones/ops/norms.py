@@ -37,7 +37,7 @@ class GroupNorm(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> Lazy:
+    def __call__(self, x: jax.Array) -> Any:
         groups = self.num_groups(x.shape[-1]) if callable(self.num_groups) else self.num_groups
         if groups < 1 or x.shape[-1] % groups:
             raise ValueError(
@@ -66,7 +66,7 @@ class LayerNorm(nn.Module):
     use_scale: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> Lazy:
+    def __call__(self, x: jax.Array) -> Any:
         norm = _Norm(None, self.epsilon, self.dtype, self.use_scale, self.use_bias)
         return Lazy(norm, (x, *_affine_params(self, x, self.use_scale, self.use_bias)))
 
