@@ -47,7 +47,7 @@ class AutoencoderKL(ops.ConvNetwork):
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics and the softmax stay in
         float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> net = AutoencoderKL(channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2)
     >>> shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros([1, 8, 12, 3]))

@@ -27,7 +27,7 @@ class ClassContext(nn.Module):
 
     Fields:
       net: the network.
-      num_classes: None, or the number of classes besides the null class. With None all examples have the same context.
+      num_classes: None, or the number of classes without the null class. With None all examples have the same context.
       num_tokens: tokens of a class.
 
     Raises ValueError for labels that do not fit, and for a net with class labels of its own.
@@ -78,4 +78,4 @@ class ClassContext(nn.Module):
                 f"be None, False and None; got {net.num_classes}, {net.class_time} and {net.class_vector_dim}"
             )
         if net.text_time_dims is not None and net.text_time_dims[1] <= 6 * net.text_time_dims[0]:
-            raise ValueError(f"text_time_dims must leave room for a text beside six sizes; got {net.text_time_dims}")
+            raise ValueError(f"text_time_dims must leave room for a text and six sizes; got {net.text_time_dims}")

@@ -45,7 +45,7 @@ class Classifier(ops.ConvNetwork):
       scale_shift_norm, resblock_updown, resample_conv, norm_groups, norm_eps, time_cos_first, time_freq_shift,
         downsample_padding, new_attention_order, remat, native_conv, attention_fn, dtype, param_dtype: as in `UNet`.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> classifier = Classifier(num_classes=10, image_size=8, channels=8, channel_multipliers=(1, 2), head_dim=4,
     ...                         attention_resolutions=(4,), norm_groups=4)

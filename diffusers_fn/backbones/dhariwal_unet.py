@@ -37,7 +37,7 @@ class DhariwalUNet(ops.ConvNetwork):
       num_classes, augment_dim, label_dropout, zero_init_output, remat, native_conv, attention_fn, dtype,
         param_dtype: as in `SongUNet`.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> unet = DhariwalUNet(image_size=8, channels=8, channel_multipliers=(1, 2), num_res_blocks=1, head_dim=8)
     >>> x, t = jnp.zeros([2, 8, 8, 3]), jnp.array([-0.3, 0.4])

@@ -38,7 +38,7 @@ class DiT(ops.Module):
       hidden_size, depth, num_heads, mlp_ratio: features of a token, number of blocks, heads of every attention, and
         the hidden units of every mlp as a multiple of hidden_size.
       in_channels: C, or None for any.
-      num_classes: None, or the number of classes besides the null class.
+      num_classes: None, or the number of classes without the null class.
       null_class: whether the class table has a last row for the null class.
       zero_init_output: start as the zero function, and every block as the identity.
       stretch_positions: spread the positions of every H and W over those of image_size, instead of counting patches.
@@ -52,7 +52,7 @@ class DiT(ops.Module):
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the label
         embedding stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> dit = DiT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=10)
     >>> x, t = jnp.zeros([2, 8, 12, 4]), jnp.array([0, 999])

@@ -35,12 +35,12 @@ class MLP(nn.Module):
     Fields:
       hidden_size, depth: features of the hidden layers, and the number of residual blocks.
       embedding_dim: of the time features and of the label embedding; a multiple of 4.
-      num_classes: None, or the number of classes besides the null class.
+      num_classes: None, or the number of classes without the null class.
       zero_init_output: start as the zero function.
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics and the label
         embedding stay in float32 or wider.
 
-    Raises ValueError for fields out of range and inputs that do not fit, saying which.
+    Raises ValueError for fields out of range and inputs that do not fit; the message names them.
 
     >>> mlp = MLP(hidden_size=512, depth=4, num_classes=10)
     >>> x, t = jnp.zeros([2, 8, 8, 1]), jnp.array([0, 999])

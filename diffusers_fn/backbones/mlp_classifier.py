@@ -12,7 +12,7 @@ __all__ = ["MLPClassifier"]
 class MLPClassifier(nn.Module):
     """Computes logits [B, num_classes] of noisy data x [B, ...] at time labels t [] or [B].
 
-    The data are flattened and go, beside sinusoids of t and of its signed logarithm, through `depth` residual blocks
+    The flattened data, concatenated with sinusoids of t and of its signed logarithm, pass `depth` residual blocks
     h <- h + dropout(silu(Dense(norm(h)))). For classifier guidance (Dhariwal and Nichol 2021,
     https://arxiv.org/abs/2105.05233, section 4) where `Classifier`, half a U-Net, is too large. Logits start at zero
     and are float32, or of x's dtype if that is wider.

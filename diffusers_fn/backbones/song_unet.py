@@ -30,7 +30,7 @@ class SongUNet(ops.ConvNetwork):
     defaults are DDPM++; `ncsnpp()` is NCSN++. EDM's CIFAR-10 networks have channel_multipliers=(2, 2, 2),
     augment_dim=9 and dropout=0.13.
 
-    This is the network F alone. t is EDM's c_noise and x is c_in x: what surrounds it, such as
+    This is the network F alone. t is EDM's c_noise and x is c_in x; the preconditioning around it,
     D = c_skip x + c_out F, is a parameterization.
 
     Call with x [B, H, W, C]; t integers or floats; cond as in `vector_labels.vector_conditions`: integer class
@@ -48,8 +48,8 @@ class SongUNet(ops.ConvNetwork):
       fourier_features: random frequencies instead of geometric ones.
       input_pyramid: None; "residual", halved inputs pass through convolutions and are added from level to level
         (NCSN++); or "skip", they are added to each level as they are, through a 1x1 convolution.
-      sigma_labels: t is sigma itself, of which the network takes the logarithm, and by which its output is divided, as
-        a score is: the NCSN++ of Song et al., where EDM's network has c_noise and a parameterization around it.
+      sigma_labels: t is sigma: the network takes its logarithm and divides the output by it, as a score is. This is
+        the NCSN++ of Song et al.; EDM's has c_noise, and a parameterization around it.
       mid_divisor: the sums of the middle's blocks are divided by it.
       output_pyramid: every level computes an image, and the doubled images are summed.
       resample_taps: the filter of `fir`.
@@ -64,7 +64,7 @@ class SongUNet(ops.ConvNetwork):
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the
         embeddings stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> unet = SongUNet.ncsnpp(image_size=8, channels=8, channel_multipliers=(1, 2), num_res_blocks=1)
     >>> x, t = jnp.zeros([2, 8, 8, 3]), jnp.array([-0.3, 0.4])
@@ -229,7 +229,7 @@ def quarter_groups(channels: int) -> int:
 
 
 def check_unet(net: Any, x: jax.Array) -> None:
-    """Raises ValueError for fields of SongUNet or DhariwalUNet, or images x, that do not fit, saying which.
+    """Raises ValueError for fields of SongUNet or DhariwalUNet, or images x, that do not fit; the message names them.
 
     >>> check_unet(SongUNet(), jnp.zeros([1, 32, 32, 3]))
     """

@@ -63,7 +63,7 @@ class UNet(ops.ConvNetwork):
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
         and the label embedding stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> unet = UNet(image_size=8, channels=8, channel_multipliers=(1, 2), attention_resolutions=(4,),
     ...             norm_groups=4)

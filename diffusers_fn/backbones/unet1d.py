@@ -35,11 +35,11 @@ class UNet1D(ops.ConvNetwork):
       num_res_blocks: residual blocks per level on the way down.
       attention_levels: levels whose blocks are followed by attention; the middle attends in any case.
       num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
-      num_classes: None, or the number of classes besides the null class.
+      num_classes: None, or the number of classes without the null class.
       scale_shift_norm, dropout, learned_variance, zero_init_output, norm_groups, norm_eps, remat, native_conv,
         attention_fn, dtype, param_dtype: as in `UNet`.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> unet = UNet1D(channels=8, channel_multipliers=(1, 2), attention_levels=(1,), norm_groups=4)
     >>> x, t = jnp.zeros([2, 16, 3]), jnp.array([0, 999])

@@ -54,7 +54,7 @@ class UNet2D(ops.ConvNetwork):
       scale_shift_norm, dropout, learned_variance, zero_init_output, norm_groups, norm_eps, time_cos_first,
         time_freq_shift, downsample_padding, remat, native_conv, attention_fn, dtype, param_dtype: as in `UNet`.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> unet = UNet2D(channels=8, channel_multipliers=(1, 2), down_attention=(False, True), up_attention=(True, True),
     ...                norm_groups=4)

@@ -80,7 +80,7 @@ class UNet2DCondition(ops.ConvNetwork):
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
         and the embeddings of labels stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> unet = UNet2DCondition(channels=8, channel_multipliers=(1, 2), transformer_depths=(1, 0), num_heads=2,
     ...                         context_dim=6, norm_groups=4)

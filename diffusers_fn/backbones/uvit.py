@@ -34,7 +34,7 @@ class UViT(ops.ConvNetwork):
       patch_size: pixels along each side of a patch.
       hidden_size, depth, num_heads, mlp_ratio: features of a token, number of blocks but for the middle one, heads of
         every attention, and the hidden units of every mlp as a multiple of hidden_size.
-      num_classes: None, or the number of classes besides the null class.
+      num_classes: None, or the number of classes without the null class.
       null_class: whether the class table has a last row for the null class.
       text_shape: None, or the number of text tokens and that of their features; excludes num_classes.
       in_channels: C, or None for any.
@@ -49,7 +49,7 @@ class UViT(ops.ConvNetwork):
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the time
         token stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> uvit = UViT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=10)
     >>> x, t = jnp.zeros([2, 8, 8, 3]), jnp.array([0, 999])

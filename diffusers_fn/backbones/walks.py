@@ -5,9 +5,9 @@
     upsample(h, level)          from a level to the one before
 
 `UNet`, `UNet1D`, `UNet2D`, `UNet2DCondition`, `SongUNet` and `DhariwalUNet` take both, `Classifier` and the encoder
-of `AutoencoderKL` the way down. The decoder of `AutoencoderKL` has no skip connections and goes its own way up.
+of `AutoencoderKL` the way down. The decoder of `AutoencoderKL` has no skip connections, so it has a loop of its own.
 
-Parameters are named alike in all of them: down_0_block_1, down_0_attention_1, down_0_downsample, mid_block_0,
+Parameters have the same names in all of them: down_0_block_1, down_0_attention_1, down_0_downsample, mid_block_0,
 mid_attention, mid_block_1, up_1_block_0, up_1_attention_0, up_1_upsample.
 """
 

@@ -95,7 +95,7 @@ def test_a_network_with_pooled_text_receives_one_and_the_size_of_x():
         (ClassContext(NET, num_classes=0), None, "num_classes must be None or at least 1; got 0"),
         (ClassContext(NET.clone(num_classes=3)), None, "the net's own num_classes, .* got 3, False and None"),
         (ClassContext(NET.clone(class_time=True)), None, "the net's own num_classes, .* got None, True and None"),
-        (ClassContext(NET.clone(text_time_dims=(4, 24))), None, r"room for a text beside six sizes; got \(4, 24\)"),
+        (ClassContext(NET.clone(text_time_dims=(4, 24))), None, r"room for a text and six sizes; got \(4, 24\)"),
         (ClassContext(NET), jnp.zeros(3, int), "this network has no classes"),
         (ClassContext(NET, num_classes=3), np.array([0, 4, 1]), r"class labels must lie in 0 .. 3 \(3 is the null"),
         (ClassContext(NET, num_classes=3), jnp.zeros(3), "cond must hold integer class labels"),

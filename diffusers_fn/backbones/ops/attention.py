@@ -63,7 +63,7 @@ def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.A
 
 @compiled_apart
 def _all_groups(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention of groups of heads, [groups, N, L, D], one after the other."""
+    """Returns attention of groups of heads, [groups, N, L, D], group by group."""
     given = (query, key, value, mask)
     if len(query) == 1:
         return _attention(*jax.tree.map(lambda a: a[0], given))[None]

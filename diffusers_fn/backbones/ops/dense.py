@@ -92,9 +92,9 @@ def product(x: jax.Array, kernel: jax.Array, *, axes: int = 1) -> jax.Array:
     """Returns the product of x and a kernel over the last `axes` axes of x and the first of the kernel.
 
     On a CPU the leading axes of x are joined to rows. With more axes, XLA's compiler transposes x there for the
-    gradient of the kernel, x^T g, and computes what precedes the transposition again for it, against the order of
-    memory. The rows are also kept apart from what precedes them, because XLA (with JAX 0.12) would otherwise join a
-    normalisation of many tokens with the product. Other platforms keep the axes, any of which may be sharded.
+    gradient of the kernel, x^T g, and recomputes the operations before the transposition, against the order of memory.
+    A barrier keeps XLA (with JAX 0.12) from fusing a normalisation of many tokens into the product. Other platforms
+    keep the axes, any of which may be sharded.
 
     >>> product(jnp.ones([2, 3, 4]), jnp.ones([4, 5])).shape
     (2, 3, 5)

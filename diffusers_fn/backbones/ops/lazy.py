@@ -61,7 +61,7 @@ def array(x: jax.Array | Lazy) -> jax.Array:
 
 
 def lazily(function: _Function) -> Callable[[jax.Array | Lazy], Any]:
-    """Returns a function that applies an elementwise one lazily.
+    """Returns a lazy version of an elementwise function.
 
     >>> import jax.numpy as jnp
     >>> array(lazily(jnp.tanh)(jnp.zeros([1, 3]))).shape

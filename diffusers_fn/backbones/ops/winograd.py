@@ -138,7 +138,7 @@ def _bands(x: jax.Array, band: int) -> jax.Array:
 
 
 def _even_parts(number: int, bound: int) -> int:
-    """Returns the size of the fewest equal parts that a bound allows, of which the last is filled up.
+    """Returns the size of the parts, at most `bound`, if a number is split into the fewest equal parts (rounded up).
 
     >>> _even_parts(37, 32), _even_parts(8, 0)
     (19, 1)
