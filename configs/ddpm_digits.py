@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.defaults import customise, default_config, pick
 
-MLP = {"name": "mlp", "width": 256, "depth": 4, "dropout": 0.15}
+MLP = {"name": "mlp", "hidden_size": 256, "depth": 4, "dropout": 0.15}
 
 VARIANTS = {
     "mlp": {"backbone": {**MLP, "num_classes": 10}},

@@ -14,7 +14,7 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "mlp": {
-        "backbone": {"name": "mlp", "width": 1024, "depth": 4, "num_classes": 10},
+        "backbone": {"name": "mlp", "hidden_size": 1024, "depth": 4, "num_classes": 10},
         # An MLP predicts the image more easily than 784 independent noise values.
         "parameterization": "x0",
         "loss": {"weight": "min_snr"},

@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = customise(
         default_config(),
         data={"name": "toy2d", "shape": (2,), "num_classes": 0},
-        backbone={"name": "mlp", "width": 128, "depth": 3, "embedding_width": 64},
+        backbone={"name": "mlp", "hidden_size": 128, "depth": 3, "embedding_dim": 64},
         sampler={"skip_type": "log_snr", "num_inference_steps": 100},
         training={"num_steps": 6_000, "batch_size": 512},
     )

@@ -27,7 +27,7 @@ CIFAR10 = {
     "data": {"name": "images", "shape": (32, 32, 3), "image_size": 32, "num_classes": 0, "flip": True},
     "training": {"num_steps": 400_000, "batch_size": 512, "learning_rate": 1e-3, "warmup_steps": 20_000},
 }
-SONG = {"name": "song_unet", "channel_multipliers": (2, 2, 2), "augment_width": 9, "dropout": 0.13}
+SONG = {"name": "song_unet", "channel_multipliers": (2, 2, 2), "augment_dim": 9, "dropout": 0.13}
 
 VARIANTS = {
     "digits": {

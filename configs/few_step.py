@@ -30,7 +30,7 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 # 1000 t the derivative, and its noise, would be a thousand times as large.
 LABELS = 1
 
-MLP = {"name": "mlp", "width": 256, "depth": 4, "num_classes": 10}
+MLP = {"name": "mlp", "hidden_size": 256, "depth": 4, "num_classes": 10}
 TRAINING = {"batch_size": 128, "learning_rate": 1e-3, "ema_decay": 0.9995}
 # Clipping intermediate predictions of x0 would make samples of several steps less varied.
 SAMPLER = {"skip_type": "trailing", "num_inference_steps": 2, "clip_denoised": False}

@@ -35,7 +35,8 @@ VARIANTS = {
     "digits": {
         "backbone": {
             "name": "unet2d",
-            "widths": (32, 64),
+            "channels": 32,
+            "channel_multipliers": (1, 2),
             "num_res_blocks": 1,
             "down_attention": (False, True),
             "up_attention": (False, True),
@@ -59,7 +60,8 @@ VARIANTS = {
         "data": {"name": "images", "shape": (256, 256, 3), "image_size": 256, "num_classes": 0},
         "backbone": {
             "name": "unet2d",
-            "widths": (128, 128, 256, 256, 512, 512),
+            "channels": 128,
+            "channel_multipliers": (1, 1, 2, 2, 4, 4),
             "down_attention": ONE_LEVEL,
             "up_attention": ONE_LEVEL,
         },

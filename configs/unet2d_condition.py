@@ -6,7 +6,7 @@
         --config.data.path=LATENTS.npz --config.backbone.num_classes=10 --config.data.num_classes=10
 
 In place of a text, each class has backbone.num_tokens learned tokens for cross-attention (`backbones.ClassContext`);
-`Diffusion.apply` also takes text features, as cond={"context": [B, M, context_width]}. Variant `digits` (the default),
+`Diffusion.apply` also takes text features, as cond={"context": [B, M, context_dim]}. Variant `digits` (the default),
 8x8 pixels, 1.0 million parameters, trains in eight minutes on two busy CPU cores. A support vector machine trained on
 real digits then recovers the class label of 99.7% of the guided samples (of held-out digits: 98.9%).
 
@@ -58,11 +58,12 @@ VARIANTS = {
             "name": NAME,
             "in_channels": 1,
             "out_channels": 1,
-            "widths": (32, 64),
+            "channels": 32,
+            "channel_multipliers": (1, 2),
             "num_res_blocks": 1,
             "transformer_depths": (0, 1),
             "num_heads": 4,
-            "context_width": 64,
+            "context_dim": 64,
             "norm_groups": 8,
             "num_classes": 10,
         },
@@ -70,16 +71,17 @@ VARIANTS = {
         "training": {"num_steps": 1_500, "batch_size": 64, "ema_decay": 0.995},
     },
     "sd1": large(64),
-    "sd2": large(96, "v", num_heads=(5, 10, 20, 20), context_width=1024, linear_projection=True),
+    "sd2": large(96, "v", num_heads=(5, 10, 20, 20), context_dim=1024, linear_projection=True),
     "sdxl": large(
         128,
-        widths=(320, 640, 1280),
+        channels=320,
+        channel_multipliers=(1, 2, 4),
         transformer_depths=(0, 2, 10),
         mid_depth=10,
         num_heads=(5, 10, 20),
-        context_width=2048,
+        context_dim=2048,
         linear_projection=True,
-        text_time_widths=(256, 2816),
+        text_time_dims=(256, 2816),
     ),
 }
 

@@ -94,7 +94,7 @@ def test_grids_of_a_float32_table_are_made_on_the_host():
 
 @pytest.fixture(scope="module")
 def digits():
-    config = customise(ddpm_digits.get_config(), backbone={"width": 16, "depth": 1, "dropout": 0.0})
+    config = customise(ddpm_digits.get_config(), backbone={"hidden_size": 16, "depth": 1, "dropout": 0.0})
     diffusion = dfn.build(config)
     return diffusion, diffusion.init(jax.random.key(0))
 

@@ -55,7 +55,7 @@ def test_only_threefry_draws_for_an_example_by_its_own_key_alone(impl):
 def test_a_config_trains_and_samples_with_it(impl):
     config = customise(
         ddpm_toy2d.get_config(),
-        backbone={"width": 8, "depth": 1},
+        backbone={"hidden_size": 8, "depth": 1},
         sampler={"name": "ancestral", "clip_denoised": False},
     )
     config.sampler.num_inference_steps = 3

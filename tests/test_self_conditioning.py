@@ -93,7 +93,7 @@ def config(**sections):
     made = customise(
         default_config(),
         data={"shape": (4,)},
-        backbone={"name": "mlp", "width": 8, "depth": 1, "embedding_width": 8, "num_classes": 3},
+        backbone={"name": "mlp", "hidden_size": 8, "depth": 1, "embedding_dim": 8, "num_classes": 3},
         sampler={"num_inference_steps": 3, "cfg_scale": 1.5},
         parameterization="x0",
         self_conditioning=1.0,

@@ -1,6 +1,6 @@
 """Networks: flax modules that see arrays only, called as net.apply(variables, x, t, cond, train=...)."""
 
-from diffusers_fn.backbones import diagonal_gaussian, tiling
+from diffusers_fn.backbones import diagonal_gaussian, ops, tiling
 from diffusers_fn.backbones.autoencoder_kl import AutoencoderKL
 from diffusers_fn.backbones.class_context import ClassContext
 from diffusers_fn.backbones.classifier import Classifier
@@ -13,7 +13,7 @@ from diffusers_fn.backbones.self_conditioned import SelfConditioned
 from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
-from diffusers_fn.backbones.two_times import TwoTimes
+from diffusers_fn.backbones.two_time_conditioned import TwoTimeConditioned
 from diffusers_fn.backbones.unet import UNet
 from diffusers_fn.backbones.unet1d import UNet1D
 from diffusers_fn.backbones.unet2d import UNet2D
@@ -35,12 +35,17 @@ __all__ = [
     "SimpleEncoder",
     "SongUNet",
     "SuperResolution",
-    "TwoTimes",
+    "TwoTimeConditioned",
     "UNet",
     "UNet1D",
     "UNet2D",
     "UNet2DCondition",
     "UViT",
     "diagonal_gaussian",
+    "ops",
     "tiling",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

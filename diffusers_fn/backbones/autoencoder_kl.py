@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn.backbones import blocks
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.dense import dot_general
+from diffusers_fn.backbones import blocks, ops, walks
 from diffusers_fn.backbones.diagonal_gaussian import LOGVAR_RANGE
 from diffusers_fn.backbones.embeddings import dense_init
+from diffusers_fn.backbones.sizes import level_channels
+
+__all__ = ["AutoencoderKL", "Decoder", "Encoder", "PlainResBlock"]
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(ops.ConvNetwork):
     """Computes a Gaussian over latents [B, H / f, W / f, Z] from images [B, H, W, C], and images from latents.
 
     The first stage of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2021),
@@ -31,7 +33,7 @@ class AutoencoderKL(nn.Module):
 
     Fields:
       in_channels, out_channels, latent_channels: C before, C after, and Z.
-      channels: the width of every level.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level of the encoder.
       attention_levels: levels whose blocks are followed by attention.
       mid_attention: whether attention is at the bottom.
@@ -39,15 +41,15 @@ class AutoencoderKL(nn.Module):
       norm_groups, norm_eps: of every group normalisation; the groups must divide every level's width.
       scaling_factor, shift_factor, latents_mean, latents_std: see `scale`; the last two have Z numbers each.
       image_size: of training. No output depends on it.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      remat: the backward pass computes every block again instead of keeping its activations.
       native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, 1, channels].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics and the softmax stay in
         float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
-    >>> net = AutoencoderKL(channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> net = AutoencoderKL(channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2)
     >>> shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros([1, 8, 12, 3]))
     >>> mean, logvar = jax.eval_shape(lambda v, x: net.apply(v, x, method="encode"), shapes, jnp.zeros([1, 8, 12, 3]))
     >>> mean.shape, jax.eval_shape(lambda v, z: net.apply(v, z, method="decode"), shapes, mean).shape
@@ -57,7 +59,8 @@ class AutoencoderKL(nn.Module):
     in_channels: int = 3
     out_channels: int = 3
     latent_channels: int = 4
-    channels: Sequence[int] = (128, 256, 512, 512)
+    channels: int = 128
+    channel_multipliers: Sequence[float] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     attention_levels: Sequence[int] = ()
     mid_attention: bool = True
@@ -71,41 +74,43 @@ class AutoencoderKL(nn.Module):
     latents_std: Sequence[float] | None = None
     image_size: int = 512
     remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     def setup(self) -> None:
-        if not self.channels or self.num_res_blocks < 1:
+        if not self.channel_multipliers or self.num_res_blocks < 1:
             raise ValueError(
-                "channels must not be empty and num_res_blocks must be at least 1; got "
-                f"{tuple(self.channels)} and {self.num_res_blocks}"
+                "channel_multipliers must not be empty and num_res_blocks must be at least 1; got "
+                f"{tuple(self.channel_multipliers)} and {self.num_res_blocks}"
             )
-        if not set(self.attention_levels) <= set(range(len(self.channels))):
-            raise ValueError(
-                f"attention_levels must lie in 0 .. {len(self.channels) - 1}; got {tuple(self.attention_levels)}"
-            )
+        last = len(self.channel_multipliers) - 1
+        if not set(self.attention_levels) <= set(range(last + 1)):
+            raise ValueError(f"attention_levels must lie in 0 .. {last}; got {tuple(self.attention_levels)}")
         fields: dict[str, Any] = {
-            "channels": self.channels,
+            "widths": tuple(self.widths()),
             "num_res_blocks": self.num_res_blocks,
             "attention_levels": self.attention_levels,
             "mid_attention": self.mid_attention,
             "norm_groups": self.norm_groups,
             "norm_eps": self.norm_eps,
             "remat": self.remat,
-            "native_conv": self.native_conv,
             "attention_fn": self.attention_fn,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
+            **self.types,
         }
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
         self.encoder = Encoder(2 * self.latent_channels, **fields)
         self.decoder = Decoder(self.out_channels, **fields)
         if self.quant_conv:
-            self.quant = nn.Dense(2 * self.latent_channels, kernel_init=dense_init, **types)
+            self.quant = dense(2 * self.latent_channels)
         if self.post_quant_conv:
-            self.post_quant = nn.Dense(self.latent_channels, kernel_init=dense_init, **types)
+            self.post_quant = dense(self.latent_channels)
+
+    def widths(self) -> list[int]:
+        """Returns the channels of each level.
+
+        >>> AutoencoderKL().widths()
+        [128, 256, 512, 512]
+        """
+        return level_channels(self.channels, self.channel_multipliers)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the image [B, H, W, C] that the mean latent of x decodes to."""
@@ -113,7 +118,7 @@ class AutoencoderKL(nn.Module):
 
     def moments(self, x: jax.Array) -> jax.Array:
         """Returns [mean, log-variance] as they leave the network, [B, H / f, W / f, 2 Z]: nothing is clipped."""
-        factor = 2 ** (len(self.channels) - 1)
+        factor = 2 ** (len(self.channel_multipliers) - 1)
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise ValueError(f"x must have shape [B, H, W, {self.in_channels}]; got {list(x.shape)}")
         if x.shape[1] % factor or x.shape[2] % factor:
@@ -156,79 +161,84 @@ class AutoencoderKL(nn.Module):
         return jnp.asarray(mean, z.dtype), jnp.asarray(std, z.dtype)
 
 
-class Encoder(nn.Module):
+class _Half(ops.Module):
+    """The fields and the parts of the encoder and the decoder: those of `AutoencoderKL`, and the channels per level."""
+
+    features: int
+    widths: Sequence[int]
+    num_res_blocks: int
+    attention_levels: Sequence[int] = ()
+    mid_attention: bool = True
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    remat: bool = False
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
+
+    def conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        return ops.Conv(features, (3, 3), kernel_init=dense_init, name=name, **fields, **self.types)
+
+    def block(self, h: jax.Array, way: str, level: int, i: int) -> jax.Array:
+        h = self.res_block(self.widths[level], f"{way}_{level}_block_{i}")(h)
+        return self.attention(f"{way}_{level}_attention_{i}")(h) if level in self.attention_levels else h
+
+    def res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
+        block = PlainResBlock(features, self.norm_groups, self.norm_eps, name=name, **self.types)
+        return blocks.rematerialised(block, self.remat)
+
+    def attention(self, name: str) -> Callable[..., jax.Array]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
+        block = blocks.SelfAttention(zero_init=False, attention_fn=self.attention_fn, name=name, **fields)
+        return blocks.rematerialised(block, self.remat)
+
+    def middle(self, h: jax.Array) -> jax.Array:
+        h = self.res_block(self.widths[-1], "mid_block_0")(h)
+        h = self.attention("mid_attention")(h) if self.mid_attention else h
+        return self.res_block(self.widths[-1], "mid_block_1")(h)
+
+    def out(self, h: jax.Array) -> jax.Array:
+        h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **self.types)(h))
+        return self.conv(self.features, "conv_out")(h)
+
+
+class Encoder(_Half):
     """Computes features [B, H / f, W / f, features] of images [B, H, W, C]. Fields as those of `AutoencoderKL`.
 
-    >>> net = Encoder(8, channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> net = Encoder(8, widths=(4, 8), num_res_blocks=1, norm_groups=2)
     >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones([1, 8, 8, 3]))[0].shape
     (1, 4, 4, 8)
     """
 
-    features: int
-    channels: Sequence[int]
-    num_res_blocks: int
-    attention_levels: Sequence[int] = ()
-    mid_attention: bool = True
-    norm_groups: int = 32
-    norm_eps: float = 1e-6
-    remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv, norm, block, attention = _parts(self)
-        h = conv(self.channels[0], name="conv_in")(x)
-        for level, width in enumerate(self.channels):
-            for i in range(self.num_res_blocks):
-                h = block(width, name=f"down_{level}_block_{i}")(h)
-                if level in self.attention_levels:
-                    h = attention(name=f"down_{level}_attention_{i}")(h)
-            if level < len(self.channels) - 1:
-                h = conv(width, stride=2, padding=(0, 1), name=f"down_{level}_downsample")(h)
-        h = _middle(self, h)
-        return conv(self.features, name="conv_out")(norm(name="norm_out").deferred(h, activation=nn.silu))
+        def downsample(h: jax.Array, level: int) -> jax.Array:
+            padding = ((0, 1), (0, 1))
+            return self.conv(self.widths[level], f"down_{level}_downsample", strides=2, padding=padding)(h)
+
+        h = self.conv(self.widths[0], "conv_in")(x)
+        h = walks.walk_down(h, [self.num_res_blocks] * len(self.widths), self.block, downsample)[-1]
+        return self.out(self.middle(h))
 
 
-class Decoder(nn.Module):
+class Decoder(_Half):
     """Computes images [B, H, W, features] from latents [B, H / f, W / f, Z]. Fields as those of `AutoencoderKL`.
 
-    >>> net = Decoder(3, channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    >>> net = Decoder(3, widths=(4, 8), num_res_blocks=1, norm_groups=2)
     >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones([1, 4, 4, 4]))[0].shape
     (1, 8, 8, 3)
     """
 
-    features: int
-    channels: Sequence[int]
-    num_res_blocks: int
-    attention_levels: Sequence[int] = ()
-    mid_attention: bool = True
-    norm_groups: int = 32
-    norm_eps: float = 1e-6
-    remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        conv, norm, block, attention = _parts(self)
-        h = conv(self.channels[-1], name="conv_in")(z)
-        h = _middle(self, h)
-        for level, width in reversed(list(enumerate(self.channels))):
+        h = self.middle(self.conv(self.widths[-1], "conv_in")(z))
+        for level, width in reversed(list(enumerate(self.widths))):
             for i in range(self.num_res_blocks + 1):
-                h = block(width, name=f"up_{level}_block_{i}")(h)
-                if level in self.attention_levels:
-                    h = attention(name=f"up_{level}_attention_{i}")(h)
+                h = self.block(h, "up", level, i)
             if level > 0:
-                h = conv(width, name=f"up_{level}_upsample")(blocks.nearest(h))
-        return conv(self.features, name="conv_out")(norm(name="norm_out").deferred(h, activation=nn.silu))
+                h = self.conv(width, f"up_{level}_upsample")(blocks.nearest(h))
+        return self.out(h)
 
 
-class PlainResBlock(nn.Module):
+class PlainResBlock(ops.Module):
     """Computes skip(x) + conv(silu(norm(conv(silu(norm(x)))))) for x [B, H, W, C], with `features` channels.
 
     >>> block = PlainResBlock(features=8, norm_groups=4)
@@ -239,50 +249,13 @@ class PlainResBlock(nn.Module):
     features: int
     norm_groups: int = 32
     norm_eps: float = 1e-6
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    native_conv: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h = x
         for i in range(2):
-            norm = blocks.GroupNorm(self.norm_groups, self.norm_eps, name=f"norm_{i}", **types)
-            conv = blocks.Conv3x3(self.features, native=self.native_conv, name=f"conv_{i}", **types)
-            h = conv(norm.deferred(h, activation=nn.silu))
+            h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name=f"norm_{i}", **self.types)(h))
+            h = ops.Conv(self.features, (3, 3), kernel_init=dense_init, name=f"conv_{i}", **self.types)(h)
         if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, name="skip", kernel_init=dense_init, dot_general=dot_general, **types)(x)
+            x = ops.Dense(self.features, kernel_init=dense_init, name="skip", **self.types)(x)
         return x + h
-
-
-def _parts(net: Encoder | Decoder) -> tuple[Callable[..., Any], ...]:
-    """Returns constructors of convolution, norm, residual block and attention with the net's fields."""
-    types = {"dtype": net.dtype, "param_dtype": net.param_dtype}
-    norm: dict[str, Any] = {"norm_groups": net.norm_groups, "norm_eps": net.norm_eps}
-
-    def conv(features: int, **fields: Any) -> nn.Module:
-        return blocks.Conv3x3(features, native=net.native_conv, **fields, **types)
-
-    def group_norm(name: str) -> nn.Module:
-        return blocks.GroupNorm(net.norm_groups, net.norm_eps, name=name, **types)
-
-    def block(features: int, name: str) -> Callable[..., jax.Array]:
-        return blocks.rematerialised(
-            PlainResBlock(features, native_conv=net.native_conv, name=name, **norm, **types), net.remat
-        )
-
-    def attention(name: str) -> Callable[..., jax.Array]:
-        fields = {"zero_init": False, "attention_fn": net.attention_fn, **norm, **types}
-        return blocks.rematerialised(blocks.SelfAttention(name=name, **fields), net.remat)
-
-    return conv, group_norm, block, attention
-
-
-def _middle(net: Encoder | Decoder, h: jax.Array) -> jax.Array:
-    """Returns block(attention(block(h))), or without the attention, as parts of net."""
-    _, _, block, attention = _parts(net)
-    h = block(net.channels[-1], name="mid_block_0")(h)
-    if net.mid_attention:
-        h = attention(name="mid_attention")(h)
-    return block(net.channels[-1], name="mid_block_1")(h)

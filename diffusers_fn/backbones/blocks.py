@@ -1,9 +1,12 @@
-"""The parts of the convolutional backbones: convolution, normalisation, residual block, self-attention.
+"""The parts of the convolutional backbones: residual block, self-attention, and how resolutions change.
 
-Images are NHWC: [B, H, W, C], with B the batch size.
+Images are [B, H, W, C] and sequences [B, L, C], with B the batch size.
 """
 
+from __future__ import annotations
+
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,52 +14,33 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.conv import conv2d
-from diffusers_fn.backbones.deferred import Deferred
-from diffusers_fn.backbones.dense import dot_general
-from diffusers_fn.backbones.dropout import Dropout
+from diffusers_fn.backbones import ops
 from diffusers_fn.backbones.embeddings import dense_init
-from diffusers_fn.backbones.norms import GroupNorm
+
+__all__ = [
+    "ResBlock",
+    "SelfAttention",
+    "average_pool",
+    "head_split",
+    "nearest",
+    "qkv_init",
+    "rematerialised",
+    "tiles",
+    "untiled",
+]
 
 
-class Conv3x3(nn.Module):
-    """Computes a 3x3 convolution with bias: [B, H, W, C] -> [B, H / stride, W / stride, features].
+class ResBlock(ops.Module):
+    """Computes skip_scale (skip(x) + residual(x, emb)) from x [B, ..., C] and an embedding emb [B, E].
 
-    x may be `Deferred`. native: see `conv.conv2d`.
-
-    >>> conv = Conv3x3(features=4, stride=2, padding=(0, 1))
-    >>> jax.eval_shape(conv.init_with_output, jax.random.key(0), jnp.ones([1, 8, 8, 3]))[0].shape
-    (1, 4, 4, 4)
-    """
-
-    features: int
-    stride: int = 1
-    padding: tuple[int, int] = (1, 1)
-    kernel_init: Callable[..., Any] = dense_init
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    native: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array | Deferred) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        kernel = kernel.astype(self.dtype)
-        out = conv2d(x, kernel, stride=self.stride, padding=self.padding, native=self.native)
-        return out + bias.astype(self.dtype)[None, None, None, :]
-
-
-class ResBlock(nn.Module):
-    """Computes skip_scale (skip(x) + residual(x, emb)) from x [B, H, W, C] and an embedding emb [B, E].
-
-    residual is norm, silu, conv, norm, silu, dropout, conv; the result has `features` channels. skip is the
-    identity where x has as many, unless project_skip, else a 1x1 convolution. The embedding
+    residual is norm, silu, conv, norm, silu, dropout, conv; the result has `features` channels. skip is a 1x1
+    convolution where C is another number of channels or with project_skip, else the identity. The embedding
     is added before the second norm as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239, appendix B),
-    or with scale_shift enters after it as norm(h) (1 + scale) + shift (Nichol and Dhariwal, "Improved
+    or with scale_shift_norm enters after it as norm(h) (1 + scale) + shift (Nichol and Dhariwal, "Improved
     Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672). `resample`
     (average_pool, nearest or None) acts on both branches before their convolutions, as in ADM (Dhariwal and
-    Nichol 2021, https://arxiv.org/abs/2105.05233). `conv` makes the convolutions, `activation` stands for silu.
+    Nichol 2021, https://arxiv.org/abs/2105.05233). `activation` replaces silu, and kernel_size that of the
+    convolutions.
 
     >>> block = ResBlock(features=8, norm_groups=4, resample=average_pool)
     >>> args = jax.random.key(0), jnp.ones([1, 4, 4, 4]), jnp.ones([1, 16])
@@ -66,50 +50,50 @@ class ResBlock(nn.Module):
 
     features: int
     dropout: float = 0.0
-    scale_shift: bool = False
+    scale_shift_norm: bool = False
     resample: Callable[[jax.Array], jax.Array] | None = None
     norm_groups: int | Callable[[int], int] = 32
     norm_eps: float = 1e-6
     zero_init: bool = True
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     project_skip: bool = False
     skip_scale: float = 1.0
     activation: Callable[[jax.Array], jax.Array] = nn.silu
-    conv: Callable[..., Any] = Conv3x3
+    kernel_size: tuple[int, ...] = (3, 3)
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, *, train: bool = False) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm: dict[str, Any] = {"groups": self.norm_groups, "eps": self.norm_eps, **types}
+        norm: Callable[..., Any] = functools.partial(ops.GroupNorm, self.norm_groups, self.norm_eps, **self.types)
+        conv: Callable[..., Any] = functools.partial(ops.Conv, self.features, self.kernel_size, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
+        activation, drop = ops.lazily(self.activation), ops.Dropout(self.dropout, deterministic=not train)
         last_init = nn.initializers.zeros if self.zero_init else dense_init
 
-        h: Any = GroupNorm(name="norm_0", **norm).deferred(x, activation=self.activation)
+        h = activation(norm(name="norm_0")(x))
         if self.resample is not None:
-            h, x = self.resample(h()), self.resample(x)
-        h = self.conv(self.features, name="conv_0", **types)(h)
+            h, x = self.resample(ops.array(h)), self.resample(x)
+        h = conv(kernel_init=dense_init, name="conv_0")(h)
 
-        width = 2 * self.features if self.scale_shift else self.features
-        film = nn.Dense(width, name="emb", kernel_init=dense_init, **types)(self.activation(emb))
-        film = film[:, None, None, :]
-        norm_1 = functools.partial(GroupNorm(name="norm_1", **norm).deferred, activation=self.activation)
-        h = norm_1(h, *jnp.split(film, 2, axis=-1)) if self.scale_shift else norm_1(h + film)
-        if train and self.dropout > 0:
-            h = Dropout(self.dropout, deterministic=False)(h())
-        h = self.conv(self.features, name="conv_1", kernel_init=last_init, **types)(h)
+        emb = dense(self.features * (1 + self.scale_shift_norm), name="emb")(activation(emb))
+        emb = jnp.expand_dims(emb, range(1, h.ndim - 1))
+        if self.scale_shift_norm:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = ops.modulate(norm(name="norm_1")(h), scale, shift)
+        else:
+            h = norm(name="norm_1")(h + emb)
+        h = conv(kernel_init=last_init, name="conv_1")(drop(activation(h)))
 
         if x.shape[-1] != self.features or self.project_skip:
-            x = nn.Dense(self.features, name="skip", kernel_init=dense_init, dot_general=dot_general, **types)(x)
+            x = dense(self.features, name="skip")(x)
         return _scaled(x + h, self.skip_scale)
 
 
-class SelfAttention(nn.Module):
-    """Computes skip_scale (x + out(attention(query, key, value of norm(x)))) over the pixels of x [B, H, W, C].
+class SelfAttention(ops.Module):
+    """Computes skip_scale (x + out(attention(query, key, value of norm(x)))) over the pixels of x [B, ..., C].
 
     Without `normalise` there is no norm. head_dim fixes the number of heads as C / head_dim; without it there are
     num_heads heads, or one. The projection `qkv` has a kernel [C, 3, heads, head_dim]. attention_fn takes query, key
-    and value of shape [B, H W, heads, head_dim] and returns that shape. The default scales by head_dim ** -0.5 and
-    takes the softmax in float32, whatever the dtype.
+    and value of shape [B, pixels, heads, head_dim] and returns that shape. The default scales by head_dim ** -0.5 and
+    computes the softmax in float32, whatever the dtype.
 
     Raises ValueError if the heads do not divide C.
 
@@ -124,25 +108,22 @@ class SelfAttention(nn.Module):
     norm_groups: int | Callable[[int], int] = 32
     norm_eps: float = 1e-6
     zero_init: bool = True
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
     normalise: bool = True
     skip_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
+        batch, *sides, channels = x.shape
         heads, head_dim = head_split(channels, self.num_heads, self.head_dim)
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense: Callable[..., Any] = functools.partial(nn.DenseGeneral, dot_general=dot_general, **types)
-
-        h = GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x) if self.normalise else x
-        h = h.reshape(batch, height * width, channels)
-        qkv = dense((3, heads, head_dim), name="qkv", kernel_init=qkv_init)(h)
-        h = self.attention_fn(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        norm = ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm", **self.types)
         out_init = nn.initializers.zeros if self.zero_init else dense_init
-        h = dense(channels, axis=(-2, -1), name="out", kernel_init=out_init)(h)
+
+        h = ops.array(norm(x)) if self.normalise else x
+        h = h.reshape(batch, math.prod(sides), channels)
+        qkv = ops.DenseGeneral((3, heads, head_dim), kernel_init=qkv_init, name="qkv", **self.types)(h)
+        h = self.attention_fn(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        h = ops.DenseGeneral(channels, axis=(-2, -1), kernel_init=out_init, name="out", **self.types)(h)
         return _scaled(x + h.reshape(x.shape), self.skip_scale)
 
 

@@ -1,5 +1,7 @@
 """A classifier of noisy images, for classifier guidance: half a U-Net."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,13 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, walks
-from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones import blocks, embeddings, ops, walks
+from diffusers_fn.backbones.sizes import level_channels
+
+__all__ = ["POOLS", "AttentionPool", "Classifier"]
 
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
 
-class Classifier(nn.Module):
+class Classifier(ops.ConvNetwork):
     """Computes logits [B, num_classes] of noisy images x [B, H, W, C] at time labels t [] or [B].
 
     The way down and the middle of ADM's U-Net, then a pool over the pixels. Dhariwal and Nichol, "Diffusion Models Beat
@@ -28,20 +32,20 @@ class Classifier(nn.Module):
 
     Fields:
       num_classes: the number of logits.
-      image_size: the resolution of level 0 that attention_resolutions speaks of. With pool="attention" the only one,
-        because each pixel of the last level has a learned position; else the same parameters serve any size.
-      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide, rounded down.
+      image_size: the resolution of level 0, to which attention_resolutions refer. With pool="attention" x must have it,
+        because each pixel of the last level has a learned position; otherwise the same parameters serve any size.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level.
       num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
-      pool: "attention", what one more query, the mean of the last activations, attends to; "adaptive", their mean;
-        "spatial" and "spatial_v2", a perceptron with one hidden layer on the means of all activations, the second
-        normalised.
-      pool_width: of that hidden layer.
+      pool: "adaptive", the mean of the last activations; "attention", the result of an attention whose query is that
+        mean; "spatial" and "spatial_v2", an MLP with one hidden layer on the means of all activations, in
+        "spatial_v2" normalised.
+      pool_hidden_size: of that hidden layer.
       zero_init_output: start with every block as its skip connection, and with zero logits if pool="adaptive".
       scale_shift_norm, resblock_updown, resample_conv, norm_groups, norm_eps, time_cos_first, time_freq_shift,
         downsample_padding, new_attention_order, remat, native_conv, attention_fn, dtype, param_dtype: as in `UNet`.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> classifier = Classifier(num_classes=10, image_size=8, channels=8, channel_multipliers=(1, 2), head_dim=4,
     ...                         attention_resolutions=(4,), norm_groups=4)
@@ -62,7 +66,7 @@ class Classifier(nn.Module):
     resblock_updown: bool = True
     resample_conv: bool = True
     pool: str = "attention"
-    pool_width: int = 2048
+    pool_hidden_size: int = 2048
     dropout: float = 0.0
     zero_init_output: bool = True
     norm_groups: int = 32
@@ -72,45 +76,34 @@ class Classifier(nn.Module):
     downsample_padding: tuple[int, int] = (1, 1)
     new_attention_order: bool = False
     remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
         self._check(x)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps}
-        norm["zero_init"] = self.zero_init_output
-        heads: dict[str, Any] = {"num_heads": self.num_heads, "head_dim": self.head_dim}
-        heads["attention_fn"] = self.attention_fn
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
-        widths = self.widths()
+        widths, num_blocks = self.widths(), [self.num_res_blocks] * len(self.channel_multipliers)
         attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
-        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
         emb = self._embed(x, t)
 
-        def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
-            fields: dict[str, Any] = {"conv": conv, **norm, **types}
-            block = blocks.ResBlock(width, self.dropout, self.scale_shift_norm, resample, name=name, **fields)
-            return blocks.rematerialised(block, self.remat)(h, emb, train=train)
+        def block(h: jax.Array, way: str, level: int, i: int) -> jax.Array:
+            h = self._res_block(widths[level], f"{way}_{level}_block_{i}")(h, emb, train=train)
+            return self._attention(f"{way}_{level}_attention_{i}")(h) if attends[level] else h
 
-        def attention(h: jax.Array, name: str) -> jax.Array:
-            return blocks.rematerialised(blocks.SelfAttention(name=name, **heads, **norm, **types), self.remat)(h)
-
-        def halve(h: jax.Array, level: int, name: str) -> jax.Array:
+        def downsample(h: jax.Array, level: int) -> jax.Array:
+            name = f"down_{level}_downsample"
             if self.resblock_updown:
-                return res_block(h, widths[level], name, blocks.average_pool)
+                return self._res_block(widths[level], name, blocks.average_pool)(h, emb, train=train)
             if not self.resample_conv:
                 return blocks.average_pool(h)
-            return conv(widths[level], stride=2, padding=self.downsample_padding, name=name)(h)
+            return self._conv(widths[level], name, strides=2, padding=(self.downsample_padding,) * 2)(h)
 
-        h = conv(widths[0], name="conv_in")(x)
-        saved = walks.walk_down(h, widths, attends, self.num_res_blocks, res_block, attention, halve)
-        h = res_block(saved[-1], widths[-1], "mid_block_0")
-        h = res_block(attention(h, "mid_attention"), widths[-1], "mid_block_1")
-        return self._pool([*saved, h], types).astype(out_dtype)
+        h = self._conv(widths[0], "conv_in")(x)
+        saved = walks.walk_down(h, num_blocks, block, downsample)
+
+        h = self._res_block(widths[-1], "mid_block_0")(saved[-1], emb, train=train)
+        h = self._attention("mid_attention")(h)
+        h = self._res_block(widths[-1], "mid_block_1")(h, emb, train=train)
+        return self._pool([*saved, h]).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def widths(self) -> list[int]:
         """Returns the channels of each level.
@@ -118,37 +111,50 @@ class Classifier(nn.Module):
         >>> Classifier().widths()
         [128, 256, 384, 512]
         """
-        return [int(self.channels * multiplier) for multiplier in self.channel_multipliers]
+        return level_channels(self.channels, self.channel_multipliers)
 
-    def _pool(self, activations: Sequence[jax.Array], types: dict[str, Any]) -> jax.Array:
+    def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        return ops.Conv(features, (3, 3), name=name, kernel_init=embeddings.dense_init, **self.types, **fields)
+
+    def _norm(self, name: str) -> Callable[..., ops.Lazy]:
+        return ops.GroupNorm(self.norm_groups, self.norm_eps, name=name, **self.types)
+
+    def _res_block(self, features: int, name: str, resample: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
+        fields |= {"scale_shift_norm": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        block = blocks.ResBlock(features, self.dropout, resample=resample, name=name, **fields)
+        return blocks.rematerialised(block, self.remat)
+
+    def _attention(self, name: str) -> Callable[..., jax.Array]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
+        fields |= {"attention_fn": self.attention_fn, "zero_init": self.zero_init_output}
+        block = blocks.SelfAttention(self.num_heads, self.head_dim, name=name, **fields)
+        return blocks.rematerialised(block, self.remat)
+
+    def _pool(self, activations: Sequence[jax.Array]) -> jax.Array:
         """Returns the logits [B, num_classes] from all activations, the middle's last."""
-        dense: Callable[..., Any] = functools.partial(nn.Dense, kernel_init=embeddings.dense_init, **types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=embeddings.dense_init, **self.types)
         if self.pool.startswith("spatial"):
             wide = jnp.promote_types(self.dtype, jnp.float32)
             h = jnp.concatenate([each.astype(wide).mean((1, 2)) for each in activations], axis=-1)
-            h = dense(self.pool_width, name="pool_hidden")(h)
+            h = dense(self.pool_hidden_size, name="pool_hidden")(h)
             if self.pool == "spatial":
                 return dense(self.num_classes, name="pool_out")(nn.relu(h))
-            pixel = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="pool_norm", **types)(h[:, None, None, :])
-            return dense(self.num_classes, name="pool_out")(nn.silu(pixel[:, 0, 0]))
-        h = nn.silu(blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types)(activations[-1]))
+            return dense(self.num_classes, name="pool_out")(ops.silu(self._norm("pool_norm")(h)))
+        h = ops.array(ops.silu(self._norm("norm_out")(activations[-1])))
         if self.pool == "adaptive":
             init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
-            return nn.Dense(self.num_classes, kernel_init=init, name="pool_out", **types)(h.mean((1, 2)))
-        pool = AttentionPool(self.num_classes, self.num_heads, self.head_dim, self.attention_fn, name="pool", **types)
-        return pool(h)
+            return ops.Dense(self.num_classes, kernel_init=init, name="pool_out", **self.types)(h.mean((1, 2)))
+        fields: dict[str, Any] = {"attention_fn": self.attention_fn, **self.types}
+        return AttentionPool(self.num_classes, self.num_heads, self.head_dim, name="pool", **fields)(h)
 
     def _embed(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Returns the embedding [B, 4 * channels] that every residual block receives."""
-        dtype = jnp.promote_types(self.dtype, jnp.float32)
-        times = embeddings.time_labels(t, x.shape[0], dtype)
+        """Returns the embedding [B, 4 * channels] of time that every residual block receives."""
+        times = embeddings.time_labels(t, x.shape[0], self.precise_dtype)
         features = embeddings.sinusoidal_features(
             times, self.channels, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
         )
-        embed = embeddings.LabelEmbedding(
-            4 * self.channels, dtype=dtype, param_dtype=self.param_dtype, name="embedding"
-        )
-        return embed(features, None)
+        return embeddings.LabelEmbedding(4 * self.channels, name="embedding", **self.precise_types)(features, None)
 
     def _check(self, x: jax.Array) -> None:
         """Raises ValueError for fields or inputs that no network can be built from."""
@@ -177,7 +183,7 @@ class Classifier(nn.Module):
             raise ValueError(f'with pool="attention" H and W must be image_size={self.image_size}; got {x.shape[1:3]}')
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(ops.Module):
     """Computes [B, features] from x [B, H, W, C]: out(attention of the mean pixel to the mean and all pixels).
 
         z = [mean(x), x_1, .., x_HW] + positions,      result = out(attention(query(z_0), key(z), value(z)))
@@ -193,21 +199,19 @@ class AttentionPool(nn.Module):
     features: int
     num_heads: int | None = None
     head_dim: int | None = None
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         heads, head_dim = blocks.head_split(channels, self.num_heads, self.head_dim)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init = nn.initializers.normal(channels**-0.5)
         positions = self.param("positions", init, (height * width + 1, channels), self.param_dtype)
 
         tokens = x.reshape(batch, height * width, channels)
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
         tokens = tokens + positions.astype(self.dtype)[None]
-        qkv = nn.DenseGeneral((3, heads, head_dim), name="qkv", kernel_init=blocks.qkv_init, **types)(tokens)
+        dense: Callable[..., Any] = functools.partial(ops.DenseGeneral, **self.types)
+        qkv = dense((3, heads, head_dim), kernel_init=blocks.qkv_init, name="qkv")(tokens)
         h = self.attention_fn(qkv[:, :1, 0], qkv[:, :, 1], qkv[:, :, 2])[:, 0]
-        return nn.DenseGeneral(self.features, axis=(-2, -1), name="out", kernel_init=embeddings.dense_init, **types)(h)
+        return dense(self.features, axis=(-2, -1), kernel_init=embeddings.dense_init, name="out")(h)

@@ -1,4 +1,4 @@
-"""What a text-conditioned U-Net is told, checked before tracing: which arrays, of which shapes.
+"""Checks the conditioning arrays of a text-conditioned U-Net before tracing: their names and shapes.
 
 B is the batch size.
 """
@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["add_residuals", "checked", "table_rows"]
+
 
 def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, Any]:
     """Returns the conditioning of a `UNet2DCondition` for B = batch as a dict, without entries that are None.
 
-    Raises ValueError for what is missing, unknown or of a wrong shape, saying what the network takes.
+    Raises ValueError for arrays that are missing, unknown or of a wrong shape, with those that the network takes.
 
     >>> from diffusers_fn.backbones import UNet2DCondition
     >>> sorted(checked({"context": jnp.zeros([2, 77, 768]), "mid_residual": None}, UNet2DCondition.sd1(), 2))
@@ -42,7 +44,7 @@ def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, A
 def table_rows(labels: Any, num_classes: int, batch: int) -> jax.Array:
     """Returns the rows [B] of a table for class labels [] or [B].
 
-    A traced label cannot be checked: one outside the table gives a row past its end, which reads as NaN.
+    Traced labels cannot be checked: one outside the table gives a row past its end, which reads as NaN.
 
     Raises ValueError for labels that are not integers, of another shape or visibly outside the table.
 
@@ -65,7 +67,7 @@ def table_rows(labels: Any, num_classes: int, batch: int) -> jax.Array:
 def add_residuals(name: str, saved: list[jax.Array], residuals: Sequence[jax.Array] | None) -> list[jax.Array]:
     """Returns the saved activations with a residual added to each; as they are without residuals.
 
-    Raises ValueError if the residuals, cond[name], are not as many and of the same shapes.
+    Raises ValueError unless the residuals, cond[name], have the shapes of the activations.
 
     >>> [h.tolist() for h in add_residuals("down_residuals", [jnp.zeros(2)], [jnp.ones(2)])]
     [[1.0, 1.0]]
@@ -79,32 +81,32 @@ def add_residuals(name: str, saved: list[jax.Array], residuals: Sequence[jax.Arr
 
 
 def _takes(net: Any) -> dict[str, bool]:
-    """Returns {name of an input of the network: whether it must be there}."""
+    """Returns {name of a conditioning array of the network: whether it is required}."""
     takes: dict[str, bool] = {}
-    levels = range(len(net.widths))
+    levels = range(len(net.channel_multipliers))
     if net.mid_depth is not None or any(any(net.depths(level, up=up)) for level in levels for up in (False, True)):
         takes |= {"context": True, "context_mask": False}
-    if net.num_classes is not None or net.class_time or net.class_vector_width is not None:
+    if net.num_classes is not None or net.class_time or net.class_vector_dim is not None:
         takes["class_labels"] = True
-    if net.text_time_widths is not None:
+    if net.text_time_dims is not None:
         takes |= {"text_embeds": True, "time_ids": True}
-    if net.time_cond_width is not None:
+    if net.time_cond_dim is not None:
         takes["timestep_cond"] = False
     return takes | {"down_residuals": False, "mid_residual": False}
 
 
 def _shapes(cond: Mapping[str, Any], net: Any, batch: int) -> dict[str, tuple[Any, ...]]:
-    """Returns {name: shape} of the inputs whose shape is known; a letter stands for a length that is anything."""
+    """Returns {name: shape} of the arrays whose shape is known; a letter stands for any length."""
     tokens = cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
     shapes: dict[str, tuple[Any, ...]] = {
-        "context": (batch, tokens, net.text_width or net.context_width),
+        "context": (batch, tokens, net.text_dim or net.context_dim),
         "context_mask": (batch, tokens),
-        "timestep_cond": (batch, net.time_cond_width),
+        "timestep_cond": (batch, net.time_cond_dim),
     }
-    if net.class_vector_width is not None:
-        shapes["class_labels"] = (batch, net.class_vector_width)
-    if net.text_time_widths is not None:
-        each, total = net.text_time_widths
+    if net.class_vector_dim is not None:
+        shapes["class_labels"] = (batch, net.class_vector_dim)
+    if net.text_time_dims is not None:
+        each, total = net.text_time_dims
         ids = cond["time_ids"].shape[1] if cond["time_ids"].ndim == 2 else "K"
         shapes["time_ids"] = (batch, ids)
         shapes["text_embeds"] = (batch, total - each * ids if isinstance(ids, int) else "P")

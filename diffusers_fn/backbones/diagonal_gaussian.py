@@ -8,6 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["LOGVAR_RANGE", "kl_to_standard_normal", "negative_log_likelihood", "reparameterize"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 LOGVAR_RANGE = (-30.0, 20.0)  # what encoders clip the log-variance to
 
 

@@ -1,8 +1,7 @@
-"""DiT: a transformer on patches, steered through its normalisations."""
+"""DiT: a transformer on patches, conditioned through its normalisations (adaLN-Zero)."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, transformer
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.dropout import Dropout
-from diffusers_fn.backbones.norms import LayerNorm
+from diffusers_fn.backbones import blocks, embeddings, ops, patches, transformer
+from diffusers_fn.backbones.sizes import scaled
+
+__all__ = ["Block", "DiT", "Embedding"]
 
 
-class DiT(nn.Module):
+class DiT(ops.Module):
     """Computes a denoiser's output [B, H, W, C] for noisy images x [B, H, W, C] at time labels t [] or [B].
 
     Patches become tokens with fixed sine and cosine positions. With c an embedding of t and the class, a block is
@@ -36,24 +35,24 @@ class DiT(nn.Module):
     Fields:
       image_size: the H and W of training. No output depends on it, unless stretch_positions.
       patch_size: pixels along each side of a patch.
-      hidden_size, depth, num_heads, mlp_ratio: width of the tokens, number of blocks, heads of every attention, and
-        the hidden units of every mlp as a multiple of the width.
+      hidden_size, depth, num_heads, mlp_ratio: features of a token, number of blocks, heads of every attention, and
+        the hidden units of every mlp as a multiple of hidden_size.
       in_channels: C, or None for any.
-      num_classes: None, or the number of classes besides the null class.
+      num_classes: None, or the number of classes without the null class.
       null_class: whether the class table has a last row for the null class.
       zero_init_output: start as the zero function, and every block as the identity.
       stretch_positions: spread the positions of every H and W over those of image_size, instead of counting patches.
       time_freq_shift: see `embeddings.sinusoidal_features`.
-      shared_embedding: one embedding of t and class for all blocks; otherwise one for each block, and the last layer
-        listens to the first block's.
-      qkv_bias, gelu_approximate, mlp_norm_eps, mlp_norm_affine: small print in which implementations differ; the
-        last two are of the norms before each mlp.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      shared_embedding: one embedding of t and class for all blocks; otherwise one per block, and the last layer uses
+        that of the first block.
+      qkv_bias, gelu_approximate, mlp_norm_eps, mlp_norm_affine: details in which implementations differ. The last two
+        belong to the normalisation before each mlp.
+      remat: the backward pass computes every block again instead of keeping its activations.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, L, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the label
         embedding stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> dit = DiT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=10)
     >>> x, t = jnp.zeros([2, 8, 12, 4]), jnp.array([0, 999])
@@ -83,87 +82,85 @@ class DiT(nn.Module):
     mlp_norm_eps: float = 1e-6
     mlp_norm_affine: bool = False
     remat: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
     def S(cls, **fields: Any) -> DiT:
-        """Returns DiT-S: 12 blocks of width 384. As published: 1000 classes, learned variance; fields change that.
+        """Returns DiT-S: 12 blocks of hidden size 384, 1000 classes, learned variance. Fields replace these.
 
         >>> net = DiT.S(patch_size=4, num_classes=10)
         >>> net.depth, net.hidden_size, net.num_classes, net.learned_variance
         (12, 384, 10, True)
         """
-        return cls(**{**PUBLISHED, "hidden_size": 384, "depth": 12, "num_heads": 6, **fields})
+        return cls(**{**_PUBLISHED, "hidden_size": 384, "depth": 12, "num_heads": 6, **fields})
 
     @classmethod
     def B(cls, **fields: Any) -> DiT:
-        """Returns DiT-B: 12 blocks of width 768."""
-        return cls(**{**PUBLISHED, "hidden_size": 768, "depth": 12, "num_heads": 12, **fields})
+        """Returns DiT-B: 12 blocks of hidden size 768."""
+        return cls(**{**_PUBLISHED, "hidden_size": 768, "depth": 12, "num_heads": 12, **fields})
 
     @classmethod
     def L(cls, **fields: Any) -> DiT:
-        """Returns DiT-L: 24 blocks of width 1024."""
-        return cls(**{**PUBLISHED, "hidden_size": 1024, "depth": 24, "num_heads": 16, **fields})
+        """Returns DiT-L: 24 blocks of hidden size 1024."""
+        return cls(**{**_PUBLISHED, "hidden_size": 1024, "depth": 24, "num_heads": 16, **fields})
 
     @classmethod
     def XL(cls, **fields: Any) -> DiT:
-        """Returns DiT-XL: 28 blocks of width 1152; with patches of 2 it has 674,834,720 parameters."""
-        return cls(**{**PUBLISHED, "hidden_size": 1152, "depth": 28, "num_heads": 16, **fields})
+        """Returns DiT-XL: 28 blocks of hidden size 1152; with patches of 2 it has 674,834,720 parameters."""
+        return cls(**{**_PUBLISHED, "hidden_size": 1152, "depth": 28, "num_heads": 16, **fields})
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         self._check(x)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        out_channels = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
         zero_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         conditions = self._embed(x, t, cond)
 
-        h = transformer.PatchEmbed(self.patch_size, self.hidden_size, name="patch", **types)(x)
+        h = patches.PatchEmbed(
+            self.hidden_size, patch_size=self.patch_size, kernel_init=embeddings.dense_init, name="patch", **self.types
+        )(x)
         h = h + self._positions(x)[None]
-        block: Callable[..., Any] = functools.partial(
-            Block,
+        for i in range(self.depth):
+            block = blocks.rematerialised(self._block(f"block_{i}"), self.remat)
+            h = block(h, conditions[i % len(conditions)], train=train)
+
+        modulation = ops.Dense(2 * self.hidden_size, kernel_init=zero_init, name="modulation_out", **self.types)
+        shift, scale = jnp.split(modulation(ops.silu(conditions[0]))[:, None], 2, axis=-1)
+        h = ops.modulate(ops.LayerNorm(use_bias=False, use_scale=False, **self.types)(h), scale, shift)
+        h = ops.Dense(self.patch_size**2 * out_channels, kernel_init=zero_init, name="dense_out", **self.types)(h)
+        image = patches.unpatchify(h, self.patch_size, x.shape[1], x.shape[2])
+        return image.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def _block(self, name: str) -> Block:
+        return Block(
             num_heads=self.num_heads,
-            mlp_hidden=int(self.hidden_size * self.mlp_ratio),
+            mlp_hidden_size=scaled(self.hidden_size, self.mlp_ratio),
             dropout=self.dropout,
             qkv_bias=self.qkv_bias,
             gelu_approximate=self.gelu_approximate,
             mlp_norm_eps=self.mlp_norm_eps,
             mlp_norm_affine=self.mlp_norm_affine,
-            modulation_init=zero_init,
+            modulation_init=nn.initializers.zeros if self.zero_init_output else embeddings.dense_init,
             attention_fn=self.attention_fn,
-            **types,
+            name=name,
+            **self.types,
         )
-        for i in range(self.depth):
-            c = conditions[i % len(conditions)]
-            h = blocks.rematerialised(block(name=f"block_{i}"), self.remat)(h, c, train=train)
-
-        modulation = nn.Dense(2 * self.hidden_size, kernel_init=zero_init, name="modulation_out", **types)
-        shift, scale = jnp.split(modulation(nn.silu(conditions[0]))[:, None], 2, axis=-1)
-        h = plain_norm(types)(h) * (1 + scale) + shift
-        features = x.shape[-1] if self.out_channels is None else self.out_channels
-        features = 2 * features if self.learned_variance else features
-        h = nn.Dense(self.patch_size**2 * features, kernel_init=zero_init, name="dense_out", **types)(h)
-        return transformer.unpatchify(h, self.patch_size, x.shape[1], x.shape[2]).astype(out_dtype)
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> list[jax.Array]:
         """Returns the embedding [B, hidden_size] that all blocks receive, or one for each block."""
-        dtype = jnp.promote_types(self.dtype, jnp.float32)
         labels = embeddings.class_labels(cond, self.num_classes, x.shape[0], null_class=self.null_class)
         rows = None if self.num_classes is None else self.num_classes + self.null_class
-        times = embeddings.time_labels(t, x.shape[0], dtype)
+        times = embeddings.time_labels(t, x.shape[0], self.precise_dtype)
         features = embeddings.sinusoidal_features(times, 256, freq_shift=self.time_freq_shift, cos_first=True)
         names = ["embedding"] if self.shared_embedding else [f"embedding_{i}" for i in range(self.depth)]
-        types = {"dtype": dtype, "param_dtype": self.param_dtype}
-        return [Embedding(self.hidden_size, rows, name=name, **types)(features, labels) for name in names]
+        return [Embedding(self.hidden_size, rows, name=name, **self.precise_types)(features, labels) for name in names]
 
     def _positions(self, x: jax.Array) -> jax.Array:
         """Returns the position features [L, hidden_size] of x's patches."""
         rows, columns = (size // self.patch_size for size in x.shape[1:3])
         base = self.image_size // self.patch_size
         stretch_to = (base, base) if self.stretch_positions else None
-        return jnp.asarray(transformer.sincos_positions(rows, columns, self.hidden_size, stretch_to), self.dtype)
+        return jnp.asarray(patches.sincos_positions(rows, columns, self.hidden_size, stretch_to), self.dtype)
 
     def _check(self, x: jax.Array) -> None:
         """Raises ValueError for fields or inputs that no network can be built from."""
@@ -180,74 +177,75 @@ class DiT(nn.Module):
             raise ValueError(f"x must have in_channels={self.in_channels} channels; got {x.shape[-1]}")
 
 
-PUBLISHED = {"num_classes": 1000, "learned_variance": True}
+_PUBLISHED = {"num_classes": 1000, "learned_variance": True}
 
 
-class Block(nn.Module):
+class Block(ops.Module):
     """Computes one block of `DiT` from tokens h [B, L, D] and an embedding c [B, E]. Fields as there.
 
-    >>> block = Block(num_heads=2, mlp_hidden=16)
+    Figure 3 of the paper, "DiT Block with adaLN-Zero", from the bottom to the top. Its gamma is 1 + scale here, its
+    beta is shift, its alpha is gate:
+
+        h -> Layer Norm -> Scale, Shift (gamma_1, beta_1) -> Multi-Head Self-Attention -> Scale (alpha_1) -> + h
+        h -> Layer Norm -> Scale, Shift (gamma_2, beta_2) -> Pointwise Feedforward     -> Scale (alpha_2) -> + h
+
+    >>> block = Block(num_heads=2, mlp_hidden_size=16)
     >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 6])
     >>> jax.eval_shape(block.init, *args)["params"]["modulation"]["kernel"].shape
     (6, 48)
     """
 
     num_heads: int
-    mlp_hidden: int
+    mlp_hidden_size: int
     dropout: float = 0.0
     qkv_bias: bool = True
     gelu_approximate: bool = True
     mlp_norm_eps: float = 1e-6
     mlp_norm_affine: bool = False
     modulation_init: Callable[..., Any] = nn.initializers.zeros
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, h: jax.Array, c: jax.Array, *, train: bool = False) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        modulation = nn.Dense(6 * h.shape[-1], kernel_init=self.modulation_init, name="modulation", **types)
-        parts = jnp.split(modulation(nn.silu(c))[:, None], 6, axis=-1)
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
-        drop = Dropout(self.dropout, deterministic=not train)
+        modulation = ops.Dense(6 * h.shape[-1], kernel_init=self.modulation_init, name="modulation", **self.types)
+        norm_1 = ops.LayerNorm(use_bias=False, use_scale=False, **self.types)
+        affine: dict[str, Any] = {"use_bias": self.mlp_norm_affine, "use_scale": self.mlp_norm_affine}
+        norm_2 = ops.LayerNorm(self.mlp_norm_eps, **affine, name="mlp_norm", **self.types)
         attention = transformer.Attention(
-            self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **types
+            self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **self.types
         )
-        mlp = transformer.FeedForward(self.mlp_hidden, self.gelu_approximate, name="mlp", **types)
-        mlp_norm = plain_norm(types, self.mlp_norm_eps, affine=self.mlp_norm_affine, name="mlp_norm")
+        mlp = transformer.FeedForward(self.mlp_hidden_size, self.gelu_approximate, name="mlp", **self.types)
+        drop = ops.Dropout(self.dropout, deterministic=not train)
 
-        h = h + gate_1 * drop(attention(plain_norm(types).deferred(h, scale_1, shift_1)))
-        return h + gate_2 * drop(mlp(mlp_norm.deferred(h, scale_2, shift_2)))
+        parts = jnp.split(modulation(ops.silu(c))[:, None], 6, axis=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
+
+        r = attention(ops.modulate(norm_1(h), scale_1, shift_1))
+        h = h + gate_1 * drop(r)
+
+        r = mlp(ops.modulate(norm_2(h), scale_2, shift_2))
+        return h + gate_2 * drop(r)
 
 
-class Embedding(nn.Module):
-    """Computes Dense(silu(Dense(features))) + table[labels], [B, width], from time features [B, F].
+class Embedding(ops.Module):
+    """Computes Dense(silu(Dense(features))) + table[labels], [B, dim], from time features [B, F].
 
     rows is the number of rows of the table, None for no table. Everything is drawn with a standard deviation of 0.02.
 
-    >>> embed = Embedding(width=16, rows=11)
+    >>> embed = Embedding(dim=16, rows=11)
     >>> params = jax.eval_shape(embed.init, jax.random.key(0), jnp.zeros([3, 8]), jnp.zeros([3], int))["params"]
     >>> params["class_table"]["embedding"].shape
     (11, 16)
     """
 
-    width: int
+    dim: int
     rows: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array, labels: jax.Array | None) -> jax.Array:
         init = nn.initializers.normal(0.02)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        emb = nn.Dense(self.width, kernel_init=init, name="time_0", **types)(features)
-        emb = nn.Dense(self.width, kernel_init=init, name="time_1", **types)(nn.silu(emb))
+        emb = ops.Dense(self.dim, kernel_init=init, name="time_0", **self.types)(features)
+        emb = ops.Dense(self.dim, kernel_init=init, name="time_1", **self.types)(ops.silu(emb))
         if labels is None or self.rows is None:
             return emb
-        return emb + embeddings.Embed(self.rows, self.width, embedding_init=init, name="class_table", **types)(labels)
-
-
-def plain_norm(types: dict[str, Any], eps: float = 1e-6, *, affine: bool = False, name: str | None = None) -> LayerNorm:
-    """Returns a layer normalisation without scale and bias, or with them if affine."""
-    return LayerNorm(eps, affine, name=name, **types)
+        return emb + ops.Embed(self.rows, self.dim, embedding_init=init, name="class_table", **self.types)(labels)

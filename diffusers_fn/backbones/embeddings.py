@@ -1,8 +1,12 @@
-"""How a network hears the time label and the class label.
+"""Embeddings of time labels and class labels.
 
-B is the batch size. A label is one number for the whole batch ([]) or one for each example ([B]).
+B is the batch size. A label is one number for the whole batch ([]) or one per example ([B]).
 """
 
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,18 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusers_fn.backbones import ops
+
+__all__ = [
+    "FourierFeatures",
+    "LabelEmbedding",
+    "class_labels",
+    "dense_init",
+    "signed_log",
+    "sinusoidal_features",
+    "time_labels",
+    "two_scale_features",
+]
+
 
 def sinusoidal_features(
     t: jax.Array,
-    width: int,
+    dim: int,
     *,
     max_period: float = 10_000.0,
     freq_shift: float = 0.0,
     cos_first: bool = False,
 ) -> jax.Array:
-    """Returns [B, width] sines and cosines of the labels t [B] at geometrically spaced frequencies.
+    """Returns [B, dim] sines and cosines of the labels t [B] at geometrically spaced frequencies.
 
-    With h = width / 2 and k = 0 .. h - 1,
+    With h = dim / 2 and k = 0 .. h - 1,
 
         omega_k = max_period ** (-k / (h - freq_shift)),      features = [sin(t omega), cos(t omega)]
 
@@ -30,14 +47,14 @@ def sinusoidal_features(
     takes freq_shift = 0 and cosines first. The result has t's float dtype, and is never narrower than
     float32.
 
-    Raises ValueError if width is odd or too small for freq_shift, or t is not [B].
+    Raises ValueError if dim is odd or too small for freq_shift, or t is not [B].
 
     >>> sinusoidal_features(jnp.array([0.0, 1.0]), 4).shape
     (2, 4)
     """
-    half = width // 2
-    if width % 2 or half <= freq_shift:
-        raise ValueError(f"width must be even and width / 2 greater than freq_shift={freq_shift}; got width={width}")
+    half = dim // 2
+    if dim % 2 or half <= freq_shift:
+        raise ValueError(f"dim must be even and dim / 2 greater than freq_shift={freq_shift}; got dim={dim}")
     if t.ndim != 1:
         raise ValueError(f"t must have shape [B]; got {t.shape}")
     dtype = jnp.promote_types(t.dtype, jnp.float32)
@@ -47,52 +64,50 @@ def sinusoidal_features(
     return jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1)
 
 
-class FourierFeatures(nn.Module):
-    """Computes [B, width] sines and cosines of labels t [B] at fixed random frequencies w.
+class FourierFeatures(ops.Module):
+    """Computes [B, dim] sines and cosines of labels t [B] at fixed random frequencies w.
 
         w ~ scale N(0, 1),      features = [sin(2 pi w t), cos(2 pi w t)]
 
     Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions" (2020),
     https://arxiv.org/abs/2006.10739; with scale 16 and the logarithm of sigma for t in Song et al., "Score-Based
     Generative Modeling through Stochastic Differential Equations" (2021), https://arxiv.org/abs/2011.13456. The
-    frequencies lie among the parameters, because a network is useless without its own, but no gradient reaches them:
-    leave them out of weight decay. Raises ValueError if width is odd.
+    frequencies are among the parameters, because a network needs those it was trained with, but they have no gradient:
+    exclude them from weight decay. Raises ValueError if dim is odd.
 
-    >>> features = FourierFeatures(width=8)
+    >>> features = FourierFeatures(dim=8)
     >>> jax.eval_shape(features.init, jax.random.key(0), jnp.ones([3]))["params"]["frequencies"].shape
     (4,)
     """
 
-    width: int
+    dim: int
     scale: float = 16.0
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
-        if self.width < 2 or self.width % 2:
-            raise ValueError(f"width must be even; got width={self.width}")
+        if self.dim < 2 or self.dim % 2:
+            raise ValueError(f"dim must be even; got dim={self.dim}")
         init = nn.initializers.normal(self.scale)
-        frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.width // 2,), self.param_dtype))
+        frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.dim // 2,), self.param_dtype))
         angles = 2 * np.pi * t.astype(self.dtype)[:, None] * frequencies.astype(self.dtype)[None, :]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def two_scale_features(labels: jax.Array, width: int) -> jax.Array:
-    """Returns sinusoids of labels [B] and of their signed logarithms, [B, width]: for steps, sigmas or log sigmas.
+def two_scale_features(labels: jax.Array, dim: int) -> jax.Array:
+    """Returns sinusoids of labels [B] and of their signed logarithms, [B, dim]: for steps, sigmas or log sigmas.
 
     >>> two_scale_features(jnp.zeros(2), 8).shape
     (2, 8)
     """
     each = (labels, signed_log(labels))
-    return jnp.concatenate([sinusoidal_features(values, width // 2) for values in each], axis=-1)
+    return jnp.concatenate([sinusoidal_features(values, dim // 2) for values in each], axis=-1)
 
 
 def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
     """Returns asinh(t / unit): about t / unit below the unit, about sign(t) log(2 |t| / unit) above it.
 
-    Sigmas of 0.002 and 0.004 look the same to a sine whose shortest period is 2 pi. Here they are as far
-    apart as 40 and 80 are, so a network that gets both views can use t of any scale.
+    Sigmas of 0.002 and 0.004 have nearly the same sines if the shortest period is 2 pi. Here they are as far
+    apart as 40 and 80 are, so a network that receives both t and this can use t of any scale.
 
     >>> [round(float(v), 2) for v in signed_log(jnp.array([-40.0, 0.0, 40.0, 80.0]))]
     [-11.29, 0.0, 11.29, 11.98]
@@ -100,86 +115,51 @@ def signed_log(t: jax.Array, unit: float = 1e-3) -> jax.Array:
     return jnp.arcsinh(t / unit)
 
 
-class Embed(nn.Embed):
-    """Linen's table, read by `rows`.
-
-    >>> table = Embed(4, 8)
-    >>> table.apply(table.init(jax.random.key(0), jnp.arange(3)), jnp.arange(3)).shape
-    (3, 8)
-    """
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Returns the rows [..., features] of inputs [...]."""
-        promoted: Any = self.promote_dtype(self.embedding, dtype=self.dtype, inexact=False)
-        return rows(promoted[0], inputs)
-
-
-def rows(table: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the rows [..., *S] of a table [N, *S] for labels [...]: NaN, not another row, where there is none.
-
-    Mesh axes of type Explicit that split the labels split the rows.
-
-    >>> rows(jnp.arange(6.0).reshape(3, 2), jnp.array([1, 5])).tolist()
-    [[2.0, 3.0], [nan, nan]]
-    """
-    split = jax.typeof(labels).sharding
-    spec = jax.sharding.PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
-    out = split.update(spec=spec) if split.mesh.explicit_axes else None
-    return table.at[labels.astype(jnp.result_type(int))].get(mode="fill", out_sharding=out)
-
-
-class LabelEmbedding(nn.Module):
-    """Computes Dense(silu(Dense(features))) + table[cond], [B, width], from time features [B, F].
+class LabelEmbedding(ops.Module):
+    """Computes Dense(silu(Dense(features))) + table[cond], [B, dim], from time features [B, F].
 
     Ho et al., "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, appendix
     B, for the time part. The class part is added as in Dhariwal and Nichol, "Diffusion Models Beat GANs on
     Image Synthesis" (2021), https://arxiv.org/abs/2105.05233. The table has num_classes + 1 rows; the last
-    one, with index num_classes, is the null class of classifier-free guidance, and `cond=None` means that row
-    for every example. Without null_class there is no such row, and cond must be given. Labels under a trace
-    cannot be checked: one outside the table gives NaN, not a wrong class.
+    one, with index num_classes, is the null class of classifier-free guidance, which `cond=None` selects.
+    Without null_class there is no such row, and cond must be given. Traced labels cannot be checked: one outside
+    the table gives NaN, not a wrong class.
 
     Raises ValueError for labels that are not integers, of a shape other than [] or [B], visibly out of range,
     or given to a network without classes.
 
-    >>> embed = LabelEmbedding(width=16, num_classes=10)
+    >>> embed = LabelEmbedding(dim=16, num_classes=10)
     >>> params = jax.eval_shape(embed.init, jax.random.key(0), jnp.zeros([3, 8]), None)["params"]
     >>> params["class_table"]["embedding"].shape
     (11, 16)
     """
 
-    width: int
+    dim: int
     num_classes: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     null_class: bool = True
 
     @nn.compact
     def __call__(self, features: jax.Array, cond: jax.Array | int | None) -> jax.Array:
         labels = class_labels(cond, self.num_classes, features.shape[0], null_class=self.null_class)
-        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": dense_init}
-        emb = nn.Dense(self.width, name="time_0", **dense)(features)
-        emb = nn.Dense(self.width, name="time_1", **dense)(nn.silu(emb))
+        dense: Callable[..., Any] = functools.partial(ops.Dense, self.dim, kernel_init=dense_init, **self.types)
+        emb = dense(name="time_1")(ops.silu(dense(name="time_0")(features)))
         if labels is None or self.num_classes is None:
             return emb
-        table = Embed(
-            self.num_classes + self.null_class,
-            self.width,
-            embedding_init=nn.initializers.normal(1.0),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="class_table",
-        )
+        rows, init = self.num_classes + self.null_class, nn.initializers.normal(1.0)
+        table = ops.Embed(rows, self.dim, embedding_init=init, name="class_table", **self.types)
         return emb + table(labels)
 
 
-dense_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, for every layer but the last
+dense_init = nn.initializers.variance_scaling(
+    1.0, "fan_avg", "uniform"
+)  # DDPM's, for every layer but those that start at zero
 
 
 def class_labels(cond: Any, num_classes: int | None, batch: int, *, null_class: bool = True) -> jax.Array | None:
     """Returns int labels [B] for cond None, [] or [B]; None for a network without classes.
 
-    cond=None is the label num_classes, which there is not without null_class. Raises ValueError as `LabelEmbedding`
-    says.
+    cond=None is the label num_classes, the null class; without null_class it raises. Raises ValueError as
+    `LabelEmbedding` does.
 
     >>> class_labels(None, 10, 3).tolist(), class_labels(4, 10, 3).tolist()
     ([10, 10, 10], [4, 4, 4])
@@ -202,7 +182,7 @@ def class_labels(cond: Any, num_classes: int | None, batch: int, *, null_class: 
     if isinstance(cond, int | np.integer | np.ndarray) and np.any((np.asarray(cond) < 0) | (np.asarray(cond) > last)):
         note = f" ({num_classes} is the null class)" if null_class else ""
         raise ValueError(f"class labels must lie in 0 .. {last}{note}; got {cond}")
-    # A traced label cannot be checked. One past the end gives NaN; a negative one must not count from the end.
+    # Traced labels cannot be checked. One past the end gives NaN; a negative one must not count from the end.
     labels = labels.astype(jnp.result_type(int))  # a narrow type may not hold num_classes
     labels = jnp.where(labels < 0, num_classes + 1, labels)
     return jnp.broadcast_to(labels, (batch,))

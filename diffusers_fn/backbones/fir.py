@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["fir_down", "fir_up"]
+
 
 def fir_down(x: jax.Array, taps: Sequence[float] = (1, 3, 3, 1), *, padding: int | None = None) -> jax.Array:
     """Returns filtered images with every second pixel kept: [B, H, W, C] -> [B, H / 2, W / 2, C].
 
-    (1, 1) is the mean of 2x2 squares, (1, 3, 3, 1) looks one pixel further. `padding` zeros go on every side;
-    (len(taps) - 1) // 2, as many as halve exactly, if not given.
+    (1, 1) is the mean of 2x2 squares, (1, 3, 3, 1) reaches one pixel further. `padding` zeros are added on every side:
+    by default (len(taps) - 1) // 2, which halves sizes exactly.
 
     >>> fir_down(jnp.arange(4.0).reshape(1, 2, 2, 1), (1, 1)).item()
     1.5

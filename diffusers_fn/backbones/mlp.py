@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import embeddings
-from diffusers_fn.backbones.dropout import Dropout
+from diffusers_fn.backbones import embeddings, ops
+
+__all__ = ["MLP"]
 
 
 class MLP(nn.Module):
@@ -22,9 +23,9 @@ class MLP(nn.Module):
 
     the residual network of He et al., "Identity Mappings in Deep Residual Networks" (2016),
     https://arxiv.org/abs/1603.05027, with the conditioning of Nichol and Dhariwal, "Improved Denoising
-    Diffusion Probabilistic Models" (2021), https://arxiv.org/abs/2102.09672. The network sees t itself and a
-    signed logarithm of it, each as sinusoids, so the labels may be step numbers, sigmas or their logarithms;
-    x should be of order one.
+    Diffusion Probabilistic Models" (2021), https://arxiv.org/abs/2102.09672. The time features are sinusoids of t
+    itself and of its signed logarithm, so the labels may be step numbers, sigmas or their logarithms; x should be
+    of order one.
 
     Call with x [B, ...]; t integers or floats; cond integer class labels [] or [B], or None for the null
     class, num_classes; train=True turns on dropout, which draws from the rng collection "dropout". The output
@@ -32,25 +33,25 @@ class MLP(nn.Module):
     as long, the mean first.
 
     Fields:
-      width, depth: of the hidden layers, and the number of residual blocks.
-      embedding_width: of the time features and of the label embedding; a multiple of 4.
-      num_classes: None, or the number of classes besides the null class.
+      hidden_size, depth: features of the hidden layers, and the number of residual blocks.
+      embedding_dim: of the time features and of the label embedding; a multiple of 4.
+      num_classes: None, or the number of classes without the null class.
       zero_init_output: start as the zero function.
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics and the label
         embedding stay in float32 or wider.
 
-    Raises ValueError for fields out of range and inputs that do not fit, saying which.
+    Raises ValueError for fields out of range and inputs that do not fit; the message names them.
 
-    >>> mlp = MLP(width=512, depth=4, num_classes=10)
+    >>> mlp = MLP(hidden_size=512, depth=4, num_classes=10)
     >>> x, t = jnp.zeros([2, 8, 8, 1]), jnp.array([0, 999])
     >>> out, variables = jax.eval_shape(mlp.init_with_output, jax.random.key(0), x, t)
     >>> out.shape, sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     ((2, 8, 8, 1), 2731200)
     """
 
-    width: int = 512
+    hidden_size: int = 512
     depth: int = 4
-    embedding_width: int = 128
+    embedding_dim: int = 128
     num_classes: int | None = None
     dropout: float = 0.0
     learned_variance: bool = False
@@ -69,35 +70,35 @@ class MLP(nn.Module):
         emb = nn.silu(self._embed(x, t, cond))
 
         h = x.reshape(x.shape[0], -1)
-        # The norms forget the length of their input. A bias as large as the data keeps it visible to them.
+        # A norm removes the length of its input. With a bias as large as the data the length stays visible.
         in_init = {"kernel_init": nn.initializers.lecun_normal(), "bias_init": nn.initializers.normal(1.0)}
-        h = dense(self.width, name="dense_in", **in_init)(h)
+        h = dense(self.hidden_size, name="dense_in", **in_init)(h)
         for i in range(self.depth):
-            scale, shift = jnp.split(dense(2 * self.width, name=f"block_{i}_emb")(emb), 2, axis=-1)
+            scale, shift = jnp.split(dense(2 * self.hidden_size, name=f"block_{i}_emb")(emb), 2, axis=-1)
             r = norm(use_scale=False, use_bias=False, name=f"block_{i}_norm")(h)
             r = r * (1 + scale) + shift
-            r = dense(self.width, name=f"block_{i}_dense_0")(r)
-            r = Dropout(self.dropout, deterministic=not train)(nn.silu(r))
-            h = h + dense(self.width, kernel_init=last_init, name=f"block_{i}_dense_1")(r)
+            r = dense(self.hidden_size, name=f"block_{i}_dense_0")(r)
+            r = ops.Dropout(self.dropout, deterministic=not train)(nn.silu(r))
+            h = h + dense(self.hidden_size, kernel_init=last_init, name=f"block_{i}_dense_1")(r)
         h = norm(name="norm_out")(h)
         out = dense(math.prod(out_shape[1:]), kernel_init=last_init, name="dense_out")(h)
         return out.reshape(out_shape).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> jax.Array:
-        """Returns the label embedding [B, embedding_width] that every block receives."""
+        """Returns the label embedding [B, embedding_dim] that every block receives."""
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         labels = embeddings.time_labels(t, x.shape[0], dtype)
-        features = embeddings.two_scale_features(labels, self.embedding_width)
+        features = embeddings.two_scale_features(labels, self.embedding_dim)
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
-        embed = embeddings.LabelEmbedding(self.embedding_width, self.num_classes, name="embedding", **types)
+        embed = embeddings.LabelEmbedding(self.embedding_dim, self.num_classes, name="embedding", **types)
         return embed(features, cond)
 
     def _check(self, x: jax.Array) -> None:
         """Raises ValueError for fields or inputs that no network can be built from."""
-        if self.width < 1 or self.depth < 1:
-            raise ValueError(f"width and depth must be at least 1; got {self.width} and {self.depth}")
-        if self.embedding_width < 4 or self.embedding_width % 4:
-            raise ValueError(f"embedding_width must be a multiple of 4; got {self.embedding_width}")
+        if self.hidden_size < 1 or self.depth < 1:
+            raise ValueError(f"hidden_size and depth must be at least 1; got {self.hidden_size} and {self.depth}")
+        if self.embedding_dim < 4 or self.embedding_dim % 4:
+            raise ValueError(f"embedding_dim must be a multiple of 4; got {self.embedding_dim}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
         if x.ndim < 2:

@@ -1,4 +1,4 @@
-"""Any backbone, told of its last estimate of x0."""
+"""Wraps a backbone to condition it on its previous estimate of x0."""
 
 from typing import Any
 
@@ -6,19 +6,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+__all__ = ["SelfConditioned"]
+
 
 class SelfConditioned(nn.Module):
-    """Computes net([x, x0]) for x [B, ..., C], with x0 [B, ..., C] what the network said of x at the level before.
+    """Computes net([x, x0]) for x [B, ..., C], with x0 [B, ..., C] the estimate of x0 from the previous step.
 
-    The net sees both along the channels and its outputs for the channels of x0 are dropped, so any backbone will do
-    whose output has the shape of its input, or twice its channels for a learned variance; one with a field for its
-    channels is made for 2C of them. Chen, Zhang and Hinton, "Analog Bits: Generating Discrete Data using Diffusion
+    x and x0 are concatenated along the channels, and the outputs for the channels of x0 are dropped. So any backbone
+    may be wrapped whose output has the shape of its input, or twice its channels for a learned variance; if it has a
+    field for its channels, they are 2 C. Chen, Zhang and Hinton, "Analog Bits: Generating Discrete Data using Diffusion
     Models with Self-Conditioning" (2022), https://arxiv.org/abs/2208.04202, section 3.2. The estimate is clipped to
-    [-bound, bound] on its way in, because at high noise that of an epsilon network is far outside the data.
+    [-bound, bound] first, because at high noise the estimate of an epsilon network is far outside the data.
 
-    Call as the net, with x0 [B, ..., C] or None for no estimate yet, which is zeros; cond and train as the net. Where x
-    holds each example k times over, next to each other (guidance evaluates several conditions in one batch), each x0
-    is repeated as often.
+    Call as the net, with x0 [B, ..., C] or None for no estimate yet, which is zeros; cond and train as for the net. If
+    x holds each example k times in a row (guidance evaluates several conditions in one batch), x0 [B / k, ..., C] is
+    repeated likewise.
 
     Fields:
       net: a backbone.
@@ -27,7 +29,7 @@ class SelfConditioned(nn.Module):
     Raises ValueError for an x0 that does not fit x and a bound that is not positive.
 
     >>> from diffusers_fn.backbones import MLP
-    >>> module, x = SelfConditioned(MLP(width=8, depth=1, embedding_width=8)), jnp.zeros([3, 4])
+    >>> module, x = SelfConditioned(MLP(hidden_size=8, depth=1, embedding_dim=8)), jnp.zeros([3, 4])
     >>> out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x, jnp.ones([3]))
     >>> out.shape
     (3, 4)
@@ -46,10 +48,10 @@ class SelfConditioned(nn.Module):
             x0 = jnp.zeros_like(x)
         if x0.shape[1:] != x.shape[1:] or x.shape[0] % x0.shape[0]:
             raise ValueError(
-                f"x0 must have the shape of x, {list(x.shape)}, or as many examples times less; got {list(x0.shape)}"
+                f"x0 must have the shape of x, {list(x.shape)}, or a batch that divides that of x; got {list(x0.shape)}"
             )
         x0 = jnp.repeat(x0, x.shape[0] // x0.shape[0], axis=0)
         both = jnp.concatenate([x, jnp.clip(x0, -self.bound, self.bound).astype(x.dtype)], axis=-1)
         out = self.net(both, t, cond, train=train)
-        parts = jnp.split(out, out.shape[-1] // both.shape[-1], axis=-1)  # the mean, and the variance if it is learned
+        parts = jnp.split(out, out.shape[-1] // both.shape[-1], axis=-1)  # the mean, and a learned variance
         return jnp.concatenate([part[..., : x.shape[-1]] for part in parts], axis=-1)

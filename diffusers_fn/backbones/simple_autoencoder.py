@@ -13,19 +13,21 @@ import jax.numpy as jnp
 from diffusers_fn.backbones.diagonal_gaussian import LOGVAR_RANGE
 from diffusers_fn.backbones.embeddings import dense_init
 
+__all__ = ["SimpleAutoencoder", "SimpleDecoder", "SimpleEncoder"]
+
 
 class SimpleEncoder(nn.Module):
     """Computes mean and log-variance [B, latent_dim] of the latent of data x [B, *input_dim].
 
     Images (H, W, C) and vectors (D,) are flattened and go through dense layers with silu in between; two linear
-    layers read mean and log-variance off the last one. Kingma and Welling, "Auto-Encoding Variational Bayes" (2013),
+    layers map the last one to mean and log-variance. Kingma and Welling, "Auto-Encoding Variational Bayes" (2013),
     https://arxiv.org/abs/1312.6114, appendix C.2. The log-variance is clipped to [-30, 20]. Results are float32, or
     of x's dtype if that is wider. `diagonal_gaussian` has the draw, the divergence and the likelihood.
 
     Fields:
       input_dim: the shape of one example.
       latent_dim: the length of a latent.
-      hidden_dims: the widths of the dense layers, from the data to the latent.
+      hidden_dims: features of the dense layers, from the data to the latent.
       dtype, param_dtype: of the computation and of the parameters.
 
     Raises ValueError for inputs of another shape and for empty or non-positive dimensions.
@@ -44,7 +46,7 @@ class SimpleEncoder(nn.Module):
 
     @property
     def is_image(self) -> bool:
-        """Whether an example has two axes or more."""
+        """Whether the data have two axes or more per example."""
         return len(self.input_dim) >= 2
 
     @nn.compact
@@ -68,7 +70,7 @@ class SimpleDecoder(nn.Module):
     Fields:
       latent_dim: the length of a latent.
       output_dim: the shape of one example, (H, W, C) or (D,).
-      hidden_dims: the widths of the dense layers, from the latent to the data: the encoder's in reverse order.
+      hidden_dims: features of the dense layers, from the latent to the data: the encoder's in reverse order.
       dtype, param_dtype: of the computation and of the parameters. The result is float32, or of z's dtype if that is
         wider.
 
@@ -87,7 +89,7 @@ class SimpleDecoder(nn.Module):
 
     @property
     def is_image(self) -> bool:
-        """Whether an example has two axes or more."""
+        """Whether the data have two axes or more per example."""
         return len(self.output_dim) >= 2
 
     @nn.compact
@@ -109,7 +111,7 @@ class SimpleAutoencoder(nn.Module):
     Fields:
       input_dim: the shape of one example, (H, W, C) or (D,).
       latent_dim: the length of a latent.
-      encoder_hidden_dims, decoder_hidden_dims: the widths of the dense layers.
+      encoder_hidden_dims, decoder_hidden_dims: features of the dense layers.
 
     >>> net, x = SimpleAutoencoder(input_dim=(8, 8, 1), latent_dim=2), jnp.zeros([5, 8, 8, 1])
     >>> variables = jax.eval_shape(net.init, jax.random.key(0), x)

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+__all__ = ["SuperResolution"]
+
 
 class SuperResolution(nn.Module):
     """Computes net([x, enlarged low_res], t, rest of cond) for x [B, H, W, C] and cond["low_res"] [B, h, w, D].
@@ -40,7 +42,7 @@ class SuperResolution(nn.Module):
             raise ValueError("the out_channels of net must be set: they cannot follow x, which gets further channels")
         if not isinstance(cond, Mapping) or "low_res" not in cond or set(cond) - {"low_res", "cond"}:
             given = sorted(cond) if isinstance(cond, Mapping) else type(cond).__name__
-            raise ValueError(f'cond must be a dict with "low_res", and at most "cond" beside it; got {given}')
+            raise ValueError(f'cond must be a dict with "low_res" and optionally "cond"; got {given}')
         low_res = jnp.asarray(cond["low_res"])
         if x.ndim != 4 or low_res.ndim != 4 or low_res.shape[0] != x.shape[0]:
             raise ValueError(

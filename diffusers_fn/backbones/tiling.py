@@ -1,4 +1,4 @@
-"""Large images piece by piece: a function of tiles, blended where the tiles overlap."""
+"""Applies a function to large images tile by tile, blended where the tiles overlap."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+__all__ = ["tiled"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def tiled(
@@ -21,14 +27,14 @@ def tiled(
 ) -> Any:
     """Returns function(x) for images or latents x [B, H, W, C], computed tile by tile in the memory of one tile.
 
-    Along each axis, tile k gives a weighted share of the result,
+    Along each axis, the result is a weighted sum over the tiles k,
 
         y = sum_k w_k function(x_k),      sum_k w_k = 1,
 
     where w_k rises and falls linearly over the overlap with its neighbours. All tiles have one size (the last one is
     moved back to end with the image), so that the function is compiled once and runs in a `jax.lax.scan`. An axis
-    shorter than a tile is one tile. For a function that looks at all of its input (attention, group normalisation) the
-    result differs from function(x): each tile sees itself alone.
+    shorter than a tile is one tile. For a function that depends on all of its input (attention, group normalisation)
+    the result differs from function(x), because each tile is processed alone.
 
     With an autoencoder of factor 8, in tiles of 64 latents:
 
@@ -36,12 +42,12 @@ def tiled(
 
     Args:
       function: maps [B, h, w, C] to a pytree of [B, h up / down, w up / down, ...].
-      tile, overlap: the size of a tile and of what neighbours share at the least, in units of `down` input pixels.
+      tile, overlap: the size of a tile and the smallest overlap of neighbours, in units of `down` input pixels.
       up, down: the output has H up / down rows, and W likewise.
 
     Raises:
       ValueError: unless 0 <= overlap < tile, down divides H and W, and the function's outputs have the size that up
-        and down say.
+        and down determine.
 
     >>> x = jnp.arange(2 * 10 * 12.0).reshape(2, 10, 12, 1)
     >>> y = tiled(lambda x: 3 * x, x, tile=4, overlap=2)
@@ -99,7 +105,7 @@ def _axis(size: int, tile: int, overlap: int, up: int) -> tuple[np.ndarray, np.n
     shares = np.zeros([len(starts), size * up])
     position = np.arange(tile * up) + 0.5
     for k, start in enumerate(starts):
-        before = starts[k - 1] + tile - start if k > 0 else 0  # what it shares with its neighbours
+        before = starts[k - 1] + tile - start if k > 0 else 0  # overlap with its neighbours
         after = start + tile - starts[k + 1] if k + 1 < len(starts) else 0
         rise = position / (before * up) if before else np.ones(tile * up)
         fall = position[::-1] / (after * up) if after else np.ones(tile * up)

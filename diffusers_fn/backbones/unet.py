@@ -1,6 +1,7 @@
 """The U-Net of DDPM, improved diffusion and ADM as one configurable network."""
 
-import functools
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,11 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, walks
-from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones import blocks, embeddings, ops, walks
+from diffusers_fn.backbones.sizes import level_channels
+
+__all__ = ["UNet"]
 
 
-class UNet(nn.Module):
+class UNet(ops.ConvNetwork):
     """Computes a denoiser's output [B, H, W, C] for noisy images x [B, H, W, C] at time labels t [] or [B].
 
     Resolutions halve from level to level on the way down and double on the way up. Every level runs residual
@@ -27,7 +30,7 @@ class UNet(nn.Module):
     Image Synthesis" (2021), https://arxiv.org/abs/2105.05233 (ADM: head_dim=64, resblock_updown, attention at
     32, 16 and 8).
 
-    The networks of the last two differ from DDPM in small print as well. As published they have
+    The published networks of the last two also have
     `time_cos_first=True, time_freq_shift=0, downsample_padding=(1, 1), norm_eps=1e-5`.
 
     Call with x [B, H, W, C]; t integers or floats; cond integer class labels [] or [B], or None for the null
@@ -36,31 +39,31 @@ class UNet(nn.Module):
     twice as many with learned_variance: the mean's first, the variance's last.
 
     Fields:
-      image_size: the resolution of level 0 that attention_resolutions speaks of. The same parameters serve
-        any H and W that the levels can halve.
-      channels, channel_multipliers: level i is channels * channel_multipliers[i] wide, rounded down.
+      image_size: the resolution of level 0, to which attention_resolutions refer. The same parameters serve any H
+        and W that the levels can halve.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level on the way down.
       num_heads, head_dim: heads of an attention of C channels: C / head_dim, else num_heads, else one.
       num_heads_up: instead of num_heads on the way up.
       scale_shift_norm: the embedding scales and shifts after a block's second normalisation, instead of
         being added before it.
-      resblock_updown: change resolution in a residual block, instead of by a strided convolution and by
+      resblock_updown: change resolutions in residual blocks, instead of by a strided convolution and by
         nearest-neighbour doubling with a convolution.
       resample_conv: False leaves these convolutions out: means of 2x2 squares, and doubling.
-      null_class: class labels have a row more, for no class. Published class-conditional networks have none.
+      null_class: whether the class table has a last row for the null class. Published networks have none.
       zero_init_output: start as the zero function, and every block as its skip connection.
       norm_groups, norm_eps: of every group normalisation; the groups must divide every layer's channels.
       time_cos_first, time_freq_shift: see `embeddings.sinusoidal_features`.
       downsample_padding: zeros (before, after) each axis of a strided convolution.
-      new_attention_order: how published weights order the outputs of a query, key and value projection; it is the
-        same function.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
-      native_conv: use XLA's convolution on CPUs too, where matrix products are faster; see `conv.conv2d`.
+      new_attention_order: how published weights order the outputs of a query, key and value projection. The function
+        is the same.
+      remat: the backward pass computes every block again instead of keeping its activations.
+      native_conv: use XLA's convolution on a CPU, too, where matrix products are faster; see `ops.ConvNetwork`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
         and the label embedding stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> unet = UNet(image_size=8, channels=8, channel_multipliers=(1, 2), attention_resolutions=(4,),
     ...             norm_groups=4)
@@ -89,64 +92,52 @@ class UNet(nn.Module):
     time_cos_first: bool = False
     time_freq_shift: float = 1.0
     downsample_padding: tuple[int, int] = (0, 1)
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
     num_heads_up: int | None = None
     resample_conv: bool = True
     null_class: bool = True
     new_attention_order: bool = False
     remat: bool = False
-    native_conv: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         self._check(x)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps}
-        norm["zero_init"] = self.zero_init_output
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
-        heads_up = self.num_heads if self.num_heads_up is None else self.num_heads_up
-        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        widths, num_blocks = self.widths(), [self.num_res_blocks] * len(self.channel_multipliers)
+        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
+        out_channels = (x.shape[-1] if self.out_channels is None else self.out_channels) * (1 + self.learned_variance)
+        out_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         emb = self._embed(x, t, cond)
 
-        def res_block(h: jax.Array, width: int, name: str, resample: Callable[..., Any] | None = None) -> jax.Array:
-            fields: dict[str, Any] = {"conv": conv, **norm, **types}
-            block = blocks.ResBlock(width, self.dropout, self.scale_shift_norm, resample, name=name, **fields)
-            return blocks.rematerialised(block, self.remat)(h, emb, train=train)
+        def block(h: jax.Array, way: str, level: int, i: int) -> jax.Array:
+            h = self._res_block(widths[level], f"{way}_{level}_block_{i}")(h, emb, train=train)
+            return self._attention(f"{way}_{level}_attention_{i}", way)(h) if attends[level] else h
 
-        def attention(h: jax.Array, name: str, num_heads: int | None = self.num_heads) -> jax.Array:
-            heads: dict[str, Any] = {"num_heads": num_heads, "head_dim": self.head_dim}
-            block = blocks.SelfAttention(attention_fn=self.attention_fn, name=name, **heads, **norm, **types)
-            return blocks.rematerialised(block, self.remat)(h)
-
-        def halve(h: jax.Array, level: int, name: str) -> jax.Array:
+        def downsample(h: jax.Array, level: int) -> jax.Array:
+            name = f"down_{level}_downsample"
             if self.resblock_updown:
-                return res_block(h, widths[level], name, blocks.average_pool)
+                return self._res_block(widths[level], name, blocks.average_pool)(h, emb, train=train)
             if not self.resample_conv:
                 return blocks.average_pool(h)
-            return conv(widths[level], stride=2, padding=self.downsample_padding, name=name)(h)
+            return self._conv(widths[level], name, strides=2, padding=(self.downsample_padding,) * 2)(h)
 
-        def double(h: jax.Array, level: int, name: str) -> jax.Array:
+        def upsample(h: jax.Array, level: int) -> jax.Array:
+            name = f"up_{level}_upsample"
             if self.resblock_updown:
-                return res_block(h, widths[level], name, blocks.nearest)
+                return self._res_block(widths[level], name, blocks.nearest)(h, emb, train=train)
             h = blocks.nearest(h)
-            return conv(widths[level], name=name)(h) if self.resample_conv else h
+            return self._conv(widths[level], name)(h) if self.resample_conv else h
 
-        widths = self.widths()
-        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
-        h = conv(widths[0], name="conv_in")(x)
-        saved = walks.walk_down(h, widths, attends, self.num_res_blocks, res_block, attention, halve)
-        h = res_block(saved[-1], widths[-1], "mid_block_0")
-        h = res_block(attention(h, "mid_attention"), widths[-1], "mid_block_1")
-        attention_up = functools.partial(attention, num_heads=heads_up)
-        h = walks.walk_up(h, saved, widths, attends, self.num_res_blocks, res_block, attention_up, double)
+        h = self._conv(widths[0], "conv_in")(x)
+        saved = walks.walk_down(h, num_blocks, block, downsample)
 
-        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
-        last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
-        features = x.shape[-1] if self.out_channels is None else self.out_channels
-        features = 2 * features if self.learned_variance else features
-        return conv(features, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)
+        h = self._res_block(widths[-1], "mid_block_0")(saved[-1], emb, train=train)
+        h = self._attention("mid_attention")(h)
+        h = self._res_block(widths[-1], "mid_block_1")(h, emb, train=train)
+
+        h = walks.walk_up(h, saved, num_blocks, block, upsample)
+        h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **self.types)(h))
+        h = self._conv(out_channels, "conv_out", kernel_init=out_init)(h)
+        return h.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def widths(self) -> list[int]:
         """Returns the channels of each level.
@@ -154,24 +145,31 @@ class UNet(nn.Module):
         >>> UNet(channels=256, channel_multipliers=(0.5, 1, 2)).widths()
         [128, 256, 512]
         """
-        return [int(self.channels * multiplier) for multiplier in self.channel_multipliers]
+        return level_channels(self.channels, self.channel_multipliers)
+
+    def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        return ops.Conv(features, (3, 3), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
+
+    def _res_block(self, features: int, name: str, resample: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
+        fields |= {"scale_shift_norm": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        block = blocks.ResBlock(features, self.dropout, resample=resample, name=name, **fields)
+        return blocks.rematerialised(block, self.remat)
+
+    def _attention(self, name: str, way: str = "down") -> Callable[..., jax.Array]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
+        fields |= {"attention_fn": self.attention_fn, "zero_init": self.zero_init_output, "head_dim": self.head_dim}
+        num_heads = self.num_heads if way == "down" or self.num_heads_up is None else self.num_heads_up
+        return blocks.rematerialised(blocks.SelfAttention(num_heads, name=name, **fields), self.remat)
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> jax.Array:
-        """Returns the label embedding [B, 4 * channels] that every residual block receives."""
-        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        """Returns the embedding [B, 4 * channels] of time and class that every residual block receives."""
+        times = embeddings.time_labels(t, x.shape[0], self.precise_dtype)
         features = embeddings.sinusoidal_features(
-            embeddings.time_labels(t, x.shape[0], dtype),
-            self.channels,
-            freq_shift=self.time_freq_shift,
-            cos_first=self.time_cos_first,
+            times, self.channels, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
         )
         embed = embeddings.LabelEmbedding(
-            4 * self.channels,
-            self.num_classes,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            null_class=self.null_class,
-            name="embedding",
+            4 * self.channels, self.num_classes, null_class=self.null_class, name="embedding", **self.precise_types
         )
         return embed(features, cond)
 

@@ -1,5 +1,7 @@
 """The text-conditioned U-Net of latent diffusion: Stable Diffusion 1.x, 2.x and XL."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,14 +10,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, conditions, embeddings
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.attention import SpatialTransformer
+from diffusers_fn.backbones import blocks, conditions, embeddings, ops, walks
+from diffusers_fn.backbones.sizes import level_channels
+from diffusers_fn.backbones.spatial_transformer import SpatialTransformer
 
-Depth = int | Sequence[int]  # of a level's transformers: one for all of them, or one for each
+__all__ = ["EmbeddingMLP", "UNet2DCondition"]
+
+_Depth = int | Sequence[int]  # of the transformers of a level: one number for all of them, or one each
 
 
-class UNet2DCondition(nn.Module):
+class UNet2DCondition(ops.ConvNetwork):
     """Computes a denoiser's output [B, H, W, C'] for x [B, H, W, C], labels t [] or [B] and a context of tokens.
 
     A U-Net of residual blocks, each followed by a transformer over its pixels that also attends to a context
@@ -27,13 +31,13 @@ class UNet2DCondition(nn.Module):
     the published sizes; their weights are for inputs of 4 latent channels.
 
     `cond` is a dict of arrays:
-      context [B, M, context_width]: required wherever there is a transformer.
+      context [B, M, context_dim]: required wherever there is a transformer.
       context_mask [B, M]: optional, boolean; False hides a token. One token at least must be visible.
       class_labels: integers [] or [B] with num_classes, numbers [] or [B] with class_time, vectors
-        [B, class_vector_width] with that.
-      text_embeds [B, P] and time_ids [B, K]: required with text_time_widths. XL takes a pooled text of 1280
+        [B, class_vector_dim] with that.
+      text_embeds [B, P] and time_ids [B, K]: required with text_time_dims. XL takes a pooled text of 1280
         and six numbers: the original height and width, the crop's top and left, the target height and width.
-      timestep_cond [B, time_cond_width]: optional with that; leaving it out means zero. Published consistency
+      timestep_cond [B, time_cond_dim]: optional with that; leaving it out means zero. Published consistency
         models take a guidance scale w here as sinusoidal_features(1000 * (w - 1), 256, freq_shift=1).
       down_residuals, mid_residual: optional; added to the activations that the way down saves (conv_in, then
         every block and downsampling in turn), and to the middle's output: what a ControlNet computes (Zhang
@@ -45,38 +49,41 @@ class UNet2DCondition(nn.Module):
 
     Fields:
       in_channels, out_channels: C and C'.
-      widths: channels of each level.
-      num_res_blocks: residual blocks per level on the way down, one for all levels or one for each.
+      channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
+      num_res_blocks: residual blocks per level on the way down, one number for all levels or one per level.
       transformer_depths: transformer blocks behind each residual block of each level; 0 is no transformer.
-        Where a level's entry is a sequence, one for each residual block.
-      up_transformer_depths: the same for the way up, by level as well; None repeats transformer_depths.
+        A level's entry may be a sequence, with one number per residual block.
+      up_transformer_depths: the same for the way up, again from the largest resolution; None repeats them.
       mid_depth: of the transformer in the middle; None leaves out the middle.
-      num_heads: of the attentions, one for all levels or one for each.
-      only_cross_attention: levels whose first attention looks at the context too.
-      context_width: of the tokens that the attentions see.
-      text_width: None, or the width of the given context, which a linear layer takes to context_width.
-      embedding_width: of the time embedding; None is 4 * widths[0].
+      num_heads: heads of every attention, one number for all levels or one per level.
+      only_cross_attention: whether the first attention of a block attends to the context as well, for all levels or per
+        level.
+      context_dim: features of a context token.
+      text_dim: None, or the features of a token of the given context, which a linear layer maps to context_dim.
+      embedding_dim: of the time embedding; None is 4 times the channels of level 0.
       num_classes: class_labels index a table.
-      class_time: class_labels are embedded like times. class_vector_width: like the time's features.
-      text_time_widths: (features of one time id, all features with the text's); (256, 2816) in XL.
-      time_cond_width: of timestep_cond.
+      class_time: class_labels are embedded like times.
+      class_vector_dim: class_labels are vectors of this size, embedded like the time features.
+      text_time_dims: (features of one time id, features of all time ids and the pooled text); (256, 2816) in XL.
+      time_cond_dim: features of timestep_cond.
       scale_shift_norm: the embedding scales and shifts after a block's second normalisation.
       zero_init_output: start as the zero function, and every block as its skip connection.
-      linear_projection: whether published weights keep the layers around a transformer as linear layers, not
-        as 1x1 convolutions. It is the same function.
+      linear_projection: whether published weights store the layers around a transformer as linear layers, not
+        as 1x1 convolutions. The function is the same.
       norm_groups, norm_eps: of every group normalisation, the transformers' norm_eps excepted (1e-6).
       time_cos_first, time_freq_shift: see `embeddings.sinusoidal_features`.
       downsample_padding: zeros (before, after) each axis of a strided convolution.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      remat: the backward pass computes every block again instead of keeping its activations.
       native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, H W or M, heads, head_dim], with a mask
         [B, 1, 1, M] where there is one.
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax
         and the embeddings of labels stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
-    >>> unet = UNet2DCondition(widths=(8, 16), transformer_depths=(1, 0), num_heads=2, context_width=6, norm_groups=4)
+    >>> unet = UNet2DCondition(channels=8, channel_multipliers=(1, 2), transformer_depths=(1, 0), num_heads=2,
+    ...                         context_dim=6, norm_groups=4)
     >>> x, cond = jnp.zeros([2, 8, 8, 4]), {"context": jnp.zeros([2, 3, 6])}
     >>> jax.eval_shape(unet.init_with_output, jax.random.key(0), x, jnp.array([0, 999]), cond)[0].shape
     (2, 8, 8, 4)
@@ -84,21 +91,22 @@ class UNet2DCondition(nn.Module):
 
     in_channels: int = 4
     out_channels: int = 4
-    widths: Sequence[int] = (320, 640, 1280, 1280)
+    channels: int = 320
+    channel_multipliers: Sequence[float] = (1, 2, 4, 4)
     num_res_blocks: int | Sequence[int] = 2
-    transformer_depths: Sequence[Depth] = (1, 1, 1, 0)
-    up_transformer_depths: Sequence[Depth] | None = None
+    transformer_depths: Sequence[_Depth] = (1, 1, 1, 0)
+    up_transformer_depths: Sequence[_Depth] | None = None
     mid_depth: int | None = 1
     num_heads: int | Sequence[int] = 8
     only_cross_attention: bool | Sequence[bool] = False
-    context_width: int = 768
-    text_width: int | None = None
-    embedding_width: int | None = None
+    context_dim: int = 768
+    text_dim: int | None = None
+    embedding_dim: int | None = None
     num_classes: int | None = None
     class_time: bool = False
-    class_vector_width: int | None = None
-    text_time_widths: tuple[int, int] | None = None
-    time_cond_width: int | None = None
+    class_vector_dim: int | None = None
+    text_time_dims: tuple[int, int] | None = None
+    time_cond_dim: int | None = None
     scale_shift_norm: bool = False
     dropout: float = 0.0
     zero_init_output: bool = True
@@ -109,40 +117,37 @@ class UNet2DCondition(nn.Module):
     time_freq_shift: float = 0.0
     downsample_padding: tuple[int, int] = (1, 1)
     remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
-    def sd1(cls, **fields: Any) -> "UNet2DCondition":
+    def sd1(cls, **fields: Any) -> UNet2DCondition:
         """Returns the U-Net of Stable Diffusion 1.1 to 1.5, 859,520,964 parameters; fields replace its own.
 
-        >>> UNet2DCondition.sd1(in_channels=9).context_width  # with 9 channels: inpainting
+        >>> UNet2DCondition.sd1(in_channels=9).context_dim  # with 9 channels: inpainting
         768
         """
         return cls(**fields)
 
     @classmethod
-    def sd2(cls, **fields: Any) -> "UNet2DCondition":
+    def sd2(cls, **fields: Any) -> UNet2DCondition:
         """Returns the U-Net of Stable Diffusion 2.0 and 2.1, 865,910,724 parameters; fields replace its own.
 
-        >>> UNet2DCondition.sd2().context_width
+        >>> UNet2DCondition.sd2().context_dim
         1024
         """
-        own: dict[str, Any] = {"num_heads": (5, 10, 20, 20), "context_width": 1024, "linear_projection": True}
+        own: dict[str, Any] = {"num_heads": (5, 10, 20, 20), "context_dim": 1024, "linear_projection": True}
         return cls(**(own | fields))
 
     @classmethod
-    def sdxl(cls, **fields: Any) -> "UNet2DCondition":
+    def sdxl(cls, **fields: Any) -> UNet2DCondition:
         """Returns the base U-Net of Stable Diffusion XL, 2,567,463,684 parameters; fields replace its own.
 
         >>> UNet2DCondition.sdxl().transformer_depths
         (0, 2, 10)
         """
-        own: dict[str, Any] = {"widths": (320, 640, 1280), "transformer_depths": (0, 2, 10), "mid_depth": 10}
-        own |= {"num_heads": (5, 10, 20), "context_width": 2048, "linear_projection": True}
-        return cls(**(own | {"text_time_widths": (256, 2816)} | fields))
+        own: dict[str, Any] = {"channel_multipliers": (1, 2, 4), "transformer_depths": (0, 2, 10), "mid_depth": 10}
+        own |= {"num_heads": (5, 10, 20), "context_dim": 2048, "linear_projection": True}
+        return cls(**(own | {"text_time_dims": (256, 2816)} | fields))
 
     @nn.compact
     def __call__(
@@ -150,64 +155,64 @@ class UNet2DCondition(nn.Module):
     ) -> jax.Array:
         self._check(x)
         cond = conditions.checked(cond, self, x.shape[0])
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output}
-        conv: Callable[..., Any] = functools.partial(blocks.Conv3x3, native=self.native_conv, **types)
-        res_block: Callable[..., Any] = functools.partial(
-            blocks.ResBlock,
-            dropout=self.dropout,
-            scale_shift=self.scale_shift_norm,
-            norm_eps=self.norm_eps,
-            conv=conv,
-            **norm,
-            **types,
-        )
-        transformer: Callable[..., Any] = functools.partial(
-            SpatialTransformer, attention_fn=self.attention_fn, remat=self.remat, **norm, **types
-        )
+        widths, num_blocks = self.widths(), self.per_level("num_res_blocks")
         heads, only_cross = self.per_level("num_heads"), self.per_level("only_cross_attention")
-        last, out_dtype = len(self.widths) - 1, jnp.promote_types(x.dtype, jnp.float32)
+        out_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         emb = self._embed(x, t, cond)
         context, mask = self._context(cond)
+        sizes: dict[int, tuple[int, ...]] = {}  # of the levels that are halved
 
-        def residual(h: jax.Array, width: int, name: str) -> jax.Array:
-            return blocks.rematerialised(res_block(width, name=name), self.remat)(h, emb, train=train)
+        def block(h: jax.Array, way: str, level: int, i: int) -> jax.Array:
+            h = self._res_block(widths[level], f"{way}_{level}_block_{i}")(h, emb, train=train)
+            depth, name = self.depths(level, up=way == "up")[i], f"{way}_{level}_transformer_{i}"
+            return self._transformer(depth, heads[level], only_cross[level], name)(h, context, mask) if depth else h
 
-        h = conv(self.widths[0], name="conv_in")(x)
-        saved = [h]
-        for level, width in enumerate(self.widths):
-            for i, depth in enumerate(self.depths(level)):
-                h = residual(h, width, f"down_{level}_block_{i}")
-                if depth:
-                    name = f"down_{level}_transformer_{i}"
-                    h = transformer(depth, heads[level], only_cross[level], name=name)(h, context, mask)
-                saved.append(h)
-            if level < last:
-                h = conv(width, stride=2, padding=self.downsample_padding, name=f"down_{level}_downsample")(h)
-                saved.append(h)
+        def downsample(h: jax.Array, level: int) -> jax.Array:
+            sizes[level] = h.shape[1:3]
+            padding = (self.downsample_padding,) * 2
+            return self._conv(widths[level], f"down_{level}_downsample", strides=2, padding=padding)(h)
+
+        def upsample(h: jax.Array, level: int) -> jax.Array:
+            height, width = sizes[level - 1]
+            return self._conv(widths[level], f"up_{level}_upsample")(blocks.nearest(h)[:, :height, :width])
+
+        h = self._conv(widths[0], "conv_in")(x)
+        saved = walks.walk_down(h, num_blocks, block, downsample)
+        h = saved[-1]
         saved = conditions.add_residuals("down_residuals", saved, cond.get("down_residuals"))
 
         if self.mid_depth is not None:
-            h = residual(h, self.widths[-1], "mid_block_0")
-            h = transformer(self.mid_depth, heads[-1], name="mid_transformer")(h, context, mask)
-            h = residual(h, self.widths[-1], "mid_block_1")
+            h = self._res_block(widths[-1], "mid_block_0")(h, emb, train=train)
+            h = self._transformer(self.mid_depth, heads[-1], False, "mid_transformer")(h, context, mask)
+            h = self._res_block(widths[-1], "mid_block_1")(h, emb, train=train)
         if "mid_residual" in cond:
             (h,) = conditions.add_residuals("mid_residual", [h], [cond["mid_residual"]])
 
-        for level, width in reversed(list(enumerate(self.widths))):
-            for i, depth in enumerate(self.depths(level, up=True)):
-                h = jnp.concatenate([h, saved.pop()], axis=-1)
-                h = residual(h, width, f"up_{level}_block_{i}")
-                if depth:
-                    name = f"up_{level}_transformer_{i}"
-                    h = transformer(depth, heads[level], only_cross[level], name=name)(h, context, mask)
-            if level > 0:
-                height, breadth = saved[-1].shape[1:3]
-                h = conv(width, name=f"up_{level}_upsample")(blocks.nearest(h)[:, :height, :breadth])
+        h = walks.walk_up(h, saved, num_blocks, block, upsample)
+        h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **self.types)(h))
+        h = self._conv(self.out_channels, "conv_out", kernel_init=out_init)(h)
+        return h.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **types).deferred(h, activation=nn.silu)
-        last_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
-        return conv(self.out_channels, kernel_init=last_init, name="conv_out")(h).astype(out_dtype)
+    def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
+        return ops.Conv(features, (3, 3), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
+
+    def _res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
+        fields |= {"scale_shift_norm": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        return blocks.rematerialised(blocks.ResBlock(features, self.dropout, name=name, **fields), self.remat)
+
+    def _transformer(self, depth: int, heads: int, only_cross: bool, name: str) -> Callable[..., jax.Array]:
+        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output, **self.types}
+        fields |= {"attention_fn": self.attention_fn, "remat": self.remat}
+        return SpatialTransformer(depth, heads, only_cross, name=name, **fields)
+
+    def widths(self) -> list[int]:
+        """Returns the channels of each level.
+
+        >>> UNet2DCondition().widths()
+        [320, 640, 1280, 1280]
+        """
+        return level_channels(self.channels, self.channel_multipliers)
 
     def per_level(self, field: str) -> tuple[Any, ...]:
         """Returns a field's value for each level; ValueError if it is a sequence of another length.
@@ -215,7 +220,7 @@ class UNet2DCondition(nn.Module):
         >>> UNet2DCondition(num_heads=8).per_level("num_heads")
         (8, 8, 8, 8)
         """
-        value, levels = getattr(self, field), len(self.widths)
+        value, levels = getattr(self, field), len(self.channel_multipliers)
         values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
         if len(values) != levels:
             raise ValueError(f"{field} must be one value or one for each of the {levels} levels; got {value}")
@@ -240,43 +245,43 @@ class UNet2DCondition(nn.Module):
         return depths
 
     def _context(self, cond: Mapping[str, Any]) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns the tokens [B, M, context_width] of the attentions, and their mask [B, 1, 1, M] if any."""
+        """Returns the tokens [B, M, context_dim] of the attentions, and their mask [B, 1, 1, M] if any."""
         context, mask = cond.get("context"), cond.get("context_mask")
-        if context is not None and self.text_width is not None:
-            types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": embeddings.dense_init}
-            context = nn.Dense(self.context_width, name="text_projection", **types)(context)
+        if context is not None and self.text_dim is not None:
+            init = embeddings.dense_init
+            context = ops.Dense(self.context_dim, kernel_init=init, name="text_projection", **self.types)(context)
         return context, None if mask is None else mask.astype(bool)[:, None, None, :]
 
     def _embed(self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
-        """Returns the embedding [B, embedding_width] of time, classes and sizes that every block receives."""
-        batch, dtype = x.shape[0], jnp.promote_types(self.dtype, jnp.float32)
-        width = 4 * self.widths[0] if self.embedding_width is None else self.embedding_width
-        types = {"dtype": dtype, "param_dtype": self.param_dtype}
-        mlp: Callable[..., Any] = functools.partial(EmbeddingMLP, width, **types)
+        """Returns the embedding [B, embedding_dim] of time, classes and sizes that every block receives."""
+        batch, types, dtype = x.shape[0], self.precise_types, self.precise_dtype
+        base = self.widths()[0]
+        dim = 4 * base if self.embedding_dim is None else self.embedding_dim
+        mlp: Callable[..., Any] = functools.partial(EmbeddingMLP, dim, **types)
         sinusoids = functools.partial(
             embeddings.sinusoidal_features, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
         )
 
-        features = sinusoids(embeddings.time_labels(t, batch, dtype), self.widths[0])
-        if self.time_cond_width is not None:
-            time_cond = cond.get("timestep_cond", jnp.zeros([batch, self.time_cond_width], dtype))
-            projection = nn.Dense(self.widths[0], False, name="time_cond", kernel_init=embeddings.dense_init, **types)
+        features = sinusoids(embeddings.time_labels(t, batch, dtype), base)
+        if self.time_cond_dim is not None:
+            time_cond = cond.get("timestep_cond", jnp.zeros([batch, self.time_cond_dim], dtype))
+            projection = ops.Dense(base, False, name="time_cond", kernel_init=embeddings.dense_init, **types)
             features = features + projection(time_cond)
         emb = mlp(name="time_embedding")(features)
 
         labels = cond.get("class_labels")
         if self.num_classes is not None:
             init = nn.initializers.normal(1.0)
-            table = embeddings.Embed(self.num_classes, width, embedding_init=init, name="class_table", **types)
+            table = ops.Embed(self.num_classes, dim, embedding_init=init, name="class_table", **types)
             emb = emb + table(conditions.table_rows(labels, self.num_classes, batch))
         elif self.class_time:
-            labels = sinusoids(embeddings.time_labels(labels, batch, dtype), self.widths[0])
+            labels = sinusoids(embeddings.time_labels(labels, batch, dtype), base)
             emb = emb + mlp(name="class_embedding")(labels)
-        elif self.class_vector_width is not None:
+        elif self.class_vector_dim is not None:
             emb = emb + mlp(name="class_embedding")(labels)
 
-        if self.text_time_widths is not None:
-            each = functools.partial(sinusoids, width=self.text_time_widths[0])
+        if self.text_time_dims is not None:
+            each = functools.partial(sinusoids, dim=self.text_time_dims[0])
             sizes = jax.vmap(each, 1, 1)(cond["time_ids"].astype(dtype))
             added = [cond["text_embeds"].astype(dtype), sizes.reshape(batch, -1)]
             emb = emb + mlp(name="text_time_embedding")(jnp.concatenate(added, axis=-1))
@@ -284,11 +289,11 @@ class UNet2DCondition(nn.Module):
 
     def _check(self, x: jax.Array) -> None:
         """Raises ValueError for fields or images that no network can be built from."""
-        levels = len(self.widths)
+        levels = len(self.channel_multipliers)
         if levels < 1 or min(self.per_level("num_res_blocks")) < 1:
             raise ValueError(
-                "widths must not be empty and num_res_blocks must be at least 1; got "
-                f"{tuple(self.widths)} and {self.num_res_blocks}"
+                "channel_multipliers must not be empty and num_res_blocks must be at least 1; got "
+                f"{tuple(self.channel_multipliers)} and {self.num_res_blocks}"
             )
         for level in range(levels):
             for up in (False, True):
@@ -301,11 +306,11 @@ class UNet2DCondition(nn.Module):
             raise ValueError(
                 f"downsample_padding must add 1 or 2 zeros to halve an axis; got {self.downsample_padding}"
             )
-        classes = [self.num_classes is not None, self.class_time, self.class_vector_width is not None]
+        classes = [self.num_classes is not None, self.class_time, self.class_vector_dim is not None]
         if sum(classes) > 1:
             raise ValueError(
-                "at most one of num_classes, class_time and class_vector_width; got "
-                f"{self.num_classes}, {self.class_time} and {self.class_vector_width}"
+                "at most one of num_classes, class_time and class_vector_dim; got "
+                f"{self.num_classes}, {self.class_time} and {self.class_vector_dim}"
             )
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise ValueError(f"x must have shape [B, H, W, {self.in_channels}]; got {list(x.shape)}")
@@ -317,20 +322,19 @@ class UNet2DCondition(nn.Module):
             )
 
 
-class EmbeddingMLP(nn.Module):
-    """Computes Dense(silu(Dense(features))): [B, F] -> [B, width].
+class EmbeddingMLP(ops.Module):
+    """Computes Dense(silu(Dense(features))): [B, F] -> [B, dim].
 
     >>> mlp = EmbeddingMLP(16)
     >>> jax.eval_shape(mlp.init_with_output, jax.random.key(0), jnp.ones([2, 8]))[0].shape
     (2, 16)
     """
 
-    width: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dim: int
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": embeddings.dense_init}
-        h = nn.Dense(self.width, name="dense_0", **types)(features)
-        return nn.Dense(self.width, name="dense_1", **types)(nn.silu(h))
+        dense: Callable[..., Any] = functools.partial(
+            ops.Dense, self.dim, kernel_init=embeddings.dense_init, **self.types
+        )
+        return dense(name="dense_1")(ops.silu(dense(name="dense_0")(features)))

@@ -1,8 +1,7 @@
-"""U-ViT: a transformer that takes time, condition and patches alike as tokens, with long skip connections."""
+"""U-ViT: a transformer with time, condition and patches as tokens, and with long skip connections."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,19 +9,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, transformer
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.dense import dot_general
-from diffusers_fn.backbones.dropout import Dropout
-from diffusers_fn.backbones.norms import LayerNorm
+from diffusers_fn.backbones import blocks, embeddings, ops, patches, transformer
+from diffusers_fn.backbones.sizes import scaled
+
+__all__ = ["Block", "UViT"]
 
 
-class UViT(nn.Module):
+class UViT(ops.ConvNetwork):
     """Computes a denoiser's output [B, H, W, C] for noisy images x [B, H, W, C] at time labels t [] or [B].
 
     The tokens are [class, time, patches], or [time, text, patches], with learned positions. The blocks are ordinary
     pre-norm transformer blocks: depth // 2 on the way in, one in the middle, depth // 2 on the way out, each of which
-    first mixes in what its mirror image on the way in gave, h <- Dense([h, skip]). A 3x3 convolution ends the network.
+    first joins the output of its mirror image on the way in, h <- Dense([h, skip]). A 3x3 convolution ends the network.
     Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (2022), https://arxiv.org/abs/2209.12152,
     section 3. `UViT.S`, `.M`, `.L` and `.H` are the published sizes.
 
@@ -34,24 +32,24 @@ class UViT(nn.Module):
     Fields:
       image_size: H and W, or one number for both. The learned positions are for this size alone.
       patch_size: pixels along each side of a patch.
-      hidden_size, depth, num_heads, mlp_ratio: width of the tokens, number of blocks but for the middle one, heads of
-        every attention, and the hidden units of every mlp as a multiple of the width.
-      num_classes: None, or the number of classes besides the null class.
+      hidden_size, depth, num_heads, mlp_ratio: features of a token, number of blocks but for the middle one, heads of
+        every attention, and the hidden units of every mlp as a multiple of hidden_size.
+      num_classes: None, or the number of classes without the null class.
       null_class: whether the class table has a last row for the null class.
-      text_shape: None, or the number of text tokens and the width of their features; excludes num_classes.
+      text_shape: None, or the number of text tokens and that of their features; excludes num_classes.
       in_channels: C, or None for any.
       qkv_bias: whether query, key and value have biases.
-      time_mlp: whether a small network makes the time token from its sinusoids.
-      long_skips: whether the way out sees the way in.
-      conv_out: whether the last convolution is there.
+      time_mlp: whether a small MLP computes the time token from its sinusoids.
+      long_skips: whether blocks on the way out receive activations from the way in.
+      conv_out: whether a 3x3 convolution ends the network.
       zero_init_output: start as the zero function. The published networks do not.
-      remat: the backward pass computes every block again instead of keeping what is inside it.
+      remat: the backward pass computes every block again instead of keeping its activations.
       native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, L, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the time
         token stay in float32 or wider.
 
-    Raises ValueError for fields that contradict each other and inputs that do not fit, saying which.
+    Raises ValueError for fields that contradict each other and inputs that do not fit; the message names them.
 
     >>> uvit = UViT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=10)
     >>> x, t = jnp.zeros([2, 8, 8, 3]), jnp.array([0, 999])
@@ -78,14 +76,11 @@ class UViT(nn.Module):
     conv_out: bool = True
     zero_init_output: bool = False
     remat: bool = False
-    native_conv: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
     def S(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-S: 12 + 1 blocks of width 512. Fields change anything.
+        """Returns U-ViT-S: 12 + 1 blocks of hidden size 512. Fields change anything.
 
         >>> net = UViT.S(image_size=64, patch_size=4, num_classes=10)
         >>> net.depth, net.hidden_size, net.num_classes
@@ -95,83 +90,78 @@ class UViT(nn.Module):
 
     @classmethod
     def M(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-M: 16 + 1 blocks of width 768."""
+        """Returns U-ViT-M: 16 + 1 blocks of hidden size 768."""
         return cls(**{"hidden_size": 768, "depth": 16, "num_heads": 12, **fields})
 
     @classmethod
     def L(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-L: 20 + 1 blocks of width 1024."""
+        """Returns U-ViT-L: 20 + 1 blocks of hidden size 1024."""
         return cls(**{"hidden_size": 1024, "depth": 20, "num_heads": 16, **fields})
 
     @classmethod
     def H(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-H: 28 + 1 blocks of width 1152, without the last convolution."""
+        """Returns U-ViT-H: 28 + 1 blocks of hidden size 1152, without the last convolution."""
         return cls(**{"hidden_size": 1152, "depth": 28, "num_heads": 16, "conv_out": False, **fields})
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         self._check(x)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        out_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        patch = transformer.PatchEmbed(self.patch_size, self.hidden_size, torch_init, name="patch", **types)
+        out_channels = x.shape[-1] * (1 + self.learned_variance)
+        zeros = nn.initializers.zeros if self.zero_init_output else None  # of the last layer
+        patch = patches.PatchEmbed(
+            self.hidden_size, patch_size=self.patch_size, kernel_init=_torch_init, name="patch", **self.types
+        )
 
         tokens = [*self._extra_tokens(x, t, cond), patch(x)]
         extras = sum(token.shape[1] for token in tokens[:-1])
         h = jnp.concatenate([token.astype(self.dtype) for token in tokens], axis=1)
-        h = h + self.param("positions", init, h.shape[1:], self.param_dtype).astype(self.dtype)[None]
-
-        make: Callable[..., Any] = functools.partial(
-            Block,
-            num_heads=self.num_heads,
-            mlp_hidden=int(self.hidden_size * self.mlp_ratio),
-            dropout=self.dropout,
-            qkv_bias=self.qkv_bias,
-            attention_fn=self.attention_fn,
-            **types,
-        )
-
-        def block(h: jax.Array, skip: jax.Array | None, name: str) -> jax.Array:
-            return blocks.rematerialised(make(name=name), self.remat)(h, skip, train=train)
+        h = h + self.param("positions", _init, h.shape[1:], self.param_dtype).astype(self.dtype)[None]
 
         saved = []
         for i in range(self.depth // 2):
-            h = block(h, None, f"in_{i}")
+            h = self._block(f"in_{i}")(h, None, train=train)
             saved.append(h)
-        h = block(h, None, "mid")
+        h = self._block("mid")(h, None, train=train)
         for i in range(self.depth // 2):
-            h = block(h, saved.pop() if self.long_skips else None, f"out_{i}")
-        h = LayerNorm(EPS, name="norm_out", **types)(h)
+            skip = saved.pop() if self.long_skips else None
+            h = self._block(f"out_{i}")(h, skip, train=train)
+        h = ops.array(ops.LayerNorm(_EPS, name="norm_out", **self.types)(h))[:, extras:]
 
-        channels = 2 * x.shape[-1] if self.learned_variance else x.shape[-1]
-        last_init = nn.initializers.zeros if self.zero_init_output else None
-        dense_init = init if self.conv_out else last_init or init
-        h = nn.Dense(self.patch_size**2 * channels, kernel_init=dense_init, name="dense_out", **types)(h[:, extras:])
-        h = transformer.unpatchify(h, self.patch_size, x.shape[1], x.shape[2])
+        dense_init = _init if self.conv_out else zeros or _init
+        h = ops.Dense(self.patch_size**2 * out_channels, kernel_init=dense_init, name="dense_out", **self.types)(h)
+        h = patches.unpatchify(h, self.patch_size, x.shape[1], x.shape[2])
         if self.conv_out:
-            last_init = last_init or torch_init
-            conv = blocks.Conv3x3(channels, kernel_init=last_init, native=self.native_conv, name="conv_out", **types)
-            h = conv(h)
-        return h.astype(out_dtype)
+            h = ops.Conv(out_channels, (3, 3), kernel_init=zeros or _torch_init, name="conv_out", **self.types)(h)
+        return h.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def _block(self, name: str) -> Callable[..., jax.Array]:
+        block = Block(
+            num_heads=self.num_heads,
+            mlp_hidden_size=scaled(self.hidden_size, self.mlp_ratio),
+            dropout=self.dropout,
+            qkv_bias=self.qkv_bias,
+            attention_fn=self.attention_fn,
+            name=name,
+            **self.types,
+        )
+        return blocks.rematerialised(block, self.remat)
 
     def _extra_tokens(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> list[jax.Array]:
         """Returns the tokens before the patches: [class, time] or [time, text], each [B, l, hidden_size]."""
-        dtype, batch = jnp.promote_types(self.dtype, jnp.float32), x.shape[0]
-        precise = {"dtype": dtype, "param_dtype": self.param_dtype}
+        batch, precise, dtype = x.shape[0], self.precise_types, self.precise_dtype
         time = embeddings.sinusoidal_features(embeddings.time_labels(t, batch, dtype), self.hidden_size, cos_first=True)
         if self.time_mlp:
-            time = nn.Dense(4 * self.hidden_size, kernel_init=init, name="time_0", **precise)(time)
-            time = nn.Dense(self.hidden_size, kernel_init=init, name="time_1", **precise)(nn.silu(time))
+            time = ops.Dense(4 * self.hidden_size, kernel_init=_init, name="time_0", **precise)(time)
+            time = ops.Dense(self.hidden_size, kernel_init=_init, name="time_1", **precise)(ops.silu(time))
         time = time[:, None]
         if self.text_shape is not None:
-            types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
             text = self._check_text(cond, batch)
-            return [time, nn.Dense(self.hidden_size, kernel_init=init, name="text", **types)(text)]
+            return [time, ops.Dense(self.hidden_size, kernel_init=_init, name="text", **self.types)(text)]
         labels = embeddings.class_labels(cond, self.num_classes, batch, null_class=self.null_class)
         if labels is None or self.num_classes is None:
             return [time]
-        rows = self.num_classes + self.null_class
-        table_init = nn.initializers.normal(1.0)
-        table = embeddings.Embed(rows, self.hidden_size, embedding_init=table_init, name="class_table", **precise)
+        rows, table_init = self.num_classes + self.null_class, nn.initializers.normal(1.0)
+        table = ops.Embed(rows, self.hidden_size, embedding_init=table_init, name="class_table", **precise)
         return [table(labels)[:, None], time]
 
     def _check(self, x: jax.Array) -> None:
@@ -203,44 +193,38 @@ class UViT(nn.Module):
         return jnp.asarray(cond)
 
 
-EPS = 1e-5  # of every layer normalisation
-init = nn.initializers.normal(0.02)  # the authors truncate it at a hundred standard deviations
-torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of the layers that the authors left alone
+_EPS = 1e-5  # of every layer normalisation
+_init = nn.initializers.normal(0.02)  # the authors' truncation, at a hundred standard deviations, has no effect
+_torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # where the authors keep PyTorch's default
 
 
-class Block(nn.Module):
+class Block(ops.Module):
     """Computes one block of `UViT` for tokens h [B, L, D], after mixing in a skip of that shape where there is one.
 
         h <- h + attention(norm(h)),    h <- h + mlp(norm(h))
 
-    >>> block = Block(num_heads=2, mlp_hidden=16)
+    >>> block = Block(num_heads=2, mlp_hidden_size=16)
     >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 5, 8])
     >>> jax.eval_shape(block.init, *args)["params"]["skip"]["kernel"].shape
     (16, 8)
     """
 
     num_heads: int
-    mlp_hidden: int
+    mlp_hidden_size: int
     dropout: float = 0.0
     qkv_bias: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, h: jax.Array, skip: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = functools.partial(LayerNorm, EPS, **types)
-        drop = Dropout(self.dropout, deterministic=not train)
-        inner = {"kernel_init": init, **types}
+        fields: dict[str, Any] = {"kernel_init": _init, **self.types}
         attention = transformer.Attention(
-            self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **inner
+            self.num_heads, self.qkv_bias, attention_fn=self.attention_fn, name="attention", **fields
         )
-        mlp = transformer.FeedForward(self.mlp_hidden, name="mlp", **inner)
+        mlp = transformer.FeedForward(self.mlp_hidden_size, name="mlp", **fields)
+        drop = ops.Dropout(self.dropout, deterministic=not train)
 
         if skip is not None:
-            h = nn.Dense(h.shape[-1], name="skip", dot_general=dot_general, **inner)(
-                jnp.concatenate([h, skip], axis=-1)
-            )
-        h = h + drop(attention(norm(name="norm_0").deferred(h)))
-        return h + drop(mlp(norm(name="norm_1").deferred(h)))
+            h = ops.Dense(h.shape[-1], name="skip", **fields)(jnp.concatenate([h, skip], axis=-1))
+        h = h + drop(attention(ops.LayerNorm(_EPS, name="norm_0", **self.types)(h)))
+        return h + drop(mlp(ops.LayerNorm(_EPS, name="norm_1", **self.types)(h)))

@@ -1,4 +1,4 @@
-"""Conditions given as vectors: class labels as rows of the identity, and what an augmentation did to an image."""
+"""Conditions given as vectors: one-hot class labels, and the parameters of an image's augmentation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,15 +8,17 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones.embeddings import class_labels
 
+__all__ = ["kept_labels", "vector_conditions"]
+
 
 def vector_conditions(
-    cond: Any, num_classes: int | None, augment_width: int | None, batch: int, dtype: Any
+    cond: Any, num_classes: int | None, augment_dim: int | None, batch: int, dtype: Any
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """Returns (labels [B, num_classes], augment [B, augment_width]), None for what the network does not hear.
+    """Returns (labels [B, num_classes], augment [B, augment_dim]), each None if the network has no such condition.
 
     cond is a class label, an integer [] or [B]; or a vector [B, num_classes], a mixture of classes; or a dict of
-    "label" and "augment", either of them optional. No label, and the label num_classes, are the zero vector; no
-    augmentation is zero too. Labels under a trace cannot be checked: one outside 0 .. num_classes gives NaN.
+    "label" and "augment", either of them optional. No label, and the label num_classes, are the zero vector, and so
+    is no augmentation. Traced labels cannot be checked: one outside 0 .. num_classes gives NaN.
 
     Raises ValueError for names, dtypes and shapes that do not fit.
 
@@ -28,12 +30,12 @@ def vector_conditions(
     label, augment = given.pop("label", None), given.pop("augment", None)
     if given:
         raise ValueError(f'cond may have "label" and "augment"; got {", ".join(map(str, sorted(given)))}')
-    if augment is not None and augment_width is None:
-        raise ValueError("this network hears no augmentation (augment_width=None), but cond has one")
-    if augment_width is not None:
-        augment = jnp.zeros([batch, augment_width]) if augment is None else jnp.asarray(augment)
-        if augment.shape != (batch, augment_width):
-            raise ValueError(f'cond["augment"] must have shape [{batch}, {augment_width}]; got {list(augment.shape)}')
+    if augment is not None and augment_dim is None:
+        raise ValueError("this network takes no augmentation (augment_dim=None), but cond has one")
+    if augment_dim is not None:
+        augment = jnp.zeros([batch, augment_dim]) if augment is None else jnp.asarray(augment)
+        if augment.shape != (batch, augment_dim):
+            raise ValueError(f'cond["augment"] must have shape [{batch}, {augment_dim}]; got {list(augment.shape)}')
         augment = augment.astype(dtype)
     return _label_vectors(label, num_classes, batch, dtype), augment
 
@@ -51,7 +53,7 @@ def _label_vectors(label: Any, num_classes: int | None, batch: int, dtype: Any) 
 
 
 def kept_labels(labels: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Returns label vectors [B, N] of which each is replaced by zeros with probability `rate`.
+    """Returns label vectors [B, N] each replaced by zeros with probability `rate`.
 
     Ho and Salimans, "Classifier-Free Diffusion Guidance" (2022), https://arxiv.org/abs/2207.12598, algorithm 1.
 

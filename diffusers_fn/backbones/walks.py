@@ -1,71 +1,61 @@
-"""The two ways of a U-Net, down and up, whatever its blocks are made of.
+"""The two ways of a U-Net, down and up, for networks of any blocks.
 
-`res_block(h, width, name)` and `attention(h, name)` return new activations, and so do `halve(h, level, name)` and
-`double(h, level, name)`, which lead from a level to the next. Their names follow one pattern in every network here:
-down_0_block_1, down_0_attention_1, down_0_downsample, up_1_block_0, up_1_upsample.
+    block(h, way, level, i)     block i of a level, and the attention after it if there is one; way is "down" or "up"
+    downsample(h, level)        from a level to the next
+    upsample(h, level)          from a level to the one before
+
+`UNet`, `UNet1D`, `UNet2D`, `UNet2DCondition`, `SongUNet` and `DhariwalUNet` take both, `Classifier` and the encoder
+of `AutoencoderKL` the way down. The decoder of `AutoencoderKL` has no skip connections, so it has a loop of its own.
+
+Parameters have the same names in all of them: down_0_block_1, down_0_attention_1, down_0_downsample, mid_block_0,
+mid_attention, mid_block_1, up_1_block_0, up_1_attention_0, up_1_upsample.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-Block = Callable[[jax.Array, int, str], jax.Array]
-Attend = Callable[[jax.Array, str], jax.Array]
-Resample = Callable[[jax.Array, int, str], jax.Array]
+__all__ = ["walk_down", "walk_up"]
+
+_Block = Callable[[jax.Array, str, int, int], jax.Array]
+_Resample = Callable[[jax.Array, int], jax.Array]
 
 
-def walk_down(
-    h: jax.Array,
-    widths: Sequence[int],
-    attends: Sequence[bool],
-    num_blocks: int,
-    res_block: Block,
-    attention: Attend,
-    halve: Resample,
-) -> list[jax.Array]:
-    """Returns the activations to save, h first: after every block (and its attention) and every halving.
+def walk_down(h: jax.Array, num_blocks: Sequence[int], block: _Block, downsample: _Resample) -> list[jax.Array]:
+    """Returns the activations to save, h first: after every block and every downsampling.
 
-    >>> walk_down(0, [8, 8], [False, True], 1, lambda h, *_: h + 1, lambda h, _: h + 10, lambda h, *_: h + 100)
-    [0, 1, 101, 112]
+    num_blocks: blocks per level.
+
+    >>> walk_down(0, [1, 1], lambda h, way, level, i: h + 1, lambda h, level: h + 100)
+    [0, 1, 101, 102]
     """
     saved = [h]
-    for level, width in enumerate(widths):
-        for i in range(num_blocks):
-            h = res_block(h, width, f"down_{level}_block_{i}")
-            if attends[level]:
-                h = attention(h, f"down_{level}_attention_{i}")
-            saved.append(h)
-        if level < len(widths) - 1:
-            h = halve(h, level, f"down_{level}_downsample")
-            saved.append(h)
+    for level, count in enumerate(num_blocks):
+        for i in range(count):
+            saved.append(h := block(h, "down", level, i))
+        if level < len(num_blocks) - 1:
+            saved.append(h := downsample(h, level))
     return saved
 
 
 def walk_up(
-    h: jax.Array,
-    saved: Sequence[jax.Array],
-    widths: Sequence[int],
-    attends: Sequence[bool],
-    num_blocks: int,
-    res_block: Block,
-    attention: Attend,
-    double: Resample,
+    h: jax.Array, saved: Sequence[jax.Array], num_blocks: Sequence[int], block: _Block, upsample: _Resample
 ) -> jax.Array:
-    """Returns the last activations; before every block h is joined with the last saved ones not yet used.
+    """Returns the last activations. Before every block, h is concatenated with the last saved ones not yet used.
 
-    There is one block a level more than on the way down.
+    num_blocks: blocks per level of the way down; the way up has one more per level.
 
     >>> h, saved = jnp.zeros([1, 4]), [jnp.zeros([1, 4])] * 2
-    >>> walk_up(h, saved, [4], [False], 1, lambda h, width, _: h[:, :width] + 1, lambda h, _: h, lambda h, *_: h)
+    >>> walk_up(h, saved, [1], lambda h, way, level, i: h[:, :4] + 1, lambda h, level: h)
     Array([[2., 2., 2., 2.]], dtype=float32)
     """
     saved = list(saved)
-    for level, width in reversed(list(enumerate(widths))):
-        for i in range(num_blocks + 1):
-            h = res_block(jnp.concatenate([h, saved.pop()], axis=-1), width, f"up_{level}_block_{i}")
-            if attends[level]:
-                h = attention(h, f"up_{level}_attention_{i}")
+    for level, count in reversed(list(enumerate(num_blocks))):
+        for i in range(count + 1):
+            h = block(jnp.concatenate([h, saved.pop()], axis=-1), "up", level, i)
         if level > 0:
-            h = double(h, level, f"up_{level}_upsample")
+            h = upsample(h, level)
     return h

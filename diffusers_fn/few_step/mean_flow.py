@@ -5,7 +5,7 @@ On the straight process x = (1 - t) x0 + t eps with velocity v = eps - x0,
     u(x, r, t) = 1 / (t - r) times the integral of v from r to t along the flow,   x_r = x_t - (t - r) u(x_t, r, t).
 
 `jump` takes such steps, one or more; u(x, t, t) is v, which any other solver can use. A network of two times is told
-t = (t, r), see `backbones.TwoTimes`. Shapes: B is the batch.
+t = (t, r), see `backbones.TwoTimeConditioned`. Shapes: B is the batch.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def build_denoiser(config: ConfigDict, tables: Tables = _TABLES) -> Callable[...
 
     >>> from diffusers_fn.from_config.defaults import customise, default_config
     >>> from diffusers_fn.levels import Level
-    >>> config = customise(default_config(), data={"shape": (2,)}, backbone={"width": 8, "depth": 1})
+    >>> config = customise(default_config(), data={"shape": (2,)}, backbone={"hidden_size": 8, "depth": 1})
     >>> params = build(config).init(jax.random.key(0))
     >>> build_denoiser(config)(params)(jnp.ones((3, 2)), Level(0.8, 0.6, 10.0)).x0.shape
     (3, 2)

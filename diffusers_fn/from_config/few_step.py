@@ -26,7 +26,7 @@ __all__ = ["consistency", "mean_flow", "wrap_network"]
 
 def wrap_network(module: nn.Module, noise_steps: int) -> nn.Module:
     """Returns the network conditioned on two times, whose time labels are t times noise_steps."""
-    return backbones.TwoTimes(module, label_scale=float(noise_steps))
+    return backbones.TwoTimeConditioned(module, label_scale=float(noise_steps))
 
 
 def consistency(settings: ConfigDict, inputs: ObjectiveInputs) -> Loss:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import AutoencoderKL
+from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained.entries import Entry, conv, norm
 from diffusers_fn.pretrained.family import Family, read_config
 from diffusers_fn.pretrained.unet2d_blocks import attention
@@ -26,8 +27,8 @@ def from_config(config: Mapping[str, Any]) -> AutoencoderKL:
 
     >>> config = {"block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2,
     ...           "up_block_types": ["UpDecoderBlock2D"] * 2, "norm_num_groups": 4, "sample_size": 16}
-    >>> from_config(config).channels
-    (8, 16)
+    >>> from_config(config).widths()
+    [8, 16]
     """
     fields = read_config(
         config,
@@ -58,7 +59,8 @@ def from_config(config: Mapping[str, Any]) -> AutoencoderKL:
         in_channels=fields["in_channels"],
         out_channels=fields["out_channels"],
         latent_channels=fields["latent_channels"],
-        channels=fields["block_out_channels"],
+        channels=fields["block_out_channels"][0],
+        channel_multipliers=level_multipliers(fields["block_out_channels"]),
         num_res_blocks=fields["layers_per_block"],
         attention_levels=_attention_levels(fields),
         mid_attention=fields["mid_block_add_attention"],
@@ -76,16 +78,16 @@ def from_config(config: Mapping[str, Any]) -> AutoencoderKL:
 def to_config(module: AutoencoderKL) -> dict[str, Any]:
     """Returns the config of this network.
 
-    >>> to_config(AutoencoderKL(channels=(8, 16), attention_levels=(1,)))["up_block_types"]
+    >>> to_config(AutoencoderKL(channels=8, channel_multipliers=(1, 2), attention_levels=(1,)))["up_block_types"]
     ['AttnUpDecoderBlock2D', 'UpDecoderBlock2D']
     """
-    attends = [level in module.attention_levels for level in range(len(module.channels))]
+    attends = [level in module.attention_levels for level in range(len(module.channel_multipliers))]
     return {
         "in_channels": module.in_channels,
         "out_channels": module.out_channels,
         "down_block_types": [ENCODER_BLOCKS[attend] for attend in attends],
         "up_block_types": [DECODER_BLOCKS[attend] for attend in reversed(attends)],
-        "block_out_channels": list(module.channels),
+        "block_out_channels": module.widths(),
         "layers_per_block": module.num_res_blocks,
         "act_fn": "silu",
         "latent_channels": module.latent_channels,
@@ -104,10 +106,10 @@ def to_config(module: AutoencoderKL) -> dict[str, Any]:
 def inputs(module: AutoencoderKL) -> tuple[Any, ...]:
     """Returns the shape of an image for which the module makes its parameters.
 
-    >>> inputs(AutoencoderKL(channels=(8, 16)))[0].shape
+    >>> inputs(AutoencoderKL(channels=8, channel_multipliers=(1, 2)))[0].shape
     (1, 2, 2, 3)
     """
-    size = 2 ** (len(module.channels) - 1)
+    size = 2 ** (len(module.channel_multipliers) - 1)
     return (jax.ShapeDtypeStruct((1, size, size, module.in_channels), jnp.float32),)
 
 
@@ -125,12 +127,12 @@ def entries(module: AutoencoderKL) -> list[Entry]:
         for i in range(2):
             found += _res_block(f"{part}/mid_block_{i}", f"{part}.mid_block.resnets.{i}")
         if module.mid_attention:
-            found += attention(f"{part}/mid_attention", f"{part}.mid_block.attentions.0", module.channels[-1], None)
+            found += attention(f"{part}/mid_attention", f"{part}.mid_block.attentions.0", module.widths()[-1], None)
 
-    down, up = list(enumerate(module.channels)), list(reversed(list(enumerate(module.channels))))
+    down, up = list(enumerate(module.widths())), list(reversed(list(enumerate(module.widths()))))
     stages = [("encoder", "down", i, *stage, module.num_res_blocks) for i, stage in enumerate(down)]
     stages += [("decoder", "up", i, *stage, module.num_res_blocks + 1) for i, stage in enumerate(up)]
-    before = {"encoder": module.channels[0], "decoder": module.channels[-1]}
+    before = {"encoder": module.widths()[0], "decoder": module.widths()[-1]}
     for part, way, index, level, width, blocks in stages:
         path, name = f"{part}/{way}_{level}", f"{part}.{way}_blocks.{index}"
         for i in range(blocks):
@@ -139,7 +141,7 @@ def entries(module: AutoencoderKL) -> list[Entry]:
             if level in module.attention_levels:
                 found += attention(f"{path}_attention_{i}", f"{name}.attentions.{i}", width, None)
         before[part] = width
-        if index < len(module.channels) - 1:
+        if index < len(module.channel_multipliers) - 1:
             found += conv(f"{path}_{way}sample", f"{name}.{way}samplers.0.conv")
     return found
 

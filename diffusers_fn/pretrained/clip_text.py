@@ -15,6 +15,7 @@ import numpy as np
 
 from diffusers_fn.backbones import ClipTextEncoder
 from diffusers_fn.backbones.clip_text import exact_gelu, quick_gelu
+from diffusers_fn.backbones.sizes import scaled
 from diffusers_fn.pretrained.entries import Entry, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 
@@ -57,10 +58,10 @@ def from_config(config: Mapping[str, Any]) -> ClipTextEncoder:
     return ClipTextEncoder(
         vocab_size=fields["vocab_size"],
         max_length=fields["max_position_embeddings"],
-        width=fields["hidden_size"],
-        num_layers=fields["num_hidden_layers"],
+        hidden_size=fields["hidden_size"],
+        depth=fields["num_hidden_layers"],
         num_heads=fields["num_attention_heads"],
-        mlp_width=fields["intermediate_size"],
+        mlp_ratio=fields["intermediate_size"] / fields["hidden_size"],
         activation=ACTIVATIONS[fields["hidden_act"]],
         eos_id=None if fields["eos_token_id"] == HIGHEST else fields["eos_token_id"],
         norm_eps=fields["layer_norm_eps"],
@@ -72,10 +73,10 @@ def from_projected_config(config: Mapping[str, Any]) -> ClipTextEncoder:
 
     Raises ValueError as `from_config` does.
 
-    >>> from_projected_config({"projection_dim": 768}).projection_width
+    >>> from_projected_config({"projection_dim": 768}).projection_dim
     768
     """
-    return from_config(config).clone(projection_width=_read(config)["projection_dim"])
+    return from_config(config).clone(projection_dim=_read(config)["projection_dim"])
 
 
 def to_config(module: ClipTextEncoder) -> dict[str, Any]:
@@ -90,19 +91,19 @@ def to_config(module: ClipTextEncoder) -> dict[str, Any]:
     if not activations:
         raise ValueError(f"activation must be quick_gelu or exact_gelu; got {module.activation}")
     config: dict[str, Any] = {
-        "architectures": [_PLAIN[0] if module.projection_width is None else _PROJECTED[0]],
+        "architectures": [_PLAIN[0] if module.projection_dim is None else _PROJECTED[0]],
         "model_type": "clip_text_model",
         "vocab_size": module.vocab_size,
         "max_position_embeddings": module.max_length,
-        "hidden_size": module.width,
-        "num_hidden_layers": module.num_layers,
+        "hidden_size": module.hidden_size,
+        "num_hidden_layers": module.depth,
         "num_attention_heads": module.num_heads,
-        "intermediate_size": module.mlp_width,
+        "intermediate_size": scaled(module.hidden_size, module.mlp_ratio),
         "hidden_act": activations[0],
         "eos_token_id": HIGHEST if module.eos_id is None else module.eos_id,
         "layer_norm_eps": module.norm_eps,
     }
-    return config if module.projection_width is None else config | {"projection_dim": module.projection_width}
+    return config if module.projection_dim is None else config | {"projection_dim": module.projection_dim}
 
 
 def inputs(module: ClipTextEncoder) -> tuple[Any, ...]:
@@ -117,13 +118,13 @@ def inputs(module: ClipTextEncoder) -> tuple[Any, ...]:
 def entries(module: ClipTextEncoder) -> list[Entry]:
     """Returns the entries of all parameters. Only with a projection do the names begin with "text_model.".
 
-    >>> [entry.names[0] for entry in entries(ClipTextEncoder(num_layers=0))][:2]
+    >>> [entry.names[0] for entry in entries(ClipTextEncoder(depth=0))][:2]
     ['embeddings.token_embedding.weight', 'embeddings.position_embedding.weight']
     """
     prefix = _prefix(module)
     found = [*same("tokens/embedding", f"{prefix}embeddings.token_embedding.weight")]
     found += same("positions", f"{prefix}embeddings.position_embedding.weight")
-    for i in range(module.num_layers):
+    for i in range(module.depth):
         path, name = f"layer_{i}", f"{prefix}encoder.layers.{i}"
         for part in ("query", "key", "value"):
             found += linear(f"{path}/attention/{part}", f"{name}.self_attn.{part[0]}_proj")
@@ -132,7 +133,7 @@ def entries(module: ClipTextEncoder) -> list[Entry]:
             found += norm(f"{path}/norm_{j}", f"{name}.layer_norm{j + 1}")
             found += linear(f"{path}/mlp_{j}", f"{name}.mlp.fc{j + 1}")
     found += norm("norm_out", f"{prefix}final_layer_norm")
-    return found + ([] if module.projection_width is None else linear("projection", "text_projection", bias=False))
+    return found + ([] if module.projection_dim is None else linear("projection", "text_projection", bias=False))
 
 
 def constants(module: ClipTextEncoder) -> list[Constant]:
@@ -146,7 +147,7 @@ def constants(module: ClipTextEncoder) -> list[Constant]:
 
 
 def _prefix(module: ClipTextEncoder) -> str:
-    return "" if module.projection_width is None else "text_model."
+    return "" if module.projection_dim is None else "text_model."
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:

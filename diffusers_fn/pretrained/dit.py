@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn.backbones import DiT
-from diffusers_fn.backbones.transformer import sincos_positions
+from diffusers_fn.backbones.patches import sincos_positions
 from diffusers_fn.pretrained.entries import Entry, conv, linear, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 from diffusers_fn.pretrained.unet_layouts import heads_out, joint_qkv

@@ -59,7 +59,7 @@ def from_config(config: Mapping[str, Any]) -> SongUNet | DhariwalUNet:
         "attention_resolutions": fields["attn_resolutions"],
         "embedding_multiplier": fields["channel_mult_emb"],
         "num_classes": fields["label_dim"] or None,
-        "augment_width": fields["augment_dim"] or None,
+        "augment_dim": fields["augment_dim"] or None,
         "dropout": fields["dropout"],
         "label_dropout": fields["label_dropout"],
         "learned_variance": config.get("precond") == "iDDPMPrecond",
@@ -97,7 +97,7 @@ def to_config(module: SongUNet | DhariwalUNet) -> dict[str, Any]:
         "img_resolution": module.image_size,
         "img_channels": module.out_channels,
         "label_dim": module.num_classes or 0,
-        "augment_dim": module.augment_width or 0,
+        "augment_dim": module.augment_dim or 0,
         "model_channels": module.channels,
         "channel_mult": list(module.channel_multipliers),
         "channel_mult_emb": module.embedding_multiplier,
@@ -135,7 +135,7 @@ def entries(module: SongUNet | DhariwalUNet) -> list[Entry]:
     found = [*linear("embedding_0", "model.map_layer0"), *linear("embedding_1", "model.map_layer1")]
     if module.num_classes is not None:
         found += linear("embedding_label", "model.map_label", bias=song)
-    if module.augment_width is not None:
+    if module.augment_dim is not None:
         found += linear("embedding_augment", "model.map_augment", bias=False)
     if isinstance(module, SongUNet) and module.fourier_features:
         found += same("fourier/frequencies", "model.map_noise.freqs")
@@ -148,7 +148,7 @@ def entries(module: SongUNet | DhariwalUNet) -> list[Entry]:
         elif block == "norm":
             found += norm(path, name)
         elif block == "attention":
-            heads = 1 if isinstance(module, SongUNet) else width // module.head_width
+            heads = 1 if isinstance(module, SongUNet) else width // module.head_dim
             names = f"{name}.norm2", f"{name}.qkv", f"{name}.proj"
             found += joint_attention(path, names, width, heads, order="hc3", axes=2)
         else:
@@ -185,14 +185,14 @@ family = Family("edm", (*EDM_PRECONDS, "SongUNet", "DhariwalUNet"), from_config,
 def _layers(module: SongUNet | DhariwalUNet) -> list[tuple[str, str, int, str]]:
     """Returns (path, name, channels, kind) of everything that has parameters, the embedding left out."""
     song = isinstance(module, SongUNet)
-    widths = [module.channels * multiplier for multiplier in module.channel_multipliers]
+    widths = module.widths()
     attends = [module.image_size // 2**level in module.attention_resolutions for level in range(len(widths))]
     last, blocks = len(widths) - 1, module.num_res_blocks
     found = [("conv_in", f"model.enc.{_size(module, 0)}_conv", widths[0], "conv")]
 
     def block(path: str, name: str, given: int, width: int, attention: str | None = None) -> None:
         found.append((path, name, width, "block and skip" if given != width else "block"))
-        if attention and (song or width >= module.head_width):  # type: ignore[union-attr]
+        if attention and (song or width >= module.head_dim):  # type: ignore[union-attr]
             found.append((attention, name, width, "attention"))
 
     saved = [width := module.channels if song else widths[0]]

@@ -19,7 +19,7 @@ from diffusers_fn.pretrained.family import Family, read_config
 from diffusers_fn.pretrained.guided_unet import encoder_entries
 from diffusers_fn.pretrained.unet_layouts import heads_out, joint_qkv, pointwise
 
-POOL_WIDTH = 2048
+POOL_HIDDEN_SIZE = 2048
 
 
 def from_config(config: Mapping[str, Any]) -> Classifier:
@@ -61,7 +61,7 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
         resblock_updown=fields["resblock_updown"],
         resample_conv=fields["conv_resample"],
         pool=fields["pool"],
-        pool_width=POOL_WIDTH,
+        pool_hidden_size=POOL_HIDDEN_SIZE,
         dropout=fields["dropout"],
         new_attention_order=fields["use_new_attention_order"],
     )

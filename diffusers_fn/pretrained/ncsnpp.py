@@ -109,7 +109,7 @@ def to_config(module: SongUNet) -> dict[str, Any]:
     >>> to_config(SongUNet.ncsnpp(out_channels=3, **skips))["down_block_types"]
     ['SkipDownBlock2D', 'AttnSkipDownBlock2D', 'SkipDownBlock2D', 'SkipDownBlock2D']
     """
-    widths = [module.channels * multiplier for multiplier in module.channel_multipliers]
+    widths = module.widths()
     attends = [module.image_size // 2**level in module.attention_resolutions for level in range(len(widths))]
     config = {
         **ONLY,
@@ -143,7 +143,7 @@ def entries(module: SongUNet) -> list[Entry]:
     >>> entries(SongUNet.ncsnpp(input_pyramid="skip", output_pyramid=True))[0].names
     ('time_proj.weight',)
     """
-    widths = [module.channels * multiplier for multiplier in module.channel_multipliers]
+    widths = module.widths()
     attends = [module.image_size // 2**level in module.attention_resolutions for level in range(len(widths))]
     found = same("fourier/frequencies", "time_proj.weight")
     found += linear("embedding_0", "time_embedding.linear_1") + linear("embedding_1", "time_embedding.linear_2")

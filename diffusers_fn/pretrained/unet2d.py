@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import SongUNet, UNet2D
+from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained import ncsnpp
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
@@ -94,7 +95,8 @@ def from_config(config: Mapping[str, Any]) -> UNet2D | SongUNet:
     return UNet2D(
         in_channels=fields["in_channels"],
         out_channels=fields["out_channels"],
-        widths=fields["block_out_channels"],
+        channels=fields["block_out_channels"][0],
+        channel_multipliers=level_multipliers(fields["block_out_channels"]),
         num_res_blocks=fields["layers_per_block"],
         down_attention=tuple(kind == "AttnDownBlock2D" for kind in down),
         up_attention=tuple(kind == "AttnUpBlock2D" for kind in up),
@@ -105,8 +107,8 @@ def from_config(config: Mapping[str, Any]) -> UNet2D | SongUNet:
         mid_divisor=fields["mid_block_scale_factor"],
         mid_attention_groups=fields["attn_norm_num_groups"],
         head_dim=fields["attention_head_dim"],
-        embedding_width=fields["time_embedding_dim"],
-        time_table=fields["num_train_timesteps"] if fields["time_embedding_type"] == "learned" else None,
+        embedding_dim=fields["time_embedding_dim"],
+        num_timesteps=fields["num_train_timesteps"] if fields["time_embedding_type"] == "learned" else None,
         fourier_time=fields["time_embedding_type"] == "fourier",
         num_classes=fields["num_class_embeds"] if fields["class_embed_type"] is None else None,
         null_class=False,
@@ -140,19 +142,19 @@ def to_config(module: UNet2D | SongUNet) -> dict[str, Any]:
         )
     down, down_type = _block_types(module, "down", DOWN)
     up, up_type = _block_types(module, "up", UP)
-    kind = "fourier" if module.fourier_time else "positional" if module.time_table is None else "learned"
+    kind = "fourier" if module.fourier_time else "positional" if module.num_timesteps is None else "learned"
     return {
         "in_channels": module.in_channels,
         "out_channels": module.out_channels * (1 + module.learned_variance),
         "center_input_sample": module.center_input,
         "time_embedding_type": kind,
-        "time_embedding_dim": module.embedding_width,
+        "time_embedding_dim": module.embedding_dim,
         "freq_shift": module.time_freq_shift,
         "flip_sin_to_cos": module.time_cos_first,
         "down_block_types": down,
         "mid_block_type": "UNetMidBlock2D" if module.middle else None,
         "up_block_types": up[::-1],
-        "block_out_channels": list(module.widths),
+        "block_out_channels": module.widths(),
         "layers_per_block": module.num_res_blocks,
         "mid_block_scale_factor": module.mid_divisor,
         "downsample_padding": 0 if tuple(module.downsample_padding) == (0, 1) else 1,
@@ -168,7 +170,7 @@ def to_config(module: UNet2D | SongUNet) -> dict[str, Any]:
         "add_attention": module.mid_attention,
         "class_embed_type": "timestep" if module.class_time else "identity" if module.class_vectors else None,
         "num_class_embeds": module.num_classes,
-        "num_train_timesteps": module.time_table,
+        "num_train_timesteps": module.num_timesteps,
     }
 
 
@@ -180,10 +182,10 @@ def inputs(module: UNet2D | SongUNet) -> tuple[Any, ...]:
     """
     if isinstance(module, SongUNet):
         return ncsnpp.inputs(module)
-    side, integers = 2 ** (len(module.widths) - 1), jax.ShapeDtypeStruct((1,), jnp.int32)
+    side, integers = 2 ** (len(module.channel_multipliers) - 1), jax.ShapeDtypeStruct((1,), jnp.int32)
     x = jax.ShapeDtypeStruct((1, side, side, module.in_channels), jnp.float32)
     if module.class_vectors:
-        return x, integers, jax.ShapeDtypeStruct((1, module.embedding_width or 4 * module.widths[0]), jnp.float32)
+        return x, integers, jax.ShapeDtypeStruct((1, module.embedding_dim or 4 * module.widths()[0]), jnp.float32)
     return x, integers, *([integers] if module.class_time or module.num_classes is not None else [])
 
 
@@ -199,7 +201,7 @@ def entries(module: UNet2D | SongUNet) -> list[Entry]:
     found += linear("embedding/time_1", "time_embedding.linear_2")
     if module.fourier_time:
         found += same("fourier/frequencies", "time_proj.weight")
-    if module.time_table is not None:
+    if module.num_timesteps is not None:
         found += same("time_table/embedding", "time_proj.weight")
     if module.num_classes is not None:
         if module.null_class:
@@ -210,22 +212,22 @@ def entries(module: UNet2D | SongUNet) -> list[Entry]:
     found += [*conv("conv_in", "conv_in"), *norm("norm_out", "conv_norm_out"), *conv("conv_out", "conv_out")]
 
     def level_entries(way: str, level: int, name: str, given: list[int], sampler: str) -> None:
-        width = module.widths[level]
+        width = module.widths()[level]
         for i, channels in enumerate(given):
             found.extend(res_block(f"{way}_{level}_block_{i}", f"{name}.resnets.{i}", skip=channels != width))
             if module.per_level(f"{way}_attention")[level]:
                 path = f"{way}_{level}_attention_{i}"
                 found.extend(attention(path, f"{name}.attentions.{i}", width, module.head_dim))
-        if level != (len(module.widths) - 1 if way == "down" else 0):
+        if level != (len(module.channel_multipliers) - 1 if way == "down" else 0):
             path = f"{way}_{level}_{sampler}"
             by_block = module.per_level(f"{way}_resample_block")[level]
             name = f"{name}.{sampler}rs.0"
             found.extend(res_block(path, name, skip=False) if by_block else conv(path, f"{name}.conv"))
 
-    saved = [width := module.widths[0]]
-    for level, to in enumerate(module.widths):
+    saved = [width := module.widths()[0]]
+    for level, to in enumerate(module.widths()):
         level_entries("down", level, f"down_blocks.{level}", [width] + [to] * (module.num_res_blocks - 1), "downsample")
-        saved += [to] * (module.num_res_blocks + (level < len(module.widths) - 1))
+        saved += [to] * (module.num_res_blocks + (level < len(module.channel_multipliers) - 1))
         width = to
     if module.middle:
         found += [*res_block("mid_block_0", "mid_block.resnets.0", skip=False)]
@@ -234,12 +236,12 @@ def entries(module: UNet2D | SongUNet) -> list[Entry]:
             normalised = module.mid_attention_groups is not None or not module.scale_shift_norm
             name = "mid_block.attentions.0"
             found += attention("mid_attention", name, width, module.head_dim, normalised=normalised)
-    for level, to in reversed(list(enumerate(module.widths))):
+    for level, to in reversed(list(enumerate(module.widths()))):
         given = []
         for _ in range(module.num_res_blocks + 1):
             given.append(width + saved.pop())
             width = to
-        level_entries("up", level, f"up_blocks.{len(module.widths) - 1 - level}", given, "upsample")
+        level_entries("up", level, f"up_blocks.{len(module.channel_multipliers) - 1 - level}", given, "upsample")
     return found
 
 

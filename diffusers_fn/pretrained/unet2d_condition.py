@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import UNet2DCondition
+from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
 
@@ -93,8 +94,8 @@ def from_config(config: Mapping[str, Any]) -> UNet2DCondition:
     _choose(fields, "addition_embed_type", (None, "text_time"))
     _choose(fields, "encoder_hid_dim_type", (None, "text_proj"))
     _choose(fields, "downsample_padding", (0, 1))
-    context_widths = set(_per_level(fields["cross_attention_dim"], levels))
-    if len(context_widths) != 1:
+    context_dims = set(_per_level(fields["cross_attention_dim"], levels))
+    if len(context_dims) != 1:
         raise ValueError(f"cross_attention_dim must be the same for all levels; got {fields['cross_attention_dim']}")
     depths, up_depths = _depths(fields, levels)
     class_type, vector = fields["class_embed_type"], fields["projection_class_embeddings_input_dim"]
@@ -104,21 +105,22 @@ def from_config(config: Mapping[str, Any]) -> UNet2DCondition:
     return UNet2DCondition(
         in_channels=fields["in_channels"],
         out_channels=fields["out_channels"],
-        widths=fields["block_out_channels"],
+        channels=fields["block_out_channels"][0],
+        channel_multipliers=level_multipliers(fields["block_out_channels"]),
         num_res_blocks=fields["layers_per_block"],
         transformer_depths=depths,
         up_transformer_depths=None if up_depths == depths else up_depths,
         mid_depth=None if fields["mid_block_type"] is None else _mid_depth(fields, levels),
         num_heads=fields["attention_head_dim"],
         only_cross_attention=fields["only_cross_attention"],
-        context_width=context_widths.pop(),
-        text_width=fields["encoder_hid_dim"],
-        embedding_width=fields["time_embedding_dim"],
+        context_dim=context_dims.pop(),
+        text_dim=fields["encoder_hid_dim"],
+        embedding_dim=fields["time_embedding_dim"],
         num_classes=fields["num_class_embeds"] if class_type is None else None,
         class_time=class_type == "timestep",
-        class_vector_width=vector if class_type == "projection" else None,
-        text_time_widths=(fields["addition_time_embed_dim"], vector) if added else None,
-        time_cond_width=fields["time_cond_proj_dim"],
+        class_vector_dim=vector if class_type == "projection" else None,
+        text_time_dims=(fields["addition_time_embed_dim"], vector) if added else None,
+        time_cond_dim=fields["time_cond_proj_dim"],
         scale_shift_norm=fields["resnet_time_scale_shift"] == "scale_shift",
         dropout=fields["dropout"],
         linear_projection=fields["use_linear_projection"],
@@ -139,7 +141,7 @@ def to_config(module: UNet2DCondition) -> dict[str, Any]:
     >>> to_config(UNet2DCondition.sd1())["attention_head_dim"]
     8
     """
-    levels = range(len(module.widths))
+    levels = range(len(module.channel_multipliers))
     down = [_config_depth(module.depths(level)) for level in levels]
     up = [_config_depth(module.depths(level, up=True)) for level in reversed(levels)]
     config: dict[str, Any] = {
@@ -152,35 +154,35 @@ def to_config(module: UNet2DCondition) -> dict[str, Any]:
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in up],
         "mid_block_type": None if module.mid_depth is None else "UNetMidBlock2DCrossAttn",
         "only_cross_attention": _plain(module.only_cross_attention),
-        "block_out_channels": list(module.widths),
+        "block_out_channels": module.widths(),
         "layers_per_block": _plain(module.num_res_blocks),
         "downsample_padding": module.downsample_padding[0],
         "dropout": module.dropout,
         "norm_num_groups": module.norm_groups,
         "norm_eps": module.norm_eps,
-        "cross_attention_dim": module.context_width,
+        "cross_attention_dim": module.context_dim,
         "transformer_layers_per_block": [depth or 1 for depth in down],
         "reverse_transformer_layers_per_block": None,
-        "encoder_hid_dim": module.text_width,
-        "encoder_hid_dim_type": None if module.text_width is None else "text_proj",
+        "encoder_hid_dim": module.text_dim,
+        "encoder_hid_dim_type": None if module.text_dim is None else "text_proj",
         "attention_head_dim": _plain(module.num_heads),
         "use_linear_projection": module.linear_projection,
-        "class_embed_type": "timestep" if module.class_time else "projection" if module.class_vector_width else None,
+        "class_embed_type": "timestep" if module.class_time else "projection" if module.class_vector_dim else None,
         "num_class_embeds": module.num_classes,
         "resnet_time_scale_shift": "scale_shift" if module.scale_shift_norm else "default",
-        "time_embedding_dim": module.embedding_width,
-        "time_cond_proj_dim": module.time_cond_width,
-        "projection_class_embeddings_input_dim": module.class_vector_width,
+        "time_embedding_dim": module.embedding_dim,
+        "time_cond_proj_dim": module.time_cond_dim,
+        "projection_class_embeddings_input_dim": module.class_vector_dim,
     }
-    last = module.depths(len(module.widths) - 1)[0]
+    last = module.depths(len(module.channel_multipliers) - 1)[0]
     if module.mid_depth not in (None, last or 1):  # the middle takes the last level's depth, used there or not
         if last:
             raise ValueError(f"mid_depth must be the last level's transformer depth {last}; got {module.mid_depth}")
         config["transformer_layers_per_block"][-1] = module.mid_depth
     if module.up_transformer_depths is not None or any(isinstance(depth, list) for depth in down):
         config["reverse_transformer_layers_per_block"] = [depth or 1 for depth in up]
-    if module.text_time_widths is not None:
-        each, total = module.text_time_widths
+    if module.text_time_dims is not None:
+        each, total = module.text_time_dims
         config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": each}
         config["projection_class_embeddings_input_dim"] = total
     return config
@@ -196,16 +198,16 @@ def inputs(module: UNet2DCondition) -> tuple[Any, ...]:
     def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *sizes), dtype)
 
-    side = 2 ** (len(module.widths) - 1)
-    cond = {"context": shape(1, module.text_width or module.context_width)}
+    side = 2 ** (len(module.channel_multipliers) - 1)
+    cond = {"context": shape(1, module.text_dim or module.context_dim)}
     if module.num_classes is not None:
         cond["class_labels"] = shape(dtype=jnp.int32)
     elif module.class_time:
         cond["class_labels"] = shape()
-    elif module.class_vector_width is not None:
-        cond["class_labels"] = shape(module.class_vector_width)
-    if module.text_time_widths is not None:
-        each, total = module.text_time_widths
+    elif module.class_vector_dim is not None:
+        cond["class_labels"] = shape(module.class_vector_dim)
+    if module.text_time_dims is not None:
+        each, total = module.text_time_dims
         cond |= {"text_embeds": shape(total - each), "time_ids": shape(1)}
     return shape(side, side, module.in_channels), shape(), cond
 
@@ -213,24 +215,24 @@ def inputs(module: UNet2DCondition) -> tuple[Any, ...]:
 def entries(module: UNet2DCondition) -> list[Entry]:
     """Returns the entries of all parameters.
 
-    >>> net = UNet2DCondition(widths=(8, 16), num_res_blocks=1, transformer_depths=(1, 0), num_heads=2)
+    >>> net = UNet2DCondition(channels=8, channel_multipliers=(1, 2), transformer_depths=(1, 0), num_heads=2)
     >>> [entry.names for entry in entries(net) if entry.path.startswith("down_0_downsample")]
     [('down_blocks.0.downsamplers.0.conv.weight',), ('down_blocks.0.downsamplers.0.conv.bias',)]
     """
     found = [*conv("conv_in", "conv_in"), *norm("norm_out", "conv_norm_out"), *conv("conv_out", "conv_out")]
     found += _mlp("time_embedding", "time_embedding")
-    if module.time_cond_width is not None:
+    if module.time_cond_dim is not None:
         found += linear("time_cond", "time_embedding.cond_proj", bias=False)
     if module.num_classes is not None:
         found += same("class_table/embedding", "class_embedding.weight")
-    if module.class_time or module.class_vector_width is not None:
+    if module.class_time or module.class_vector_dim is not None:
         found += _mlp("class_embedding", "class_embedding")
-    if module.text_time_widths is not None:
+    if module.text_time_dims is not None:
         found += _mlp("text_time_embedding", "add_embedding")
-    if module.text_width is not None:
+    if module.text_dim is not None:
         found += linear("text_projection", "encoder_hid_proj")
 
-    levels, widths = len(module.widths), module.widths
+    levels, widths = len(module.channel_multipliers), module.widths()
     saved = [width := widths[0]]  # the widths of the activations that the way up concatenates
     for level in range(levels):
         name = f"down_blocks.{level}"

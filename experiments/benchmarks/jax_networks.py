@@ -25,8 +25,8 @@ def make_module(family: str, config: Mapping[str, Any]) -> nn.Module:
     """Returns the module of a family's config.
 
     >>> make_module("unet2d", {"block_out_channels": [32, 64], "down_block_types": ["DownBlock2D"] * 2,
-    ...                        "up_block_types": ["UpBlock2D"] * 2}).widths
-    (32, 64)
+    ...                        "up_block_types": ["UpBlock2D"] * 2}).widths()
+    [32, 64]
     """
     return find_family(family, {}).from_config(config)
 

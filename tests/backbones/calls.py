@@ -1,4 +1,4 @@
-"""Networks with inputs of their own, and how the tests call them."""
+"""Networks that are not called with (x, t, class labels), and their inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,16 @@ def normal(*shape):
 CALLS = {
     "unet2d_condition": (
         UNet2DCondition(
-            widths=(8, 8),
+            channels=8,
+            channel_multipliers=(1, 1),
             num_res_blocks=1,
             transformer_depths=(1, 0),
             num_heads=2,
-            context_width=6,
+            context_dim=6,
             norm_groups=4,
             num_classes=5,
-            text_time_widths=(4, 13),
-            time_cond_width=3,
+            text_time_dims=(4, 13),
+            time_cond_dim=3,
         ),
         (
             normal(8, 4, 4, 4),
@@ -53,7 +54,7 @@ CALLS = {
     ),
     "clip_text": (
         ClipTextEncoder(
-            vocab_size=20, max_length=6, width=8, num_layers=2, num_heads=2, mlp_width=16, projection_width=5
+            vocab_size=20, max_length=6, hidden_size=8, depth=2, num_heads=2, mlp_ratio=2.0, projection_dim=5
         ),
         (jnp.asarray(RNG.integers(0, 20, [8, 6])),),
     ),
@@ -79,7 +80,7 @@ class Case:
         self.params = jax.tree_util.tree_map_with_path(draw, self.shapes)
 
     def run(self, params, args=None, **fields):
-        """Returns everything that comes out, side by side."""
+        """Returns all outputs, flattened and concatenated per example."""
         out = self.net.clone(**fields).apply({"params": params}, *(self.args if args is None else args))
         leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(out)]
         return jnp.concatenate(leaves, axis=1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""What the tests of every backbone share: parameters without compilation, and the laws that all must obey."""
+"""Helpers for the tests of every backbone: parameters without compilation, comparisons."""
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,12 @@ def random_params(net, x, seed=0, **call):
 
 @jax.jit
 def moved(params, grads):
-    """Returns the parameters a twentieth further down, each."""
+    """Returns the parameters after a step of 0.05 against the sign of each gradient."""
     return jax.tree.map(lambda p, g: p - 0.05 * jnp.sign(g), params, grads)
 
 
 def quick_key(seed):
-    """Returns a key whose bits are one operation to compile."""
+    """Returns a key whose random bits compile as one operation."""
     return jax.random.key(seed, impl="unsafe_rbg")
 
 

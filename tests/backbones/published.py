@@ -14,14 +14,14 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden_nets"
 
 
 def attention(query, key, value, mask=None):
-    """Attention in the dtype of its inputs: jax.nn.dot_product_attention takes every softmax in float32."""
+    """Attention in the dtype of its inputs: jax.nn.dot_product_attention computes every softmax in float32."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
     logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
 
 
 def network(name, family, dtype=jnp.float32):
-    """Returns (module, params), the module as its config says and in this dtype."""
+    """Returns (module, params), the module of its config in this dtype."""
     checkpoint = open_checkpoint(GOLDEN / name)
     module = family.from_config(config(name))
     params = from_torch(checkpoint.tensors, module, family, dtype=dtype)

@@ -82,7 +82,7 @@ def test_published_size_of_stable_diffusion():
 
 
 def test_log_variance_is_clipped_and_moments_are_not():
-    net = AutoencoderKL(channels=(4,), num_res_blocks=1, norm_groups=2, latent_channels=1)
+    net = AutoencoderKL(channels=4, channel_multipliers=(1,), num_res_blocks=1, norm_groups=2, latent_channels=1)
     shapes = jax.eval_shape(net.init, jax.random.key(0), x := jnp.ones([1, 2, 2, 3]))["params"]
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     encode, moments = (
@@ -141,20 +141,22 @@ def test_every_parameter_has_a_gradient():
     [
         ({}, (1, 9, 8, 3), r"H and W must be multiples of 2; got \(9, 8\)"),
         ({}, (1, 8, 8, 4), r"x must have shape \[B, H, W, 3\]; got \[1, 8, 8, 4\]"),
-        ({"channels": ()}, (1, 8, 8, 3), r"channels must not be empty"),
-        ({"num_res_blocks": 0}, (1, 8, 8, 3), r"num_res_blocks must be at least 1; got \(4, 8\) and 0"),
+        ({"channel_multipliers": ()}, (1, 8, 8, 3), r"channel_multipliers must not be empty"),
+        ({"num_res_blocks": 0}, (1, 8, 8, 3), r"num_res_blocks must be at least 1; got \(1, 2\) and 0"),
         ({"attention_levels": (2,)}, (1, 8, 8, 3), r"attention_levels must lie in 0 \.\. 1; got \(2,\)"),
         ({"norm_groups": 3}, (1, 8, 8, 3), r"norm_groups=3 and a layer of 4 channels"),
     ],
 )
 def test_misuse_is_explained(fields, shape, message):
-    net = AutoencoderKL(**{"channels": (4, 8), "num_res_blocks": 1, "norm_groups": 2, **fields})
+    net = AutoencoderKL(
+        **{"channels": 4, "channel_multipliers": (1, 2), "num_res_blocks": 1, "norm_groups": 2, **fields}
+    )
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))
 
 
 def test_latents_of_another_width_are_refused():
-    net = AutoencoderKL(channels=(4, 8), num_res_blocks=1, norm_groups=2)
+    net = AutoencoderKL(channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2)
     with pytest.raises(ValueError, match=r"z must have shape \[B, h, w, 4\]; got \[1, 4, 4, 3\]"):
         jax.eval_shape(lambda: net.apply({"params": {}}, jnp.zeros([1, 4, 4, 3]), method="decode"))
 

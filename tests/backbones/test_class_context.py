@@ -1,4 +1,4 @@
-"""A class label as context: what the network is told, the null class, the gradient, and texts that pass through."""
+"""A class label as context: the tokens, the null class, the gradient, and texts that pass through."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,9 @@ import pytest
 
 from diffusers_fn.backbones import ClassContext, UNet2DCondition
 
-FIELDS = {"widths": (8,), "num_res_blocks": 1, "transformer_depths": (1,), "num_heads": 2, "norm_groups": 4}
-NET = UNet2DCondition(context_width=6, mid_depth=None, **FIELDS)
+FIELDS = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "transformer_depths": (1,)}
+FIELDS |= {"num_heads": 2, "norm_groups": 4}
+NET = UNet2DCondition(context_dim=6, mid_depth=None, **FIELDS)
 X = jnp.asarray(np.random.default_rng(0).standard_normal([3, 4, 4, 4]), jnp.float32)
 T = jnp.array([7.0, 400.0, 20.0])
 LABELS = jnp.array([2, 0, 3])  # 3 is the null class
@@ -17,7 +18,7 @@ LABELS = jnp.array([2, 0, 3])  # 3 is the null class
 
 @pytest.fixture(scope="module")
 def tokens():
-    """A module with two tokens a class, and its parameters."""
+    """A module with two tokens per class, and its parameters."""
     module = ClassContext(NET, num_classes=3, num_tokens=2)
     return module, nets.random_params(module, X)
 
@@ -60,7 +61,7 @@ def test_without_classes_the_null_row_is_the_context():
     np.testing.assert_array_equal(out, jax.jit(NET.apply)({"params": params["net"]}, X, T, {"context": context}))
 
 
-def test_only_rows_that_were_asked_for_have_a_gradient(tokens):
+def test_only_rows_of_given_labels_have_a_gradient(tokens):
     module, params = tokens
     loss = lambda params: jnp.mean(module.apply({"params": params}, X, T, jnp.array([2, 0, 0])) ** 2)  # noqa: E731
     rows = np.abs(jax.jit(jax.grad(loss))(params)["context_table"]).max(axis=(1, 2))
@@ -74,8 +75,8 @@ def test_a_hidden_label_outside_the_table_is_nan_for_its_example_alone(tokens):
     assert np.isfinite(out[1]).all()
 
 
-def test_a_network_with_pooled_text_is_told_one_and_the_size_of_x():
-    net = NET.clone(text_time_widths=(4, 29), text_width=5)
+def test_a_network_with_pooled_text_receives_one_and_the_size_of_x():
+    net = NET.clone(text_time_dims=(4, 29), text_dim=5)
     module = ClassContext(net, num_classes=3)
     x = X[:, :2]
     params = nets.random_params(module, x)
@@ -94,7 +95,7 @@ def test_a_network_with_pooled_text_is_told_one_and_the_size_of_x():
         (ClassContext(NET, num_classes=0), None, "num_classes must be None or at least 1; got 0"),
         (ClassContext(NET.clone(num_classes=3)), None, "the net's own num_classes, .* got 3, False and None"),
         (ClassContext(NET.clone(class_time=True)), None, "the net's own num_classes, .* got None, True and None"),
-        (ClassContext(NET.clone(text_time_widths=(4, 24))), None, r"room for a text beside six sizes; got \(4, 24\)"),
+        (ClassContext(NET.clone(text_time_dims=(4, 24))), None, r"room for a text and six sizes; got \(4, 24\)"),
         (ClassContext(NET), jnp.zeros(3, int), "this network has no classes"),
         (ClassContext(NET, num_classes=3), np.array([0, 4, 1]), r"class labels must lie in 0 .. 3 \(3 is the null"),
         (ClassContext(NET, num_classes=3), jnp.zeros(3), "cond must hold integer class labels"),

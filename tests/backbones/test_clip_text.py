@@ -1,4 +1,4 @@
-"""The text encoder: the published outputs and sizes, where it looks and what it pools, which settings it takes."""
+"""The text encoder: published outputs and sizes, causality, pooling, fields."""
 
 import dataclasses
 
@@ -75,7 +75,7 @@ def case():
     return Case(TINY, (IDS,))
 
 
-def test_tokens_see_what_is_before_them_only(case):
+def test_tokens_attend_to_earlier_tokens_only(case):
     apply = jax.jit(lambda ids: TINY.apply({"params": case.params}, ids).last_hidden)
     before = apply(IDS)
     for i in range(IDS.shape[1]):
@@ -108,7 +108,7 @@ def test_hidden_states_are_before_the_last_normalisation(case):
     np.testing.assert_allclose(out.last_hidden, x * norm["scale"] + norm["bias"], atol=1e-5)
     tokens = case.params["tokens"]["embedding"][IDS] + case.params["positions"][None]
     np.testing.assert_allclose(out.hidden[0], tokens, rtol=1e-6)
-    one_less = TINY.clone(num_layers=1, projection_width=None)
+    one_less = TINY.clone(depth=1, projection_dim=None)
     shorter = one_less.apply({"params": case.params}, IDS)
     np.testing.assert_allclose(shorter.hidden[-1], out.hidden[-2], atol=1e-6)
 
@@ -123,13 +123,13 @@ def test_activations():
 CHANGES = {
     "vocab_size": 30,
     "max_length": 7,
-    "width": 16,
-    "num_layers": 3,
+    "hidden_size": 16,
+    "depth": 3,
     "num_heads": 4,
-    "mlp_width": 24,
+    "mlp_ratio": 3.0,
     "activation": exact_gelu,
     "eos_id": 7,
-    "projection_width": None,
+    "projection_dim": None,
     "norm_eps": 0.1,
     "attention_fn": lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v),
 }

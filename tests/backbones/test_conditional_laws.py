@@ -1,4 +1,4 @@
-"""Laws of the networks that are not called as (x, t, class labels). A new one joins by a line in CALLS (calls.py)."""
+"""Laws of the networks that are not called as (x, t, class labels). A new one joins by an entry of CALLS (calls.py)."""
 
 import functools
 
@@ -38,7 +38,7 @@ def test_every_parameter_has_a_gradient(case, gradients):
 
 
 def test_zero_start_and_training_moves_every_parameter(case):
-    """A zero-initialised layer hides what is before it for one step, and one within such a block for two."""
+    """The layers before a zero-initialised layer have no gradient for one step, or for two within a zero block."""
     params = jax.jit(lambda key: case.net.init(key, *case.args)["params"])(nets.quick_key(0))
     step = jax.jit(case.gradients)
     for i in range(3):
@@ -55,13 +55,13 @@ def test_remat_gives_the_same_gradients(case, gradients):
     assert "remat" in str(jax.make_jaxpr(functools.partial(case.gradients, remat=True))(case.params))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
     for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(gradients)):
-        # A bias of the keys has no gradient, as the softmax cancels it: what is there is the rounding of the others.
+        # A bias of the keys has no gradient, because the softmax cancels it: only rounding is left.
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max() + 1e-6 * max(1.0, largest))
 
 
-def test_remat_keeps_less_for_the_way_back(case):
+def test_remat_keeps_less_for_the_backward_pass(case):
     def kept(remat):
-        """Returns how many numbers are kept, the parameters aside."""
+        """Returns the size of what is kept, without the parameters."""
         backward = jax.eval_shape(lambda params: jax.vjp(lambda p: case.run(p, remat=remat), params)[1], case.params)
         return sum(leaf.size for leaf in jax.tree.leaves(backward)) - sum(p.size for p in jax.tree.leaves(case.params))
 

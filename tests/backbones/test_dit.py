@@ -17,7 +17,7 @@ TINY = DiT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=3)
 NETS = {
     "dit": (TINY, (X, T, LABELS)),
     "uvit": (UViT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=3), (X, T, LABELS)),
-    "autoencoder_kl": (AutoencoderKL(channels=(8, 16), num_res_blocks=1, norm_groups=4), (X,)),
+    "autoencoder_kl": (AutoencoderKL(channels=8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4), (X,)),
 }
 
 
@@ -63,7 +63,7 @@ def test_two_steps_from_the_start_move_every_parameter():
     assert still == []
 
 
-def test_one_set_of_parameters_serves_every_size():
+def test_the_same_parameters_serve_every_size():
     params = nets.random_params(TINY, X)
     out = jax.jit(TINY.apply)({"params": params}, jnp.concatenate([X, X], axis=2), T, LABELS)
     assert out.shape == (8, 8, 16, 3)
@@ -107,12 +107,12 @@ def test_remat_computes_the_same_gradients(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_remat_keeps_less_for_the_way_back(name):
+def test_remat_keeps_less_for_the_backward_pass(name):
     net, args = NETS[name]
     variables = jax.eval_shape(net.init, jax.random.key(0), *args)
 
     def kept(net):
-        """Returns how many numbers are kept, the parameters included."""
+        """Returns the size of what is kept, with the parameters."""
         backward = jax.eval_shape(lambda variables: jax.vjp(lambda v: net.apply(v, *args), variables)[1], variables)
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 

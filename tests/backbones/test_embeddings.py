@@ -35,7 +35,7 @@ def test_signed_log_spreads_every_scale_evenly():
 
 
 def test_labels_of_narrow_types_read_large_tables():
-    embed = embeddings.LabelEmbedding(width=4, num_classes=200)
+    embed = embeddings.LabelEmbedding(dim=4, num_classes=200)
     params = embed.init(nets.quick_key(0), jnp.ones([3, 8]), None)
     wanted = embed.apply(params, jnp.ones([3, 8]), jnp.array([0, 5, 9]))
     for dtype in ("int8", "uint8", "int16"):
@@ -45,13 +45,35 @@ def test_labels_of_narrow_types_read_large_tables():
 
 
 def test_labels_outside_the_table_give_nan_under_a_trace():
-    embed = embeddings.LabelEmbedding(width=4, num_classes=3)
+    embed = embeddings.LabelEmbedding(dim=4, num_classes=3)
     variables = embed.init(jax.random.key(0), jnp.ones([2, 4]), None)
     out = jax.jit(embed.apply)(variables, jnp.ones([3, 4]), jnp.array([3, 4, -1]))
     np.testing.assert_array_equal(np.isnan(out).all(-1), [False, True, True])
 
 
-@pytest.mark.parametrize(("width", "freq_shift"), [(7, 0.0), (2, 1.0)])
-def test_widths_without_frequencies_are_refused(width, freq_shift):
-    with pytest.raises(ValueError, match=rf"width must be even .*got width={width}"):
-        embeddings.sinusoidal_features(jnp.zeros([1]), width, freq_shift=freq_shift)
+@pytest.mark.parametrize(("dim", "freq_shift"), [(7, 0.0), (2, 1.0)])
+def test_dimensions_without_frequencies_are_refused(dim, freq_shift):
+    with pytest.raises(ValueError, match=rf"dim must be even .*got dim={dim}"):
+        embeddings.sinusoidal_features(jnp.zeros([1]), dim, freq_shift=freq_shift)
+
+
+@pytest.mark.parametrize(
+    ("cond", "num_classes", "message"),
+    [
+        (jnp.array([1.0, 2.0]), 3, r"integer class labels; got dtype float32"),
+        (jnp.array([1, 2, 3]), 3, r"cond must have shape \[\] or \[2\]; got \[3\]"),
+        (4, 3, r"class labels must lie in 0 \.\. 3 .*; got 4"),
+        (-1, 3, r"class labels must lie in 0 \.\. 3 .*; got -1"),
+        (1, None, r"no classes \(num_classes=None\), so cond must be None"),
+        (1, 0, r"num_classes must be None or at least 1; got 0"),
+    ],
+)
+def test_class_labels_that_do_not_fit_are_explained(cond, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        embeddings.class_labels(cond, num_classes, 2)
+
+
+@pytest.mark.parametrize(("shape", "message"), [([3], r"\[3\]"), ([2, 1], r"\[2, 1\]")])
+def test_time_labels_that_do_not_fit_are_explained(shape, message):
+    with pytest.raises(ValueError, match=r"t must have shape \[\] or \[2\]; got " + message):
+        embeddings.time_labels(jnp.zeros(shape), 2, jnp.float32)

@@ -1,7 +1,8 @@
-"""Laws that every backbone obeys. A new backbone joins by a line in NETS."""
+"""Laws that every backbone obeys. A new backbone joins by an entry of NETS."""
 
 import dataclasses
 import inspect
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ NETS = {
         learned_variance=True,
         norm_groups=4,
     ),
-    "mlp": MLP(width=16, depth=2, embedding_width=16, num_classes=3),
+    "mlp": MLP(hidden_size=16, depth=2, embedding_dim=16, num_classes=3),
     "dit": DiT(image_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=3, learned_variance=True),
     "song_unet": SongUNet.ncsnpp(
         image_size=8,
@@ -44,12 +45,13 @@ NETS = {
         channel_multipliers=(1, 1),
         num_res_blocks=1,
         attention_resolutions=(4,),
-        head_width=4,
+        head_dim=4,
         num_classes=3,
         learned_variance=True,
     ),
     "unet2d": UNet2D(
-        widths=(32, 32),
+        channels=32,
+        channel_multipliers=(1, 1),
         num_res_blocks=1,
         down_attention=(False, True),
         up_attention=(True, False),
@@ -71,7 +73,7 @@ SHAPES = {"unet1d": [2, 8, 3]}  # of x; [2, 8, 8, 3] for all others
 ELSEWHERE = [
     "MLPClassifier",
     "SimpleAutoencoder",
-    "TwoTimes",
+    "TwoTimeConditioned",
     "SelfConditioned",
     "AutoencoderKL",
     "Classifier",
@@ -108,6 +110,23 @@ def test_every_public_backbone_is_in_the_table():
     assert public == {type(net) for net in NETS.values()} | elsewhere
 
 
+def test_the_vocabulary_names_every_field_and_the_networks_that_have_it():
+    """docs/vocabulary.md: a new network takes its field names from there, or adds a row."""
+    unets = {"UNet", "UNet1D", "UNet2D", "UNet2DCondition", "SongUNet", "DhariwalUNet"}
+    table = {}
+    for line in (pathlib.Path(__file__).parents[2] / "docs" / "vocabulary.md").read_text().splitlines():
+        if line.startswith("| `"):
+            field, *_, networks = line.strip("| ").split(" | ")
+            named = set(networks.replace("`", "").split(", "))
+            table[field.strip("`")] = (named - {"U-Nets"}) | (unets if "U-Nets" in named else set())
+    fields = {}
+    for name in filter(lambda name: inspect.isclass(getattr(backbones, name)), backbones.__all__):
+        for field in dataclasses.fields(getattr(backbones, name)):
+            if field.name not in ("parent", "name"):
+                fields.setdefault(field.name, set()).add(name)
+    assert table == fields
+
+
 def test_output_has_the_shape_of_x_or_twice_its_channels_in_float32(case):
     channels = 6 if case.net.learned_variance else 3
     out = case()
@@ -137,7 +156,7 @@ def test_no_label_is_the_null_class_and_labels_matter(case):
     np.testing.assert_array_equal(case(cond=jnp.array([0, 2]))[1], outs[2][1])
 
 
-def test_one_time_label_means_the_same_for_all_and_labels_matter(case):
+def test_one_time_label_serves_the_batch_and_labels_matter(case):
     np.testing.assert_array_equal(case(t=5), case(t=jnp.array([5, 5])))
     np.testing.assert_array_equal(case(t=5), case(t=jnp.array([5.0, 5.0])))
     assert nets.relative_rms(case(t=5.5), case(t=5)) > 1e-3
@@ -188,7 +207,7 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters(case):
     assert nets.structure(shapes) == nets.structure(case.params)
     out = jax.jit(lambda: half())()
     assert out.dtype == jnp.float32
-    assert 0 < nets.relative_rms(out, case()) < 0.02  # 2^-9 a rounding, about a hundred in a row
+    assert 0 < nets.relative_rms(out, case()) < 0.02  # 2^-9 per rounding, about a hundred in sequence
     low = jax.eval_shape(case.net.clone(param_dtype=jnp.bfloat16).init, jax.random.key(0), case.x, T)
     assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {jnp.dtype(jnp.bfloat16)}
 
@@ -196,13 +215,13 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters(case):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"cond": jnp.array([1.0, 2.0])}, r"integer class labels; got dtype float32"),
-        ({"cond": jnp.array([1, 2, 3])}, r"cond must have shape \[\] or \[2\]; got \[3\]"),
-        ({"cond": 4}, r"class labels must lie in 0 \.\. 3 .*; got 4"),
-        ({"cond": -1}, r"class labels must lie in 0 \.\. 3 .*; got -1"),
-        ({"t": jnp.zeros([3])}, r"t must have shape \[\] or \[2\]; got \[3\]"),
-        ({"t": jnp.zeros([2, 1])}, r"t must have shape \[\] or \[2\]; got \[2, 1\]"),
-        ({"x": jnp.zeros([2])}, r"x must have shape \[B, .*\].*; got \[2\]"),
+        ({"cond": jnp.array([1.0, 2.0])}, r"\b(cond|labels)\b"),  # the messages themselves: test_embeddings.py
+        ({"cond": jnp.array([1, 2, 3])}, r"\b(cond|labels)\b"),
+        ({"cond": 4}, r"\b(cond|labels)\b"),
+        ({"cond": -1}, r"\b(cond|labels)\b"),
+        ({"t": jnp.zeros([3])}, r"\bt\b"),
+        ({"t": jnp.zeros([2, 1])}, r"\bt\b"),
+        ({"x": jnp.zeros([2])}, r"\bx\b"),
     ],
 )
 def test_calls_that_do_not_fit_are_explained(case, call, message):
@@ -213,9 +232,9 @@ def test_calls_that_do_not_fit_are_explained(case, call, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_classes": None}, r"no classes \(num_classes=None\), so cond must be None"),
-        ({"num_classes": 0}, r"num_classes must be None or at least 1; got 0"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\); got 1.0"),
+        ({"num_classes": None}, "num_classes"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"dropout": 1.0}, "dropout"),
     ],
 )
 def test_fields_that_do_not_fit_are_explained(case, fields, message):

@@ -1,4 +1,4 @@
-"""The multilayer perceptron's own: shapes, fields, and that it learns whatever scale the time labels have."""
+"""MLP: shapes, fields, and learning with time labels of any scale."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ import pytest
 
 from diffusers_fn.backbones import MLP
 
-TINY = MLP(width=16, depth=2, embedding_width=16, zero_init_output=False)
+TINY = MLP(hidden_size=16, depth=2, embedding_dim=16, zero_init_output=False)
 X = jnp.asarray(np.random.default_rng(0).standard_normal([3, 5]), jnp.float32)
 T = jnp.array([3, 70, 700])
 
 CHANGES = {
-    "width": 24,
+    "hidden_size": 24,
     "depth": 3,
-    "embedding_width": 20,
+    "embedding_dim": 20,
     "num_classes": 4,
     "dropout": 0.5,
     "learned_variance": True,
@@ -74,8 +74,8 @@ def test_data_of_any_shape(shape):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depth": 0}, r"width and depth must be at least 1; got 16 and 0"),
-        ({"embedding_width": 18}, r"embedding_width must be a multiple of 4; got 18"),
+        ({"depth": 0}, r"hidden_size and depth must be at least 1; got 16 and 0"),
+        ({"embedding_dim": 18}, r"embedding_dim must be a multiple of 4; got 18"),
     ],
 )
 def test_misuse_is_explained(fields, message):
@@ -87,9 +87,9 @@ def test_learns_a_gaussian_with_labels_of_any_scale():
     """Trained on x0 ~ N(mu, s^2), the loss comes within 2% of its optimum for labels of four scales.
 
     With x = x0 + sigma eps, E[eps | x] = sigma (x - mu) / (s^2 + sigma^2), and the least mean squared error is
-    s^2 / (s^2 + sigma^2). The network sees x / sqrt(1 + sigma^2); one that is not told the level stays 13% above.
+    s^2 / (s^2 + sigma^2). The network receives x / sqrt(1 + sigma^2); without the level it stays 13% above.
     """
-    net, mu, s = MLP(width=32, depth=2, embedding_width=32), jnp.array([[0.6, -0.4]]), jnp.array([[0.3, 0.7]])
+    net, mu, s = MLP(hidden_size=32, depth=2, embedding_dim=32), jnp.array([[0.6, -0.4]]), jnp.array([[0.3, 0.7]])
     tx = optax.adam(optax.cosine_decay_schedule(1e-2, 300))
 
     def excess(params, key, kind, batch):

@@ -13,7 +13,7 @@ import test_unet_laws
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusers_fn.backbones.dropout import Dropout
+from diffusers_fn.backbones.ops import Dropout
 
 NETS = {**test_unet_laws.CASES, **calls.CALLS, **test_dit.NETS}
 
@@ -24,7 +24,7 @@ def mesh():
 
 
 def loss(net, variables, args):
-    """Returns a number that the whole output enters, and the output."""
+    """Returns a scalar that depends on the whole output, and the output."""
     out = net.apply(variables, *args)
     return sum(jnp.sum(jnp.sin(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(out)), out
 

@@ -20,7 +20,7 @@ SONG = SongUNet(
     num_res_blocks=1,
     attention_resolutions=(2,),
     num_classes=3,
-    augment_width=4,
+    augment_dim=4,
     zero_init_output=False,
 )
 DHARIWAL = DhariwalUNet(
@@ -29,9 +29,9 @@ DHARIWAL = DhariwalUNet(
     channel_multipliers=(1, 2),
     num_res_blocks=1,
     attention_resolutions=(2,),
-    head_width=8,
+    head_dim=8,
     num_classes=3,
-    augment_width=4,
+    augment_dim=4,
     zero_init_output=False,
 )
 BOTH = {"song": SONG, "dhariwal": DHARIWAL}
@@ -45,12 +45,12 @@ AUGMENT = jnp.asarray(RNG.standard_normal([2, 4]), jnp.float32)
     ("net", "size", "expected"),
     [
         # EDM's networks for CIFAR-10, with nine numbers that describe an augmentation.
-        (SongUNet(channel_multipliers=(2, 2, 2), augment_width=9), 32, 55_733_891),
-        (SongUNet(channel_multipliers=(2, 2, 2), augment_width=9, num_classes=10), 32, 55_735_299),
+        (SongUNet(channel_multipliers=(2, 2, 2), augment_dim=9), 32, 55_733_891),
+        (SongUNet(channel_multipliers=(2, 2, 2), augment_dim=9, num_classes=10), 32, 55_735_299),
         # The reference counts 56,397,827, because its 128 frequencies are no parameters.
-        (SongUNet.ncsnpp(channel_multipliers=(2, 2, 2), augment_width=9), 32, 56_397_827 + 128),
-        (SongUNet(image_size=64, augment_width=9), 64, 61_805_571),  # FFHQ and AFHQ
-        (SongUNet.ncsnpp(image_size=64, augment_width=9), 64, 62_761_091 + 128),
+        (SongUNet.ncsnpp(channel_multipliers=(2, 2, 2), augment_dim=9), 32, 56_397_827 + 128),
+        (SongUNet(image_size=64, augment_dim=9), 64, 61_805_571),  # FFHQ and AFHQ
+        (SongUNet.ncsnpp(image_size=64, augment_dim=9), 64, 62_761_091 + 128),
         (DhariwalUNet(num_classes=1000), 64, 295_899_267),  # ImageNet
     ],
 )
@@ -144,7 +144,7 @@ def test_rate_of_left_out_labels():
 
 
 def test_division_by_sigma_and_its_logarithm():
-    net = SONG.clone(fourier_features=True, num_classes=None, augment_width=None)
+    net = SONG.clone(fourier_features=True, num_classes=None, augment_dim=None)
     params, sigma = nets.random_params(net, X), jnp.array([0.3, 7.0])
     plain = net.apply({"params": params}, X, jnp.log(sigma))
     score = net.clone(sigma_labels=True).apply({"params": params}, X, sigma)
@@ -152,7 +152,7 @@ def test_division_by_sigma_and_its_logarithm():
 
 
 def test_frequencies_are_fixed():
-    features = FourierFeatures(width=8)
+    features = FourierFeatures(dim=8)
     params = {"frequencies": jnp.array([0.1, 2.0, -1.0, 0.0])}
     out = features.apply({"params": params}, jnp.array([0.0, 0.25]))
     angles = 2 * np.pi * np.array([0.0, 0.25])[:, None] * np.array(params["frequencies"])[None]
@@ -174,9 +174,9 @@ CHANGES = {
     "input_pyramid": "skip",
     "output_pyramid": True,
     "resample_taps": (1, 3, 3, 1),
-    "head_width": 16,
+    "head_dim": 16,
     "num_classes": None,
-    "augment_width": None,
+    "augment_dim": None,
     "dropout": 0.5,
     "learned_variance": True,
     "norm_eps": 0.1,
@@ -222,7 +222,7 @@ def test_every_field_changes_the_network(net, before, field):
     [
         ({}, {"labels": 1}, r'cond may have "label" and "augment"; got labels'),
         ({}, {"augment": jnp.zeros([2, 3])}, r'cond\["augment"\] must have shape \[2, 4\]; got \[2, 3\]'),
-        ({"augment_width": None}, {"augment": AUGMENT}, r"no augmentation \(augment_width=None\)"),
+        ({"augment_dim": None}, {"augment": AUGMENT}, r"no augmentation \(augment_dim=None\)"),
         ({}, jnp.zeros([2, 4]), r"label vectors must have shape \[2, 3\]; got \[2, 4\]"),
         ({"label_dropout": 1.0}, None, r"label_dropout must lie in \[0, 1\); got 1.0"),
         ({"channels": 6}, None, r"channels must be a multiple of 4; got 6"),

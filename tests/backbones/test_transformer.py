@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones import blocks, transformer
+from diffusers_fn.backbones import patches, transformer
+from diffusers_fn.backbones.ops.conv import conv2d
 
 
 @pytest.fixture
@@ -15,14 +16,14 @@ def rng():
 
 def test_patches_are_read_row_by_row_and_come_back(rng):
     x = rng.standard_normal([2, 6, 9, 2])
-    tokens = transformer.patchify(jnp.asarray(x, jnp.float32), 3)
+    tokens = patches.patchify(jnp.asarray(x, jnp.float32), 3)
     expected = np.stack([x[:, i : i + 3, j : j + 3].reshape(2, -1) for i in (0, 3) for j in (0, 3, 6)], axis=1)
     np.testing.assert_array_equal(tokens, expected.astype(np.float32))
-    np.testing.assert_array_equal(transformer.unpatchify(tokens, 3, 6, 9), x.astype(np.float32))
+    np.testing.assert_array_equal(patches.unpatchify(tokens, 3, 6, 9), x.astype(np.float32))
 
 
 def test_positions_follow_their_equation_column_first():
-    table = transformer.sincos_positions(3, 5, 16).reshape(3, 5, 16)
+    table = patches.sincos_positions(3, 5, 16).reshape(3, 5, 16)
     omega = 10_000.0 ** (-np.arange(4) / 4)
     for i in range(3):
         for j in range(5):
@@ -31,8 +32,8 @@ def test_positions_follow_their_equation_column_first():
 
 
 def test_stretched_positions_interpolate_those_of_another_grid():
-    coarse = transformer.sincos_positions(4, 3, 8).reshape(4, 3, 8)
-    fine = transformer.sincos_positions(8, 6, 8, stretch_to=(4, 3)).reshape(8, 6, 8)
+    coarse = patches.sincos_positions(4, 3, 8).reshape(4, 3, 8)
+    fine = patches.sincos_positions(8, 6, 8, stretch_to=(4, 3)).reshape(8, 6, 8)
     np.testing.assert_allclose(fine[::2, ::2], coarse, atol=1e-14)
 
 
@@ -40,8 +41,8 @@ def test_patch_embedding_is_a_strided_convolution(rng):
     x = jnp.asarray(rng.standard_normal([2, 4, 6, 3]), jnp.float32)
     params = {"kernel": rng.standard_normal([2, 2, 3, 5]), "bias": rng.standard_normal(5)}
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
-    out = transformer.PatchEmbed(patch_size=2, features=5).apply({"params": params}, x)
-    expected = blocks.conv2d(x, params["kernel"], stride=2, padding=(0, 0)) + params["bias"][None, None, None]
+    out = patches.PatchEmbed(patch_size=2, features=5).apply({"params": params}, x)
+    expected = conv2d(x, params["kernel"], stride=2, padding=(0, 0)) + params["bias"][None, None, None]
     np.testing.assert_allclose(out, expected.reshape(2, 6, 5), atol=1e-5)
 
 
@@ -73,9 +74,9 @@ def test_attention_takes_another_implementation():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: transformer.patchify(jnp.zeros([1, 4, 5, 1]), 2), "multiples of patch_size=2; got 4 and 5"),
-        (lambda: transformer.patchify(jnp.zeros([4, 4, 1]), 2), r"shape \[B, H, W, C\]; got \[4, 4, 1\]"),
-        (lambda: transformer.sincos_positions(2, 2, 6), "multiple of 4; got 6"),
+        (lambda: patches.patchify(jnp.zeros([1, 4, 5, 1]), 2), "multiples of patch_size=2; got 4 and 5"),
+        (lambda: patches.patchify(jnp.zeros([4, 4, 1]), 2), r"shape \[B, H, W, C\]; got \[4, 4, 1\]"),
+        (lambda: patches.sincos_positions(2, 2, 6), "multiple of 4; got 6"),
         (
             lambda: transformer.Attention(num_heads=3).init(jax.random.key(0), jnp.zeros([1, 2, 8])),
             "num_heads must divide hidden_size; got num_heads=3, hidden_size=8",

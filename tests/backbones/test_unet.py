@@ -1,4 +1,4 @@
-"""The U-Net's own: exact sizes, what each field does, which images and settings it takes."""
+"""UNet: published sizes, the effect of each field, image sizes, misuse."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusers_fn.backbones import SuperResolution, UNet, blocks
+from diffusers_fn.backbones.ops.conv import conv2d
 
 TINY = UNet(
     image_size=8,
@@ -41,7 +42,7 @@ ADM |= {"num_classes": 1000, "null_class": False, "learned_variance": True}
 @pytest.mark.parametrize(
     ("image_size", "channels", "channel_multipliers", "num_res_blocks", "expected"),
     [
-        # Dhariwal and Nichol, table 11, speak of 296, 422, 554 and 559 million.
+        # Dhariwal and Nichol, table 11: 296, 422, 554 and 559 million.
         (64, 192, (1, 2, 3, 4), 3, 295_904_454),
         (128, 256, (1, 1, 2, 3, 4), 2, 421_529_606),
         (256, 256, (1, 1, 2, 2, 4, 4), 2, 553_838_086),
@@ -167,11 +168,11 @@ def test_convolution_is_a_correlation_at_the_right_pixel():
     """A kernel with one tap moves the picture by that tap."""
     x = jnp.asarray(np.random.default_rng(4).standard_normal([1, 6, 6, 2]), jnp.float32)
     kernel = jnp.zeros([3, 3, 2, 2]).at[0, 2].set(jnp.eye(2))
-    out = blocks.conv2d(x, kernel, stride=1, padding=(1, 1))
+    out = conv2d(x, kernel, stride=1, padding=(1, 1))
     np.testing.assert_array_equal(out[0, 1:, :-1], x[0, :-1, 1:])
     np.testing.assert_array_equal(out[0, 0], 0.0)
     np.testing.assert_array_equal(out[0, :, -1], 0.0)
-    strided = blocks.conv2d(x, kernel, stride=2, padding=(0, 1))  # window (i, j) starts at pixel (2 i, 2 j)
+    strided = conv2d(x, kernel, stride=2, padding=(0, 1))  # window (i, j) starts at pixel (2 i, 2 j)
     np.testing.assert_array_equal(strided[0, :, :2], x[0, ::2, 2::2])
 
 

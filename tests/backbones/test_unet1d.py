@@ -1,4 +1,4 @@
-"""UNet1D's own: a size from first principles, steps that are neighbours, fields, misuse."""
+"""UNet1D: a size from first principles, the reach of a convolution, fields, misuse."""
 
 import dataclasses
 
@@ -8,8 +8,7 @@ import nets
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones import UNet1D
-from diffusers_fn.backbones.unet1d import Conv3
+from diffusers_fn.backbones import UNet1D, ops
 
 TINY = UNet1D(
     channels=8,
@@ -41,13 +40,13 @@ def test_parameter_count_from_first_principles():
     assert nets.count(TINY, X) == total
 
 
-def test_the_convolution_looks_one_step_to_both_sides():
+def test_the_convolution_reaches_one_step_to_both_sides():
     kernel = jnp.zeros([3, 3, 3]).at[0].set(jnp.eye(3))  # the step before
     params = {"kernel": kernel, "bias": jnp.zeros(3)}
-    out = Conv3(3).apply({"params": params}, X[:, :, None])[:, :, 0]
+    out = ops.Conv(3, (3,)).apply({"params": params}, X)
     np.testing.assert_array_equal(out[:, 1:], X[:, :-1])
     np.testing.assert_array_equal(out[:, 0], 0)
-    halved = Conv3(3, stride=2, padding=(0, 1)).apply({"params": params}, X[:, :, None])[:, :, 0]
+    halved = ops.Conv(3, (3,), strides=2, padding=((0, 1),)).apply({"params": params}, X)
     np.testing.assert_array_equal(halved, X[:, ::2])
 
 

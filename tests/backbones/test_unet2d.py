@@ -1,4 +1,4 @@
-"""UNet2D's own: it is UNet where that can say it, exact sizes, what each field does, what a label may be."""
+"""UNet2D: equality with UNet, published sizes, the effect of each field, labels."""
 
 import dataclasses
 
@@ -11,7 +11,8 @@ import pytest
 from diffusers_fn.backbones import UNet, UNet2D
 
 TINY = UNet2D(
-    widths=(8, 16),
+    channels=8,
+    channel_multipliers=(1, 2),
     num_res_blocks=1,
     down_attention=(False, True),
     up_attention=(False, True),
@@ -22,7 +23,7 @@ X = jnp.asarray(np.random.default_rng(0).standard_normal([2, 4, 4, 3]), jnp.floa
 T = jnp.array([3, 700])
 
 
-def test_it_is_unet_where_that_can_say_it():
+def test_it_equals_unet_with_the_same_fields():
     unet = UNet(
         image_size=4,
         channels=8,
@@ -42,7 +43,10 @@ def test_published_parameter_counts():
     x = jnp.zeros([1, 32, 32, 3])
     assert nets.count(UNet2D(), x) == 35_746_307  # DDPM for CIFAR-10
     defaults = UNet2D(
-        widths=(224, 448, 672, 896), down_attention=(False, True, True, True), up_attention=(False, True, True, True)
+        channels=224,
+        channel_multipliers=(1, 2, 3, 4),
+        down_attention=(False, True, True, True),
+        up_attention=(False, True, True, True),
     )
     assert nets.count(defaults, x) == 274_056_163  # the reference's own defaults
 
@@ -50,7 +54,8 @@ def test_published_parameter_counts():
 CHANGES = {
     "in_channels": 4,
     "out_channels": 5,
-    "widths": (8, 8),
+    "channels": 16,
+    "channel_multipliers": (1, 1),
     "num_res_blocks": 2,
     "down_attention": (True, True),
     "up_attention": False,
@@ -61,8 +66,8 @@ CHANGES = {
     "mid_divisor": 2.0,
     "mid_attention_groups": 8,
     "head_dim": 4,
-    "embedding_width": 16,
-    "time_table": 1000,
+    "embedding_dim": 16,
+    "num_timesteps": 1000,
     "fourier_time": True,
     "num_classes": 3,
     "class_time": True,
@@ -105,7 +110,8 @@ def test_every_field_changes_the_network(tiny, field):
 
 def test_attention_and_blocks_are_where_they_should_be():
     net = UNet2D(
-        widths=(8, 8, 8),
+        channels=8,
+        channel_multipliers=(1, 1, 1),
         num_res_blocks=1,
         down_attention=(True, False, False),
         up_attention=(False, True, False),
@@ -130,7 +136,7 @@ def test_no_normalisation_before_the_middle_attention_with_scale_shift_as_publis
 
 
 def test_labels_that_are_times_or_vectors(tiny):
-    """A label 0 that is embedded like a time is one vector; a vector of zeros is no label at all."""
+    """A label 0 embedded like a time has an embedding; a vector of zeros adds nothing."""
     params, out = tiny
     vectors = TINY.clone(class_vectors=True)
     np.testing.assert_array_equal(vectors.apply({"params": params}, X, T, jnp.zeros([2, 32])), out)
@@ -143,7 +149,7 @@ def test_labels_that_are_times_or_vectors(tiny):
 def test_a_score_is_divided_by_its_sigma():
     net, sigma = TINY.clone(fourier_time=True), jnp.array([0.3, 7.0])
     params = nets.random_params(net, X)
-    params["embedding"] = jax.tree.map(jnp.zeros_like, params["embedding"])  # deaf to time
+    params["embedding"] = jax.tree.map(jnp.zeros_like, params["embedding"])  # no dependence on time
     score, other = (net.apply({"params": params}, X, s) for s in (sigma, jnp.ones(2)))
     np.testing.assert_allclose(score * sigma[:, None, None, None], other, rtol=1e-5, atol=1e-6)
 
@@ -154,11 +160,11 @@ def test_a_score_is_divided_by_its_sigma():
         ({"in_channels": 4}, (X, T), r"x must have shape \[B, H, W, 4\]; got \[2, 4, 4, 3\]"),
         ({}, (X[:, :3], T), r"H and W must be multiples of 2 for 2 levels; got \(3, 4\)"),
         ({"down_attention": (True,)}, (X, T), r"down_attention must be one value or one for each of the 2 levels"),
-        ({"widths": ()}, (X, T), r"widths must not be empty"),
+        ({"channel_multipliers": ()}, (X, T), r"channel_multipliers must not be empty"),
         ({"downsample_padding": (0, 0)}, (X, T), r"downsample_padding must add 1 or 2 zeros .*got \(0, 0\)"),
         ({"num_classes": 3, "class_time": True}, (X, T), r"at most one of num_classes, class_time and class_vectors"),
-        ({"time_table": 10, "fourier_time": True}, (X, T), r"at most one of fourier_time and time_table"),
-        ({"time_table": 10}, (X, T / 2), r"t must be integers, because it looks up a table of 10; got float32"),
+        ({"num_timesteps": 10, "fourier_time": True}, (X, T), r"at most one of fourier_time and num_timesteps"),
+        ({"num_timesteps": 10}, (X, T / 2), r"t must be integers with num_timesteps=10; got float32"),
         ({"class_time": True}, (X, T), r"class-conditional \(class_time\): cond must hold a number"),
         ({"class_vectors": True}, (X, T, jnp.ones([2, 3])), r"cond must have shape \[2, 32\] .*got \(2, 3\)"),
     ],

@@ -1,4 +1,4 @@
-"""The text-conditioned U-Net: the published outputs and sizes, what its inputs mean, which settings it takes."""
+"""The text-conditioned U-Net: published outputs and sizes, inputs, fields."""
 
 import dataclasses
 
@@ -102,11 +102,12 @@ def test_published_parameter_counts(net, expected):
 # What the inputs mean.
 
 TINY = UNet2DCondition(
-    widths=(8, 8),
+    channels=8,
+    channel_multipliers=(1, 1),
     num_res_blocks=1,
     transformer_depths=(1, 0),
     num_heads=2,
-    context_width=6,
+    context_dim=6,
     norm_groups=4,
     zero_init_output=False,
 )
@@ -179,21 +180,22 @@ LABELS, VECTORS = jnp.array([0, 2]), jnp.ones([2, 3])
 CHANGES = {  # field: (its value, further inputs)
     "in_channels": (3, {}),
     "out_channels": (5, {}),
-    "widths": ((8, 12), {}),
+    "channels": (12, {}),
+    "channel_multipliers": ((1, 1.5), {}),
     "num_res_blocks": ((1, 2), {}),
     "transformer_depths": ((0, 1), {}),
     "up_transformer_depths": ((2, 0), {}),
     "mid_depth": (2, {}),
     "num_heads": (4, {}),
     "only_cross_attention": ((True, False), {}),
-    "context_width": (7, {"context": jnp.ones([2, 5, 7])}),
-    "text_width": (3, {"context": jnp.ones([2, 5, 3])}),
-    "embedding_width": (20, {}),
+    "context_dim": (7, {"context": jnp.ones([2, 5, 7])}),
+    "text_dim": (3, {"context": jnp.ones([2, 5, 3])}),
+    "embedding_dim": (20, {}),
     "num_classes": (5, {"class_labels": LABELS}),
     "class_time": (True, {"class_labels": LABELS}),
-    "class_vector_width": (3, {"class_labels": VECTORS}),
-    "text_time_widths": ((4, 11), {"text_embeds": VECTORS, "time_ids": jnp.ones([2, 2])}),
-    "time_cond_width": (3, {"timestep_cond": VECTORS}),
+    "class_vector_dim": (3, {"class_labels": VECTORS}),
+    "text_time_dims": ((4, 11), {"text_embeds": VECTORS, "time_ids": jnp.ones([2, 2])}),
+    "time_cond_dim": (3, {"timestep_cond": VECTORS}),
     "scale_shift_norm": (True, {}),
     "norm_groups": (2, {}),
     "norm_eps": (0.1, {}),
@@ -222,7 +224,7 @@ def test_every_field_changes_the_network(params, field):
 @pytest.mark.parametrize(
     ("fields", "cond", "message"),
     [
-        ({"widths": ()}, {}, r"widths must not be empty"),
+        ({"channel_multipliers": ()}, {}, r"channel_multipliers must not be empty"),
         ({"num_res_blocks": 0}, {}, r"num_res_blocks must be at least 1"),
         ({"num_res_blocks": (1, 1, 1)}, {}, r"num_res_blocks must be one value or one for each of the 2 levels"),
         ({"transformer_depths": (1,)}, {}, r"transformer_depths must be one value or one for each of the 2 levels"),
@@ -233,7 +235,7 @@ def test_every_field_changes_the_network(params, field):
         ({"norm_groups": 3}, {}, r"norm_groups must divide .*norm_groups=3 and a layer of 8 channels"),
         ({"dropout": 1.0}, {}, r"dropout must lie in \[0, 1\); got 1.0"),
         ({"downsample_padding": (0, 0)}, {}, r"downsample_padding must add 1 or 2 zeros .*got \(0, 0\)"),
-        ({"num_classes": 3, "class_time": True}, {}, r"at most one of num_classes, class_time and class_vector_width"),
+        ({"num_classes": 3, "class_time": True}, {}, r"at most one of num_classes, class_time and class_vector_dim"),
         ({"in_channels": 9}, {}, r"x must have shape \[B, H, W, 9\]; got \[2, 4, 4, 4\]"),
         ({}, {"context": None}, r"cond must hold \['context'\].*missing \['context'\], unknown \[\]"),
         ({}, {"text": 1}, r"missing \[\], unknown \['text'\]"),
@@ -246,7 +248,7 @@ def test_every_field_changes_the_network(params, field):
             r"must be integers of shape \[\] or \[2\]; got float32 \[2\]",
         ),
         (
-            {"class_vector_width": 4},
+            {"class_vector_dim": 4},
             {"class_labels": VECTORS},
             r"class_labels'\] must have shape \[2, 4\]; got \[2, 3\]",
         ),
@@ -256,7 +258,7 @@ def test_every_field_changes_the_network(params, field):
         ({}, {"down_residuals": [X]}, r"down_residuals'\] must be 4 arrays of shapes .*; got \[\(2, 4, 4, 4\)\]"),
         ({}, {"mid_residual": X}, r"mid_residual'\] must be 1 arrays of shapes .*; got \[\(2, 4, 4, 4\)\]"),
         (
-            {"text_time_widths": (4, 11)},  # the sizes of XL's refiner are five, those of the base six
+            {"text_time_dims": (4, 11)},  # the sizes of XL's refiner are five, those of the base six
             {"text_embeds": VECTORS, "time_ids": jnp.ones([2, 1])},
             r"text_embeds'\] must have shape \[2, 7\]; got \[2, 3\]",
         ),

@@ -23,16 +23,17 @@ CASES = {
         (X, T, LABELS),
     ),
     "song_unet": (
-        SongUNet.ncsnpp(**LEVELS, attention_resolutions=(2,), num_classes=3, augment_width=4, output_pyramid=True),
+        SongUNet.ncsnpp(**LEVELS, attention_resolutions=(2,), num_classes=3, augment_dim=4, output_pyramid=True),
         (X, T / 1000, VECTORS),
     ),
     "dhariwal_unet": (
-        DhariwalUNet(**LEVELS, attention_resolutions=(2,), head_width=4, num_classes=3, augment_width=4),
+        DhariwalUNet(**LEVELS, attention_resolutions=(2,), head_dim=4, num_classes=3, augment_dim=4),
         (X, T / 1000, VECTORS),
     ),
     "unet2d": (
         UNet2D(
-            widths=(8, 8),
+            channels=8,
+            channel_multipliers=(1, 1),
             num_res_blocks=1,
             down_attention=(True, False),
             up_attention=(False, True),
@@ -60,9 +61,9 @@ def moves(path):
     return path[-1].key != "frequencies"
 
 
-def test_remat_keeps_less_for_the_way_back(case):
+def test_remat_keeps_less_for_the_backward_pass(case):
     def kept(remat):
-        """Returns how many numbers are kept, the parameters aside."""
+        """Returns the size of what is kept, without the parameters."""
         backward = jax.eval_shape(lambda params: jax.vjp(lambda p: case.run(p, remat=remat), params)[1], case.params)
         return sum(leaf.size for leaf in jax.tree.leaves(backward)) - sum(p.size for p in jax.tree.leaves(case.params))
 
@@ -78,7 +79,7 @@ def test_remat_gives_the_same_gradients():
 
 @pytest.mark.parametrize("name", ["song_unet", "dhariwal_unet", "unet2d"])
 def test_zero_start_and_training_moves_every_parameter(name):
-    """A zero-initialised layer hides what is before it for one step, and one within such a block for two."""
+    """The layers before a zero-initialised layer have no gradient for one step, or for two within a zero block."""
     case = Case(*CASES[name])
     params = jax.jit(lambda key: case.net.init(key, *case.args)["params"])(nets.quick_key(0))
     step = jax.jit(case.gradients)

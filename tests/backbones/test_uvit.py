@@ -31,7 +31,7 @@ def test_published_sizes():
     assert count(text, [1, 32, 32, 4], jnp.zeros([1, 77, 768])) == 44_255_328 + more
 
 
-def test_text_tokens_are_heard_and_their_order_too():
+def test_text_tokens_and_their_order_matter():
     net = TINY.clone(text_shape=(5, 6))
     text = jnp.asarray(np.random.default_rng(1).standard_normal([2, 5, 6]), jnp.float32)
     params = nets.random_params(net, X, cond=text)

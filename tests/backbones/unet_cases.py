@@ -38,7 +38,7 @@ def state_dict(name):
 
 
 def network(name, dtype=jnp.float64):
-    """Returns (module, params), the module as its config says and in this dtype."""
+    """Returns (module, params), the module of its config in this dtype."""
     family = pretrained.FAMILIES[CASES[name]["family"]]
     module = family.from_config(CASES[name]["config"])
     params = pretrained.from_torch(state_dict(name), module, family, dtype=dtype)
@@ -63,7 +63,7 @@ def applied(name):
 
 
 def cond_of(name, call):
-    """Returns what our networks take for the labels, augmentations and small images of a recorded call."""
+    """Returns cond for the labels, augmentations and small images of a recorded call."""
     given = {key.removeprefix("in/"): value for key, value in call.items() if key.startswith("in/")}
     family = CASES[name]["family"]
     if "low_res" in given:

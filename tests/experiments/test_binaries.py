@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
-    "--config.backbone.width=16",
+    "--config.backbone.hidden_size=16",
     "--config.backbone.depth=1",
     "--config.training.num_steps=60",
     "--config.training.warmup_steps=5",

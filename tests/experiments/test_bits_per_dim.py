@@ -18,7 +18,7 @@ from experiments import bits_per_dim, round_trip
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    "--config.backbone.width=16",
+    "--config.backbone.hidden_size=16",
     "--config.backbone.depth=1",
     "--config.noise_schedule.noise_steps=40",
     "--config.noise_schedule.beta_end=0.4",

@@ -19,7 +19,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signal_handlers")]
 
 def tiny(name, **sections):
     config = importlib.import_module(f"configs.{name}").get_config()
-    small = {"width": 8, "depth": 1} if name == "latent" else {"encoder_hidden_dims": (8,), "decoder_hidden_dims": (8,)}
+    small = (
+        {"hidden_size": 8, "depth": 1}
+        if name == "latent"
+        else {"encoder_hidden_dims": (8,), "decoder_hidden_dims": (8,)}
+    )
     steps = {"num_steps": 3, "warmup_steps": 0, "batch_size": 16, "log_every": 1, "checkpoint_every": 1}
     return customise(customise(config, backbone=small, training=steps, sampler={"num_inference_steps": 4}), **sections)
 

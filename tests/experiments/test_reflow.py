@@ -22,7 +22,7 @@ def tiny(variant, **sections):
     config = importlib.import_module("configs.flow").get_config(variant)
     steps = {"num_steps": 3, "warmup_steps": 0, "batch_size": 16, "sample_every": 0, "checkpoint_every": 3}
     config = customise(config, training=steps)
-    config.backbone.width, config.backbone.depth = 16, 1
+    config.backbone.hidden_size, config.backbone.depth = 16, 1
     return customise(config, **sections)
 
 

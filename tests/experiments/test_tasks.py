@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signal_handlers")]
 
 def tiny(name, variant=None, **sections):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
-    for field in ("width", "depth"):
+    for field in ("hidden_size", "depth"):
         if config.backbone.name in ("mlp", "mlp_classifier"):
-            config.backbone[field] = {"width": 16, "depth": 1}[field]
+            config.backbone[field] = {"hidden_size": 16, "depth": 1}[field]
     steps = {"num_steps": 3, "warmup_steps": 0, "batch_size": 16, "sample_every": 2, "checkpoint_every": 1}
     sampler = {"num_inference_steps": min(4, config.sampler.num_inference_steps)}
     config = customise(config, training=steps, sampler=sampler, evaluation={"num_samples": 40, "batch_size": 20})

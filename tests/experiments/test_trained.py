@@ -12,7 +12,7 @@ from diffusers_fn.from_config.defaults import customise
 from experiments import latent as latents
 from experiments import runs, trained
 
-SMALL = {"width": 64, "depth": 1}
+SMALL = {"hidden_size": 64, "depth": 1}
 
 
 def constants(function, *args):

@@ -160,11 +160,11 @@ def test_the_network_of_a_config_is_traced_once():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(counted):
-        model = dfn.build(small_config(backbone={"width": 11}))
-        dfn.build_objective(small_config(backbone={"width": 11}))
+        model = dfn.build(small_config(backbone={"hidden_size": 11}))
+        dfn.build_objective(small_config(backbone={"hidden_size": 11}))
         model.init(jax.random.key(0))
         assert len(calls) == 1
-        dfn.build(small_config(backbone={"width": 13}))
+        dfn.build(small_config(backbone={"hidden_size": 13}))
         assert len(calls) == 2
 
 
@@ -211,8 +211,8 @@ def test_a_bad_config_is_refused_with_what_is_allowed(sections, message):
 def test_a_field_that_the_backbone_lacks_is_named_with_those_that_it_has():
     config = small_config()
     with config.unlocked():
-        config.backbone.witdh = 3
-    with pytest.raises(ValueError, match=r"has no field witdh for name = 'mlp'; its fields are .*width"):
+        config.backbone.hiden_size = 3
+    with pytest.raises(ValueError, match=r"has no field hiden_size for name = 'mlp'; its fields are .*hidden_size"):
         dfn.build(config)
 
 
@@ -298,13 +298,14 @@ def from_flags(*arguments):
 def test_overrides_on_the_command_line_reach_every_type():
     config = from_flags(
         f"--config={FOLDER}/unet2d_condition.py",
-        "--config.backbone.widths=(16, 32, 32)",
+        "--config.backbone.channels=16",
+        "--config.backbone.channel_multipliers=(1, 2, 2.0)",
         "--config.backbone.transformer_depths=(0, (1, 2), 0)",
         "--config.backbone.num_res_blocks=(1, 2, 1)",
         "--config.backbone.up_transformer_depths=[0, 1, 0]",
         "--config.backbone.only_cross_attention=true",
         "--config.backbone.mid_depth=None",
-        "--config.backbone.text_width=12",
+        "--config.backbone.text_dim=12",
         "--config.backbone.norm_groups=4",
         "--config.backbone.remat",
         "--config.backbone.dropout=0",
@@ -336,10 +337,13 @@ TINY_DIT = {"name": "dit", "image_size": 8, "hidden_size": 16, "depth": 1, "num_
         ({"backbone": {"name": "uvit", "image_size": 16}}, r"'uvit'\) do not fit: .*image_size = \(16, 16\)"),
         ({"backbone": {"name": "uvit", "image_size": 8, "text_shape": (7, 5)}}, "cond must be text features"),
         ({"backbone": {"name": "unet", "channel_multipliers": (1,) * 5}}, "multiples of 16 for 5 levels"),
-        ({"backbone": {"name": "unet2d", "widths": (32,)}}, "down_attention must be one value or one for each"),
+        (
+            {"backbone": {"name": "unet2d", "channel_multipliers": (1,)}},
+            "down_attention must be one value or one for each",
+        ),
         ({"backbone": {"name": "unet2d", "in_channels": 3}}, r"x must have shape \[B, H, W, 3\]"),
         ({"backbone": {"name": "unet2d", "class_time": True}}, "cond must hold a number"),
-        ({"backbone": {"name": "unet2d", "time_table": 1000}}, "config.backbone.time_table: .* set it to None"),
+        ({"backbone": {"name": "unet2d", "num_timesteps": 1000}}, "config.backbone.num_timesteps: .* set it to None"),
         ({"backbone": {"name": "unet2d", "fourier_time": True}}, "fourier_time: .* 'sigma'; got 'step'"),
         ({"backbone": {"name": "song_unet", "sigma_labels": True}}, "sigma_labels: .* 'sigma'; got 'step'"),
         ({"backbone": {"name": "song_unet", "channels": 6}}, "channels must be a multiple of 4"),
@@ -459,7 +463,7 @@ def test_the_recipe_for_sequences_makes_data_that_fit(tmp_path, monkeypatch):
 
 
 def null_row(gradient):
-    """The gradient of the class embedding [4, width]: its last row is the null class."""
+    """The gradient of the class embedding [4, embedding_dim]: its last row is the null class."""
     tables = [leaf for leaf in jax.tree.leaves(gradient) if leaf.ndim == 2 and leaf.shape[0] == 4]
     (table,) = tables
     return np.abs(table[3]).max(), np.abs(table[:3]).max()

@@ -10,7 +10,7 @@ from small_models import some_params
 import diffusers_fn as dfn
 from configs.few_step import get_config
 from diffusers_fn import few_step, losses
-from diffusers_fn.backbones import MLP, TwoTimes, UNet
+from diffusers_fn.backbones import MLP, TwoTimeConditioned, UNet
 from diffusers_fn.from_config.defaults import customise
 from diffusers_fn.from_config.noise import make_noise
 
@@ -26,7 +26,7 @@ def small_config(variant, **sections):
     config = customise(
         get_config(variant),
         data={"shape": (2,), "num_classes": 3},
-        backbone={"width": 8, "depth": 1, "embedding_width": 8, "num_classes": 3},
+        backbone={"hidden_size": 8, "depth": 1, "embedding_dim": 8, "num_classes": 3},
     )
     return customise(config, **sections)
 
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(variant, sections, message):
 
 
 NETS = {
-    "mlp": (MLP(width=8, depth=1, embedding_width=8, num_classes=3), (4, 2)),
+    "mlp": (MLP(hidden_size=8, depth=1, embedding_dim=8, num_classes=3), (4, 2)),
     "unet": (
         UNet(
             image_size=4,
@@ -188,7 +188,7 @@ NETS = {
 @pytest.mark.parametrize("name", NETS)
 def test_a_backbone_is_told_a_second_time(name):
     net, shape = NETS[name]
-    module: nn.Module = TwoTimes(net)
+    module: nn.Module = TwoTimeConditioned(net)
     x, t, cond = jax.random.normal(jax.random.key(0), shape), jnp.linspace(0.2, 1.0, 4), jnp.arange(4)
     params = some_params(lambda key: module.init(key, x, t, cond))
     run = lambda t, cond=cond: module.apply(params, x, t, cond)  # noqa: E731
@@ -203,7 +203,7 @@ def test_a_backbone_is_told_a_second_time(name):
 def test_labels_are_not_the_length_of_a_step():
     """A step of half the way is 500 labels of a thousand, and half a time in the channel."""
     x, params = jnp.ones((2, 3)), {}
-    told = TwoTimes(_Shown(), label_scale=1000.0).apply(params, x, (900.0, 400.0))
+    told = TwoTimeConditioned(_Shown(), label_scale=1000.0).apply(params, x, (900.0, 400.0))
     np.testing.assert_allclose(told, 0.5, rtol=1e-6)
 
 

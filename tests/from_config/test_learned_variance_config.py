@@ -18,7 +18,7 @@ BATCH = {
 def small(arg, **sections):
     config = customise(
         learned_variance.get_config(arg),
-        backbone={"width": 8, "depth": 1, "zero_init_output": False},
+        backbone={"hidden_size": 8, "depth": 1, "zero_init_output": False},
         loss={"label_dropout": 0.0},
         sampler={"num_inference_steps": 5},
     )

@@ -282,7 +282,9 @@ def test_few_step_models_sample_in_few_steps(steps):
 
 
 def test_a_classifiers_log_probabilities_sum_to_one_and_its_loss_is_their_negative():
-    config = small(task="classifier", backbone={"name": "mlp_classifier", "num_classes": 3, "width": 8, "depth": 1})
+    config = small(
+        task="classifier", backbone={"name": "mlp_classifier", "num_classes": 3, "hidden_size": 8, "depth": 1}
+    )
     net = dfn.build_classifier(config)
     params = some_params(net.init)
     x, level = jax.random.normal(jax.random.key(0), (5, 2)), Level(0.8, 0.6, 10.0)

@@ -1,7 +1,9 @@
-"""The parts of the text-conditioned backbones: attention between tokens, and a transformer over pixels.
+"""The transformer of the text-conditioned networks: attention to a context, and a transformer over pixels.
 
 Tokens are [B, L, C], with B the batch size and L their number; a context is [B, M, D].
 """
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Callable
@@ -11,18 +13,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks
-from diffusers_fn.backbones.attend import dot_product_attention
-from diffusers_fn.backbones.dense import dot_general
+from diffusers_fn.backbones import blocks, ops
 from diffusers_fn.backbones.embeddings import dense_init
-from diffusers_fn.backbones.norms import LayerNorm
+
+__all__ = ["CrossAttention", "SpatialTransformer", "TransformerBlock"]
 
 
-class Attention(nn.Module):
+class CrossAttention(ops.Module):
     """Computes out(attention(query(x), key(context), value(context))) [B, L, C] for tokens x [B, L, C].
 
     Without a context the tokens attend to each other. mask is boolean, broadcastable to [B, heads, L, M], and
-    False where a query must not look. Vaswani et al., "Attention Is All You Need" (2017),
+    False where a query must not attend. Vaswani et al., "Attention Is All You Need" (2017),
     https://arxiv.org/abs/1706.03762, section 3.2.
 
     attention_fn takes query, key and value of shape [B, L or M, heads, C / heads], and mask=mask if there is
@@ -30,7 +31,7 @@ class Attention(nn.Module):
 
     Raises ValueError if the heads do not divide C.
 
-    >>> attention = Attention(num_heads=2)
+    >>> attention = CrossAttention(num_heads=2)
     >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 3, 6])
     >>> out, variables = jax.eval_shape(attention.init_with_output, *args)
     >>> out.shape, variables["params"]["key"]["kernel"].shape
@@ -39,28 +40,28 @@ class Attention(nn.Module):
 
     num_heads: int
     bias: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array | ops.Lazy, context: jax.Array | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        x = ops.array(x)  # once for query, key and value
         context = x if context is None else context
         batch, length, channels = x.shape
         heads, head_dim = blocks.head_split(channels, self.num_heads, None)
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "dot_general": dot_general}
 
         def project(name: str, tokens: jax.Array) -> jax.Array:
-            projection = nn.Dense(channels, self.bias, kernel_init=blocks.qkv_init, name=name, **types)
-            return projection(tokens).reshape(batch, -1, heads, head_dim)
+            dense = ops.Dense(channels, self.bias, kernel_init=blocks.qkv_init, name=name, **self.types)
+            return dense(tokens).reshape(batch, -1, heads, head_dim)
 
         query, key, value = project("query", x), project("key", context), project("value", context)
         masked = {} if mask is None else {"mask": mask}
         h = self.attention_fn(query, key, value, **masked).reshape(batch, length, channels)
-        return nn.Dense(channels, name="out", kernel_init=dense_init, **types)(h)
+        return ops.Dense(channels, kernel_init=dense_init, name="out", **self.types)(h)
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(ops.Module):
     """Computes self-attention, attention to a context and a gated feed-forward layer, each added to x [B, L, C].
 
         x <- x + self_attention(norm(x))
@@ -70,7 +71,7 @@ class TransformerBlock(nn.Module):
     Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022),
     https://arxiv.org/abs/2112.10752, appendix E.2.1; the gate is GEGLU of Shazeer, "GLU Variants Improve
     Transformer" (2020), https://arxiv.org/abs/2002.05202, equation 6, with the exact GELU. With
-    only_cross_attention the first attention looks at the context too, without the mask, as published.
+    only_cross_attention the first attention attends to the context as well, without the mask, as published.
 
     >>> block = TransformerBlock(num_heads=2)
     >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 3, 6])
@@ -80,48 +81,34 @@ class TransformerBlock(nn.Module):
 
     num_heads: int
     only_cross_attention: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        heads: dict[str, Any] = {"num_heads": self.num_heads, "attention_fn": self.attention_fn}
+        heads: dict[str, Any] = {"num_heads": self.num_heads, "attention_fn": self.attention_fn, **self.types}
+        norm: Callable[..., Any] = functools.partial(ops.LayerNorm, epsilon=1e-5, **self.types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
         first = context if self.only_cross_attention else None
 
-        x = x + Attention(name="self_attention", **heads, **types)(layer_norm("norm_0", **types)(x), first)
-        x = x + Attention(name="cross_attention", **heads, **types)(layer_norm("norm_1", **types)(x), context, mask)
-        dense: Callable[..., Any] = functools.partial(
-            nn.Dense, kernel_init=dense_init, dot_general=dot_general, **types
-        )
-        h = dense(8 * x.shape[-1], name="feed_in")(layer_norm("norm_2", **types)(x))
-        return x + dense(x.shape[-1], name="feed_out")(_gated(h))
+        x = x + CrossAttention(name="self_attention", **heads)(norm(name="norm_0")(x), first)
+        x = x + CrossAttention(name="cross_attention", **heads)(norm(name="norm_1")(x), context, mask)
+        h = _gated(dense(8 * x.shape[-1], name="feed_in")(ops.array(norm(name="norm_2")(x))))
+        return x + dense(x.shape[-1], name="feed_out")(h)
 
 
-@jax.checkpoint  # what is inside is cheaper to compute again in the backward pass than to keep
+@jax.checkpoint  # cheaper to compute again in the backward pass than to keep
 def _gated(h: jax.Array) -> jax.Array:
     """Returns a * gelu(g) for h = (a, g)."""
     h, gate = jnp.split(h, 2, axis=-1)
     return h * jax.nn.gelu(gate.astype(jnp.promote_types(gate.dtype, jnp.float32)), approximate=False)
 
 
-def layer_norm(name: str, *, eps: float = 1e-5, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Any:
-    """Returns a layer normalisation with scale and bias, whose statistics are taken in float32 or wider.
+class SpatialTransformer(ops.Module):
+    """Computes x + out(blocks(in(norm(x)))) over the pixels of x [B, H, W, C], with a context [B, M, D].
 
-    >>> norm = layer_norm("norm")
-    >>> jax.eval_shape(norm.init_with_output, jax.random.key(0), jnp.ones([1, 3, 4]))[0].shape
-    (1, 3, 4)
-    """
-    return LayerNorm(eps, dtype=dtype, param_dtype=param_dtype, name=name)
-
-
-class SpatialTransformer(nn.Module):
-    """Computes x + out(blocks(in(norm(x)))) over the pixels of x [B, H, W, C], looking at a context [B, M, D].
-
-    `depth` transformer blocks see the pixels as H W tokens. Rombach et al. (2022),
+    The pixels are H W tokens for `depth` transformer blocks. Rombach et al. (2022),
     https://arxiv.org/abs/2112.10752, appendix E.2.1. With remat the backward pass computes each block again
-    instead of keeping what is inside it.
+    instead of keeping its activations.
 
     >>> transformer = SpatialTransformer(depth=2, num_heads=2, norm_groups=4)
     >>> args = jax.random.key(0), jnp.ones([1, 4, 2, 8]), jnp.ones([1, 3, 6])
@@ -136,24 +123,21 @@ class SpatialTransformer(nn.Module):
     norm_eps: float = 1e-6
     zero_init: bool = True
     remat: bool = False
-    attention_fn: Callable[..., jax.Array] = dot_product_attention
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, height, width, channels = x.shape
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense: Callable[..., Any] = functools.partial(nn.Dense, channels, dot_general=dot_general, **types)
+        dense: Callable[..., Any] = functools.partial(ops.Dense, channels, **self.types)
         out_init = nn.initializers.zeros if self.zero_init else dense_init
 
-        h = blocks.GroupNorm(self.norm_groups, self.norm_eps, name="norm", **types)(x)
+        h = ops.array(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm", **self.types)(x))
         h = h.reshape(batch, height * width, channels)
-        h = dense(name="proj_in", kernel_init=dense_init)(h)
+        h = dense(kernel_init=dense_init, name="proj_in")(h)
         h = h.astype(jnp.promote_types(self.dtype, jnp.float32))  # sums of many terms: not rounded at each
         settings = (self.num_heads, self.only_cross_attention, self.attention_fn)
         for i in range(self.depth):
-            block = TransformerBlock(*settings, name=f"block_{i}", **types)
+            block = TransformerBlock(*settings, name=f"block_{i}", **self.types)
             h = blocks.rematerialised(block, self.remat)(h, context, mask)
-        h = dense(name="proj_out", kernel_init=out_init)(h)
+        h = dense(kernel_init=out_init, name="proj_out")(h)
         return x + h.reshape(x.shape)

@@ -1,4 +1,4 @@
-"""Operations that CPUs compute in a way of their own."""
+"""Operations that are computed differently on CPUs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec, auto_axes
 
+__all__ = ["by_platform"]
+
 
 def by_platform(
     *args: Any, cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], like: jax.Array, kept: int
 ) -> jax.Array:
-    """Returns cpu(*args) on a CPU and default(*args) elsewhere; the platform is asked when the program is lowered.
+    """Returns cpu(*args) on a CPU and default(*args) elsewhere. The platform is selected when the program is lowered.
 
-    A CPU's way looks at sizes and joins axes. So where a size is a symbol of `jax.export`, default serves everywhere;
-    and mesh axes of type Explicit are Auto inside.
+    The implementations for CPUs depend on sizes and join axes. So default is used on every platform if a size is a
+    symbol of `jax.export`, and mesh axes of type Explicit become Auto inside.
 
-    like, kept: an array, and how many of its first axes the result has: Explicit mesh axes that split them split it.
+    Args:
+      args: arrays, or None.
+      cpu, default: two implementations of one function.
+      like, kept: an array whose first `kept` axes are those of the result. Explicit mesh axes that split them split
+        the result.
 
     >>> import jax.numpy as jnp
     >>> round(by_platform(1.0, cpu=jnp.exp, default=jnp.exp, like=jnp.ones(()), kept=0).item(), 2)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones.dense import dot_general, dot_general_of
+from diffusers_fn.backbones import ops
+from diffusers_fn.backbones.ops.dense import product, product_of
 
 
 @pytest.mark.parametrize(("shape", "axis", "features"), [((2, 5, 6), -1, 7), ((2, 4, 3, 2), (-2, -1), (2, 4))])
@@ -16,8 +17,9 @@ from diffusers_fn.backbones.dense import dot_general, dot_general_of
 def test_dense_layers_are_the_same_functions(shape, axis, features, dtype):
     rng = np.random.default_rng(0)
     x, direction = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
-    ours, plain = (nn.DenseGeneral(features, axis, dtype=dtype, dot_general=dot) for dot in (dot_general, None))
+    ours, plain = (layer(features, axis, dtype=dtype) for layer in (ops.DenseGeneral, nn.DenseGeneral))
     params = plain.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(0), x), params)
     along = jax.tree.map(jnp.ones_like, params)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -35,9 +37,9 @@ def test_dense_layers_are_the_same_functions(shape, axis, features, dtype):
         np.testing.assert_allclose(np.float32(a), np.float32(b), atol=tolerance * scale)
 
 
-def test_the_gradient_transposes_no_activations_and_wants_none_where_none_is_asked():
+def test_the_gradient_transposes_no_activations_and_is_computed_only_if_needed():
     x, kernel = jnp.ones([8, 64, 32]), jnp.ones([32, 48])
-    run = lambda x, kernel: dot_general(x, kernel, (((2,), (0,)), ((), ()))).sum()  # noqa: E731
+    run = lambda x, kernel: product(x, kernel).sum()  # noqa: E731
     both = jax.jit(jax.grad(run, (0, 1))).lower(x, kernel).compile().as_text()
     assert "f32[32,512]" not in both  # x^T
     of_x = jax.jit(lambda x, kernel: jax.jvp(lambda x: run(x, kernel), (x,), (x,))[1]).lower(x, kernel)
@@ -46,9 +48,9 @@ def test_the_gradient_transposes_no_activations_and_wants_none_where_none_is_ask
 
 def test_a_function_of_the_activations_is_computed_again_instead_of_kept():
     x, kernel = jnp.ones([2, 3, 4]), jnp.ones([4, 5])
-    product = lambda x, kernel: dot_general_of(jnp.sin)(x, kernel, (((2,), (0,)), ((), ())))  # noqa: E731
+    of_sin = lambda x, kernel: product_of(jnp.sin, x, kernel)  # noqa: E731
     plain = lambda x, kernel: jnp.einsum("blc,cd->bld", jnp.sin(x), kernel)  # noqa: E731
-    for a, b in zip(*(jax.vjp(f, x, kernel)[1](plain(x, kernel)) for f in (product, plain))):
+    for a, b in zip(*(jax.vjp(f, x, kernel)[1](plain(x, kernel)) for f in (of_sin, plain))):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    kept = jax.tree.leaves(jax.vjp(product, x, kernel)[1])
+    kept = jax.tree.leaves(jax.vjp(of_sin, x, kernel)[1])
     assert sorted(array.shape for array in kept) == [x.shape, kernel.shape]

@@ -1,4 +1,4 @@
-"""Attention of the backbones against the sum of its definition, in float64."""
+"""Attention against its definition, in float64."""
 
 import jax
 import jax.export
@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones import attend
-from diffusers_fn.backbones.attend import dot_product_attention
+from diffusers_fn.backbones.ops import attention, dot_product_attention
 
 # (B, L, M, heads, D) and the shape of a mask
 CASES = {
@@ -24,7 +23,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def few_weights_are_large(monkeypatch):
-    monkeypatch.setattr(attend, "_LARGE", 1 << 16)
+    monkeypatch.setattr(attention, "_LARGE", 1 << 16)
 
 
 def make(name, dtype=np.float32):
@@ -79,7 +78,7 @@ def test_rounds_as_jax_does(name, dtype, tolerance):
     np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=tolerance, rtol=tolerance)
 
 
-def test_a_row_that_may_look_nowhere_is_finite():
+def test_a_query_that_may_attend_nowhere_is_finite():
     arrays, _ = make("small")
     assert np.isfinite(dot_product_attention(*arrays, jnp.zeros([2, 1, 1, 7], bool))).all()
 

@@ -1,4 +1,4 @@
-"""Any backbone, told of a second time."""
+"""Wraps a backbone to condition it on a second time label."""
 
 from typing import Any
 
@@ -6,23 +6,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+__all__ = ["TwoTimeConditioned"]
 
-class TwoTimes(nn.Module):
-    """Computes an output [B, ..., C] for x [B, ..., C] at a pair of times: where x is, and where a step from it goes.
 
-    The net sees x with one more channel, which holds t - r, and its output for that channel is dropped, so any backbone
-    will do whose output has the shape of its input; one with a field for its channels is made for C + 1 of them. For
-    few-step models: Geng et al., "Mean Flows for One-step Generative Modeling" (2025),
+class TwoTimeConditioned(nn.Module):
+    """Computes an output [B, ..., C] for x [B, ..., C] at a pair of times: the start t and the end r of a step.
+
+    x gets one more channel, which holds t - r, and the output for that channel is dropped. So any backbone may be
+    wrapped whose output has the shape of its input; if it has a field for its channels, they are C + 1. For few-step
+    models: Geng et al., "Mean Flows for One-step Generative Modeling" (2025),
     https://arxiv.org/abs/2505.13447, who embed t and t - r instead.
 
-    Call with x [B, ..., C]; t a pair (t, r), each [] or [B], or t alone, which is (t, t); cond and train as the net.
+    Call with x [B, ..., C]; t a pair (t, r), each [] or [B], or t alone for (t, t); cond and train as for the net.
 
     Fields:
       net: a backbone.
-      label_scale: what t - r is divided by for its channel, where labels are larger than times: 1000 for timesteps.
+      label_scale: divides t - r in its channel, for labels that are larger than times: 1000 for timesteps.
 
     >>> from diffusers_fn.backbones import MLP
-    >>> module, x = TwoTimes(MLP(width=8, depth=1, embedding_width=8)), jnp.zeros([3, 4])
+    >>> module, x = TwoTimeConditioned(MLP(hidden_size=8, depth=1, embedding_dim=8)), jnp.zeros([3, 4])
     >>> out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x, (jnp.ones([3]), jnp.zeros([3])))
     >>> out.shape
     (3, 4)

@@ -1,7 +1,7 @@
 """Minimal filtering (Winograd): 3x3 convolutions with a third of the multiplications.
 
-m values of a correlation with 3 taps come from m + 2 products: y = A^T ((G g) * (B^T d)), with d the m + 2 values that
-they meet (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, https://arxiv.org/abs/1509.09308,
+m values of a correlation with 3 taps g need m + 2 products: y = A^T ((G g) * (B^T d)), with d the m + 2 values that
+they read (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, https://arxiv.org/abs/1509.09308,
 eq. 6). Here tiles of 4 rows by 2 columns take 6 x 4 products instead of 72, each a matrix product over the channels.
 """
 
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# What the products of a chunk read and write, in numbers (12 MiB in float32, about what caches hold), and the rows of a
-# product below which its overhead shows.
+__all__ = ["TILE", "winograd"]
+
+# Numbers that the products of a chunk read and write, so that they fit a cache, and the fewest rows of a product.
 _CHUNK = 2**17
 _ROWS = 256
 
@@ -39,9 +40,9 @@ def _minimal_filter(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np
     return powers(n - 2).T, powers(3) / np.array([*norms, 1.0])[:, None], lagrange
 
 
-# The points decide the rounding error: these keep it at twice that of the plain sum or less, the usual 0, 1, -1, 2, -2
-# lose up to five times. Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep
-# Neural Networks" (2018), https://arxiv.org/abs/1803.10986.
+# The points determine the rounding error: with these it is at most twice that of the plain sum, with the usual
+# 0, 1, -1, 2, -2 up to five times. Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution
+# for Deep Neural Networks" (2018), https://arxiv.org/abs/1803.10986.
 _ROW_FILTER = _minimal_filter((0, 2 / 3, -2 / 3, 3 / 2, -3 / 2))
 _COLUMN_FILTER = _minimal_filter((0, 1, -1))
 TILE = (4, 2)
@@ -50,8 +51,8 @@ TILE = (4, 2)
 def winograd(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, int]]) -> jax.Array:
     """Returns the convolution of x [B, H, W, C] with a kernel [3, 3, C, D] at stride 1: [B, H', W', D].
 
-    padding: zeros (before, after) each axis. Images, or bands of rows of large ones, are taken in chunks that fit a
-    cache. In float32 the rounding error is about twice that of the plain sum.
+    padding: zeros (before, after) each axis. Images, or bands of rows of large images, are processed in chunks that fit
+    a cache. In float32 the rounding error is about twice that of the plain sum.
 
     >>> x, kernel = jnp.ones([1, 5, 5, 2]), jnp.ones([3, 3, 2, 1])
     >>> winograd(x, kernel, padding=((1, 1), (1, 1)))[0, :3, :3, 0].round(4).tolist()
@@ -94,7 +95,7 @@ def _of_kernel(kernel: jax.Array) -> jax.Array:
 def _of_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the convolution of padded images [N, 4 h + 4, 2 w + 2, C] with a transformed kernel: [N, 4 h, 2 w, D].
 
-    Axes that an operation treats alike are one: the compiler takes several times as long for many short loops.
+    Axes that an operation treats alike are joined, because many short loops take long to compile.
     """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width * channels)
@@ -110,7 +111,7 @@ def _of_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _combined(matrix: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns the linear combinations of arrays that the rows of a matrix say, as sums of what is not zero."""
+    """Returns one linear combination of arrays for each row of a matrix, without the terms that are zero."""
     dtype = arrays[0].dtype
     terms = lambda row: [a if c == 1 else a * jnp.asarray(c, dtype) for c, a in zip(row, arrays) if c]  # noqa: E731
     return [functools.reduce(jnp.add, terms(row)) for row in matrix]
@@ -137,7 +138,7 @@ def _bands(x: jax.Array, band: int) -> jax.Array:
 
 
 def _even_parts(number: int, bound: int) -> int:
-    """Returns the size of the fewest equal parts that a bound allows, of which the last is filled up.
+    """Returns the size of the parts, at most `bound`, if a number is split into the fewest equal parts (rounded up).
 
     >>> _even_parts(37, 32), _even_parts(8, 0)
     (19, 1)

@@ -1,4 +1,4 @@
-"""Dot-product attention: JAX's own on accelerators, on a CPU products of a moderate size."""
+"""Dot-product attention: JAX's own on accelerators, matrix products of a moderate size on a CPU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffusers_fn.backbones.apart import compiled_apart
-from diffusers_fn.backbones.platforms import by_platform
+from diffusers_fn.backbones.ops.apart import compiled_apart
+from diffusers_fn.backbones.ops.platforms import by_platform
 
-_LARGE = 1 << 23  # weights of several heads that are held at a time: 32 megabytes
+__all__ = ["dot_product_attention"]
+
+_LARGE = 1 << 23  # bound on the weights of several heads in memory at a time
 
 
 def dot_product_attention(
@@ -18,16 +20,16 @@ def dot_product_attention(
     """Returns softmax(query key^T / sqrt(D)) value [B, L, heads, D], for a query of that shape.
 
     Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, equation 1. The softmax is
-    taken in float32 (on a CPU, or wider). On a CPU the [B, heads, L, M] weights are made again in the backward pass
-    instead of kept, and where those of all heads are large they are made for a few heads at a time, or one; axes that
-    vmap adds do not count as large. `jax.nn.dot_product_attention` serves the other platforms, and whoever wants its
-    options; the platform is asked when the program is lowered.
+    computed in float32 (on a CPU, or wider). On a CPU the [B, heads, L, M] weights are computed again in the backward
+    pass instead of kept, and if they are large, for one head or a few heads at a time; axes added by vmap do not count.
+    Other platforms use `jax.nn.dot_product_attention`, which also has further options. The platform is selected when
+    the program is lowered.
 
     Args:
       query: [B, L, heads, D].
       key: [B, M, heads, D], as many heads as the query.
       value: [B, M, heads, D].
-      mask: boolean, broadcastable to [B, heads, L, M] and of that rank, False where a query must not look; or None.
+      mask: boolean, broadcastable to [B, heads, L, M] and of that rank, False where a query must not attend; or None.
 
     >>> dot_product_attention(jnp.ones([1, 2, 3, 4]), *2 * [jnp.ones([1, 5, 3, 4])]).shape
     (1, 2, 3, 4)
@@ -40,7 +42,7 @@ def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | N
 
 
 def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention by products over examples and heads together, for as many heads at a time as are not large."""
+    """Returns attention by products over examples and heads together, for the most heads at a time that stay small."""
     (batch, length, heads, width), dtype = query.shape, query.dtype
     weights = batch * length * key.shape[1]
     group = max((n for n in range(1, heads + 1) if heads % n == 0 and n * weights <= _LARGE), default=1)
@@ -61,7 +63,7 @@ def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.A
 
 @compiled_apart
 def _all_groups(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention of groups of heads, [groups, N, L, D], one after the other."""
+    """Returns attention of groups of heads, [groups, N, L, D], group by group."""
     given = (query, key, value, mask)
     if len(query) == 1:
         return _attention(*jax.tree.map(lambda a: a[0], given))[None]
@@ -71,7 +73,7 @@ def _all_groups(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Ar
 def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns attention [N, L, D], for N = B group examples and heads, with a mask for [B, group, L, M]."""
     logits = jnp.einsum("nld,nmd->nlm", query * query.shape[-1] ** -0.5, key)
-    if mask is not None:  # finite: a row that may look nowhere looks everywhere, as with JAX's own
+    if mask is not None:  # finite, as in JAX: a query that may attend nowhere attends everywhere
         apart = logits.reshape(-1, mask.shape[1], *logits.shape[1:])
         logits = jnp.where(mask, apart, -0.7 * jnp.finfo(logits.dtype).max).reshape(logits.shape)
     return jnp.einsum("nlm,nmd->nld", jax.nn.softmax(logits, axis=-1), value)

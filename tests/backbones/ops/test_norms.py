@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones.norms import GroupNorm, LayerNorm
+from diffusers_fn.backbones.ops import GroupNorm, LayerNorm, array
 
 SHAPE = (2, 4, 3, 12)
-OURS = {"groups": GroupNorm(4, 1e-3), "features": LayerNorm(1e-3), "plain": LayerNorm(1e-3, affine=False)}
+OURS = {
+    "groups": GroupNorm(4, 1e-3),
+    "features": LayerNorm(1e-3),
+    "plain": LayerNorm(1e-3, use_bias=False, use_scale=False),
+}
 LINEN = {
     "groups": nn.GroupNorm(4, epsilon=1e-3, use_fast_variance=False),
     "features": nn.LayerNorm(epsilon=1e-3, use_fast_variance=False),
@@ -31,7 +35,7 @@ def make(name, dtype=np.float32):
 def test_computes_and_draws_what_linen_does(name, dtype):
     params, x = make(name, dtype)
     ours, linen = OURS[name].clone(dtype=dtype), LINEN[name].clone(dtype=dtype)
-    got, wanted = ours.apply(params, x), linen.apply(params, x)
+    got, wanted = array(ours.apply(params, x)), linen.apply(params, x)
     assert got.dtype == wanted.dtype == dtype
     np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=1e-5 if dtype == jnp.float32 else 0.04)
     jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(0), x), linen.init(jax.random.key(0), x))
@@ -49,7 +53,7 @@ def test_derivatives_are_those_of_the_definition_in_both_modes_and_again(x64, na
     _, x = make(name, np.float64)
     direction = jnp.asarray(np.random.default_rng(1).standard_normal(SHAPE))
     params = {"params": {"scale": jnp.ones(12), "bias": jnp.zeros(12)}} if name == "groups" else {}
-    ours = lambda x: OURS[name].clone(dtype=jnp.float64).apply(params, x)  # noqa: E731
+    ours = lambda x: array(OURS[name].clone(dtype=jnp.float64).apply(params, x))  # noqa: E731
 
     @functools.partial(jax.jit, static_argnums=0)
     def derivatives(run, x):

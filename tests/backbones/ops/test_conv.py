@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 import diffusers_fn as dfn
-from diffusers_fn.backbones import winograd
-from diffusers_fn.backbones.conv import _best_way, conv2d
+from diffusers_fn.backbones import ops
+from diffusers_fn.backbones.ops import winograd
+from diffusers_fn.backbones.ops.conv import _best_way, conv2d
 
-# (shape of x, shape of the kernel, stride, padding), and what computes it on a CPU
+# The method on a CPU: (shape of x, shape of the kernel, stride, padding)
 CASES = {
     "winograd": ((4, 16, 16, 16), (3, 3, 16, 24), 1, (1, 1)),
     "winograd, odd sides": ((7, 13, 11, 16), (3, 3, 16, 16), 1, (1, 1)),
@@ -53,7 +55,7 @@ def errors(got, exact) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_the_definition_and_chooses_as_said(name):
+def test_agrees_with_the_definition_and_chooses_the_named_method(name):
     x, kernel, fields = make(name)
     exact = by_definition(x, kernel, **fields)
     got = jax.jit(lambda x, k: conv2d(x, k, **fields))(jnp.float32(x), jnp.float32(kernel))
@@ -147,7 +149,7 @@ def test_the_config_field_changes_no_more_than_rounding():
     assert not np.array_equal(a, b)
 
 
-def test_what_does_not_move_costs_no_products():
+def test_constants_cost_no_products():
     x, kernel, _ = make("winograd")
     x, kernel = jnp.float32(x), jnp.float32(kernel)
 
@@ -158,3 +160,28 @@ def test_what_does_not_move_costs_no_products():
     of_x = products(lambda x: conv2d(x, kernel), x)
     of_kernel = products(lambda kernel: conv2d(x, kernel), kernel)
     assert max(of_x, of_kernel) < both
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 1, ((0, 1), (2, 1)), (1, 0)])
+@pytest.mark.parametrize(("sides", "kernel_size"), [((8, 6), (3, 3)), ((8, 7), (2, 3)), ((9,), (3,))])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_the_layer_is_linens(sides, kernel_size, strides, padding):
+    if isinstance(padding, tuple):
+        padding = padding[: len(sides)]
+    x = jnp.asarray(np.random.default_rng(4).standard_normal((2, *sides, 4)), jnp.float32)
+    ours = ops.Conv(5, kernel_size, strides=strides, padding=padding)
+    linens = nn.Conv(5, kernel_size, strides=strides, padding=padding)
+    params = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, params, linens.init(jax.random.key(0), x))
+    np.testing.assert_allclose(ours.apply(params, x), linens.apply(params, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("native", [False, True])
+def test_native_conv_reaches_every_convolution_of_a_network(native, remat):
+    net = dfn.backbones.AutoencoderKL(
+        channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2, native_conv=native, remat=remat
+    )
+    x = jnp.zeros([1, 8, 8, 3])
+    traced = str(jax.make_jaxpr(net.init_with_output)(jax.random.key(0), x))
+    assert ("_by_products" in traced) != native

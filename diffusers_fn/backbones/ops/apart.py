@@ -1,4 +1,4 @@
-"""Functions that XLA compiles apart from what surrounds them."""
+"""Functions that XLA compiles separately from the code around them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+__all__ = ["compiled_apart"]
+
 
 def compiled_apart(fun: Callable[..., Any], *, static_argnames: Sequence[str] = ()) -> Callable[..., Any]:
-    """Returns fun under `jax.jit` and `jax.checkpoint` that stays a call in a larger program; XLA inlines other calls.
+    """Returns fun under `jax.jit` and `jax.checkpoint`, as a call that XLA does not inline into a larger program.
 
-    On a CPU, XLA joins what the backward pass computes again with the same in the forward pass, which is then kept
-    for it after all: `jax.checkpoint` saves nothing with JAX 0.10 (it does with 0.12). It also computes sums of
-    gradients where they are used, and keeps all that goes into them until then. Across the border of a call it does
-    neither: a training step of `UNet` needs a third of the memory with the former and four fifths with the latter. On
-    accelerators the border would only keep operations from being fused.
+    On a CPU, XLA merges recomputed operations of the backward pass with the same operations of the forward pass, so
+    that their results are kept after all and `jax.checkpoint` saves no memory (with JAX 0.10; with 0.12 it does). It
+    also delays sums of gradients, and keeps their terms until then. Neither happens across a call. On accelerators
+    the call would only prevent fusion.
 
     Args:
-      fun: arrays in, arrays out.
-      static_argnames: as of `jax.jit`; what is given by name is static.
+      fun: maps arrays to an array.
+      static_argnames: as for `jax.jit`; arguments given by name must be static.
 
     >>> double = compiled_apart(lambda x: 2 * x)
     >>> compiled = jax.jit(lambda x: double(double(x))).lower(1.0).compile().as_text()
@@ -31,7 +32,7 @@ def compiled_apart(fun: Callable[..., Any], *, static_argnames: Sequence[str] = 
 
     @functools.wraps(fun)
     def inside(*args: Any, **kwargs: Any) -> Any:
-        with set_xla_metadata(inlineable="true"):  # calls in fun would inherit what is said of fun
+        with set_xla_metadata(inlineable="true"):  # calls inside fun would inherit its metadata
             return jax.checkpoint(functools.partial(fun, **kwargs), prevent_cse=False)(*args)
 
     compiled = jax.jit(inside, static_argnames=static_argnames)
