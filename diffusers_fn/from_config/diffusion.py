@@ -67,7 +67,7 @@ def build(config: ConfigDict, tables: Tables = _TABLES) -> Diffusion:
 
     Raises:
       ValueError: if a field is missing or unknown or holds a name or number that is not allowed, or two fields
-        contradict each other; the message says what is allowed.
+        contradict each other; the message states what is allowed.
 
     >>> from diffusers_fn.from_config.defaults import customise, default_config
     >>> diffusion = build(customise(default_config(), data={"shape": (2,)}))

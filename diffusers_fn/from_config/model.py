@@ -139,7 +139,7 @@ def _check_pure_noise(config: ConfigDict, noise: Noise, parameterization: Parame
     if not abs(noisiest.alpha * q - noisiest.sigma * p) > 0:
         ends = "zero_terminal_snr ends" if noise.process is None else f"{config.noise_schedule.process!r} ends"
         raise ValueError(
-            f"parameterization {config.parameterization!r} says nothing about x0 at pure noise, where "
+            f"parameterization {config.parameterization!r} does not determine x0 at pure noise, where "
             f"noise_schedule.{ends}: set config.parameterization to 'v', 'x0' or 'velocity'"
         )
 
@@ -163,7 +163,7 @@ def _check_learned_variance(config: ConfigDict, learned: bool, objective: Object
     doubled = bool(config.backbone.get("learned_variance", False))
     if learned and not doubled:
         raise ValueError(
-            f"config.variance is {config.variance!r}, but the network puts out no variance: set "
+            f"config.variance is {config.variance!r}, but the network has no variance output: set "
             "config.backbone.learned_variance to True (a backbone that has it), or variance to 'fixed_small'"
         )
     if doubled and not learned:

@@ -124,7 +124,7 @@ def test_every_config_builds_and_trains(name, variant):
     params = jax.eval_shape(diffusion.init, key)
     losses = jax.eval_shape(lambda *given: objective.loss(*given, *extras)[0], params, key, batch)
     assert losses.shape == (2,)
-    assert (module.__doc__ or "").count("--config=configs/") >= 1  # it says how to launch it
+    assert (module.__doc__ or "").count("--config=configs/") >= 1  # the docstring has a launch command
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if (name, variant) in PUBLISHED:
         assert count == PUBLISHED[name, variant]
@@ -199,7 +199,7 @@ def test_an_unknown_variant_is_refused():
         ({"sampler": {"num_inference_steps": 0}}, "got 0"),
         ({"noise_schedule": {"noise_steps": 0}}, "num_timesteps must be an integer of at least 1; got 0"),
         ({"backbone": {"dtype": "float8"}}, "config.backbone.dtype must be one of bfloat16, float32; got 'float8'"),
-        ({"noise_schedule": {"zero_terminal_snr": True}}, "'epsilon' says nothing about x0 .*'v', 'x0' or 'velocity'"),
+        ({"noise_schedule": {"zero_terminal_snr": True}}, "'epsilon' does not determine x0 .*'v', 'x0' or 'velocity'"),
         ({"parameterization": "edm", "sigma_data": -1.0}, "sigma_data must be positive"),
     ],
 )
@@ -390,11 +390,11 @@ def test_a_network_without_a_null_class_is_trained_and_sampled_with_labels(batch
         diffusion.apply(params, images["image"], 0)
 
 
-# What a network is told of the level.
+# Time labels.
 
 
-def labels_told(run):
-    """The time labels that a network gets while `run()` runs, [number of calls, B], and what it returned."""
+def time_labels(run):
+    """The time labels [number of calls, B] of the network while `run()` runs."""
     seen = []
 
     def record(next_call, args, kwargs, context):
@@ -408,14 +408,14 @@ def labels_told(run):
 
 
 @pytest.mark.parametrize(("name", "label"), [("log_sigma", lambda s: np.log(s) / 4), ("sigma", lambda s: s)])
-def test_the_loss_tells_the_network_the_label_that_the_config_names(name, label, batch):
+def test_the_loss_passes_the_time_label_that_the_config_names(name, label, batch):
     steps, others = (dfn.build(small_config(noise_schedule={"time_label": kind})) for kind in ("step", name))
     params = some_params(steps.init)
-    t, told = (labels_told(lambda d=d: d.loss(params, jax.random.key(3), batch))[0] for d in (steps, others))
+    t, passed = (time_labels(lambda d=d: d.loss(params, jax.random.key(3), batch))[0] for d in (steps, others))
     assert len(set(t.tolist())) == 8  # integers, the same draws
     table = dfn.make_noise_schedule(dfn.linear_betas(1000))
     level = dfn.level_at(table, t.astype(int))
-    np.testing.assert_allclose(told, label(level.sigma / level.alpha), rtol=1e-5, atol=1e-6)  # float32
+    np.testing.assert_allclose(passed, label(level.sigma / level.alpha), rtol=1e-5, atol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm2"])  # the second makes levels of its own, between those of the grid
@@ -434,7 +434,7 @@ def test_samples_are_drawn_with_the_label_that_the_config_names(solver):
     np.testing.assert_allclose(states.x0, wanted.x0, rtol=1e-4, atol=1e-5)
 
 
-def test_the_times_of_edm_are_drawn_as_its_docstring_says():
+def test_the_times_of_edm_have_the_distribution_of_its_docstring():
     config = importlib.import_module("configs.edm_unets").get_config()
     z = np.random.default_rng(0).standard_normal(100_000)
     u = 1 / (1 + np.exp(-(config.loss.logit_mean + config.loss.logit_std * z)))
@@ -539,7 +539,7 @@ def test_one_label_stands_for_all(conditional):
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])
-def test_with_a_key_each_a_loss_is_that_of_the_example_alone(num_classes, batch):
+def test_with_one_key_per_example_the_loss_does_not_depend_on_the_batch(num_classes, batch):
     diffusion = dfn.build(small_config(num_classes=num_classes))
     params = some_params(diffusion.init)
     keys = jax.random.split(jax.random.key(3), 8)
@@ -554,7 +554,7 @@ def test_with_a_key_each_a_loss_is_that_of_the_example_alone(num_classes, batch)
 
 
 def test_the_loss_is_that_of_the_network_by_hand(batch):
-    """epsilon, mse: the network's error in the noise, here of a network that says 0: its mean is 1, that of eps^2."""
+    """epsilon, mse: for a network that returns 0 the loss is the mean of eps^2, which is 1."""
     diffusion = dfn.build(small_config())
     params = jax.tree.map(jnp.zeros_like, some_params(diffusion.init))
     many = {"image": jnp.zeros((20_000, 2))}
@@ -575,7 +575,7 @@ def test_dropout_needs_a_key_and_acts_in_training_only():
     assert float(jnp.abs(trained[0] - plain).max()) > 1e-4
 
 
-def test_samples_of_one_key_an_example_do_not_depend_on_the_batch(conditional):
+def test_samples_with_one_key_per_example_do_not_depend_on_the_batch(conditional):
     diffusion, params = conditional
     keys = jax.random.split(jax.random.key(4), 4)
     cond = jnp.array([0, 2, 1, 0])
@@ -662,11 +662,11 @@ def test_every_choice_of_a_config_runs(section):
         assert np.all(np.isfinite(out)), sections
 
 
-# Names of one's own.
+# Names from outside the package.
 
 
 def test_a_solver_a_guidance_a_backbone_and_an_objective_of_ones_own_are_built_by_name(batch):
-    """Each is the library's under another name, so that samples and losses are the same to the bit."""
+    """Each is the package's own under another name, so samples and losses are the same bit for bit."""
     entries = {
         "solvers": {"my_ddim": tables.SolverEntry(lambda settings, inputs: dfn.solvers.ddim(inputs.levels))},
         "guidances": {

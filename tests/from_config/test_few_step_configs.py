@@ -38,7 +38,7 @@ def model(request):
 
 
 def test_an_examples_loss_is_its_own(model):
-    """With a key an example, the loss does not depend on the rest of the batch."""
+    """With one key per example, the loss does not depend on the rest of the batch."""
     diffusion, params = model
     keys = jax.random.split(jax.random.key(2), 8)
     loss, metrics = jax.jit(diffusion.loss)(params, keys, BATCH)
@@ -59,9 +59,9 @@ def test_as_many_evaluations_as_steps(model, steps):
     assert made.trace.x.shape == (steps, 4, 2)
     x = made.trace.x[0]
     np.testing.assert_allclose(made.trace.level.sigma[0], 1.0, rtol=1e-6)  # from pure noise
-    told = made.trace.level.t
-    if isinstance(told, tuple):  # x' = x - (t - t') u, down to 0
-        t, to = (np.asarray(each) for each in told)
+    label = made.trace.level.t
+    if isinstance(label, tuple):  # x' = x - (t - t') u, down to 0
+        t, to = (np.asarray(each) for each in label)
         np.testing.assert_allclose(t, np.linspace(1, 0, steps, endpoint=False), rtol=1e-6)
         np.testing.assert_allclose(to, np.append(t[1:], 0.0), atol=1e-7)
         for here, there in zip(t, to):
@@ -77,7 +77,7 @@ KEYS = 8
 
 
 def own_draws(index):
-    """Keys for time and noise, and (eps, x0) each [1, 2], of example `index`: its key is split in four, as ever."""
+    """The key of example `index`, its time key, and its eps and x0, each [1, 2]: the loss splits the key in four."""
     key = jax.random.split(jax.random.key(2), KEYS)[index : index + 1]
     time_key, noise_key, _, _ = jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(key)
     x0 = BATCH["image"][index : index + 1]
@@ -113,7 +113,7 @@ def test_the_consistency_loss_is_the_change_of_the_end():
     diffusion, noise = dfn.build(config), make_noise(config.noise_schedule)
     params, index, h = some_params(diffusion.init), 1, 3e-3
     _, time_key, eps, x0 = own_draws(index)
-    t = losses.log_normal_level(noise.at, 0.4, 1.4)(time_key, 1).t  # told the network as it is
+    t = losses.log_normal_level(noise.at, 0.4, 1.4)(time_key, 1).t  # the time label is t itself
     angle = jnp.pi / 2 * t[:, None]
 
     def end(a):
@@ -186,7 +186,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_backbone_is_told_a_second_time(name):
+def test_a_backbone_is_conditioned_on_a_second_time(name):
     net, shape = NETS[name]
     module: nn.Module = TwoTimeConditioned(net)
     x, t, cond = jax.random.normal(jax.random.key(0), shape), jnp.linspace(0.2, 1.0, 4), jnp.arange(4)
@@ -195,7 +195,7 @@ def test_a_backbone_is_told_a_second_time(name):
     assert run(t).shape == shape
     np.testing.assert_array_equal(run(t), run((t, t)))  # t alone is a step of no length
     np.testing.assert_allclose(run((0.7, 0.2)), run((jnp.full(4, 0.7), jnp.full(4, 0.2))), rtol=1e-5, atol=1e-6)
-    # It hears r, and so does its derivative along the flow.
+    # The output depends on r.
     _, slope = jax.jvp(lambda r: run((t, r)), (0.5 * t,), (jnp.ones(4),))
     assert np.all(np.max(np.abs(slope).reshape(4, -1), axis=1) > 1e-4)
 
@@ -203,12 +203,12 @@ def test_a_backbone_is_told_a_second_time(name):
 def test_labels_are_not_the_length_of_a_step():
     """A step of half the way is 500 labels of a thousand, and half a time in the channel."""
     x, params = jnp.ones((2, 3)), {}
-    told = TwoTimeConditioned(_Shown(), label_scale=1000.0).apply(params, x, (900.0, 400.0))
-    np.testing.assert_allclose(told, 0.5, rtol=1e-6)
+    out = TwoTimeConditioned(_Shown(), label_scale=1000.0).apply(params, x, (900.0, 400.0))
+    np.testing.assert_allclose(out, 0.5, rtol=1e-6)
 
 
 class _Shown(nn.Module):
-    """Puts out the last channel that it is given, in every channel."""
+    """Returns its last input channel in every channel."""
 
     @nn.compact
     def __call__(self, x, t, cond=None, *, train=False):

@@ -59,7 +59,7 @@ def test_vlb_is_the_bound_weighted_by_importance():
         ("vlb", {"loss": {"weight": "min_snr"}}, "set loss.loss_type to 'mse' and loss.weight to 'simple'"),
         ("hybrid", {"variance": "fixed_small", "backbone": {"learned_variance": False}}, "trains a learned variance"),
         ("hybrid", {"loss": {"objective": "denoising"}}, "set config.loss.objective to 'hybrid' or 'vlb'"),
-        ("hybrid", {"backbone": {"learned_variance": False}}, "the network puts out no variance"),
+        ("hybrid", {"backbone": {"learned_variance": False}}, "the network has no variance output"),
     ],
 )
 def test_combinations_that_do_not_fit_are_refused(arg, sections, message):

@@ -40,8 +40,8 @@ def test_levels_are_those_of_the_process(name):
     wanted, level = process(t), noise.level(u)
     np.testing.assert_allclose(level.alpha, wanted.alpha, rtol=1e-12)
     np.testing.assert_allclose(level.sigma, wanted.sigma, rtol=1e-12)
-    told = np.log(wanted.sigma / wanted.alpha) / 4 if name == "edm" else 1000 * t
-    np.testing.assert_allclose(level.t, told, rtol=1e-10)
+    label = np.log(wanted.sigma / wanted.alpha) / 4 if name == "edm" else 1000 * t
+    np.testing.assert_allclose(level.t, label, rtol=1e-10)
     grid = noise.grid("trailing", 4)
     np.testing.assert_allclose(grid.sigma, process(process.t_max * np.array([1, 0.75, 0.5, 0.25])).sigma, rtol=1e-12)
     np.testing.assert_allclose(noise.grid("trailing", 1).sigma, process(process.t_max).sigma, rtol=1e-12)
@@ -59,7 +59,7 @@ def test_the_ends_and_sigmas_of_a_config_reach_the_process():
         ({"noise_schedule": {"process": "heat"}}, "noise_schedule.process must be one of .*flow.*table.*; got 'heat'"),
         ({"noise_schedule": {"process": "vp", "sigma_max": 3.0}}, "'vp' has none: leave it None"),
         ({"noise_schedule": {"process": "edm"}}, "set it to 'log_sigma' or 'sigma'"),
-        ({"noise_schedule": {"process": "flow"}}, "'epsilon' says nothing about x0 at pure noise"),
+        ({"noise_schedule": {"process": "flow"}}, "'epsilon' does not determine x0 at pure noise"),
         (
             {"noise_schedule": {"process": "flow", "time_label": "log_sigma"}, "parameterization": "velocity"},
             "infinite at pure noise",
@@ -137,8 +137,8 @@ def test_the_score_of_a_scaled_output():
     parameterization = parameterizations.scaled_score(4.0)
     out = parameterizations.target(parameterization, x0, eps, level)
     np.testing.assert_allclose(4.0 * out, -eps / 0.6, rtol=1e-6)
-    told = parameterizations.to_prediction(parameterization, out, 0.8 * x0 + 0.6 * eps, level)
-    np.testing.assert_allclose(told.x0, x0, rtol=1e-5)
+    prediction = parameterizations.to_prediction(parameterization, out, 0.8 * x0 + 0.6 * eps, level)
+    np.testing.assert_allclose(prediction.x0, x0, rtol=1e-5)
 
 
 def test_importance_sampled_timesteps_leave_the_expected_loss():
@@ -169,7 +169,7 @@ def test_coupled_noise_is_used():
     params = jax.tree.map(jnp.zeros_like, jax.eval_shape(diffusion.init, jax.random.key(0)))
     x0, noise = jnp.full((3, 2), 0.5), jnp.full((3, 2), -1.0)
     batch = {"image": x0, "label": jnp.zeros(3, jnp.int32), "noise": noise}
-    loss, _ = diffusion.loss(params, jax.random.key(0), batch)  # of a network that puts out 0
+    loss, _ = diffusion.loss(params, jax.random.key(0), batch)  # the network returns 0
     np.testing.assert_allclose(loss, 1.5**2, rtol=1e-6)
 
 
