@@ -1,4 +1,4 @@
-"""The text encoder of CLIP (CLIPTextModel, with or without projection): its config, the names of its tensors.
+"""The text encoder of CLIP (CLIPTextModel, with or without projection): config and tensor names.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021),
 https://arxiv.org/abs/2103.00020.
@@ -19,8 +19,8 @@ from diffusers_fn.pretrained.entries import Entry, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
-HIGHEST = 2  # configs that call this the end of text mean the highest id
-# How the reference was trained, exported and run.
+HIGHEST = 2  # an eos_token_id of 2 means that the end of text is the highest id
+# Settings of training, export and runtime.
 UNUSED = [
     "architectures",
     "attention_dropout",
@@ -45,9 +45,9 @@ UNUSED = [
 
 
 def from_config(config: Mapping[str, Any]) -> ClipTextEncoder:
-    """Returns the ClipTextEncoder without projection that a CLIPTextModel of this config is.
+    """Returns the ClipTextEncoder, without projection, of a CLIPTextModel with this config.
 
-    Raises ValueError for a config that it cannot be, saying why.
+    Raises ValueError for a config that is not supported.
 
     >>> sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
     >>> from_config(sizes | {"eos_token_id": 2}) == ClipTextEncoder()
@@ -68,7 +68,7 @@ def from_config(config: Mapping[str, Any]) -> ClipTextEncoder:
 
 
 def from_projected_config(config: Mapping[str, Any]) -> ClipTextEncoder:
-    """Returns the ClipTextEncoder with projection that a CLIPTextModelWithProjection of this config is.
+    """Returns the ClipTextEncoder of a CLIPTextModelWithProjection with this config.
 
     Raises ValueError as `from_config` does.
 
@@ -79,9 +79,9 @@ def from_projected_config(config: Mapping[str, Any]) -> ClipTextEncoder:
 
 
 def to_config(module: ClipTextEncoder) -> dict[str, Any]:
-    """Returns the config of the CLIPTextModel, with projection if the module has one, that this network is.
+    """Returns the config of this network as a CLIPTextModel, or CLIPTextModelWithProjection if it has a projection.
 
-    Raises ValueError for an activation that has no name there.
+    Raises ValueError for an activation that the reference does not have.
 
     >>> to_config(ClipTextEncoder.open_clip_g())["architectures"]
     ['CLIPTextModelWithProjection']
@@ -106,7 +106,7 @@ def to_config(module: ClipTextEncoder) -> dict[str, Any]:
 
 
 def inputs(module: ClipTextEncoder) -> tuple[Any, ...]:
-    """Returns the shape of ids for which the module makes its parameters.
+    """Returns the shape of token ids with which `init` makes all parameters.
 
     >>> inputs(ClipTextEncoder())[0].shape
     (1, 1)
@@ -115,7 +115,7 @@ def inputs(module: ClipTextEncoder) -> tuple[Any, ...]:
 
 
 def entries(module: ClipTextEncoder) -> list[Entry]:
-    """Returns the entries of all parameters. Only with a projection do the names begin with "text_model.".
+    """Returns the entries of all parameters. Names begin with "text_model." only if there is a projection.
 
     >>> [entry.names[0] for entry in entries(ClipTextEncoder(num_layers=0))][:2]
     ['embeddings.token_embedding.weight', 'embeddings.position_embedding.weight']
@@ -136,7 +136,7 @@ def entries(module: ClipTextEncoder) -> list[Entry]:
 
 
 def constants(module: ClipTextEncoder) -> list[Constant]:
-    """Returns the position ids that older checkpoints hold.
+    """Returns the position ids, which only older checkpoints have.
 
     >>> constants(ClipTextEncoder())[0].value.shape
     (1, 77)
@@ -150,7 +150,7 @@ def _prefix(module: ClipTextEncoder) -> str:
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that matter, with the reference's defaults."""
+    """Returns the fields on which the network depends, with the reference's defaults."""
     defaults = {
         "vocab_size": 49_408,
         "hidden_size": 512,
@@ -169,7 +169,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-# Configs that name no architecture say only that it is a text model: then the family must be given.
+# A config without architectures has only the model_type, which both families share: then pass the family to load.
 _PLAIN = ("CLIPTextModel", "clip_text_model")
 _PROJECTED = ("CLIPTextModelWithProjection", "clip_text_model")
 
@@ -181,7 +181,7 @@ family = Family(
     entries,
     inputs,
     constants,
-    rename=lambda name: name.removeprefix("text_model."),  # as the reference wrote it before its version 5
+    rename=lambda name: name.removeprefix("text_model."),  # written by transformers before version 5
 )
 projected_family = Family(
     "clip_text_projected", _PROJECTED, from_projected_config, to_config, entries, inputs, constants

@@ -1,9 +1,9 @@
-"""The networks of EDM (SongUNet and DhariwalUNet): their configs, the names and layouts of their tensors.
+"""The networks of EDM (SongUNet and DhariwalUNet): configs, tensor names and layouts.
 
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022),
 https://arxiv.org/abs/2206.00364. The config holds the keyword arguments of a preconditioned network, with `precond` and
-`model_type` for the two classes. The module is the network F inside; what the preconditioning does to its input and
-output is a parameterization.
+`model_type` for the classes of the preconditioning and of the network. The module is the inner network F; its
+preconditioning is a parameterization here (`parameterizations.edm`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNUSED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_mi
 
 
 def from_config(config: Mapping[str, Any]) -> SongUNet | DhariwalUNet:
-    """Returns the network F of these arguments; ValueError for arguments that it cannot have.
+    """Returns the network F with these arguments; ValueError for arguments that are not supported.
 
     >>> config = {"precond": "VPPrecond", "model_type": "SongUNet", "img_resolution": 32, "img_channels": 3}
     >>> from_config(config).num_res_blocks
@@ -84,13 +84,13 @@ def from_config(config: Mapping[str, Any]) -> SongUNet | DhariwalUNet:
 
 
 def to_config(module: SongUNet | DhariwalUNet) -> dict[str, Any]:
-    """Returns the arguments that make this network, inside EDM's preconditioning, or iDDPM's for a learned variance.
+    """Returns the arguments of this network in EDM's preconditioning, or in iDDPM's if the variance is learned.
 
     >>> to_config(SongUNet.ncsnpp(out_channels=3))["encoder_type"]
     'residual'
     """
     if isinstance(module, SongUNet) and module.sigma_labels:
-        raise ValueError("EDM's networks hear c_noise: this family's modules must have sigma_labels=False")
+        raise ValueError("EDM's networks take c_noise as t: modules of this family must have sigma_labels=False")
     config: dict[str, Any] = {
         "precond": "iDDPMPrecond" if module.learned_variance else "EDMPrecond",
         "model_type": type(module).__name__,
@@ -116,7 +116,7 @@ def to_config(module: SongUNet | DhariwalUNet) -> dict[str, Any]:
 
 
 def inputs(module: SongUNet | DhariwalUNet) -> tuple[Any, ...]:
-    """Returns shapes of x and t for which the module makes its parameters.
+    """Returns shapes of x and t with which `init` makes all parameters.
 
     >>> inputs(SongUNet(out_channels=3))[0].shape
     (1, 32, 32, 3)
@@ -157,7 +157,7 @@ def entries(module: SongUNet | DhariwalUNet) -> list[Entry]:
 
 
 def constants(module: SongUNet | DhariwalUNet) -> list[Constant]:
-    """Returns the filters that the reference keeps beside the convolutions, and iDDPM's noise levels.
+    """Returns the resampling filters that the reference stores per layer, and iDDPM's noise levels.
 
     >>> constants(SongUNet(out_channels=3))[0].value.shape
     (1, 1, 2, 2)
@@ -183,7 +183,7 @@ family = Family("edm", (*EDM_PRECONDS, "SongUNet", "DhariwalUNet"), from_config,
 
 
 def _layers(module: SongUNet | DhariwalUNet) -> list[tuple[str, str, int, str]]:
-    """Returns (path, name, channels, kind) of everything that has parameters, the embedding left out."""
+    """Returns (path, name, channels, kind) per layer with parameters, without the embedding."""
     song = isinstance(module, SongUNet)
     widths = [module.channels * multiplier for multiplier in module.channel_multipliers]
     attends = [module.image_size // 2**level in module.attention_resolutions for level in range(len(widths))]
@@ -245,7 +245,7 @@ def _size(module: SongUNet | DhariwalUNet, level: int) -> str:
 
 
 def _iddpm_sigmas() -> np.ndarray:
-    """Returns u_0 .. u_1000 of Karras et al. (2022), table 1 and equation 168: iDDPM's levels, largest first."""
+    """Returns u_0 .. u_1000 of Karras et al. (2022), table 1 and eq. 168: iDDPM's noise levels, largest first."""
     steps = np.arange(1001)
     alpha_bar = np.sin(0.5 * np.pi * steps / 1000 / 1.008) ** 2
     u = np.zeros(1001)

@@ -1,4 +1,4 @@
-"""A small network with every kind of thing that families have, and its checkpoint."""
+"""A small family that uses every feature of `Family`, and its checkpoint."""
 
 import json
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from diffusers_fn.pretrained.safetensors_file import write_safetensors
 
 
 class Net(nn.Module):
-    """A convolution, one kernel that torch keeps in two halves, and a norm."""
+    """A convolution, a kernel that torch stores as two tensors, a norm and a dense layer."""
 
     width: int = 8
 
@@ -71,7 +71,7 @@ SHAPES = {
 
 @pytest.fixture
 def net(tmp_path):
-    """The family, its tensors, and a way to write them down as a checkpoint."""
+    """The family, its module and tensors, and functions that write them as a checkpoint."""
     rng = np.random.default_rng(0)
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
     tensors["table"] = np.sin(np.arange(6, dtype=np.float32))[None]

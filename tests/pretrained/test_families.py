@@ -1,4 +1,4 @@
-"""Every family on every network of the references that is stored here: read, checked, and written back bit by bit."""
+"""Every family with every stored network of the references: loaded, checked, and saved again bit for bit."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ PREFIXES = {
     "uvit": "uvit",
     "vae_kl": "autoencoder_kl",
 }
-# Stored as files, and one that is stored by the names and shapes of its tensors alone.
+# The networks stored as files, and one of which only tensor names and shapes are stored.
 NETS = sorted([path.parent.name for path in GOLDEN.glob("*/weights.safetensors")] + ["guided_superres"])
 
 

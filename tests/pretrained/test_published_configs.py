@@ -1,4 +1,4 @@
-"""The config.json files of well-known checkpoints, older spellings included, describe the networks that they should."""
+"""The config.json files of well-known checkpoints, older formats included, give the right networks."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The reader and writer of safetensors: the reference's bytes, and every lie that a header can tell."""
+"""The reader and writer of safetensors files: the reference's bytes, and every kind of invalid header."""
 
 import io
 import json
@@ -16,7 +16,7 @@ A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(4, dtype=np.float
 
 
 def file_bytes(header, data, *, length=None):
-    """Returns a file with this header (a dict, or its bytes), this data, and a length that may be wrong."""
+    """Returns a file with this header (a dict, or bytes), this data, and a header length that may be wrong."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
@@ -89,9 +89,9 @@ DATA = A.tobytes() + B.tobytes()
 DAMAGED = {
     "empty": (b"", "0 bytes"),
     "five bytes": (b"12345", "5 bytes"),
-    "cut in the header": (file_bytes(GOOD, DATA)[:40], "may be cut off"),
-    "cut in the data": (file_bytes(GOOD, DATA)[:-1], "may be cut off"),
-    "no data": (file_bytes(GOOD, b""), "may be cut off"),
+    "truncated header": (file_bytes(GOOD, DATA)[:40], "may be truncated"),
+    "truncated data": (file_bytes(GOOD, DATA)[:-1], "may be truncated"),
+    "no data": (file_bytes(GOOD, b""), "may be truncated"),
     "bytes after the data": (file_bytes(GOOD, DATA + b"x"), "take 32 bytes, but 33"),
     "a header longer than the file": (file_bytes(GOOD, DATA, length=10_000), "claims 10000 bytes"),
     "a header longer than any": (file_bytes(GOOD, DATA, length=2**64 - 1), "more than the 100000000 allowed"),
@@ -102,20 +102,20 @@ DAMAGED = {
     "not UTF-8": (file_bytes(b'{"\xff": 1}', b""), "JSON cannot be read"),
     "JSON and more": (file_bytes(b"{} {}", b""), "JSON cannot be read"),
     "a deep nest": (file_bytes(b'{"a":' + b"[" * 100_000, b""), "nested too deeply"),
-    "NaN": (file_bytes(b'{"a": NaN}', b""), "no JSON number"),
+    "NaN": (file_bytes(b'{"a": NaN}', b""), "not a JSON number"),
     "a name twice": (
         file_bytes(b'{"a":%s,"a":%s}' % ((json.dumps(entry(0, 24, [2, 3])).encode(),) * 2), A.tobytes()),
-        "'a' is there twice",
+        "'a' occurs twice",
     ),
     "a field twice": (
         file_bytes(b'{"a":{"dtype":"F32","shape":[6],"shape":[2,3],"data_offsets":[0,24]}}', A.tobytes()),
-        "'shape' is there twice",
+        "'shape' occurs twice",
     ),
     "an overlap": (file_bytes(GOOD | {"b": entry(20, 28, [4], "F16")}, DATA[:-4]), "overlaps"),
     "the same bytes twice": (file_bytes({"a": entry(0, 24, [6]), "c": entry(0, 24, [6])}, A.tobytes()), "overlaps"),
-    "a hole": (file_bytes(GOOD | {"b": entry(28, 36, [4], "F16")}, DATA + b"1234"), "leaves a hole"),
-    "a hole at the beginning": (file_bytes({"a": entry(4, 28, [6])}, DATA[:28]), "leaves a hole"),
-    "offsets beyond the file": (file_bytes(GOOD | {"b": entry(24, 40, [8], "F16")}, DATA), "may be cut off"),
+    "a gap": (file_bytes(GOOD | {"b": entry(28, 36, [4], "F16")}, DATA + b"1234"), "leaves a gap"),
+    "a gap at the beginning": (file_bytes({"a": entry(4, 28, [6])}, DATA[:28]), "leaves a gap"),
+    "offsets beyond the file": (file_bytes(GOOD | {"b": entry(24, 40, [8], "F16")}, DATA), "may be truncated"),
     "offsets that do not fit the shape": (file_bytes({"a": entry(0, 24, [2, 4])}, A.tobytes()), "takes 32 bytes"),
     "offsets the wrong way": (file_bytes({"a": entry(24, 0, [2, 3])}, A.tobytes()), "takes 24 bytes"),
     "negative offsets": (file_bytes({"a": entry(-24, 0, [2, 3])}, A.tobytes()), "integers >= 0"),
@@ -143,7 +143,7 @@ def test_a_damaged_file_is_refused_and_named(tmp_path, case):
     content, message = DAMAGED[case]
     path = tmp_path / "net.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"net\.safetensors is not a sound safetensors file: .*{message}"):
+    with pytest.raises(ValueError, match=rf"net\.safetensors is not a valid safetensors file: .*{message}"):
         open_safetensors(path)
 
 
@@ -162,10 +162,10 @@ def test_any_few_bytes_changed_in_the_header_are_refused_or_change_nothing_that_
         except ValueError:
             continue
         opened += 1
-        # A changed name is still a file. What can be read fills the data exactly.
+        # A changed name is still valid. The tensors that are read must fill the data exactly.
         assert b"".join(tensor.read().tobytes() for tensor in tensors.values()) == DATA
         assert [tensor.shape for tensor in tensors.values()] in ([(2, 3), (4,)], [(3, 2), (4,)])
-    assert 0 < opened < 750  # the test sees both
+    assert 0 < opened < 750  # both outcomes occur
 
 
 def test_a_file_that_is_not_there_or_cannot_be_read_is_the_systems_error(tmp_path):

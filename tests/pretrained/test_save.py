@@ -1,4 +1,4 @@
-"""Parameters to checkpoints: what was read comes back bit by bit, whole or not at all."""
+"""Parameters to checkpoints: saved bit for bit as loaded, completely or not at all."""
 
 import json
 import os
@@ -85,7 +85,7 @@ GUIDED = {"norm_eps": 1e-5, "time_cos_first": True, "time_freq_shift": 0, "downs
     [
         (UNet(**SMALL), "guided_unet", "norm_eps is 1e-06, not 1e-05; time_cos_first is False, not True"),
         (UNet(**SMALL, **GUIDED, norm_groups=8), "guided_unet", "norm_groups is 8, not 32"),
-        (DiT(num_classes=3), "dit_diffusers", "set in_channels of this DiT: config.json holds it"),
+        (DiT(num_classes=3), "dit_diffusers", "set in_channels of this DiT: config.json stores it"),
         (DiT(in_channels=4, num_classes=3, gelu_approximate=False), "dit", "gelu_approximate is False, not True"),
         (UViT(in_channels=3, null_class=False, learned_variance=True), "uvit", "out_channels is 6, not 3"),
         (SongUNet(out_channels=3, mid_divisor=1.0), "edm", "mid_divisor is 1.0, not 1.41"),
@@ -117,7 +117,7 @@ def test_a_checkpoint_is_a_new_folder(net, tmp_path):
     before = contents(tmp_path / "empty" / "model.safetensors")
     (tmp_path / "file").write_text("")
     for name in ("empty", "file"):
-        with pytest.raises(ValueError, match="a checkpoint is a new folder"):
+        with pytest.raises(ValueError, match="a checkpoint must be a new folder"):
             pretrained.save(tmp_path / name, net.module, params, net.family)
     assert contents(tmp_path / "empty" / "model.safetensors") == before
 
