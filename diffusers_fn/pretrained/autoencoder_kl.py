@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import AutoencoderKL
 from diffusers_fn.pretrained.entries import Entry, conv, norm
 from diffusers_fn.pretrained.family import Family, read_config
+from diffusers_fn.pretrained.layouts import pointwise
 from diffusers_fn.pretrained.unet2d_blocks import attention
-from diffusers_fn.pretrained.unet_layouts import pointwise
+
+__all__ = ["DECODER_BLOCKS", "ENCODER_BLOCKS", "entries", "family", "from_config", "inputs", "rename", "to_config"]
 
 ENCODER_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 DECODER_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")

@@ -13,7 +13,18 @@ import numpy as np
 
 from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Constant, Family
-from diffusers_fn.pretrained.safetensors_file import Stored
+from diffusers_fn.pretrained.safetensors_file import StoredTensor
+
+__all__ = [
+    "Shapes",
+    "check_constant",
+    "check_entries",
+    "check_tensors",
+    "is_floating",
+    "raise_if_any",
+    "shape_mismatches",
+    "tensor_shapes",
+]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -36,7 +47,11 @@ def check_entries(module: nn.Module, family: Family, shapes: Shapes) -> Sequence
 
 
 def check_tensors(
-    stored: Mapping[str, Stored], entries: Sequence[Entry], constants: Sequence[Constant], shapes: Shapes, dtype: Any
+    stored: Mapping[str, StoredTensor],
+    entries: Sequence[Entry],
+    constants: Sequence[Constant],
+    shapes: Shapes,
+    dtype: Any,
 ) -> None:
     """Raises ValueError unless the tensors match the entries and constants and can be converted to parameters."""
     expected = {name: shape for entry in entries for name, shape in tensor_shapes(entry, shapes[entry.path]).items()}
@@ -55,7 +70,7 @@ def check_tensors(
         {
             "missing": sorted(missing),
             "unexpected": sorted(set(stored) - set(expected) - {constant.name for constant in constants}),
-            "of the wrong shape": different(given, {**expected, **fixed}),
+            "of the wrong shape": shape_mismatches(given, {**expected, **fixed}),
             "not of floating type": [f"{name}: {stored[name].dtype}" for name in not_floating],
             "of several dtypes in one parameter (pass dtype)": mixed,
             "of a 64-bit dtype, with jax_enable_x64 off (pass dtype)": too_wide if not not_floating else [],
@@ -63,7 +78,7 @@ def check_tensors(
     )
 
 
-def check_constant(constant: Constant, stored: Stored) -> None:
+def check_constant(constant: Constant, stored: StoredTensor) -> None:
     """Raises ValueError if a stored constant differs from its value by more than its precision allows."""
     expected, found = np.asarray(constant.value, np.float64), np.asarray(stored.read(), np.float64)
     stored.release()
@@ -87,7 +102,7 @@ def is_floating(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def different(given: Shapes, expected: Shapes) -> list[str]:
+def shape_mismatches(given: Shapes, expected: Shapes) -> list[str]:
     """Returns one phrase per shape that is not as expected."""
     pairs = ((name, given[name], expected[name]) for name in sorted(expected) if name in given)
     return [f"{name} {list(shape)} instead of {list(wanted)}" for name, shape, wanted in pairs if shape != wanted]

@@ -18,10 +18,22 @@ from diffusers_fn.backbones.clip_text import exact_gelu, quick_gelu
 from diffusers_fn.pretrained.entries import Entry, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 
+__all__ = [
+    "ACTIVATIONS",
+    "constants",
+    "entries",
+    "family",
+    "from_config",
+    "from_projected_config",
+    "inputs",
+    "projected_family",
+    "to_config",
+]
+
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
-HIGHEST = 2  # an eos_token_id of 2 means that the end of text is the highest id
+_HIGHEST_ID = 2  # an eos_token_id of 2 means that the end of text is the highest id
 # Settings of training, export and runtime.
-UNUSED = [
+_UNUSED = [
     "architectures",
     "attention_dropout",
     "bos_token_id",
@@ -62,7 +74,7 @@ def from_config(config: Mapping[str, Any]) -> ClipTextEncoder:
         num_heads=fields["num_attention_heads"],
         mlp_width=fields["intermediate_size"],
         activation=ACTIVATIONS[fields["hidden_act"]],
-        eos_id=None if fields["eos_token_id"] == HIGHEST else fields["eos_token_id"],
+        eos_id=None if fields["eos_token_id"] == _HIGHEST_ID else fields["eos_token_id"],
         norm_eps=fields["layer_norm_eps"],
     )
 
@@ -99,7 +111,7 @@ def to_config(module: ClipTextEncoder) -> dict[str, Any]:
         "num_attention_heads": module.num_heads,
         "intermediate_size": module.mlp_width,
         "hidden_act": activations[0],
-        "eos_token_id": HIGHEST if module.eos_id is None else module.eos_id,
+        "eos_token_id": _HIGHEST_ID if module.eos_id is None else module.eos_id,
         "layer_norm_eps": module.norm_eps,
     }
     return config if module.projection_width is None else config | {"projection_dim": module.projection_width}
@@ -163,7 +175,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
         "layer_norm_eps": 1e-5,
         "eos_token_id": 49_407,
     }
-    fields = read_config(config, optional=defaults, unused=UNUSED)
+    fields = read_config(config, optional=defaults, unused=_UNUSED)
     if fields["hidden_act"] not in ACTIVATIONS:
         raise ValueError(f"hidden_act must be one of {sorted(ACTIVATIONS)}; got {fields['hidden_act']!r}")
     return fields

@@ -16,16 +16,18 @@ from diffusers_fn.pretrained.checks import (
     check_constant,
     check_entries,
     check_tensors,
-    different,
     is_floating,
     raise_if_any,
+    shape_mismatches,
     tensor_shapes,
 )
 from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Family
-from diffusers_fn.pretrained.safetensors_file import Stored
+from diffusers_fn.pretrained.safetensors_file import StoredTensor
 
-Described = dict[str, tuple[tuple[int, ...], np.dtype]]
+__all__ = ["TensorSpecs", "describe_tensors", "from_torch", "parameter_shapes", "to_torch"]
+
+TensorSpecs = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 def from_torch(
@@ -43,7 +45,7 @@ def from_torch(
     from a view of the tensors: memory beyond the parameters themselves is bounded by the largest of them.
 
     Args:
-      tensors: {name: NumPy array, or `Stored`}.
+      tensors: {name: NumPy array, or `StoredTensor`}.
       module, family: the module that the tensors belong to, and its family.
       sharding: where the parameters go: None for the default device; one jax.sharding.Sharding for all; a tree of
         them like the parameters; or a function (path, shape) -> Sharding, with a path like "conv_in/kernel".
@@ -64,7 +66,7 @@ def from_torch(
     """
     if dtype is not None and not is_floating(np.dtype(dtype)):
         raise ValueError(f"dtype must be None or a floating type; got {np.dtype(dtype)}")
-    stored = _renamed({name: _stored(value) for name, value in tensors.items()}, family)
+    stored = _renamed({name: _as_stored(value) for name, value in tensors.items()}, family)
     shapes = parameter_shapes(module, family)
     entries = check_entries(module, family, shapes)
     constants = family.constants(module)
@@ -72,14 +74,14 @@ def from_torch(
     for constant in constants:
         if constant.name in stored and constant.value is not None:
             check_constant(constant, stored[constant.name])
-    place = _placement(sharding, shapes)
+    sharding_of = _sharding_by_path(sharding, shapes)
 
     params = {}
     for entry in entries:
         sources = [stored[name] for name in entry.names]
         wanted = np.dtype(dtype or sources[0].dtype)
         whole = entry.to_linen(*[source.read() for source in sources])
-        leaf = _placed(whole, entry, wanted, place(entry.path), allow_nonfinite)
+        leaf = _place(whole, entry, wanted, sharding_of(entry.path), allow_nonfinite)
         params[entry.path] = jax.block_until_ready(leaf)  # so that pending copies to a device do not pile up
         for source in sources:
             source.release()
@@ -106,7 +108,7 @@ def to_torch(params: Mapping[str, Any], module: nn.Module, family: Family) -> di
 
 def describe_tensors(
     params: Mapping[str, Any], module: nn.Module, family: Family
-) -> tuple[Described, Iterator[tuple[str, np.ndarray]]]:
+) -> tuple[TensorSpecs, Iterator[tuple[str, np.ndarray]]]:
     """Returns ({name: (shape, dtype)}, an iterator over (name, tensor)) of the reference's state dict.
 
     Raises:
@@ -120,7 +122,7 @@ def describe_tensors(
         {
             "missing": sorted(set(shapes) - set(flat)),
             "unexpected": sorted(set(flat) - set(shapes)),
-            "of the wrong shape": different({path: np.shape(leaf) for path, leaf in flat.items()}, shapes),
+            "of the wrong shape": shape_mismatches({path: np.shape(leaf) for path, leaf in flat.items()}, shapes),
         },
     )
     dtypes = {np.dtype(leaf.dtype) for leaf in flat.values()}
@@ -132,17 +134,17 @@ def describe_tensors(
         one_dtype = len(dtypes) == 1 and is_floating(array.dtype)
         arrays[constant.name] = array.astype(next(iter(dtypes))) if one_dtype else array
 
-    described: Described = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    specs: TensorSpecs = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     for entry in entries:
         for name, shape in tensor_shapes(entry, shapes[entry.path]).items():
-            described[name] = shape, np.dtype(flat[entry.path].dtype)
+            specs[name] = shape, np.dtype(flat[entry.path].dtype)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         yield from arrays.items()
         for entry in entries:
             yield from zip(entry.names, entry.to_torch(np.asarray(flat[entry.path])), strict=True)
 
-    return described, tensors()
+    return specs, tensors()
 
 
 def parameter_shapes(module: nn.Module, family: Family) -> Shapes:
@@ -164,16 +166,16 @@ def parameter_shapes(module: nn.Module, family: Family) -> Shapes:
     return {path: leaf.shape for path, leaf in sorted(flat.items())}
 
 
-def _stored(value: Any) -> Stored:
-    if isinstance(value, Stored):
+def _as_stored(value: Any) -> StoredTensor:
+    if isinstance(value, StoredTensor):
         return value
     array = np.asarray(value)
-    return Stored(array.shape, array.dtype, lambda: array)
+    return StoredTensor(array.shape, array.dtype, lambda: array)
 
 
-def _renamed(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
+def _renamed(stored: dict[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
     """Returns the tensors under their current names, which older checkpoints may not have."""
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for name, value in stored.items():
         known = family.rename(name)
         if known in found:
@@ -182,7 +184,7 @@ def _renamed(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
     return found
 
 
-def _placement(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sharding | None]:
+def _sharding_by_path(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sharding | None]:
     """Returns a function path -> sharding from any form of `from_torch`'s argument."""
     if sharding is None or isinstance(sharding, jax.sharding.Sharding):
         return lambda path: sharding
@@ -196,7 +198,7 @@ def _placement(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sh
     return lambda path: flat[path]
 
 
-def _placed(
+def _place(
     whole: np.ndarray, entry: Entry, dtype: np.dtype, sharding: jax.sharding.Sharding | None, allow_nonfinite: bool
 ) -> jax.Array:
     """Returns a parameter on its devices. Every shard is a copy, so later changes of the file have no effect."""

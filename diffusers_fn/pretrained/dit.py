@@ -17,7 +17,9 @@ from diffusers_fn.backbones import DiT
 from diffusers_fn.backbones.transformer import sincos_positions
 from diffusers_fn.pretrained.entries import Entry, conv, linear, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
-from diffusers_fn.pretrained.unet_layouts import heads_out, joint_qkv
+from diffusers_fn.pretrained.layouts import heads_out, joint_qkv
+
+__all__ = ["constants", "entries", "family", "from_config", "inputs", "positions", "to_config"]
 
 
 def from_config(config: Mapping[str, Any]) -> DiT:

@@ -13,11 +13,13 @@ from diffusers_fn.backbones import DiT
 from diffusers_fn.pretrained.dit import inputs, positions
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
-from diffusers_fn.pretrained.unet_layouts import heads_out, separate_qkv
+from diffusers_fn.pretrained.layouts import heads_out, separate_qkv
+
+__all__ = ["ACTIVATIONS", "constants", "entries", "family", "from_config", "to_config"]
 
 ACTIVATIONS = {"gelu-approximate": True, "gelu": False}
 # Fields of older configs, from when one class implemented all transformers.
-OLDER = {
+_LEGACY_FIELDS = {
     "attention_type": "default",
     "caption_channels": None,
     "cross_attention_dim": None,
@@ -52,7 +54,7 @@ def from_config(config: Mapping[str, Any]) -> DiT:
             "norm_elementwise_affine": False,
             "norm_eps": 1e-5,
         },
-        only={"norm_type": "ada_norm_zero", **OLDER},
+        only={"norm_type": "ada_norm_zero", **_LEGACY_FIELDS},
         unused=["dropout", "norm_num_groups", "upcast_attention"],
     )
     if fields["activation_fn"] not in ACTIVATIONS:

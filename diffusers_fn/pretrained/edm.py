@@ -18,15 +18,17 @@ import numpy as np
 from diffusers_fn.backbones import DhariwalUNet, SongUNet
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
-from diffusers_fn.pretrained.unet_layouts import joint_attention, pointwise
+from diffusers_fn.pretrained.layouts import joint_attention, pointwise
 
-EDM_PRECONDS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
-SHARED = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.1, "label_dropout": 0}
-SONG = {"model_channels": 128, "channel_mult": (1, 2, 2, 2), "num_blocks": 4, "attn_resolutions": (16,)}
-SONG |= {"embedding_type": "positional", "channel_mult_noise": 1, "resample_filter": (1, 1)}
-SONG |= {"encoder_type": "standard", "decoder_type": "standard"}
-DHARIWAL = {"model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_blocks": 3, "attn_resolutions": (32, 16, 8)}
-UNUSED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "epsilon_t")
+__all__ = ["constants", "entries", "family", "from_config", "inputs", "to_config"]
+
+_PRECONDS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
+_SHARED = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.1, "label_dropout": 0}
+_SONG = {"model_channels": 128, "channel_mult": (1, 2, 2, 2), "num_blocks": 4, "attn_resolutions": (16,)}
+_SONG |= {"embedding_type": "positional", "channel_mult_noise": 1, "resample_filter": (1, 1)}
+_SONG |= {"encoder_type": "standard", "decoder_type": "standard"}
+_DHARIWAL = {"model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_blocks": 3, "attn_resolutions": (32, 16, 8)}
+_UNUSED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "epsilon_t")
 
 
 def from_config(config: Mapping[str, Any]) -> SongUNet | DhariwalUNet:
@@ -38,17 +40,17 @@ def from_config(config: Mapping[str, Any]) -> SongUNet | DhariwalUNet:
     """
     kind = config.get("model_type", "DhariwalUNet" if config.get("precond") in (None, "EDMPrecond") else None)
     song = kind == "SongUNet"
-    if kind not in ("SongUNet", "DhariwalUNet") or config.get("precond", "EDMPrecond") not in EDM_PRECONDS:
+    if kind not in ("SongUNet", "DhariwalUNet") or config.get("precond", "EDMPrecond") not in _PRECONDS:
         raise ValueError(
-            f"model_type must be SongUNet or DhariwalUNet, and precond one of {', '.join(EDM_PRECONDS)}; "
+            f"model_type must be SongUNet or DhariwalUNet, and precond one of {', '.join(_PRECONDS)}; "
             f"got {config.get('model_type')!r} and {config.get('precond')!r}"
         )
     fields = read_config(
         config,
         required=["img_resolution", "img_channels"],
-        optional=SHARED | (SONG if song else DHARIWAL),
+        optional=_SHARED | (_SONG if song else _DHARIWAL),
         only={"M": 1000, "C_1": 0.001, "C_2": 0.008},
-        unused=("model_type", "precond", *UNUSED),
+        unused=("model_type", "precond", *_UNUSED),
     )
     own: dict[str, Any] = {
         "out_channels": fields["img_channels"],
@@ -179,7 +181,7 @@ def constants(module: SongUNet | DhariwalUNet) -> list[Constant]:
     return found + ([Constant("u", _iddpm_sigmas())] if module.learned_variance else [])
 
 
-family = Family("edm", (*EDM_PRECONDS, "SongUNet", "DhariwalUNet"), from_config, to_config, entries, inputs, constants)
+family = Family("edm", (*_PRECONDS, "SongUNet", "DhariwalUNet"), from_config, to_config, entries, inputs, constants)
 
 
 def _layers(module: SongUNet | DhariwalUNet) -> list[tuple[str, str, int, str]]:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["Entry", "conv", "linear", "norm", "same"]
+
 
 class Entry(NamedTuple):
     """One linen parameter and the checkpoint's tensors from which it is made.

@@ -11,6 +11,8 @@ import numpy as np
 
 from diffusers_fn.pretrained.entries import Entry
 
+__all__ = ["Constant", "Family", "different_fields", "read_config"]
+
 
 class Constant(NamedTuple):
     """A tensor that checkpoints hold and the module computes itself: position ids, a fixed table, a filter.
@@ -82,16 +84,16 @@ def read_config(
     {'bias': True, 'depth': 2, 'widths': (8, 16)}
     """
     optional, only = dict(optional or {}), dict(only or {})
-    given = {name: _frozen(value) for name, value in config.items() if not name.startswith("_")}
+    given = {name: _as_tuples(value) for name, value in config.items() if not name.startswith("_")}
     known = {*required, *optional, *only, *unused}
     problems = [f"{name} is missing" for name in required if name not in given]
     problems += [f"{name} is unknown (it is {given[name]!r})" for name in given if name not in known]
     for name, value in only.items():
-        if name in given and given[name] != _frozen(value):
+        if name in given and given[name] != _as_tuples(value):
             problems.append(f"{name} must be {value!r}, the only implemented value; got {given[name]!r}")
     if problems:
         raise ValueError("this config does not fit the family: " + "; ".join(problems))
-    fields = {**{name: _frozen(value) for name, value in optional.items()}, **given}
+    fields = {**{name: _as_tuples(value) for name, value in optional.items()}, **given}
     return {name: fields[name] for name in fields if name in optional or name in required}
 
 
@@ -106,13 +108,13 @@ def different_fields(module: nn.Module, other: nn.Module) -> list[str]:
     >>> different_fields(nn.Dense(3), nn.Dense(3, param_dtype="bfloat16")), different_fields(nn.Dense(3), nn.Dense(4))
     ([], ['features is 3, not 4'])
     """
-    one, another = _meaning(module), _meaning(other)
+    one, another = _defining_fields(module), _defining_fields(other)
     return [f"{name} is {one.get(name)!r}, not {another.get(name)!r}" for name in one if one[name] != another[name]]
 
 
-def _meaning(module: nn.Module) -> dict[str, Any]:
+def _defining_fields(module: nn.Module) -> dict[str, Any]:
     """Returns the fields that define the network, in one canonical form where several forms are equivalent."""
-    found = {f.name: _frozen(getattr(module, f.name)) for f in dataclasses.fields(module) if f.name not in _FREE}
+    found = {f.name: _as_tuples(getattr(module, f.name)) for f in dataclasses.fields(module) if f.name not in _FREE}
     for name, value in found.items():
         if isinstance(value, tuple) and value and isinstance(value[0], bool) and all(v is value[0] for v in value):
             found[name] = value[0]  # (False, False) is the same as False
@@ -127,5 +129,5 @@ def _meaning(module: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -17,7 +17,9 @@ from diffusers_fn.backbones import Classifier
 from diffusers_fn.pretrained.entries import Entry, linear, norm
 from diffusers_fn.pretrained.family import Family, read_config
 from diffusers_fn.pretrained.guided_unet import encoder_entries
-from diffusers_fn.pretrained.unet_layouts import heads_out, joint_qkv, pointwise
+from diffusers_fn.pretrained.layouts import heads_out, joint_qkv, pointwise
+
+__all__ = ["POOL_WIDTH", "entries", "family", "from_config", "inputs", "to_config"]
 
 POOL_WIDTH = 2048
 

@@ -17,6 +17,8 @@ from diffusers_fn.pretrained import guided_unet
 from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Family
 
+__all__ = ["entries", "family", "from_config", "inputs", "to_config"]
+
 
 def from_config(config: Mapping[str, Any]) -> SuperResolution:
     """Returns the network with these arguments; ValueError for arguments that are not supported.

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import Classifier, UNet
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
-from diffusers_fn.pretrained.unet_layouts import joint_attention, pointwise
+from diffusers_fn.pretrained.layouts import joint_attention, pointwise
+
+__all__ = ["encoder_entries", "entries", "family", "from_config", "inputs", "to_config"]
 
 
 def from_config(config: Mapping[str, Any]) -> UNet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,8 @@ from diffusers_fn.pretrained.checkpoint import open_checkpoint
 from diffusers_fn.pretrained.convert import from_torch
 from diffusers_fn.pretrained.family import Family
 
+__all__ = ["FAMILIES", "class_names", "find_family", "load"]
+
 FAMILIES = {
     "autoencoder_kl": autoencoder_kl.family,
     "clip_text": clip_text.family,
@@ -45,6 +47,7 @@ def load(
     path: str | os.PathLike[str],
     family: str | Family | None = None,
     *,
+    families: Sequence[Family] = (),
     config: Mapping[str, Any] | None = None,
     key: str | None = None,
     sharding: Any = None,
@@ -60,7 +63,8 @@ def load(
     Args:
       path: a .safetensors file, an index of several (.index.json), or a folder that holds one of these and a
         config.json. Torch's .bin, .pt and .pth files are read by torch's weights-only loader if torch is installed.
-      family: a name in `FAMILIES`, or a `Family`; None selects the family by the class name in the config.
+      family: a name in `FAMILIES` or `families`, or a `Family`; None selects it by the class name in the config.
+      families: families defined outside this package; they take precedence over those in `FAMILIES`.
       config: the reference's config, if there is no config.json beside the weights.
       key: the key of the state dict in a torch file that holds more than one object, e.g. "ema".
       sharding: where the parameters go: None for the default device; one jax.sharding.Sharding for all; a tree of
@@ -90,7 +94,7 @@ def load(
     config = checkpoint.config if config is None else config
     if config is None:
         raise ValueError(f"there is no config.json beside the weights at {os.fspath(path)}; pass config={{...}}")
-    family = find_family(family, config)
+    family = find_family(family, config, families)
     try:
         module = family.from_config(config)
     except Exception as error:  # of any type: a damaged config fails wherever it is first used
@@ -101,16 +105,19 @@ def load(
     return module, params
 
 
-def find_family(family: str | Family | None, config: Mapping[str, Any]) -> Family:
+def find_family(family: str | Family | None, config: Mapping[str, Any], families: Sequence[Family] = ()) -> Family:
     """Returns the given family, or the one that the config names; ValueError if the two disagree.
+
+    Families are looked up in `families` first, then in `FAMILIES`.
 
     >>> find_family(None, {"_class_name": "UNetModel"}).name
     'guided_unet'
     """
+    known = FAMILIES | {own.name: own for own in families}
     if isinstance(family, str):
-        if family not in FAMILIES:
-            raise ValueError(f"family must be one of {sorted(FAMILIES)} or a Family; got {family!r}")
-        family = FAMILIES[family]
+        if family not in known:
+            raise ValueError(f"family must be one of {sorted(known)} or a Family; got {family!r}")
+        family = known[family]
     named = class_names(config)
     if family is not None:
         if named and not set(named) & set(family.class_names):
@@ -119,11 +126,11 @@ def find_family(family: str | Family | None, config: Mapping[str, Any]) -> Famil
                 f"{', '.join(family.class_names) or 'no class names'}"
             )
         return family
-    found = [known for known in FAMILIES.values() if set(named) & set(known.class_names)]
+    found = _with_class_name(named, families) or _with_class_name(named, FAMILIES.values())
     if len(found) != 1:
         raise ValueError(
             f"the config does not name exactly one known family ({', '.join(named) or 'it has no class name'}); "
-            f"pass family, one of {sorted(FAMILIES)}"
+            f"pass family, one of {sorted(known)}"
         )
     return found[0]
 
@@ -138,3 +145,7 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
     several = architectures if isinstance(architectures, list | tuple) else []
     named = [name for name in (config.get("_class_name"), *several) if isinstance(name, str)]
     return named or [name for name in (config.get("model_type"),) if isinstance(name, str)]
+
+
+def _with_class_name(names: Sequence[str], families: Iterable[Family]) -> list[Family]:
+    return [family for family in families if set(names) & set(family.class_names)]

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import SongUNet
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import different_fields, read_config
+from diffusers_fn.pretrained.layouts import pointwise
 from diffusers_fn.pretrained.unet2d_blocks import attention, res_block
-from diffusers_fn.pretrained.unet_layouts import pointwise
 
-DOWN, UP = ("SkipDownBlock2D", "AttnSkipDownBlock2D"), ("SkipUpBlock2D", "AttnSkipUpBlock2D")
-ONLY = {
+__all__ = ["entries", "from_config", "inputs", "is_ncsnpp", "to_config"]
+
+_DOWN_BLOCKS, _UP_BLOCKS = ("SkipDownBlock2D", "AttnSkipDownBlock2D"), ("SkipUpBlock2D", "AttnSkipUpBlock2D")
+_ONLY = {
     "in_channels": 3,
     "out_channels": 3,
     "center_input_sample": False,
@@ -39,7 +41,7 @@ ONLY = {
     "num_train_timesteps": None,
     "time_embedding_dim": None,
 }
-UNUSED = ("downsample_padding", "downsample_type", "upsample_type", "freq_shift", "flip_sin_to_cos")
+_UNUSED = ("downsample_padding", "downsample_type", "upsample_type", "freq_shift", "flip_sin_to_cos")
 
 
 def is_ncsnpp(config: Mapping[str, Any]) -> bool:
@@ -49,7 +51,7 @@ def is_ncsnpp(config: Mapping[str, Any]) -> bool:
     True
     """
     kinds = [*config.get("down_block_types", ()), *config.get("up_block_types", ())]
-    return bool(kinds) and set(kinds) <= {*DOWN, *UP}
+    return bool(kinds) and set(kinds) <= {*_DOWN_BLOCKS, *_UP_BLOCKS}
 
 
 def from_config(config: Mapping[str, Any]) -> SongUNet:
@@ -64,13 +66,13 @@ def from_config(config: Mapping[str, Any]) -> SongUNet:
     required = ["down_block_types", "up_block_types", "block_out_channels"]
     optional = {"layers_per_block": 2, "mid_block_scale_factor": 1, "dropout": 0.0, "norm_eps": 1e-5}
     fields = read_config(
-        config, required=required, optional={**optional, "sample_size": None}, only=ONLY, unused=UNUSED
+        config, required=required, optional={**optional, "sample_size": None}, only=_ONLY, unused=_UNUSED
     )
     if missing := {"time_embedding_type", "norm_num_groups", "attention_head_dim"} - set(config):
         raise ValueError(f"set {', '.join(sorted(missing))}: the reference's defaults do not fit Skip blocks")
     widths = fields["block_out_channels"]
-    attends = [kind == DOWN[1] for kind in fields["down_block_types"]]
-    if attends != [kind == UP[1] for kind in fields["up_block_types"]][::-1] or len(attends) != len(widths):
+    attends = [kind == _DOWN_BLOCKS[1] for kind in fields["down_block_types"]]
+    if attends != [kind == _UP_BLOCKS[1] for kind in fields["up_block_types"]][::-1] or len(attends) != len(widths):
         raise ValueError(
             "down_block_types and up_block_types must be Skip blocks, one per width, with attention on the same "
             f"levels; got {fields['down_block_types']} and {fields['up_block_types']}"
@@ -112,10 +114,10 @@ def to_config(module: SongUNet) -> dict[str, Any]:
     widths = [module.channels * multiplier for multiplier in module.channel_multipliers]
     attends = [module.image_size // 2**level in module.attention_resolutions for level in range(len(widths))]
     config = {
-        **ONLY,
+        **_ONLY,
         "sample_size": module.image_size,
-        "down_block_types": [DOWN[attend] for attend in attends],
-        "up_block_types": [UP[attend] for attend in attends][::-1],
+        "down_block_types": [_DOWN_BLOCKS[attend] for attend in attends],
+        "up_block_types": [_UP_BLOCKS[attend] for attend in attends][::-1],
         "block_out_channels": widths,
         "layers_per_block": module.num_res_blocks,
         "mid_block_scale_factor": module.mid_divisor,

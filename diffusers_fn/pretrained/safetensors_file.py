@@ -18,8 +18,10 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-MAX_HEADER = 100_000_000  # bytes, as in the reference
-MAX_AXES = 64  # as in NumPy
+__all__ = ["DTYPES", "StoredTensor", "open_safetensors", "strict_json", "write_safetensors"]
+
+_MAX_HEADER_BYTES = 100_000_000  # bytes, as in the reference
+_MAX_AXES = 64  # as in NumPy
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -39,7 +41,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor that is read on demand; its shape and dtype are known without reading it.
 
     Attributes:
@@ -53,7 +55,7 @@ class Stored(NamedTuple):
     release: Callable[[], None] = lambda: None
 
 
-def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Stored]:
+def open_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     """Returns the tensors of a file by name, in the order of the file, without reading their values.
 
     Raises:
@@ -84,16 +86,16 @@ def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Stored]:
 
 def write_safetensors(
     file: BinaryIO,
-    described: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     tensors: Iterable[tuple[str, np.ndarray]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a file: the header from `described`, {name: (shape, dtype)}, then `tensors` one by one, in any order.
+    """Writes a file: the header from `specs`, {name: (shape, dtype)}, then `tensors` one by one, in any order.
 
     The order in the file is the reference's: by decreasing size of the dtype, then by name.
 
     Raises:
-      ValueError: for a dtype that the format does not support, and for tensors that are not as described.
+      ValueError: for a dtype that the format does not support, and for tensors that differ from their spec.
 
     >>> import io
     >>> file = io.BytesIO()
@@ -102,13 +104,13 @@ def write_safetensors(
     b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}  \\x00\\x00\\x80?'
     """
     codes = {dtype: code for code, dtype in DTYPES.items()}
-    for name, (_, dtype) in described.items():
+    for name, (_, dtype) in specs.items():
         if dtype not in codes:
             raise ValueError(f"{name} has dtype {dtype}; safetensors files can hold {sorted(DTYPES)}")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name in sorted(described, key=lambda name: (-described[name][1].itemsize, name)):
-        shape, dtype = described[name]
+    for name in sorted(specs, key=lambda name: (-specs[name][1].itemsize, name)):
+        shape, dtype = specs[name]
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -116,13 +118,13 @@ def write_safetensors(
     file.write(len(text).to_bytes(8, "little") + text)
     written = set()
     for name, array in tensors:
-        if name in written or (array.shape, array.dtype) != described[name]:
-            raise ValueError(f"{name} must be written once, as {described[name]}; got {array.shape}, {array.dtype}")
+        if name in written or (array.shape, array.dtype) != specs[name]:
+            raise ValueError(f"{name} must be written once, as {specs[name]}; got {array.shape}, {array.dtype}")
         written.add(name)
         file.seek(8 + len(text) + header[name]["data_offsets"][0])
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    if written != set(described):
-        raise ValueError(f"described but not written: {sorted(set(described) - written)}")
+    if written != set(specs):
+        raise ValueError(f"tensors in specs that were not written: {sorted(set(specs) - written)}")
 
 
 def strict_json(text: bytes) -> Any:
@@ -155,8 +157,8 @@ def _read_header(file: BinaryIO, size: int) -> tuple[int, Any]:
     if size < 8:
         raise ValueError(f"it has {size} bytes, but the header's length field alone takes 8")
     length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER:
-        raise ValueError(f"its header claims {length} bytes, more than the {MAX_HEADER} allowed")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims {length} bytes, more than the {_MAX_HEADER_BYTES} allowed")
     if 8 + length > size:
         raise ValueError(f"its header claims {length} bytes, but only {size - 8} follow: it may be truncated")
     text = file.read(length)
@@ -192,9 +194,9 @@ def _check_tensor(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], np.
         raise ValueError(f"tensor {name!r} has the unknown dtype {code!r}; allowed are {sorted(DTYPES)}")
     for field, value in (("shape", shape), ("data_offsets", offsets)):
         whole = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
-        if not whole or len(value) > MAX_AXES:
+        if not whole or len(value) > _MAX_AXES:
             raise ValueError(
-                f"tensor {name!r} has {field} {str(value)[:200]}; allowed are at most {MAX_AXES} integers >= 0"
+                f"tensor {name!r} has {field} {str(value)[:200]}; allowed are at most {_MAX_AXES} integers >= 0"
             )
     if len(offsets) != 2:
         raise ValueError(f"tensor {name!r} must have two data_offsets; got {offsets}")
@@ -206,7 +208,7 @@ def _check_tensor(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], np.
     return offsets[0], offsets[1], tuple(shape), DTYPES[code]
 
 
-def _stored(mapped: mmap.mmap, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> Stored:
+def _stored(mapped: mmap.mmap, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> StoredTensor:
     def read() -> np.ndarray:
         return np.frombuffer(mapped, dtype, math.prod(shape), begin).reshape(shape)
 
@@ -215,4 +217,4 @@ def _stored(mapped: mmap.mmap, begin: int, shape: tuple[int, ...], dtype: np.dty
             page = begin - begin % mmap.PAGESIZE
             mapped.madvise(mmap.MADV_DONTNEED, page, begin + math.prod(shape) * dtype.itemsize - page)
 
-    return Stored(shape, dtype, read, release)
+    return StoredTensor(shape, dtype, read, release)

@@ -16,6 +16,8 @@ from diffusers_fn.pretrained.family import Family, different_fields
 from diffusers_fn.pretrained.load import find_family
 from diffusers_fn.pretrained.safetensors_file import write_safetensors
 
+__all__ = ["module_config", "save"]
+
 
 def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, Any], family: str | Family) -> None:
     """Writes a folder with the network in the reference's names and layouts: a safetensors file and config.json.
@@ -48,14 +50,14 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
         raise ValueError(f"{path} exists and is not an empty folder; a checkpoint must be a new folder")
     family = find_family(family, {})
     config = module_config(module, family)
-    described, tensors = describe_tensors(params, module, family)
+    specs, tensors = describe_tensors(params, module, family)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted process with the same id
     temporary.mkdir()
     try:
         with open(temporary / family.weights_name, "wb") as file:
-            write_safetensors(file, described, tensors, {"format": "pt"})  # torch readers require this metadata
+            write_safetensors(file, specs, tensors, {"format": "pt"})  # torch readers require this metadata
             _flush(file)
         with open(temporary / "config.json", "w", encoding="utf-8") as text:
             json.dump(config, text, indent=2, sort_keys=True)

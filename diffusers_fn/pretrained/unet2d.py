@@ -19,7 +19,19 @@ from diffusers_fn.backbones import SongUNet, UNet2D
 from diffusers_fn.pretrained import ncsnpp
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
-from diffusers_fn.pretrained.unet2d_blocks import attention, choose, res_block
+from diffusers_fn.pretrained.unet2d_blocks import attention, check_choice, res_block
+
+__all__ = [
+    "ACTIVATIONS",
+    "constants",
+    "entries",
+    "exact_gelu",
+    "family",
+    "from_config",
+    "inputs",
+    "rename",
+    "to_config",
+]
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
@@ -32,9 +44,9 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS = {"silu": nn.silu, "swish": nn.silu, "mish": jax.nn.mish, "gelu": exact_gelu, "relu": nn.relu}
-DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
-UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
-DEFAULTS: dict[str, Any] = {
+_DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+_UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+_DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "center_input_sample": False,
@@ -76,20 +88,20 @@ def from_config(config: Mapping[str, Any]) -> UNet2D | SongUNet:
     """
     if ncsnpp.is_ncsnpp(config):
         return ncsnpp.from_config(config)
-    fields = read_config(config, optional=DEFAULTS, unused=["sample_size"])
+    fields = read_config(config, optional=_DEFAULTS, unused=["sample_size"])
     down = tuple(kind.removeprefix("UNetRes") for kind in fields["down_block_types"])
     up = tuple(kind.removeprefix("UNetRes") for kind in fields["up_block_types"])[::-1]
-    for name, kinds, known in (("down_block_types", down, DOWN), ("up_block_types", up, UP)):
+    for name, kinds, known in (("down_block_types", down, _DOWN_BLOCKS), ("up_block_types", up, _UP_BLOCKS)):
         if len(kinds) != len(fields["block_out_channels"]) or set(kinds) - set(known):
             raise ValueError(f"{name} must have one of {', '.join(known)} per width; got {fields[name]}")
-    choose(fields, "mid_block_type", ("UNetMidBlock2D", None))
-    choose(fields, "act_fn", tuple(ACTIVATIONS))
-    choose(fields, "downsample_padding", (0, 1))
-    choose(fields, "downsample_type", ("conv", "resnet"))
-    choose(fields, "upsample_type", ("conv", "resnet"))
-    choose(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
-    choose(fields, "time_embedding_type", ("positional", "fourier", "learned"))
-    choose(fields, "class_embed_type", (None, "timestep", "identity"))
+    check_choice(fields, "mid_block_type", ("UNetMidBlock2D", None))
+    check_choice(fields, "act_fn", tuple(ACTIVATIONS))
+    check_choice(fields, "downsample_padding", (0, 1))
+    check_choice(fields, "downsample_type", ("conv", "resnet"))
+    check_choice(fields, "upsample_type", ("conv", "resnet"))
+    check_choice(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
+    check_choice(fields, "time_embedding_type", ("positional", "fourier", "learned"))
+    check_choice(fields, "class_embed_type", (None, "timestep", "identity"))
     if fields["norm_num_groups"] is None:
         raise ValueError("norm_num_groups must be an integer in a network without Skip blocks; got None")
     return UNet2D(
@@ -139,8 +151,8 @@ def to_config(module: UNet2D | SongUNet) -> dict[str, Any]:
             f"in_channels, out_channels and a known activation ({', '.join(ACTIVATIONS)}) must be set; got "
             f"{module.in_channels}, {module.out_channels} and {module.activation}"
         )
-    down, down_type = _block_types(module, "down", DOWN)
-    up, up_type = _block_types(module, "up", UP)
+    down, down_type = _block_types(module, "down", _DOWN_BLOCKS)
+    up, up_type = _block_types(module, "up", _UP_BLOCKS)
     kind = "fourier" if module.fourier_time else "positional" if module.time_table is None else "learned"
     return {
         "in_channels": module.in_channels,

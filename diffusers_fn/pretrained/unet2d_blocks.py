@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm
-from diffusers_fn.pretrained.unet_layouts import heads_out, pointwise, separate_qkv
+from diffusers_fn.pretrained.layouts import heads_out, pointwise, separate_qkv
+
+__all__ = ["attention", "check_choice", "res_block"]
 
 
-def choose(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
+def check_choice(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
     """Raises ValueError unless a field has an allowed value.
 
-    >>> choose({"act_fn": "silu"}, "act_fn", ("silu", "relu"))
+    >>> check_choice({"act_fn": "silu"}, "act_fn", ("silu", "relu"))
     """
     if fields[name] not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {fields[name]!r}")

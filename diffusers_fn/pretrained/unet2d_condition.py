@@ -18,8 +18,10 @@ from diffusers_fn.backbones import UNet2DCondition
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
 
+__all__ = ["entries", "family", "from_config", "inputs", "to_config"]
+
 # The reference's defaults of the fields on which the network depends.
-DEFAULTS = {
+_DEFAULTS = {
     "in_channels": 4,
     "out_channels": 4,
     "flip_sin_to_cos": True,
@@ -51,7 +53,7 @@ DEFAULTS = {
     "time_cond_proj_dim": None,
     "projection_class_embeddings_input_dim": None,
 }
-ONLY = {
+_ONLY = {
     "center_input_sample": False,
     "mid_block_scale_factor": 1,
     "num_attention_heads": None,
@@ -66,7 +68,7 @@ ONLY = {
     "cross_attention_norm": None,
 }
 # Fields of other blocks; the image size of pipelines; softmax in float32, which is always the case here.
-UNUSED = [
+_UNUSED = [
     "sample_size",
     "upcast_attention",
     "resnet_skip_time_act",
@@ -84,15 +86,15 @@ def from_config(config: Mapping[str, Any]) -> UNet2DCondition:
     >>> from_config({"cross_attention_dim": 768}) == UNet2DCondition.sd1()
     True
     """
-    fields = read_config(config, optional=DEFAULTS, only=ONLY, unused=UNUSED)
+    fields = read_config(config, optional=_DEFAULTS, only=_ONLY, unused=_UNUSED)
     levels = len(fields["block_out_channels"])
-    _choose(fields, "act_fn", ("silu", "swish"))
-    _choose(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
-    _choose(fields, "mid_block_type", ("UNetMidBlock2DCrossAttn", None))
-    _choose(fields, "class_embed_type", (None, "timestep", "projection"))
-    _choose(fields, "addition_embed_type", (None, "text_time"))
-    _choose(fields, "encoder_hid_dim_type", (None, "text_proj"))
-    _choose(fields, "downsample_padding", (0, 1))
+    _check_choice(fields, "act_fn", ("silu", "swish"))
+    _check_choice(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
+    _check_choice(fields, "mid_block_type", ("UNetMidBlock2DCrossAttn", None))
+    _check_choice(fields, "class_embed_type", (None, "timestep", "projection"))
+    _check_choice(fields, "addition_embed_type", (None, "text_time"))
+    _check_choice(fields, "encoder_hid_dim_type", (None, "text_proj"))
+    _check_choice(fields, "downsample_padding", (0, 1))
     context_widths = set(_per_level(fields["cross_attention_dim"], levels))
     if len(context_widths) != 1:
         raise ValueError(f"cross_attention_dim must be the same for all levels; got {fields['cross_attention_dim']}")
@@ -269,7 +271,7 @@ family = Family(
 )
 
 
-def _choose(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
+def _check_choice(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
     if fields[name] not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, which are implemented; got {fields[name]!r}")
 

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import UViT
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
-from diffusers_fn.pretrained.unet_layouts import heads_out, joint_qkv
+from diffusers_fn.pretrained.layouts import heads_out, joint_qkv
 
-TEXT = {"clip_dim", "num_clip_token"}
+__all__ = ["entries", "family", "from_config", "inputs", "to_config"]
+
+_TEXT_FIELDS = {"clip_dim", "num_clip_token"}
 
 
 def from_config(config: Mapping[str, Any]) -> UViT:
@@ -30,7 +32,7 @@ def from_config(config: Mapping[str, Any]) -> UViT:
     >>> from_config({"img_size": 32, "patch_size": 2, "clip_dim": 768, "num_clip_token": 77}).text_shape
     (77, 768)
     """
-    text = bool(TEXT & set(config)) or config.get("name") == "uvit_t2i"
+    text = bool(_TEXT_FIELDS & set(config)) or config.get("name") == "uvit_t2i"
     fields = read_config(
         config,
         optional={

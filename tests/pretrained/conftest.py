@@ -1,5 +1,6 @@
 """A small family that uses every feature of `Family`, and its checkpoint."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.pretrained import Constant, Entry, Family
+from diffusers_fn.pretrained import Constant, Entry, Family, convert
 from diffusers_fn.pretrained.entries import conv, linear, norm
 from diffusers_fn.pretrained.family import read_config
 from diffusers_fn.pretrained.safetensors_file import write_safetensors
@@ -68,6 +69,16 @@ SHAPES = {
     "out.weight": (2, 4),
 }
 
+cached_parameter_shapes = functools.cache(convert.parameter_shapes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_trace_per_network():
+    """Loading and saving trace a network for the shapes of its parameters; here each network is traced only once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "parameter_shapes", cached_parameter_shapes)
+        yield
+
 
 @pytest.fixture
 def net(tmp_path):
@@ -88,5 +99,5 @@ def net(tmp_path):
 def write_file(path, tensors):
     """Writes a safetensors file."""
     with open(path, "wb") as file:
-        described = {name: (value.shape, value.dtype) for name, value in tensors.items()}
-        write_safetensors(file, described, tensors.items())
+        specs = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+        write_safetensors(file, specs, tensors.items())

@@ -182,7 +182,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_published_config_names_its_family_and_comes_back(name):
+def test_a_published_config_names_its_family_and_is_reproduced(name):
     config, expected = CONFIGS[name]
     family = find_family(None, config)
     assert family.name == expected

@@ -21,7 +21,7 @@ def contents(path):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
-def test_what_was_loaded_is_saved_byte_for_byte(net, tmp_path, dtype):
+def test_a_loaded_network_is_saved_byte_for_byte(net, tmp_path, dtype):
     tensors = {name: value.astype(dtype) for name, value in net.tensors.items()}
     folder = net.write(tensors, {"_class_name": "NetModel", "width": 8})
     module, params = pretrained.load(folder, net.family)
@@ -35,13 +35,13 @@ def test_what_was_loaded_is_saved_byte_for_byte(net, tmp_path, dtype):
     assert jax.tree.all(jax.tree.map(np.array_equal, params, params_again))
 
 
-def test_the_file_says_that_it_is_torchs_and_has_the_name_that_the_reference_looks_for(net, tmp_path):
+def test_the_file_has_torch_metadata_and_the_name_that_the_reference_looks_for(net, tmp_path):
     params = pretrained.from_torch(net.tensors, net.module, net.family)
     pretrained.save(tmp_path / "net", net.module, params, net.family._replace(weights_name="unet.safetensors"))
     assert b'{"__metadata__":{"format":"pt"}' in (tmp_path / "net" / "unet.safetensors").read_bytes()[:50]
 
 
-def test_sharded_parameters_and_those_in_memory_are_the_same_tensors(net):
+def test_sharded_parameters_give_the_same_tensors(net):
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
 
     def last_axis(path, shape):
@@ -106,11 +106,11 @@ def test_a_network_that_the_config_cannot_describe_is_refused(module, family, me
         ({"dropout": 0.1, "remat": True, "dtype": jnp.bfloat16}, {}),
     ],
 )
-def test_what_makes_no_other_network_is_no_difference(module, other):
+def test_fields_that_do_not_change_the_network_are_not_different(module, other):
     assert different_fields(UNet(**SMALL, **module), UNet(**SMALL, **other)) == []
 
 
-def test_a_checkpoint_is_a_new_folder(net, tmp_path):
+def test_a_checkpoint_must_be_a_new_folder(net, tmp_path):
     params = pretrained.from_torch(net.tensors, net.module, net.family)
     (tmp_path / "empty").mkdir()
     pretrained.save(tmp_path / "empty", net.module, params, net.family)
@@ -122,7 +122,7 @@ def test_a_checkpoint_is_a_new_folder(net, tmp_path):
     assert contents(tmp_path / "empty" / "model.safetensors") == before
 
 
-def test_what_a_killed_save_left_is_in_nobodys_way(net, tmp_path):
+def test_the_rest_of_an_interrupted_save_does_no_harm(net, tmp_path):
     params = pretrained.from_torch(net.tensors, net.module, net.family)
     left = tmp_path / f".net.{os.getpid()}.tmp"
     left.mkdir()

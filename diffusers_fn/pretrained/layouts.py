@@ -8,6 +8,8 @@ import numpy as np
 
 from diffusers_fn.pretrained.entries import Entry, norm, same
 
+__all__ = ["heads_out", "joint_attention", "joint_qkv", "pointwise", "separate_qkv"]
+
 
 def pointwise(path: str, name: str, *, axes: int = 2, bias: bool = True) -> list[Entry]:
     """Returns the entries of an nn.Dense at `path`, made from a convolution [out, in, 1, ...] with `axes` ones.
