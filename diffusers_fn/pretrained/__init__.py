@@ -1,49 +1,67 @@
-"""Published torch weights as linen parameters, and back: exact, strict, and without running anything that a file says.
+"""Published torch weights as linen parameters and back: exact and strict. No code from a checkpoint is run.
 
-    module, params = load("stable-diffusion/unet")        # a folder: safetensors and config.json
+    module, params = load("stable-diffusion/unet")        # a folder with safetensors and config.json
     out = module.apply({"params": params}, x, t, cond)
     save("finetuned/unet", module, params, "unet2d_condition")
 
 `from_torch` and `to_torch` do the same in memory, with a state dict of NumPy arrays.
 
-A family of networks is a value, `Family`: pure functions that know its config and the names and layouts of its
-tensors. Everything else (reading and checking files, sharding, casting, writing) is written once for all of them, in
-`load.py` and `save.py`. A family is one file, `pretrained/<family>.py`, of this form:
+A `Family` is a record of pure functions that describes one kind of published network: its config, and the names and
+layouts of its tensors. Reading, checking, sharding, casting and writing are the same for all families. A new family is
+one file like this one:
 
-    from diffusers_fn.backbones import Net
-    from diffusers_fn.pretrained.entries import Entry, conv, linear
-    from diffusers_fn.pretrained.family import Constant, Family, read_config
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
 
-    def from_config(config):                         # the reference's config.json -> the linen module
+    from diffusers_fn.pretrained import Constant, Family, read_config
+    from diffusers_fn.pretrained.entries import conv, linear, norm
+
+    class Net(nn.Module):                            # the network; in this package it is in backbones/
+        in_channels: int = 3
+        hidden_size: int = 32
+        depth: int = 2
+
+        @nn.compact
+        def __call__(self, x, t):
+            h = nn.Conv(self.hidden_size, (3, 3), name="conv_in")(x) + t[:, None, None, None]
+            for i in range(self.depth):
+                h = h + nn.silu(nn.Dense(self.hidden_size, name=f"dense_{i}")(h))
+            return nn.Dense(self.in_channels, name="dense_out")(nn.LayerNorm(name="norm_out")(h))
+
+    def from_config(config):                         # the reference's config.json -> the module
         fields = read_config(config, required=["in_channels", "width"], optional={"depth": 2}, only={"act_fn": "silu"})
-        return Net(channels=fields["in_channels"], width=fields["width"], depth=fields["depth"])
+        return Net(in_channels=fields["in_channels"], hidden_size=fields["width"], depth=fields["depth"])
 
-    def to_config(module):                           # and back: from_config(to_config(module)) == module
-        return {"in_channels": module.channels, "width": module.width, "depth": module.depth, "act_fn": "silu"}
+    def to_config(module):                           # the inverse: from_config(to_config(module)) == module
+        return {"in_channels": module.in_channels, "width": module.hidden_size, "depth": module.depth, "act_fn": "silu"}
 
-    def entries(module):                             # a list of `Entry`, one a parameter, every parameter once
-        return [*conv("conv_in", "conv_in"), *(e for i in range(module.depth) for e in linear(f"fc_{i}", f"fc.{i}"))]
+    def entries(module):                             # one Entry per parameter: its path and its tensors' names
+        dense = [entry for i in range(module.depth) for entry in linear(f"dense_{i}", f"blocks.{i}.fc")]
+        return [*conv("conv_in", "conv_in"), *dense, *norm("norm_out", "norm"), *linear("dense_out", "proj")]
 
-    def inputs(module):                              # positional arguments of an init that makes every parameter
-        return jax.ShapeDtypeStruct([1, 8, 8, module.channels], jnp.float32), jax.ShapeDtypeStruct([1], jnp.float32)
+    def inputs(module):                              # the arguments with which module.init makes all parameters
+        return jax.ShapeDtypeStruct([1, 8, 8, module.in_channels], jnp.float32), jax.ShapeDtypeStruct([1], jnp.float32)
 
-    def constants(module):                           # tensors of the file that are no parameters here; () if none
+    def constants(module):                           # tensors in the checkpoint that are not parameters, if any
         return [Constant("position_ids", np.arange(77)[None], saved=False)]
 
     family = Family("net", ("NetModel",), from_config, to_config, entries, inputs, constants)
 
-and a line in `FAMILIES` of `load.py`. Paths in entries are below "params", joined by "/". An entry of several tensors
-(query, key and value kept stacked) gets them in the order of its names; `to_torch` should return views (transposes,
-reshapes, slices) of what it is given, and must invert `to_linen` exactly. `rename` maps the names of older
-checkpoints to those in entries; `weights_name` is the file that the reference looks for.
-
-`guided_unet.py` is a worked example.
+Outside this package, `load(folder, family)` reads its checkpoints, and `load(folder, families=[family])` selects it by
+the class name in config.json. In this package the file is `pretrained/<family>.py`, and `FAMILIES` in `load.py` has a
+line for it. `entries.py` and `layouts.py` have the entries of common layers. `guided_unet.py` is a complete example.
 """
 
 from diffusers_fn.pretrained.convert import from_torch, to_torch
 from diffusers_fn.pretrained.entries import Entry
-from diffusers_fn.pretrained.family import Constant, Family
+from diffusers_fn.pretrained.family import Constant, Family, read_config
 from diffusers_fn.pretrained.load import FAMILIES, load
 from diffusers_fn.pretrained.save import save
 
-__all__ = ["FAMILIES", "Constant", "Entry", "Family", "from_torch", "load", "save", "to_torch"]
+__all__ = ["FAMILIES", "Constant", "Entry", "Family", "from_torch", "load", "read_config", "save", "to_torch"]
+
+
+def __dir__() -> list[str]:
+    return __all__

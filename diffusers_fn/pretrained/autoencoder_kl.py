@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion as the diffusers library keeps it (AutoencoderKL): config, names and layouts.
+"""The autoencoder of latent diffusion in the diffusers library (AutoencoderKL): config, tensor names and layouts.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2021), https://arxiv.org/abs/2112.10752.
 """
@@ -15,15 +15,17 @@ from diffusers_fn.backbones import AutoencoderKL
 from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained.entries import Entry, conv, norm
 from diffusers_fn.pretrained.family import Family, read_config
+from diffusers_fn.pretrained.layouts import pointwise
 from diffusers_fn.pretrained.unet2d_blocks import attention
-from diffusers_fn.pretrained.unet_layouts import pointwise
+
+__all__ = ["DECODER_BLOCKS", "ENCODER_BLOCKS", "entries", "family", "from_config", "inputs", "rename", "to_config"]
 
 ENCODER_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 DECODER_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 
 
 def from_config(config: Mapping[str, Any]) -> AutoencoderKL:
-    """Returns the AutoencoderKL of this config; ValueError for one that it cannot be.
+    """Returns the AutoencoderKL that this config describes; ValueError for a config that is not supported.
 
     >>> config = {"block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2,
     ...           "up_block_types": ["UpDecoderBlock2D"] * 2, "norm_num_groups": 4, "sample_size": 16}
@@ -104,7 +106,7 @@ def to_config(module: AutoencoderKL) -> dict[str, Any]:
 
 
 def inputs(module: AutoencoderKL) -> tuple[Any, ...]:
-    """Returns the shape of an image for which the module makes its parameters.
+    """Returns the shape of an image with which `init` makes all parameters.
 
     >>> inputs(AutoencoderKL(channels=8, channel_multipliers=(1, 2)))[0].shape
     (1, 2, 2, 3)
@@ -147,7 +149,7 @@ def entries(module: AutoencoderKL) -> list[Entry]:
 
 
 def rename(name: str) -> str:
-    """Returns today's name of a tensor whose attention is named as in older checkpoints.
+    """Returns the current name of a tensor; older checkpoints have other names in attention.
 
     >>> rename("decoder.mid_block.attentions.0.proj_attn.weight")
     'decoder.mid_block.attentions.0.to_out.0.weight'
@@ -170,12 +172,12 @@ family = Family(
 
 
 def _attention_levels(fields: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns the levels with attention, the same in the encoder and the decoder."""
+    """Returns the levels with attention, which must be the same in the encoder and the decoder."""
     down, up, levels = fields["down_block_types"], fields["up_block_types"], len(fields["block_out_channels"])
     if not len(down) == len(up) == levels or not set(down) <= set(ENCODER_BLOCKS) or not set(up) <= set(DECODER_BLOCKS):
         raise ValueError(
-            f"down_block_types and up_block_types must hold {levels} names each, as block_out_channels, of "
-            f"{ENCODER_BLOCKS} and of {DECODER_BLOCKS}; got {down} and {up}"
+            f"down_block_types and up_block_types must each have {levels} names, one per width in block_out_channels, "
+            f"of {ENCODER_BLOCKS} and of {DECODER_BLOCKS}; got {down} and {up}"
         )
     encoder = tuple(level for level in range(levels) if down[level] == ENCODER_BLOCKS[1])
     decoder = tuple(level for level in range(levels) if up[levels - 1 - level] == DECODER_BLOCKS[1])

@@ -1,4 +1,4 @@
-"""Where the tensors and the config of a published network lie: one file, or a folder as the hubs have them."""
+"""Finds and opens the weights and the config of a published network: a file, or a folder as on model hubs."""
 
 from __future__ import annotations
 
@@ -13,45 +13,47 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn.pretrained.safetensors_file import Stored, open_safetensors, strict_json
+from diffusers_fn.pretrained.safetensors_file import StoredTensor, open_safetensors, strict_json
 
-# In this order, where a folder has several; a folder with one file of another name is as good.
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-_SHARD = re.compile(r"-\d+-of-\d+\.")  # of several files, which an index names
-_INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")  # .index.json, or .index.fp16.json of a variant
+__all__ = ["Checkpoint", "open_checkpoint", "read_json"]
+
+# Looked for in this order. A folder with exactly one weights file of any other name is accepted too.
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_SHARD = re.compile(r"-\d+-of-\d+\.")  # one of several files that an index lists
+_INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")  # .index.json, or .index.fp16.json for a variant
 
 
 class Checkpoint(NamedTuple):
-    """The tensors of a checkpoint by name, and the content of the config.json beside them, None if there is none."""
+    """The tensors of a checkpoint by name, and the content of the config.json beside them (None if absent)."""
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     config: dict[str, Any] | None
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
-    """Returns what lies at a path: a file of weights, an index of several, or a folder with either.
+    """Returns the checkpoint at a path: a weights file, an index of several, or a folder with either.
 
     Args:
-      path: of a .safetensors file, a .bin, .pt or .pth file (read by torch's weights-only loader), an .index.json,
-        or a folder that holds one of them.
-      key: of the state dict in a torch file that holds several things, e.g. "ema".
+      path: a .safetensors file, a .bin, .pt or .pth file (read by torch's weights-only loader), an .index.json,
+        or a folder that holds one of these.
+      key: the key of the state dict in a torch file that holds more than one object, e.g. "ema".
 
     Raises:
-      OSError: if there is nothing at the path or it cannot be read.
-      ValueError: if what lies there is damaged, ambiguous or not of a kind that is read.
+      OSError: if nothing exists at the path or it cannot be read.
+      ValueError: if the checkpoint is damaged, ambiguous or of an unsupported format.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is nothing at {path}")
-    weights = _weights_of(path) if path.is_dir() else path
+        raise FileNotFoundError(f"no file or folder exists at {path}")
+    weights = _find_weights(path) if path.is_dir() else path
     tensors = _open_index(weights) if _INDEX.search(weights.name) else _open_file(weights, key)
     config_path = weights.parent / "config.json"
     return Checkpoint(tensors, read_json(config_path) if config_path.is_file() else None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object that a JSON file holds; ValueError if it holds none."""
+    """Returns the object in a JSON file; ValueError if the file is damaged or holds anything else."""
     try:
         content = strict_json(path.read_bytes())
     except ValueError as error:
@@ -61,65 +63,65 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _weights_of(folder: Path) -> Path:
+def _find_weights(folder: Path) -> Path:
     suffixes = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
     for suffix in suffixes:
-        for stem in STEMS:
+        for stem in _STEMS:
             if (folder / f"{stem}{suffix}").is_file():
                 return folder / f"{stem}{suffix}"
     names = sorted(path.name for path in folder.iterdir())
     indices = [name for name in names if _INDEX.search(name)]
     single = [name for name in names if name.endswith(".safetensors") and not _SHARD.search(name)]
-    for found in (indices + single, [name for name in names if name.endswith(TORCH_SUFFIXES)]):
+    for found in (indices + single, [name for name in names if name.endswith(_TORCH_SUFFIXES)]):
         if len(found) == 1:
             return folder / found[0]
         if found:
-            raise ValueError(f"{folder} has several files of weights, give the path of one: {found}")
-    raise ValueError(f"{folder} has no file of weights (.safetensors, .index.json, {', '.join(TORCH_SUFFIXES)})")
+            raise ValueError(f"{folder} has several weights files, pass the path of one: {found}")
+    raise ValueError(f"{folder} has no weights file (.safetensors, .index.json, {', '.join(_TORCH_SUFFIXES)})")
 
 
-def _open_index(path: Path) -> dict[str, Stored]:
-    """Returns the tensors of a checkpoint in several files; an index says which file has which."""
-    places = read_json(path).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+def _open_index(path: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of a checkpoint in several files; the index maps tensor names to files."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{path} must have a weight_map of tensor names to file names")
-    files = sorted(set(places.values()))
-    for name in files:  # all names before the first file is opened
+    files = sorted(set(weight_map.values()))
+    for name in files:  # check all names before opening the first file
         if name != os.path.basename(name) or "\\" in name or "\0" in name or name in ("", ".", ".."):
-            raise ValueError(f"{path} names the file {name!r}; allowed are files in its own folder")
+            raise ValueError(f"{path} lists the file {name!r}; allowed are files in its own folder")
         if not (path.parent / name).is_file():
-            raise ValueError(f"{path} names {name!r}, which is not there")
-    tensors: dict[str, Stored] = {}
+            raise ValueError(f"{path} lists {name!r}, which does not exist")
+    tensors: dict[str, StoredTensor] = {}
     for name in files:
         shard = _open_file(path.parent / name, None)
-        listed = {tensor for tensor, place in places.items() if place == name}
+        listed = {tensor for tensor, file in weight_map.items() if file == name}
         if set(shard) != listed:
             raise ValueError(
-                f"{path} and {name!r} do not agree: {_some(listed - set(shard))} only in the index, "
-                f"{_some(set(shard) - listed)} only in the file"
+                f"{path} and {name!r} disagree: {_quoted(listed - set(shard))} only in the index, "
+                f"{_quoted(set(shard) - listed)} only in the file"
             )
         tensors.update(shard)
     return tensors
 
 
-def _open_file(path: Path, key: str | None) -> dict[str, Stored]:
+def _open_file(path: Path, key: str | None) -> dict[str, StoredTensor]:
     if path.suffix == ".safetensors":
         return open_safetensors(path)
-    if path.suffix in TORCH_SUFFIXES:
+    if path.suffix in _TORCH_SUFFIXES:
         return _open_torch(path, key)
-    raise ValueError(f"{path} must end with .safetensors, .index.json, {' or '.join(TORCH_SUFFIXES)}")
+    raise ValueError(f"{path} must end with .safetensors, .index.json, {' or '.join(_TORCH_SUFFIXES)}")
 
 
-def _open_torch(path: Path, key: str | None) -> dict[str, Stored]:
-    """Returns the tensors of a torch file; its pickle is read by torch's weights-only loader or not at all."""
+def _open_torch(path: Path, key: str | None) -> dict[str, StoredTensor]:
+    """Returns the tensors of a torch file. Its pickle is only ever read by torch's weights-only loader."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:
         raise ValueError(
             f"{path} is a torch pickle, which only torch's weights-only loader can read safely, and torch is not "
-            "installed: install it, or take the .safetensors file"
+            "installed; install it, or use the .safetensors file"
         ) from None
-    with open(path, "rb"):  # an OSError for what cannot be read; all other failures below are the content's
+    with open(path, "rb"):  # raises OSError if unreadable; all failures below are due to the content
         pass
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -127,29 +129,29 @@ def _open_torch(path: Path, key: str | None) -> dict[str, Stored]:
         raise ValueError(f"{path} cannot be read as weights alone: {error}") from error
     if key is not None:
         if not isinstance(content, Mapping) or key not in content:
-            raise ValueError(f"{path} has no {key!r}; it has {_some(content)}")
+            raise ValueError(f"{path} has no {key!r}; it has {_quoted(content)}")
         content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path} is no state dict; give the key of one of {_some(content)}")
+        raise ValueError(f"{path} is not a state dict; pass key, one of {_quoted(content)}")
     return {name: _torch_stored(torch, value) for name, value in content.items()}
 
 
-def _torch_stored(torch: Any, tensor: Any) -> Stored:
-    """NumPy has no bfloat16: its bits travel as 16-bit integers."""
+def _torch_stored(torch: Any, tensor: Any) -> StoredTensor:
+    """Returns a torch tensor as a `StoredTensor`; bfloat16, which NumPy lacks, is passed on as 16-bit integers."""
     is_bfloat16 = tensor.dtype == torch.bfloat16
     try:
         dtype = np.dtype(jnp.bfloat16) if is_bfloat16 else np.dtype(str(tensor.dtype).removeprefix("torch."))
     except TypeError:
-        raise ValueError(f"a tensor has the dtype {tensor.dtype}, which is not one of plain numbers") from None
+        raise ValueError(f"a tensor has dtype {tensor.dtype}, which NumPy and JAX cannot represent") from None
 
     def read() -> np.ndarray:
         plain = tensor.detach().contiguous()
         return plain.view(torch.int16).numpy().view(dtype) if is_bfloat16 else plain.numpy()
 
-    return Stored(tuple(tensor.shape), dtype, read)
+    return StoredTensor(tuple(tensor.shape), dtype, read)
 
 
-def _some(names: Any) -> str:
+def _quoted(names: Any) -> str:
     """Returns at most ten names, quoted."""
     names = sorted(map(repr, names)) if isinstance(names, Mapping | set) else [type(names).__name__]
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"

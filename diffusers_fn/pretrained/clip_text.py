@@ -1,4 +1,4 @@
-"""The text encoder of CLIP (CLIPTextModel, with or without projection): its config, the names of its tensors.
+"""The text encoder of CLIP (CLIPTextModel, with or without projection): config and tensor names.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021),
 https://arxiv.org/abs/2103.00020.
@@ -19,10 +19,22 @@ from diffusers_fn.backbones.sizes import scaled
 from diffusers_fn.pretrained.entries import Entry, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 
+__all__ = [
+    "ACTIVATIONS",
+    "constants",
+    "entries",
+    "family",
+    "from_config",
+    "from_projected_config",
+    "inputs",
+    "projected_family",
+    "to_config",
+]
+
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
-HIGHEST = 2  # configs that call this the end of text mean the highest id
-# How the reference was trained, exported and run.
-UNUSED = [
+_HIGHEST_ID = 2  # an eos_token_id of 2 means that the end of text is the highest id
+# Settings of training, export and runtime.
+_UNUSED = [
     "architectures",
     "attention_dropout",
     "bos_token_id",
@@ -46,9 +58,9 @@ UNUSED = [
 
 
 def from_config(config: Mapping[str, Any]) -> ClipTextEncoder:
-    """Returns the ClipTextEncoder without projection that a CLIPTextModel of this config is.
+    """Returns the ClipTextEncoder, without projection, of a CLIPTextModel with this config.
 
-    Raises ValueError for a config that it cannot be, saying why.
+    Raises ValueError for a config that is not supported.
 
     >>> sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
     >>> from_config(sizes | {"eos_token_id": 2}) == ClipTextEncoder()
@@ -63,13 +75,13 @@ def from_config(config: Mapping[str, Any]) -> ClipTextEncoder:
         num_heads=fields["num_attention_heads"],
         mlp_ratio=fields["intermediate_size"] / fields["hidden_size"],
         activation=ACTIVATIONS[fields["hidden_act"]],
-        eos_id=None if fields["eos_token_id"] == HIGHEST else fields["eos_token_id"],
+        eos_id=None if fields["eos_token_id"] == _HIGHEST_ID else fields["eos_token_id"],
         norm_eps=fields["layer_norm_eps"],
     )
 
 
 def from_projected_config(config: Mapping[str, Any]) -> ClipTextEncoder:
-    """Returns the ClipTextEncoder with projection that a CLIPTextModelWithProjection of this config is.
+    """Returns the ClipTextEncoder of a CLIPTextModelWithProjection with this config.
 
     Raises ValueError as `from_config` does.
 
@@ -80,9 +92,9 @@ def from_projected_config(config: Mapping[str, Any]) -> ClipTextEncoder:
 
 
 def to_config(module: ClipTextEncoder) -> dict[str, Any]:
-    """Returns the config of the CLIPTextModel, with projection if the module has one, that this network is.
+    """Returns the config of this network as a CLIPTextModel, or CLIPTextModelWithProjection if it has a projection.
 
-    Raises ValueError for an activation that has no name there.
+    Raises ValueError for an activation that the reference does not have.
 
     >>> to_config(ClipTextEncoder.open_clip_g())["architectures"]
     ['CLIPTextModelWithProjection']
@@ -100,14 +112,14 @@ def to_config(module: ClipTextEncoder) -> dict[str, Any]:
         "num_attention_heads": module.num_heads,
         "intermediate_size": scaled(module.hidden_size, module.mlp_ratio),
         "hidden_act": activations[0],
-        "eos_token_id": HIGHEST if module.eos_id is None else module.eos_id,
+        "eos_token_id": _HIGHEST_ID if module.eos_id is None else module.eos_id,
         "layer_norm_eps": module.norm_eps,
     }
     return config if module.projection_dim is None else config | {"projection_dim": module.projection_dim}
 
 
 def inputs(module: ClipTextEncoder) -> tuple[Any, ...]:
-    """Returns the shape of ids for which the module makes its parameters.
+    """Returns the shape of token ids with which `init` makes all parameters.
 
     >>> inputs(ClipTextEncoder())[0].shape
     (1, 1)
@@ -116,7 +128,7 @@ def inputs(module: ClipTextEncoder) -> tuple[Any, ...]:
 
 
 def entries(module: ClipTextEncoder) -> list[Entry]:
-    """Returns the entries of all parameters. Only with a projection do the names begin with "text_model.".
+    """Returns the entries of all parameters. Names begin with "text_model." only if there is a projection.
 
     >>> [entry.names[0] for entry in entries(ClipTextEncoder(depth=0))][:2]
     ['embeddings.token_embedding.weight', 'embeddings.position_embedding.weight']
@@ -137,7 +149,7 @@ def entries(module: ClipTextEncoder) -> list[Entry]:
 
 
 def constants(module: ClipTextEncoder) -> list[Constant]:
-    """Returns the position ids that older checkpoints hold.
+    """Returns the position ids, which only older checkpoints have.
 
     >>> constants(ClipTextEncoder())[0].value.shape
     (1, 77)
@@ -151,7 +163,7 @@ def _prefix(module: ClipTextEncoder) -> str:
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that matter, with the reference's defaults."""
+    """Returns the fields on which the network depends, with the reference's defaults."""
     defaults = {
         "vocab_size": 49_408,
         "hidden_size": 512,
@@ -164,13 +176,13 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
         "layer_norm_eps": 1e-5,
         "eos_token_id": 49_407,
     }
-    fields = read_config(config, optional=defaults, unused=UNUSED)
+    fields = read_config(config, optional=defaults, unused=_UNUSED)
     if fields["hidden_act"] not in ACTIVATIONS:
         raise ValueError(f"hidden_act must be one of {sorted(ACTIVATIONS)}; got {fields['hidden_act']!r}")
     return fields
 
 
-# Configs that name no architecture say only that it is a text model: then the family must be given.
+# A config without architectures has only the model_type, which both families share: then pass the family to load.
 _PLAIN = ("CLIPTextModel", "clip_text_model")
 _PROJECTED = ("CLIPTextModelWithProjection", "clip_text_model")
 
@@ -182,7 +194,7 @@ family = Family(
     entries,
     inputs,
     constants,
-    rename=lambda name: name.removeprefix("text_model."),  # as the reference wrote it before its version 5
+    rename=lambda name: name.removeprefix("text_model."),  # written by transformers before version 5
 )
 projected_family = Family(
     "clip_text_projected", _PROJECTED, from_projected_config, to_config, entries, inputs, constants

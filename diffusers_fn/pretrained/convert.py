@@ -1,4 +1,4 @@
-"""Tensors in the reference's names and layouts <-> a module's parameters, strictly: all of them, each once."""
+"""Converts tensors in the reference's names and layouts to a module's parameters and back; each exactly once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from diffusers_fn.pretrained.checks import (
     check_constant,
     check_entries,
     check_tensors,
-    different,
     is_floating,
     raise_if_any,
+    shape_mismatches,
     tensor_shapes,
 )
 from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Family
-from diffusers_fn.pretrained.safetensors_file import Stored
+from diffusers_fn.pretrained.safetensors_file import StoredTensor
 
-Described = dict[str, tuple[tuple[int, ...], np.dtype]]
+__all__ = ["TensorSpecs", "describe_tensors", "from_torch", "parameter_shapes", "to_torch"]
+
+TensorSpecs = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 def from_torch(
@@ -39,20 +41,20 @@ def from_torch(
 ) -> dict[str, Any]:
     """Returns the parameters of a module, to apply as {"params": params}, from a state dict of the reference.
 
-    All names and shapes are checked before the first number is read. Parameters are then made one by one, each shard
-    from a view of the tensors: beside the parameters themselves, no more than the largest of them is in memory.
+    All names and shapes are checked before any value is read. Parameters are then made one by one, each shard
+    from a view of the tensors: memory beyond the parameters themselves is bounded by the largest of them.
 
     Args:
-      tensors: {name: NumPy array, or `Stored`}.
-      module, family: of which the tensors are.
+      tensors: {name: NumPy array, or `StoredTensor`}.
+      module, family: the module that the tensors belong to, and its family.
       sharding: where the parameters go: None for the default device; one jax.sharding.Sharding for all; a tree of
         them like the parameters; or a function (path, shape) -> Sharding, with a path like "conv_in/kernel".
-      dtype: to cast parameters to; None keeps what the tensors have.
-      allow_nonfinite: accept NaN and infinite numbers, as a training run that diverged leaves them.
+      dtype: the dtype of the parameters; None keeps that of the tensors.
+      allow_nonfinite: accept NaN and infinite values.
 
     Raises:
-      ValueError: if dtype is no floating type, a tensor is missing, unexpected, of the wrong shape or not of floating
-        type (the message lists them all), a constant is not what it must be, or a number is not finite.
+      ValueError: if dtype is not floating; if tensors are missing, unexpected, of the wrong shape or not floating
+        (the message lists all of them); if a constant has another value, or a value is not finite.
 
     >>> from diffusers_fn.pretrained.entries import linear
     >>> net = nn.Sequential([nn.Dense(2)])
@@ -64,7 +66,7 @@ def from_torch(
     """
     if dtype is not None and not is_floating(np.dtype(dtype)):
         raise ValueError(f"dtype must be None or a floating type; got {np.dtype(dtype)}")
-    stored = _renamed({name: _stored(value) for name, value in tensors.items()}, family)
+    stored = _renamed({name: _as_stored(value) for name, value in tensors.items()}, family)
     shapes = parameter_shapes(module, family)
     entries = check_entries(module, family, shapes)
     constants = family.constants(module)
@@ -72,22 +74,22 @@ def from_torch(
     for constant in constants:
         if constant.name in stored and constant.value is not None:
             check_constant(constant, stored[constant.name])
-    place = _placement(sharding, shapes)
+    sharding_of = _sharding_by_path(sharding, shapes)
 
     params = {}
     for entry in entries:
         sources = [stored[name] for name in entry.names]
         wanted = np.dtype(dtype or sources[0].dtype)
         whole = entry.to_linen(*[source.read() for source in sources])
-        leaf = _placed(whole, entry, wanted, place(entry.path), allow_nonfinite)
-        params[entry.path] = jax.block_until_ready(leaf)  # so that copies on their way to a device do not pile up
+        leaf = _place(whole, entry, wanted, sharding_of(entry.path), allow_nonfinite)
+        params[entry.path] = jax.block_until_ready(leaf)  # so that pending copies to a device do not pile up
         for source in sources:
             source.release()
     return traverse_util.unflatten_dict(params, sep="/")
 
 
 def to_torch(params: Mapping[str, Any], module: nn.Module, family: Family) -> dict[str, np.ndarray]:
-    """Returns the state dict of the reference, as NumPy arrays: the inverse of `from_torch`, bit by bit.
+    """Returns the state dict of the reference as NumPy arrays: the inverse of `from_torch`, bit for bit.
 
     Raises:
       ValueError: if the parameters are not those of the module; the message lists the differences.
@@ -106,11 +108,11 @@ def to_torch(params: Mapping[str, Any], module: nn.Module, family: Family) -> di
 
 def describe_tensors(
     params: Mapping[str, Any], module: nn.Module, family: Family
-) -> tuple[Described, Iterator[tuple[str, np.ndarray]]]:
-    """Returns ({name: (shape, dtype)}, the tensors one by one): what is to be written, and then what to write.
+) -> tuple[TensorSpecs, Iterator[tuple[str, np.ndarray]]]:
+    """Returns ({name: (shape, dtype)}, an iterator over (name, tensor)) of the reference's state dict.
 
     Raises:
-      ValueError: as `to_torch` says, before the first tensor.
+      ValueError: as `to_torch`, before the first tensor.
     """
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     shapes = parameter_shapes(module, family)
@@ -120,7 +122,7 @@ def describe_tensors(
         {
             "missing": sorted(set(shapes) - set(flat)),
             "unexpected": sorted(set(flat) - set(shapes)),
-            "of the wrong shape": different({path: np.shape(leaf) for path, leaf in flat.items()}, shapes),
+            "of the wrong shape": shape_mismatches({path: np.shape(leaf) for path, leaf in flat.items()}, shapes),
         },
     )
     dtypes = {np.dtype(leaf.dtype) for leaf in flat.values()}
@@ -128,28 +130,28 @@ def describe_tensors(
     arrays = {}
     for constant in constants:
         array = np.asarray(constant.value)
-        # A reference casts its tables together with its parameters.
+        # The reference casts its tables together with its parameters.
         one_dtype = len(dtypes) == 1 and is_floating(array.dtype)
         arrays[constant.name] = array.astype(next(iter(dtypes))) if one_dtype else array
 
-    described: Described = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    specs: TensorSpecs = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     for entry in entries:
         for name, shape in tensor_shapes(entry, shapes[entry.path]).items():
-            described[name] = shape, np.dtype(flat[entry.path].dtype)
+            specs[name] = shape, np.dtype(flat[entry.path].dtype)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         yield from arrays.items()
         for entry in entries:
             yield from zip(entry.names, entry.to_torch(np.asarray(flat[entry.path])), strict=True)
 
-    return described, tensors()
+    return specs, tensors()
 
 
 def parameter_shapes(module: nn.Module, family: Family) -> Shapes:
-    """Returns {path: shape} of all parameters that a module makes; none is allocated.
+    """Returns {path: shape} of all parameters of a module, without allocating them.
 
     Raises:
-      ValueError: if the module cannot make any, because its fields contradict each other.
+      ValueError: if `init` fails, because the module's fields contradict each other.
 
     >>> family = Family("dense", (), lambda config: nn.Dense(2), lambda module: {}, lambda module: [],
     ...                 lambda module: (jax.ShapeDtypeStruct((1, 3), jnp.float32),))
@@ -158,32 +160,32 @@ def parameter_shapes(module: nn.Module, family: Family) -> Shapes:
     """
     try:
         variables = jax.eval_shape(module.init, jax.random.key(0), *family.inputs(module))
-    except Exception as error:  # of any kind: fields that contradict each other fail wherever they meet
+    except Exception as error:  # of any type: contradictory fields fail wherever they meet
         raise ValueError(f"no network of the family {family.name!r} can have these fields: {error}") from error
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
     return {path: leaf.shape for path, leaf in sorted(flat.items())}
 
 
-def _stored(value: Any) -> Stored:
-    if isinstance(value, Stored):
+def _as_stored(value: Any) -> StoredTensor:
+    if isinstance(value, StoredTensor):
         return value
     array = np.asarray(value)
-    return Stored(array.shape, array.dtype, lambda: array)
+    return StoredTensor(array.shape, array.dtype, lambda: array)
 
 
-def _renamed(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
-    """Returns the tensors under the names that the family knows, which older checkpoints have otherwise."""
-    found: dict[str, Stored] = {}
+def _renamed(stored: dict[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
+    """Returns the tensors under their current names, which older checkpoints may not have."""
+    found: dict[str, StoredTensor] = {}
     for name, value in stored.items():
         known = family.rename(name)
         if known in found:
-            raise ValueError(f"tensor {known!r} is there twice, under an old and a new name (one of them {name!r})")
+            raise ValueError(f"tensor {known!r} occurs twice, under an old and a new name (one of them is {name!r})")
         found[known] = value
     return found
 
 
-def _placement(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sharding | None]:
-    """Returns path -> sharding from all the forms that `from_torch` takes."""
+def _sharding_by_path(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sharding | None]:
+    """Returns a function path -> sharding from any form of `from_torch`'s argument."""
     if sharding is None or isinstance(sharding, jax.sharding.Sharding):
         return lambda path: sharding
     if callable(sharding):
@@ -196,17 +198,17 @@ def _placement(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sh
     return lambda path: flat[path]
 
 
-def _placed(
+def _place(
     whole: np.ndarray, entry: Entry, dtype: np.dtype, sharding: jax.sharding.Sharding | None, allow_nonfinite: bool
 ) -> jax.Array:
-    """Returns a parameter on its devices. Every shard is a copy: nothing that happens to the file later is seen."""
+    """Returns a parameter on its devices. Every shard is a copy, so later changes of the file have no effect."""
 
     def shard(index: Any) -> np.ndarray:
         piece = np.array(whole[index], dtype, order="C")
         if not allow_nonfinite and not np.isfinite(piece).all():
             raise ValueError(
-                f"{' and '.join(entry.names)} would give the parameter {entry.path!r} NaN or infinite numbers in "
-                f"{dtype}; allow_nonfinite=True accepts them"
+                f"{' and '.join(entry.names)}: the parameter {entry.path!r} has NaN or infinite values in "
+                f"{dtype}; pass allow_nonfinite=True to accept them"
             )
         return piece
 

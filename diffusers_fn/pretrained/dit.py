@@ -1,7 +1,7 @@
-"""DiT as its authors publish it: its config, the names and layouts of its tensors.
+"""DiT as its authors publish it: config, tensor names and layouts.
 
 Peebles and Xie, "Scalable Diffusion Models with Transformers" (2022), https://arxiv.org/abs/2212.09748. The config
-holds the keyword arguments of DiT. `dit_diffusers` is the layout of the diffusers library.
+holds the keyword arguments of DiT. `dit_diffusers.py` has the layout of the diffusers library.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from diffusers_fn.backbones import DiT
 from diffusers_fn.backbones.patches import sincos_positions
 from diffusers_fn.pretrained.entries import Entry, conv, linear, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
-from diffusers_fn.pretrained.unet_layouts import heads_out, joint_qkv
+from diffusers_fn.pretrained.layouts import heads_out, joint_qkv
+
+__all__ = ["constants", "entries", "family", "from_config", "inputs", "positions", "to_config"]
 
 
 def from_config(config: Mapping[str, Any]) -> DiT:
-    """Returns the DiT of these arguments.
+    """Returns the DiT with these arguments.
 
     >>> from_config({"hidden_size": 32, "depth": 3, "num_heads": 4, "num_classes": 10}).patch_size
     2
@@ -56,7 +58,7 @@ def from_config(config: Mapping[str, Any]) -> DiT:
 
 
 def to_config(module: DiT) -> dict[str, Any]:
-    """Returns the arguments that make this network.
+    """Returns the arguments of this network.
 
     >>> to_config(DiT.XL(in_channels=4))["hidden_size"]
     1152
@@ -76,7 +78,7 @@ def to_config(module: DiT) -> dict[str, Any]:
 
 
 def inputs(module: DiT) -> tuple[Any, ...]:
-    """Returns shapes of x, t and class labels for which the module makes its parameters.
+    """Returns shapes of x, t and class labels with which `init` makes all parameters.
 
     >>> inputs(DiT.S(in_channels=4))[0].shape
     (1, 32, 32, 4)
@@ -107,7 +109,7 @@ def entries(module: DiT) -> list[Entry]:
 
 
 def constants(module: DiT) -> list[Constant]:
-    """Returns the table of positions, which the file holds and the module computes.
+    """Returns the position embeddings, which checkpoints hold and the module computes.
 
     >>> constants(DiT(image_size=8, hidden_size=16))[0].value.shape
     (1, 16, 16)
@@ -116,7 +118,7 @@ def constants(module: DiT) -> list[Constant]:
 
 
 def positions(module: DiT) -> np.ndarray:
-    """Returns the positions of the image of training, [1, L, hidden_size].
+    """Returns the position embeddings at the training resolution, [1, L, hidden_size].
 
     >>> positions(DiT(image_size=8, hidden_size=16)).shape
     (1, 16, 16)

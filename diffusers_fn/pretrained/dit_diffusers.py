@@ -1,7 +1,7 @@
-"""DiT as the diffusers library keeps it (DiTTransformer2DModel): its config, the names and layouts of its tensors.
+"""DiT in the diffusers library (DiTTransformer2DModel): config, tensor names and layouts.
 
-The network differs from the authors' in small print: every block has an embedding of its own, the time features are
-spaced otherwise, and the norm before each mlp has another epsilon. `dit` is the authors' layout.
+The network differs from the authors' in three details: every block has its own time and class embedding, the time
+frequencies are spaced differently, and the norm before each MLP has another epsilon. `dit.py` has the authors' layout.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from diffusers_fn.backbones import DiT
 from diffusers_fn.pretrained.dit import inputs, positions
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
-from diffusers_fn.pretrained.unet_layouts import heads_out, separate_qkv
+from diffusers_fn.pretrained.layouts import heads_out, separate_qkv
+
+__all__ = ["ACTIVATIONS", "constants", "entries", "family", "from_config", "to_config"]
 
 ACTIVATIONS = {"gelu-approximate": True, "gelu": False}
-# What configs also say that were written when one class served every transformer.
-OLDER = {
+# Fields of older configs, from when one class implemented all transformers.
+_LEGACY_FIELDS = {
     "attention_type": "default",
     "caption_channels": None,
     "cross_attention_dim": None,
@@ -30,7 +32,7 @@ OLDER = {
 
 
 def from_config(config: Mapping[str, Any]) -> DiT:
-    """Returns the DiT that a DiTTransformer2DModel of this config is; ValueError for one that it cannot be.
+    """Returns the DiT of a DiTTransformer2DModel with this config; ValueError for one that is not supported.
 
     >>> net = from_config({"num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 3, "out_channels": 8})
     >>> net.hidden_size, net.learned_variance
@@ -52,7 +54,7 @@ def from_config(config: Mapping[str, Any]) -> DiT:
             "norm_elementwise_affine": False,
             "norm_eps": 1e-5,
         },
-        only={"norm_type": "ada_norm_zero", **OLDER},
+        only={"norm_type": "ada_norm_zero", **_LEGACY_FIELDS},
         unused=["dropout", "norm_num_groups", "upcast_attention"],
     )
     if fields["activation_fn"] not in ACTIVATIONS:
@@ -80,7 +82,7 @@ def from_config(config: Mapping[str, Any]) -> DiT:
 
 
 def to_config(module: DiT) -> dict[str, Any]:
-    """Returns the config of the DiTTransformer2DModel that this network is.
+    """Returns the config of this network as a DiTTransformer2DModel.
 
     >>> to_config(DiT(in_channels=4, hidden_size=32, num_heads=4, learned_variance=True))["out_channels"]
     8
@@ -128,7 +130,7 @@ def entries(module: DiT) -> list[Entry]:
 
 
 def constants(module: DiT) -> list[Constant]:
-    """Returns the table of positions, which a file may hold.
+    """Returns the position embeddings, which a checkpoint may hold.
 
     >>> constants(DiT(image_size=8, hidden_size=16))[0].name
     'pos_embed.pos_embed'
@@ -138,7 +140,7 @@ def constants(module: DiT) -> list[Constant]:
 
 family = Family(
     "dit_diffusers",
-    ("DiTTransformer2DModel", "Transformer2DModel"),  # the second is what the published DiT-XL/2 were saved as
+    ("DiTTransformer2DModel", "Transformer2DModel"),  # the second is the class name of the published DiT-XL/2
     from_config,
     to_config,
     entries,

@@ -1,9 +1,9 @@
-"""The networks of EDM (SongUNet and DhariwalUNet): their configs, the names and layouts of their tensors.
+"""The networks of EDM (SongUNet and DhariwalUNet): configs, tensor names and layouts.
 
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022),
 https://arxiv.org/abs/2206.00364. The config holds the keyword arguments of a preconditioned network, with `precond` and
-`model_type` for the two classes. The module is the network F inside; what the preconditioning does to its input and
-output is a parameterization.
+`model_type` for the classes of the preconditioning and of the network. The module is the inner network F; its
+preconditioning is a parameterization here (`parameterizations.edm`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ import numpy as np
 from diffusers_fn.backbones import DhariwalUNet, SongUNet
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
-from diffusers_fn.pretrained.unet_layouts import joint_attention, pointwise
+from diffusers_fn.pretrained.layouts import joint_attention, pointwise
 
-EDM_PRECONDS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
-SHARED = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.1, "label_dropout": 0}
-SONG = {"model_channels": 128, "channel_mult": (1, 2, 2, 2), "num_blocks": 4, "attn_resolutions": (16,)}
-SONG |= {"embedding_type": "positional", "channel_mult_noise": 1, "resample_filter": (1, 1)}
-SONG |= {"encoder_type": "standard", "decoder_type": "standard"}
-DHARIWAL = {"model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_blocks": 3, "attn_resolutions": (32, 16, 8)}
-UNUSED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "epsilon_t")
+__all__ = ["constants", "entries", "family", "from_config", "inputs", "to_config"]
+
+_PRECONDS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
+_SHARED = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.1, "label_dropout": 0}
+_SONG = {"model_channels": 128, "channel_mult": (1, 2, 2, 2), "num_blocks": 4, "attn_resolutions": (16,)}
+_SONG |= {"embedding_type": "positional", "channel_mult_noise": 1, "resample_filter": (1, 1)}
+_SONG |= {"encoder_type": "standard", "decoder_type": "standard"}
+_DHARIWAL = {"model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_blocks": 3, "attn_resolutions": (32, 16, 8)}
+_UNUSED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "epsilon_t")
 
 
 def from_config(config: Mapping[str, Any]) -> SongUNet | DhariwalUNet:
-    """Returns the network F of these arguments; ValueError for arguments that it cannot have.
+    """Returns the network F with these arguments; ValueError for arguments that are not supported.
 
     >>> config = {"precond": "VPPrecond", "model_type": "SongUNet", "img_resolution": 32, "img_channels": 3}
     >>> from_config(config).num_res_blocks
@@ -38,17 +40,17 @@ def from_config(config: Mapping[str, Any]) -> SongUNet | DhariwalUNet:
     """
     kind = config.get("model_type", "DhariwalUNet" if config.get("precond") in (None, "EDMPrecond") else None)
     song = kind == "SongUNet"
-    if kind not in ("SongUNet", "DhariwalUNet") or config.get("precond", "EDMPrecond") not in EDM_PRECONDS:
+    if kind not in ("SongUNet", "DhariwalUNet") or config.get("precond", "EDMPrecond") not in _PRECONDS:
         raise ValueError(
-            f"model_type must be SongUNet or DhariwalUNet, and precond one of {', '.join(EDM_PRECONDS)}; "
+            f"model_type must be SongUNet or DhariwalUNet, and precond one of {', '.join(_PRECONDS)}; "
             f"got {config.get('model_type')!r} and {config.get('precond')!r}"
         )
     fields = read_config(
         config,
         required=["img_resolution", "img_channels"],
-        optional=SHARED | (SONG if song else DHARIWAL),
+        optional=_SHARED | (_SONG if song else _DHARIWAL),
         only={"M": 1000, "C_1": 0.001, "C_2": 0.008},
-        unused=("model_type", "precond", *UNUSED),
+        unused=("model_type", "precond", *_UNUSED),
     )
     own: dict[str, Any] = {
         "out_channels": fields["img_channels"],
@@ -84,13 +86,13 @@ def from_config(config: Mapping[str, Any]) -> SongUNet | DhariwalUNet:
 
 
 def to_config(module: SongUNet | DhariwalUNet) -> dict[str, Any]:
-    """Returns the arguments that make this network, inside EDM's preconditioning, or iDDPM's for a learned variance.
+    """Returns the arguments of this network in EDM's preconditioning, or in iDDPM's if the variance is learned.
 
     >>> to_config(SongUNet.ncsnpp(out_channels=3))["encoder_type"]
     'residual'
     """
     if isinstance(module, SongUNet) and module.sigma_labels:
-        raise ValueError("EDM's networks hear c_noise: this family's modules must have sigma_labels=False")
+        raise ValueError("EDM's networks take c_noise as t: modules of this family must have sigma_labels=False")
     config: dict[str, Any] = {
         "precond": "iDDPMPrecond" if module.learned_variance else "EDMPrecond",
         "model_type": type(module).__name__,
@@ -116,7 +118,7 @@ def to_config(module: SongUNet | DhariwalUNet) -> dict[str, Any]:
 
 
 def inputs(module: SongUNet | DhariwalUNet) -> tuple[Any, ...]:
-    """Returns shapes of x and t for which the module makes its parameters.
+    """Returns shapes of x and t with which `init` makes all parameters.
 
     >>> inputs(SongUNet(out_channels=3))[0].shape
     (1, 32, 32, 3)
@@ -157,7 +159,7 @@ def entries(module: SongUNet | DhariwalUNet) -> list[Entry]:
 
 
 def constants(module: SongUNet | DhariwalUNet) -> list[Constant]:
-    """Returns the filters that the reference keeps beside the convolutions, and iDDPM's noise levels.
+    """Returns the resampling filters that the reference stores per layer, and iDDPM's noise levels.
 
     >>> constants(SongUNet(out_channels=3))[0].value.shape
     (1, 1, 2, 2)
@@ -179,11 +181,11 @@ def constants(module: SongUNet | DhariwalUNet) -> list[Constant]:
     return found + ([Constant("u", _iddpm_sigmas())] if module.learned_variance else [])
 
 
-family = Family("edm", (*EDM_PRECONDS, "SongUNet", "DhariwalUNet"), from_config, to_config, entries, inputs, constants)
+family = Family("edm", (*_PRECONDS, "SongUNet", "DhariwalUNet"), from_config, to_config, entries, inputs, constants)
 
 
 def _layers(module: SongUNet | DhariwalUNet) -> list[tuple[str, str, int, str]]:
-    """Returns (path, name, channels, kind) of everything that has parameters, the embedding left out."""
+    """Returns (path, name, channels, kind) per layer with parameters, without the embedding."""
     song = isinstance(module, SongUNet)
     widths = module.widths()
     attends = [module.image_size // 2**level in module.attention_resolutions for level in range(len(widths))]
@@ -245,7 +247,7 @@ def _size(module: SongUNet | DhariwalUNet, level: int) -> str:
 
 
 def _iddpm_sigmas() -> np.ndarray:
-    """Returns u_0 .. u_1000 of Karras et al. (2022), table 1 and equation 168: iDDPM's levels, largest first."""
+    """Returns u_0 .. u_1000 of Karras et al. (2022), table 1 and eq. 168: iDDPM's noise levels, largest first."""
     steps = np.arange(1001)
     alpha_bar = np.sin(0.5 * np.pi * steps / 1000 / 1.008) ** 2
     u = np.zeros(1001)

@@ -1,7 +1,7 @@
-"""Which tensors of a torch checkpoint are which linen parameters, and in which layout: both ways, exactly.
+"""Entries that map the tensors of a torch checkpoint to linen parameters and back, exactly.
 
-Torch keeps a linear layer as [out, in] and a convolution as [out, in, *window]; linen has [in, out] and
-[*window, in, out]. Every layout here is a permutation of numbers, so that loading and saving lose no bit.
+A linear layer is [out, in] in torch and [in, out] in linen; a convolution is [out, in, *window] in torch and
+[*window, in, out] in linen. Every layout here only permutes elements, so loading and saving are exact.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["Entry", "conv", "linear", "norm", "same"]
+
 
 class Entry(NamedTuple):
-    """One linen parameter and the tensors that it is made of.
+    """One linen parameter and the checkpoint's tensors from which it is made.
 
     Attributes:
-      path: of the parameter in the module's params, "down_0/conv/kernel".
-      names: of the tensors in the checkpoint; more than one where linen keeps them stacked.
-      to_linen: the tensors -> the parameter.
-      to_torch: the parameter -> a tuple of the tensors, the inverse.
+      path: the parameter's path below "params", e.g. "down_0/conv/kernel".
+      names: the names of its tensors in the checkpoint; several where linen stacks them in one parameter.
+      to_linen: the tensors, in the order of `names` -> the parameter.
+      to_torch: the parameter -> the tuple of tensors, the exact inverse of `to_linen`. It should return views
+        (transposes, reshapes, slices).
     """
 
     path: str
@@ -29,7 +32,7 @@ class Entry(NamedTuple):
 
 
 def same(path: str, name: str) -> list[Entry]:
-    """A tensor that both keep alike, e.g. a bias, a table of embeddings or of positions.
+    """Returns the entry of a tensor that has the same layout in both, e.g. a bias or a table of embeddings.
 
     >>> same("table/embedding", "emb.weight")[0].names
     ('emb.weight',)
@@ -38,7 +41,7 @@ def same(path: str, name: str) -> list[Entry]:
 
 
 def linear(path: str, name: str, *, bias: bool = True) -> list[Entry]:
-    """nn.Dense at `path` from nn.Linear at `name`.
+    """Returns the entries of an nn.Dense at `path`, made from an nn.Linear at `name`.
 
     >>> [entry.path for entry in linear("out", "proj")]
     ['out/kernel', 'out/bias']
@@ -48,7 +51,7 @@ def linear(path: str, name: str, *, bias: bool = True) -> list[Entry]:
 
 
 def conv(path: str, name: str, *, bias: bool = True) -> list[Entry]:
-    """A convolution over one, two or three axes.
+    """Returns the entries of a convolution over one, two or three axes.
 
     >>> entry = conv("conv_in", "conv_in", bias=False)[0]
     >>> entry.to_linen(np.zeros((5, 3, 1, 2))).shape, entry.to_torch(np.zeros((1, 2, 3, 5)))[0].shape
@@ -66,7 +69,7 @@ def conv(path: str, name: str, *, bias: bool = True) -> list[Entry]:
 
 
 def norm(path: str, name: str) -> list[Entry]:
-    """A group or layer normalisation with scale and bias.
+    """Returns the entries of a group or layer normalisation with scale and bias.
 
     >>> [(entry.path, entry.names) for entry in norm("norm", "norm1")]
     [('norm/scale', ('norm1.weight',)), ('norm/bias', ('norm1.bias',))]

@@ -1,4 +1,4 @@
-"""The classifier of guided-diffusion (EncoderUNetModel): its config, the names and layouts of its tensors.
+"""The classifier of guided-diffusion (EncoderUNetModel): config, tensor names and layouts.
 
 Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021), https://arxiv.org/abs/2105.05233. The
 config holds the keyword arguments of EncoderUNetModel.
@@ -17,13 +17,15 @@ from diffusers_fn.backbones import Classifier
 from diffusers_fn.pretrained.entries import Entry, linear, norm
 from diffusers_fn.pretrained.family import Family, read_config
 from diffusers_fn.pretrained.guided_unet import encoder_entries
-from diffusers_fn.pretrained.unet_layouts import heads_out, joint_qkv, pointwise
+from diffusers_fn.pretrained.layouts import heads_out, joint_qkv, pointwise
+
+__all__ = ["POOL_WIDTH", "entries", "family", "from_config", "inputs", "to_config"]
 
 POOL_HIDDEN_SIZE = 2048
 
 
 def from_config(config: Mapping[str, Any]) -> Classifier:
-    """Returns the Classifier that an EncoderUNetModel of these arguments is; ValueError for those that it cannot be.
+    """Returns the Classifier of an EncoderUNetModel with these arguments; ValueError for unsupported ones.
 
     >>> config = {"image_size": 16, "in_channels": 3, "model_channels": 32, "out_channels": 10, "num_res_blocks": 1,
     ...           "attention_resolutions": [2], "channel_mult": [1, 1], "pool": "spatial"}
@@ -68,7 +70,7 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
 
 
 def to_config(module: Classifier) -> dict[str, Any]:
-    """Returns the arguments of EncoderUNetModel that make this network.
+    """Returns the arguments of this network as an EncoderUNetModel.
 
     >>> to_config(Classifier())["pool"]
     'attention'
@@ -93,7 +95,7 @@ def to_config(module: Classifier) -> dict[str, Any]:
 
 
 def inputs(module: Classifier) -> tuple[Any, ...]:
-    """Returns shapes of x and t for which the module makes its parameters.
+    """Returns shapes of x and t with which `init` makes all parameters.
 
     >>> inputs(Classifier())[0].shape
     (1, 64, 64, 3)

@@ -1,7 +1,7 @@
-"""The upsampling U-Net of guided-diffusion (SuperResModel): UNetModel on the image joined to an enlarged smaller one.
+"""The upsampling U-Net of guided-diffusion (SuperResModel): a UNetModel on x and an upsampled small image.
 
 Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021), https://arxiv.org/abs/2105.05233. The
-config holds the keyword arguments of SuperResModel, whose in_channels are those of the image alone.
+config holds the keyword arguments of SuperResModel, whose in_channels count the channels of x alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from diffusers_fn.pretrained import guided_unet
 from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Family
 
+__all__ = ["entries", "family", "from_config", "inputs", "to_config"]
+
 
 def from_config(config: Mapping[str, Any]) -> SuperResolution:
-    """Returns the network of these arguments; ValueError for arguments that it cannot have.
+    """Returns the network with these arguments; ValueError for arguments that are not supported.
 
     >>> config = {"image_size": 16, "in_channels": 3, "model_channels": 32, "out_channels": 6, "num_res_blocks": 1,
     ...           "attention_resolutions": [2], "channel_mult": [1, 2]}
@@ -30,7 +32,7 @@ def from_config(config: Mapping[str, Any]) -> SuperResolution:
 
 
 def to_config(module: SuperResolution) -> dict[str, Any]:
-    """Returns the arguments of SuperResModel that make this network.
+    """Returns the arguments of this network as a SuperResModel.
 
     >>> to_config(SuperResolution(UNet(out_channels=3)))["in_channels"]
     3
@@ -39,7 +41,7 @@ def to_config(module: SuperResolution) -> dict[str, Any]:
 
 
 def inputs(module: SuperResolution) -> tuple[Any, ...]:
-    """Returns shapes of x, t and cond for which the module makes its parameters.
+    """Returns shapes of x, t and cond with which `init` makes all parameters.
 
     >>> inputs(SuperResolution(UNet(out_channels=3)))[2]["low_res"].shape
     (1, 32, 32, 3)
@@ -63,5 +65,5 @@ family = Family("guided_superres", ("SuperResModel",), from_config, to_config, e
 
 def _net(module: SuperResolution) -> UNet:
     if not isinstance(module.net, UNet):
-        raise ValueError(f"the reference has a UNet inside; got {type(module.net).__name__}")
+        raise ValueError(f"net must be a UNet, as in the reference; got {type(module.net).__name__}")
     return module.net

@@ -1,8 +1,8 @@
-"""The U-Net of improved- and guided-diffusion (UNetModel): its config, the names and layouts of its tensors.
+"""The U-Net of improved-diffusion and guided-diffusion (UNetModel): config, tensor names and layouts.
 
 Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021), https://arxiv.org/abs/2102.09672;
 Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021), https://arxiv.org/abs/2105.05233. The
-config holds the keyword arguments of UNetModel; those of improved-diffusion have no image_size.
+config holds the keyword arguments of UNetModel; improved-diffusion's has no image_size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import Classifier, UNet
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
-from diffusers_fn.pretrained.unet_layouts import joint_attention, pointwise
+from diffusers_fn.pretrained.layouts import joint_attention, pointwise
+
+__all__ = ["encoder_entries", "entries", "family", "from_config", "inputs", "to_config"]
 
 
 def from_config(config: Mapping[str, Any]) -> UNet:
-    """Returns the UNet that a UNetModel of these arguments is; ValueError for arguments that it cannot be.
+    """Returns the UNet of a UNetModel with these arguments; ValueError for unsupported ones.
 
     >>> config = {"in_channels": 3, "model_channels": 32, "out_channels": 6, "num_res_blocks": 1,
     ...           "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 2}
@@ -49,7 +51,7 @@ def from_config(config: Mapping[str, Any]) -> UNet:
     image_size = fields["image_size"] or 2 ** (len(fields["channel_mult"]) - 1)
     if fields["out_channels"] not in (fields["in_channels"], 2 * fields["in_channels"]):
         raise ValueError(
-            f"out_channels must be in_channels={fields['in_channels']} or twice as many; got {fields['out_channels']}"
+            f"out_channels must be in_channels={fields['in_channels']} or twice that; got {fields['out_channels']}"
         )
     return UNet(
         out_channels=fields["in_channels"],
@@ -77,7 +79,7 @@ def from_config(config: Mapping[str, Any]) -> UNet:
 
 
 def to_config(module: UNet) -> dict[str, Any]:
-    """Returns the arguments of UNetModel that make this network.
+    """Returns the arguments of this network as a UNetModel.
 
     >>> to_config(UNet(out_channels=3, head_dim=64, learned_variance=True))["num_head_channels"]
     64
@@ -103,7 +105,7 @@ def to_config(module: UNet) -> dict[str, Any]:
 
 
 def inputs(module: UNet) -> tuple[Any, ...]:
-    """Returns shapes of x and t, and of labels if there are any, for which the module makes its parameters.
+    """Returns shapes of x, t and, if there are classes, labels, with which `init` makes all parameters.
 
     >>> inputs(UNet(out_channels=3))[0].shape
     (1, 32, 32, 3)
@@ -114,7 +116,7 @@ def inputs(module: UNet) -> tuple[Any, ...]:
 
 
 def entries(module: UNet) -> list[Entry]:
-    """Returns the entries of all parameters. ValueError for a module with a null class, which the reference has not.
+    """Returns the entries of all parameters; ValueError if there is a null class, which the reference does not have.
 
     >>> net = UNet(out_channels=3, channels=32, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=())
     >>> sorted(entry.path for entry in entries(net) if "out" in entry.path)
@@ -125,7 +127,7 @@ def entries(module: UNet) -> list[Entry]:
     found += [*norm("norm_out", "out.0"), *conv("conv_out", "out.2")]
     if module.num_classes is not None:
         if module.null_class:
-            raise ValueError("the reference has no null class: this family's modules must have null_class=False")
+            raise ValueError("the reference has no null class: modules of this family must have null_class=False")
         found += same("embedding/class_table/embedding", "label_emb.weight")
 
     heads = module.num_heads if module.num_heads_up is None else module.num_heads_up
@@ -145,7 +147,7 @@ def entries(module: UNet) -> list[Entry]:
 
 
 def encoder_entries(module: UNet | Classifier) -> tuple[list[Entry], list[int]]:
-    """Returns the entries of the embedding, the way down and the middle, and the widths of the saved activations.
+    """Returns the entries of the embedding, the encoder and the middle, and the widths of the skip connections.
 
     >>> len(encoder_entries(Classifier())[1])
     12

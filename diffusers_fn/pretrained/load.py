@@ -1,9 +1,9 @@
-"""Published networks from files, ready to apply."""
+"""Loads published networks from files: the linen module and its parameters."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,8 @@ from diffusers_fn.pretrained.checkpoint import open_checkpoint
 from diffusers_fn.pretrained.convert import from_torch
 from diffusers_fn.pretrained.family import Family
 
+__all__ = ["FAMILIES", "class_names", "find_family", "load"]
+
 FAMILIES = {
     "autoencoder_kl": autoencoder_kl.family,
     "clip_text": clip_text.family,
@@ -45,6 +47,7 @@ def load(
     path: str | os.PathLike[str],
     family: str | Family | None = None,
     *,
+    families: Sequence[Family] = (),
     config: Mapping[str, Any] | None = None,
     key: str | None = None,
     sharding: Any = None,
@@ -53,26 +56,28 @@ def load(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns (module, params) of a published network; module.apply({"params": params}, x, t, cond) runs it.
 
-    Files are memory-mapped and go to their devices parameter by parameter, straight into shards, so that the host
-    never holds the network twice; they must not be cut short meanwhile. Nothing that a file says is run, and either
-    everything fits or nothing is returned.
+    Files are memory-mapped and parameters are copied to their devices one by one, shard by shard, so the host never
+    holds two copies of the network. A file must not be truncated while it is read. No code from a file is run. If any
+    tensor does not fit, nothing is returned.
 
     Args:
-      path: of a .safetensors file, of an index of several (.index.json), or of a folder that holds one of them with
-        a config.json. Torch's own .bin, .pt and .pth are read where torch is installed, by its weights-only loader.
-      family: a name in `FAMILIES`, or a `Family`; None takes the one that the config names.
-      config: the reference's config, where no config.json lies beside the weights.
-      key: of the state dict in a torch file that holds several things, e.g. "ema".
+      path: a .safetensors file, an index of several (.index.json), or a folder that holds one of these and a
+        config.json. Torch's .bin, .pt and .pth files are read by torch's weights-only loader if torch is installed.
+      family: a name in `FAMILIES` or `families`, or a `Family`; None selects it by the class name in the config.
+      families: families defined outside this package; they take precedence over those in `FAMILIES`.
+      config: the reference's config, if there is no config.json beside the weights.
+      key: the key of the state dict in a torch file that holds more than one object, e.g. "ema".
       sharding: where the parameters go: None for the default device; one jax.sharding.Sharding for all; a tree of
         them like the parameters; or a function (path, shape) -> Sharding, with a path like "conv_in/kernel".
-      dtype: to cast parameters to; None keeps that of the file. The module computes in its own `dtype` field:
-        module.clone(dtype=jnp.bfloat16).
-      allow_nonfinite: accept NaN and infinite numbers.
+      dtype: the dtype of the parameters; None keeps that of the file. The dtype of the computation is the module's
+        `dtype` field: module.clone(dtype=jnp.bfloat16).
+      allow_nonfinite: accept NaN and infinite values.
 
     Raises:
-      OSError: if there is nothing at the path or it cannot be read.
-      ValueError: if the file is damaged, the config is none of the family's, or the tensors are not exactly those of
-        the network that it describes; the message lists what is missing, unexpected and of the wrong shape.
+      OSError: if nothing exists at the path or it cannot be read.
+      ValueError: if the file is damaged, the config does not belong to the family, or the tensors are not exactly
+        those of the network that the config describes; the message lists those that are missing, unexpected or of
+        the wrong shape.
 
     >>> import tempfile, jax.numpy as jnp
     >>> from diffusers_fn.pretrained.entries import same
@@ -88,47 +93,50 @@ def load(
     checkpoint = open_checkpoint(path, key=key)
     config = checkpoint.config if config is None else config
     if config is None:
-        raise ValueError(f"there is no config.json beside the weights at {os.fspath(path)}: give config={{...}}")
-    family = find_family(family, config)
+        raise ValueError(f"there is no config.json beside the weights at {os.fspath(path)}; pass config={{...}}")
+    family = find_family(family, config, families)
     try:
         module = family.from_config(config)
-    except Exception as error:  # of any kind: a damaged config fails wherever it is first used
-        raise ValueError(f"the config describes no network of the family {family.name!r}: {error}") from error
+    except Exception as error:  # of any type: a damaged config fails wherever it is first used
+        raise ValueError(f"this config is not valid for the family {family.name!r}: {error}") from error
     params = from_torch(
         checkpoint.tensors, module, family, sharding=sharding, dtype=dtype, allow_nonfinite=allow_nonfinite
     )
     return module, params
 
 
-def find_family(family: str | Family | None, config: Mapping[str, Any]) -> Family:
-    """Returns the family that is asked for, or the one that the config names; ValueError if the two do not agree.
+def find_family(family: str | Family | None, config: Mapping[str, Any], families: Sequence[Family] = ()) -> Family:
+    """Returns the given family, or the one that the config names; ValueError if the two disagree.
+
+    Families are looked up in `families` first, then in `FAMILIES`.
 
     >>> find_family(None, {"_class_name": "UNetModel"}).name
     'guided_unet'
     """
+    known = FAMILIES | {own.name: own for own in families}
     if isinstance(family, str):
-        if family not in FAMILIES:
-            raise ValueError(f"family must be one of {sorted(FAMILIES)} or a Family; got {family!r}")
-        family = FAMILIES[family]
+        if family not in known:
+            raise ValueError(f"family must be one of {sorted(known)} or a Family; got {family!r}")
+        family = known[family]
     named = class_names(config)
     if family is not None:
         if named and not set(named) & set(family.class_names):
             raise ValueError(
-                f"this is the config of a {' or '.join(named)}; the family {family.name!r} has "
+                f"this config belongs to {' or '.join(named)}; the family {family.name!r} has "
                 f"{', '.join(family.class_names) or 'no class names'}"
             )
         return family
-    found = [known for known in FAMILIES.values() if set(named) & set(known.class_names)]
+    found = _with_class_name(named, families) or _with_class_name(named, FAMILIES.values())
     if len(found) != 1:
         raise ValueError(
-            f"the config does not name one of the known families ({', '.join(named) or 'it names none'}): "
-            f"give family, one of {sorted(FAMILIES)}"
+            f"the config does not name exactly one known family ({', '.join(named) or 'it has no class name'}); "
+            f"pass family, one of {sorted(known)}"
         )
     return found[0]
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
-    """Returns what a config calls its network: `_class_name`, `architectures`, else `model_type`.
+    """Returns the class names in a config: `_class_name` and `architectures`, or else `model_type`.
 
     >>> class_names({"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"})
     ['CLIPTextModel']
@@ -137,3 +145,7 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
     several = architectures if isinstance(architectures, list | tuple) else []
     named = [name for name in (config.get("_class_name"), *several) if isinstance(name, str)]
     return named or [name for name in (config.get("model_type"),) if isinstance(name, str)]
+
+
+def _with_class_name(names: Sequence[str], families: Iterable[Family]) -> list[Family]:
+    return [family for family in families if set(names) & set(family.class_names)]

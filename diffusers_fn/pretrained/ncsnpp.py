@@ -1,10 +1,10 @@
-"""NCSN++ as a UNet2DModel of Skip blocks: its config, the names and layouts of its tensors.
+"""NCSN++ as a UNet2DModel of Skip blocks: config, tensor names and layouts.
 
 Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2021),
-https://arxiv.org/abs/2011.13456: Fourier features of log sigma, inputs and outputs that skip from resolution to
-resolution, an output divided by sigma. The reference has 32 groups before an attention whatever its channels, and
-counts the groups of one block oddly; the published networks are wide enough for that to make no difference, and others
-are refused.
+https://arxiv.org/abs/2011.13456: Fourier features of log sigma, input and output pyramids over the resolutions, and an
+output divided by sigma. The reference always normalises with 32 groups before attention, and computes the number of
+groups of one block differently from all others. Both make no difference at the widths of the published networks;
+narrower networks are refused.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import SongUNet
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import different_fields, read_config
+from diffusers_fn.pretrained.layouts import pointwise
 from diffusers_fn.pretrained.unet2d_blocks import attention, res_block
-from diffusers_fn.pretrained.unet_layouts import pointwise
 
-DOWN, UP = ("SkipDownBlock2D", "AttnSkipDownBlock2D"), ("SkipUpBlock2D", "AttnSkipUpBlock2D")
-ONLY = {
+__all__ = ["entries", "from_config", "inputs", "is_ncsnpp", "to_config"]
+
+_DOWN_BLOCKS, _UP_BLOCKS = ("SkipDownBlock2D", "AttnSkipDownBlock2D"), ("SkipUpBlock2D", "AttnSkipUpBlock2D")
+_ONLY = {
     "in_channels": 3,
     "out_channels": 3,
     "center_input_sample": False,
@@ -39,7 +41,7 @@ ONLY = {
     "num_train_timesteps": None,
     "time_embedding_dim": None,
 }
-UNUSED = ("downsample_padding", "downsample_type", "upsample_type", "freq_shift", "flip_sin_to_cos")
+_UNUSED = ("downsample_padding", "downsample_type", "upsample_type", "freq_shift", "flip_sin_to_cos")
 
 
 def is_ncsnpp(config: Mapping[str, Any]) -> bool:
@@ -49,11 +51,11 @@ def is_ncsnpp(config: Mapping[str, Any]) -> bool:
     True
     """
     kinds = [*config.get("down_block_types", ()), *config.get("up_block_types", ())]
-    return bool(kinds) and set(kinds) <= {*DOWN, *UP}
+    return bool(kinds) and set(kinds) <= {*_DOWN_BLOCKS, *_UP_BLOCKS}
 
 
 def from_config(config: Mapping[str, Any]) -> SongUNet:
-    """Returns the SongUNet that a UNet2DModel of Skip blocks is; ValueError for a config that it cannot be.
+    """Returns the SongUNet of a UNet2DModel of Skip blocks; ValueError for a config that is not supported.
 
     >>> config = {"down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D"], "sample_size": 64,
     ...           "up_block_types": ["AttnSkipUpBlock2D", "SkipUpBlock2D"], "block_out_channels": [128, 256],
@@ -64,21 +66,21 @@ def from_config(config: Mapping[str, Any]) -> SongUNet:
     required = ["down_block_types", "up_block_types", "block_out_channels"]
     optional = {"layers_per_block": 2, "mid_block_scale_factor": 1, "dropout": 0.0, "norm_eps": 1e-5}
     fields = read_config(
-        config, required=required, optional={**optional, "sample_size": None}, only=ONLY, unused=UNUSED
+        config, required=required, optional={**optional, "sample_size": None}, only=_ONLY, unused=_UNUSED
     )
     if missing := {"time_embedding_type", "norm_num_groups", "attention_head_dim"} - set(config):
-        raise ValueError(f"the reference's defaults of {', '.join(sorted(missing))} do not fit Skip blocks: set them")
+        raise ValueError(f"set {', '.join(sorted(missing))}: the reference's defaults do not fit Skip blocks")
     widths = fields["block_out_channels"]
-    attends = [kind == DOWN[1] for kind in fields["down_block_types"]]
-    if attends != [kind == UP[1] for kind in fields["up_block_types"]][::-1] or len(attends) != len(widths):
+    attends = [kind == _DOWN_BLOCKS[1] for kind in fields["down_block_types"]]
+    if attends != [kind == _UP_BLOCKS[1] for kind in fields["up_block_types"]][::-1] or len(attends) != len(widths):
         raise ValueError(
-            "down_block_types and up_block_types must be Skip blocks, one for each width, with attention on the same "
+            "down_block_types and up_block_types must be Skip blocks, one per width, with attention on the same "
             f"levels; got {fields['down_block_types']} and {fields['up_block_types']}"
         )
     if any(width % widths[0] for width in widths):
         raise ValueError(f"block_out_channels must be multiples of the first; got {widths}")
     if widths[-1] < 128 or any(width < 128 for width, attend in zip(widths, attends) if attend):
-        raise ValueError(f"levels with attention, and the last, must have at least 128 channels; got {widths}")
+        raise ValueError(f"levels with attention, and the last level, must have at least 128 channels; got {widths}")
     smallest = 2 ** (len(widths) - 1)
     size = fields["sample_size"] if isinstance(fields["sample_size"], int) else smallest
     if size % smallest:
@@ -103,7 +105,7 @@ def from_config(config: Mapping[str, Any]) -> SongUNet:
 
 
 def to_config(module: SongUNet) -> dict[str, Any]:
-    """Returns the config of the UNet2DModel that this network is; ValueError if there is none.
+    """Returns the config of this network as a UNet2DModel; ValueError if there is none.
 
     >>> skips = {"input_pyramid": "skip", "output_pyramid": True, "sigma_labels": True}
     >>> to_config(SongUNet.ncsnpp(out_channels=3, **skips))["down_block_types"]
@@ -112,10 +114,10 @@ def to_config(module: SongUNet) -> dict[str, Any]:
     widths = module.widths()
     attends = [module.image_size // 2**level in module.attention_resolutions for level in range(len(widths))]
     config = {
-        **ONLY,
+        **_ONLY,
         "sample_size": module.image_size,
-        "down_block_types": [DOWN[attend] for attend in attends],
-        "up_block_types": [UP[attend] for attend in attends][::-1],
+        "down_block_types": [_DOWN_BLOCKS[attend] for attend in attends],
+        "up_block_types": [_UP_BLOCKS[attend] for attend in attends][::-1],
         "block_out_channels": widths,
         "layers_per_block": module.num_res_blocks,
         "mid_block_scale_factor": module.mid_divisor,
@@ -128,7 +130,7 @@ def to_config(module: SongUNet) -> dict[str, Any]:
 
 
 def inputs(module: SongUNet) -> tuple[Any, ...]:
-    """Returns shapes of x and t for which the module makes its parameters.
+    """Returns shapes of x and t with which `init` makes all parameters.
 
     >>> inputs(SongUNet())[0].shape
     (1, 32, 32, 3)

@@ -1,8 +1,8 @@
-"""Safetensors files, read strictly and lazily, and written.
+"""Reads safetensors files, strictly and lazily, and writes them.
 
 A file is the length of its header (8 bytes, little-endian), the header (JSON, {name: {dtype, shape, data_offsets}}),
-and the numbers, row-major, without gaps; https://github.com/huggingface/safetensors, "Format". Reading runs nothing
-that the file says: the header is parsed as data, checked against the size of the file, and only then mapped.
+and the values, row-major, without gaps; https://github.com/huggingface/safetensors, "Format". No code from a file is
+run: the header is parsed as data and checked against the file's size before the file is mapped.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-MAX_HEADER = 100_000_000  # bytes, as in the reference: the header of a 100-billion-parameter network has a few million
-MAX_AXES = 64  # as in NumPy
+__all__ = ["DTYPES", "StoredTensor", "open_safetensors", "strict_json", "write_safetensors"]
+
+_MAX_HEADER_BYTES = 100_000_000  # bytes, as in the reference
+_MAX_AXES = 64  # as in NumPy
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -39,12 +41,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-class Stored(NamedTuple):
-    """A tensor that can be read: its shape and dtype are known before any of its numbers is.
+class StoredTensor(NamedTuple):
+    """A tensor that is read on demand; its shape and dtype are known without reading it.
 
     Attributes:
-      read: () -> the array, for files a view of the mapped file.
-      release: () -> None, after which the memory that reading took is free again; the array may still be read.
+      read: () -> the array; for a file, a view of the mapped file.
+      release: () -> None, frees the memory that reading took; the array remains valid and is read again if used.
     """
 
     shape: tuple[int, ...]
@@ -53,13 +55,13 @@ class Stored(NamedTuple):
     release: Callable[[], None] = lambda: None
 
 
-def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Stored]:
-    """Returns the tensors of a file by name, in the order in which they lie in it. No number is read yet.
+def open_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    """Returns the tensors of a file by name, in the order of the file, without reading their values.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it is not exactly what the format allows: a header that is cut off, too long, not JSON or has a
-        name twice; unknown dtypes; offsets that overlap, leave holes, or do not fit the shape or the file.
+      ValueError: if the file violates the format: the header is truncated, too long, not JSON or has a duplicate
+        name; a dtype is unknown; offsets overlap, leave gaps, or do not match the shape or the file's size.
 
     >>> import tempfile
     >>> file = tempfile.NamedTemporaryFile()
@@ -77,23 +79,23 @@ def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Stored]:
             begin, header = _read_header(file, size)
             placed = _check_header(header, size - begin)
         except ValueError as error:
-            raise ValueError(f"{path} is not a sound safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return {name: _stored(mapped, begin + at, shape, dtype) for name, (at, shape, dtype) in placed.items()}
 
 
 def write_safetensors(
     file: BinaryIO,
-    described: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     tensors: Iterable[tuple[str, np.ndarray]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a file: the header from `described`, {name: (shape, dtype)}, then `tensors` one by one, in any order.
+    """Writes a file: the header from `specs`, {name: (shape, dtype)}, then `tensors` one by one, in any order.
 
-    Tensors lie in the file as the reference puts them: the widest dtypes first, then by name.
+    The order in the file is the reference's: by decreasing size of the dtype, then by name.
 
     Raises:
-      ValueError: for a dtype that the format has no name for, and tensors that are not as described.
+      ValueError: for a dtype that the format does not support, and for tensors that differ from their spec.
 
     >>> import io
     >>> file = io.BytesIO()
@@ -102,13 +104,13 @@ def write_safetensors(
     b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}  \\x00\\x00\\x80?'
     """
     codes = {dtype: code for code, dtype in DTYPES.items()}
-    for name, (_, dtype) in described.items():
+    for name, (_, dtype) in specs.items():
         if dtype not in codes:
-            raise ValueError(f"{name} has dtype {dtype}, which safetensors cannot hold; it can {sorted(DTYPES)}")
+            raise ValueError(f"{name} has dtype {dtype}; safetensors files can hold {sorted(DTYPES)}")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name in sorted(described, key=lambda name: (-described[name][1].itemsize, name)):
-        shape, dtype = described[name]
+    for name in sorted(specs, key=lambda name: (-specs[name][1].itemsize, name)):
+        shape, dtype = specs[name]
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -116,17 +118,17 @@ def write_safetensors(
     file.write(len(text).to_bytes(8, "little") + text)
     written = set()
     for name, array in tensors:
-        if name in written or (array.shape, array.dtype) != described[name]:
-            raise ValueError(f"{name} was to be written once, as {described[name]}; got {array.shape}, {array.dtype}")
+        if name in written or (array.shape, array.dtype) != specs[name]:
+            raise ValueError(f"{name} must be written once, as {specs[name]}; got {array.shape}, {array.dtype}")
         written.add(name)
         file.seek(8 + len(text) + header[name]["data_offsets"][0])
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    if written != set(described):
-        raise ValueError(f"described but not written: {sorted(set(described) - written)}")
+    if written != set(specs):
+        raise ValueError(f"tensors in specs that were not written: {sorted(set(specs) - written)}")
 
 
 def strict_json(text: bytes) -> Any:
-    """Returns what JSON in UTF-8 says; ValueError if it is none, has a key twice, or numbers that JSON does not know.
+    """Returns the value of JSON text in UTF-8; ValueError if it is invalid, repeats a key or has NaN or infinity.
 
     >>> strict_json(b'{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
@@ -136,11 +138,11 @@ def strict_json(text: bytes) -> Any:
         found = dict(items)
         if len(found) < len(items):
             keys = [key for key, _ in items]
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
         return found
 
     def constant(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON number")
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
@@ -151,14 +153,14 @@ def strict_json(text: bytes) -> Any:
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[int, Any]:
-    """Returns where the numbers begin and the parsed header."""
+    """Returns the offset at which the values begin, and the parsed header."""
     if size < 8:
-        raise ValueError(f"it has {size} bytes, and the length of the header alone takes 8")
+        raise ValueError(f"it has {size} bytes, but the header's length field alone takes 8")
     length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER:
-        raise ValueError(f"its header claims {length} bytes, more than the {MAX_HEADER} allowed")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims {length} bytes, more than the {_MAX_HEADER_BYTES} allowed")
     if 8 + length > size:
-        raise ValueError(f"its header claims {length} bytes, but only {size - 8} follow: it may be cut off")
+        raise ValueError(f"its header claims {length} bytes, but only {size - 8} follow: it may be truncated")
     text = file.read(length)
     if not text.startswith(b"{"):
         raise ValueError("its header does not begin with {")
@@ -175,11 +177,11 @@ def _check_header(header: dict[str, Any], size: int) -> dict[str, tuple[int, tup
     placed, end = {}, 0
     for begin, stop, shape, dtype, name in sorted(spans, key=lambda span: span[:2]):
         if begin != end:
-            kind = "overlaps the one before it" if begin < end else "leaves a hole before it"
+            kind = "overlaps the one before it" if begin < end else "leaves a gap before it"
             raise ValueError(f"tensor {name!r} {kind}: it begins at byte {begin}, the one before it ends at {end}")
         placed[name], end = (begin, shape, dtype), stop
     if end != size:
-        raise ValueError(f"its tensors take {end} bytes, but {size} follow the header: it may be cut off")
+        raise ValueError(f"its tensors take {end} bytes, but {size} follow the header: it may be truncated")
     return placed
 
 
@@ -189,30 +191,30 @@ def _check_tensor(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], np.
         raise ValueError(f"tensor {name!r} must have dtype, shape and data_offsets and nothing else; got {entry!r}")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
-        raise ValueError(f"tensor {name!r} has the unknown dtype {code!r}; known are {sorted(DTYPES)}")
+        raise ValueError(f"tensor {name!r} has the unknown dtype {code!r}; allowed are {sorted(DTYPES)}")
     for field, value in (("shape", shape), ("data_offsets", offsets)):
         whole = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
-        if not whole or len(value) > MAX_AXES:
+        if not whole or len(value) > _MAX_AXES:
             raise ValueError(
-                f"tensor {name!r} has {field} {str(value)[:200]}; allowed are at most {MAX_AXES} integers >= 0"
+                f"tensor {name!r} has {field} {str(value)[:200]}; allowed are at most {_MAX_AXES} integers >= 0"
             )
     if len(offsets) != 2:
         raise ValueError(f"tensor {name!r} must have two data_offsets; got {offsets}")
     needed = math.prod(shape) * DTYPES[code].itemsize
     if offsets[1] - offsets[0] != needed:
         raise ValueError(
-            f"tensor {name!r} of shape {shape} and dtype {code} takes {needed} bytes; it lies at {offsets}"
+            f"tensor {name!r} of shape {shape} and dtype {code} takes {needed} bytes; its offsets are {offsets}"
         )
     return offsets[0], offsets[1], tuple(shape), DTYPES[code]
 
 
-def _stored(mapped: mmap.mmap, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> Stored:
+def _stored(mapped: mmap.mmap, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> StoredTensor:
     def read() -> np.ndarray:
         return np.frombuffer(mapped, dtype, math.prod(shape), begin).reshape(shape)
 
     def release() -> None:
-        if hasattr(mmap, "MADV_DONTNEED"):  # else the system takes the pages back when it needs them
+        if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the system reclaims the pages when needed
             page = begin - begin % mmap.PAGESIZE
             mapped.madvise(mmap.MADV_DONTNEED, page, begin + math.prod(shape) * dtype.itemsize - page)
 
-    return Stored(shape, dtype, read, release)
+    return StoredTensor(shape, dtype, read, release)

@@ -1,4 +1,4 @@
-"""Networks to files that the reference reads."""
+"""Saves networks to files that the reference reads."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from diffusers_fn.pretrained.family import Family, different_fields
 from diffusers_fn.pretrained.load import find_family
 from diffusers_fn.pretrained.safetensors_file import write_safetensors
 
+__all__ = ["module_config", "save"]
+
 
 def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, Any], family: str | Family) -> None:
-    """Writes a folder with the network in the reference's names and layouts: safetensors and config.json.
+    """Writes a folder with the network in the reference's names and layouts: a safetensors file and config.json.
 
-    Parameters are written one by one as they are, in their own dtypes: what `load` read comes back bit by bit. The
-    folder gets its name when it is complete; a run that is killed half way leaves nothing that looks like a checkpoint.
+    Parameters are written one by one, each in its own dtype; a network that `load` returned is written bit for bit.
+    The folder gets its name once it is complete, so an interrupted save leaves nothing that looks like a checkpoint.
 
     Args:
-      path: of a folder that is not there yet, or is empty.
+      path: a folder that does not exist yet, or is empty.
       module, params: the network; params as in {"params": params}.
       family: a name in `FAMILIES`, or a `Family`.
 
     Raises:
       OSError: if the folder cannot be written.
-      ValueError: if the folder is there and not empty, the parameters are not those of the module, or the family's
-        config cannot say what the module is.
+      ValueError: if the folder exists and is not empty, the parameters are not those of the module, or no config of
+        the family describes the module.
 
     >>> import tempfile, jax, jax.numpy as jnp
     >>> from diffusers_fn.pretrained.entries import same
@@ -45,17 +47,17 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} is there and not an empty folder; a checkpoint is a new folder")
+        raise ValueError(f"{path} exists and is not an empty folder; a checkpoint must be a new folder")
     family = find_family(family, {})
     config = module_config(module, family)
-    described, tensors = describe_tensors(params, module, family)
+    specs, tensors = describe_tensors(params, module, family)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that had this number before and was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted process with the same id
     temporary.mkdir()
     try:
         with open(temporary / family.weights_name, "wb") as file:
-            write_safetensors(file, described, tensors, {"format": "pt"})  # which readers of torch weights ask for
+            write_safetensors(file, specs, tensors, {"format": "pt"})  # torch readers require this metadata
             _flush(file)
         with open(temporary / "config.json", "w", encoding="utf-8") as text:
             json.dump(config, text, indent=2, sort_keys=True)
@@ -66,9 +68,9 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
 
 
 def module_config(module: nn.Module, family: Family) -> dict[str, Any]:
-    """Returns the config of the reference, with the name of its class.
+    """Returns the reference's config of a module, with its class name.
 
-    Raises ValueError if that config cannot say what the module is.
+    Raises ValueError if no config of the family describes the module.
 
     >>> from diffusers_fn.backbones import UViT
     >>> module_config(UViT(in_channels=4, null_class=False), find_family("uvit", {}))["_class_name"]
@@ -76,13 +78,12 @@ def module_config(module: nn.Module, family: Family) -> dict[str, Any]:
     """
     if getattr(module, "in_channels", 0) is None:
         raise ValueError(
-            f"set in_channels of this {type(module).__name__}: config.json holds it, so None cannot be saved"
+            f"set in_channels of this {type(module).__name__}: config.json stores it, so it must not be None"
         )
     config = family.to_config(module)
     if different := different_fields(module, family.from_config(config)):
         raise ValueError(
-            f"this {type(module).__name__} is no network of the family {family.name!r}, as its config cannot say: "
-            f"{'; '.join(different)}"
+            f"no config of the family {family.name!r} describes this {type(module).__name__}: {'; '.join(different)}"
         )
     if family.class_names and not {"_class_name", "architectures", "model_type"} & set(config):
         config = {"_class_name": family.class_names[0], **config}

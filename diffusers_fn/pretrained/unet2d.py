@@ -1,8 +1,9 @@
-"""The U-Net of UNet2DModel: its config, the names and layouts of its tensors.
+"""The U-Net of the diffusers library (UNet2DModel): config, tensor names and layouts.
 
-Ho et al., "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, and what came
-from it. The config calls the real width of a head attention_head_dim, and lists the blocks of the way up from the
-smallest resolution. A network of Skip blocks is NCSN++, a SongUNet: see `ncsnpp.py`.
+Ho et al., "Denoising Diffusion Probabilistic Models" (2020), https://arxiv.org/abs/2006.11239, and later variants.
+In this config attention_head_dim is indeed the dimension of a head (in UNet2DConditionModel's it is the number of
+heads), and up_block_types begin with the smallest resolution. A network of Skip blocks is NCSN++, which is a SongUNet
+here: see `ncsnpp.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,23 @@ from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained import ncsnpp
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
-from diffusers_fn.pretrained.unet2d_blocks import attention, choose, res_block
+from diffusers_fn.pretrained.unet2d_blocks import attention, check_choice, res_block
+
+__all__ = [
+    "ACTIVATIONS",
+    "constants",
+    "entries",
+    "exact_gelu",
+    "family",
+    "from_config",
+    "inputs",
+    "rename",
+    "to_config",
+]
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """Returns x times the normal distribution function of x.
+    """Returns x Phi(x), with Phi the distribution function of N(0, 1).
 
     >>> exact_gelu(jnp.zeros([])).item()
     0.0
@@ -32,9 +45,9 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS = {"silu": nn.silu, "swish": nn.silu, "mish": jax.nn.mish, "gelu": exact_gelu, "relu": nn.relu}
-DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
-UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
-DEFAULTS: dict[str, Any] = {
+_DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+_UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+_DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "center_input_sample": False,
@@ -66,9 +79,9 @@ DEFAULTS: dict[str, Any] = {
 
 
 def from_config(config: Mapping[str, Any]) -> UNet2D | SongUNet:
-    """Returns the UNet2D that a UNet2DModel of this config is; ValueError for a config that it cannot be.
+    """Returns the network of a UNet2DModel with this config; ValueError for a config that is not supported.
 
-    Where all blocks are Skip blocks it is a SongUNet.
+    It is a SongUNet if all blocks are Skip blocks, and a UNet2D otherwise.
 
     >>> from_config({"block_out_channels": [32, 64], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
     ...              "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}).up_attention
@@ -76,22 +89,22 @@ def from_config(config: Mapping[str, Any]) -> UNet2D | SongUNet:
     """
     if ncsnpp.is_ncsnpp(config):
         return ncsnpp.from_config(config)
-    fields = read_config(config, optional=DEFAULTS, unused=["sample_size"])
+    fields = read_config(config, optional=_DEFAULTS, unused=["sample_size"])
     down = tuple(kind.removeprefix("UNetRes") for kind in fields["down_block_types"])
     up = tuple(kind.removeprefix("UNetRes") for kind in fields["up_block_types"])[::-1]
-    for name, kinds, known in (("down_block_types", down, DOWN), ("up_block_types", up, UP)):
+    for name, kinds, known in (("down_block_types", down, _DOWN_BLOCKS), ("up_block_types", up, _UP_BLOCKS)):
         if len(kinds) != len(fields["block_out_channels"]) or set(kinds) - set(known):
-            raise ValueError(f"{name} must be one of {', '.join(known)} for each width; got {fields[name]}")
-    choose(fields, "mid_block_type", ("UNetMidBlock2D", None))
-    choose(fields, "act_fn", tuple(ACTIVATIONS))
-    choose(fields, "downsample_padding", (0, 1))
-    choose(fields, "downsample_type", ("conv", "resnet"))
-    choose(fields, "upsample_type", ("conv", "resnet"))
-    choose(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
-    choose(fields, "time_embedding_type", ("positional", "fourier", "learned"))
-    choose(fields, "class_embed_type", (None, "timestep", "identity"))
+            raise ValueError(f"{name} must have one of {', '.join(known)} per width; got {fields[name]}")
+    check_choice(fields, "mid_block_type", ("UNetMidBlock2D", None))
+    check_choice(fields, "act_fn", tuple(ACTIVATIONS))
+    check_choice(fields, "downsample_padding", (0, 1))
+    check_choice(fields, "downsample_type", ("conv", "resnet"))
+    check_choice(fields, "upsample_type", ("conv", "resnet"))
+    check_choice(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
+    check_choice(fields, "time_embedding_type", ("positional", "fourier", "learned"))
+    check_choice(fields, "class_embed_type", (None, "timestep", "identity"))
     if fields["norm_num_groups"] is None:
-        raise ValueError("norm_num_groups must be a number in a network without Skip blocks; got None")
+        raise ValueError("norm_num_groups must be an integer in a network without Skip blocks; got None")
     return UNet2D(
         in_channels=fields["in_channels"],
         out_channels=fields["out_channels"],
@@ -127,7 +140,7 @@ def from_config(config: Mapping[str, Any]) -> UNet2D | SongUNet:
 
 
 def to_config(module: UNet2D | SongUNet) -> dict[str, Any]:
-    """Returns the config of the UNet2DModel that this network is; ValueError if there is none.
+    """Returns the config of this network as a UNet2DModel; ValueError if there is none.
 
     >>> to_config(UNet2D(in_channels=3, out_channels=3))["down_block_types"][:2]
     ['DownBlock2D', 'AttnDownBlock2D']
@@ -140,8 +153,8 @@ def to_config(module: UNet2D | SongUNet) -> dict[str, Any]:
             f"in_channels, out_channels and a known activation ({', '.join(ACTIVATIONS)}) must be set; got "
             f"{module.in_channels}, {module.out_channels} and {module.activation}"
         )
-    down, down_type = _block_types(module, "down", DOWN)
-    up, up_type = _block_types(module, "up", UP)
+    down, down_type = _block_types(module, "down", _DOWN_BLOCKS)
+    up, up_type = _block_types(module, "up", _UP_BLOCKS)
     kind = "fourier" if module.fourier_time else "positional" if module.num_timesteps is None else "learned"
     return {
         "in_channels": module.in_channels,
@@ -175,7 +188,7 @@ def to_config(module: UNet2D | SongUNet) -> dict[str, Any]:
 
 
 def inputs(module: UNet2D | SongUNet) -> tuple[Any, ...]:
-    """Returns shapes of x and t, and of cond if there is one, for which the module makes its parameters.
+    """Returns shapes of x, t and, if the network has one, cond, with which `init` makes all parameters.
 
     >>> inputs(UNet2D(in_channels=3))[0].shape
     (1, 8, 8, 3)
@@ -190,7 +203,7 @@ def inputs(module: UNet2D | SongUNet) -> tuple[Any, ...]:
 
 
 def entries(module: UNet2D | SongUNet) -> list[Entry]:
-    """Returns the entries of all parameters. ValueError for a module with a null class, which the reference has not.
+    """Returns the entries of all parameters; ValueError if there is a null class, which the reference does not have.
 
     >>> entries(UNet2D())[0].names
     ('time_embedding.linear_1.weight',)
@@ -205,7 +218,7 @@ def entries(module: UNet2D | SongUNet) -> list[Entry]:
         found += same("time_table/embedding", "time_proj.weight")
     if module.num_classes is not None:
         if module.null_class:
-            raise ValueError("the reference has no null class: this family's modules must have null_class=False")
+            raise ValueError("the reference has no null class: modules of this family must have null_class=False")
         found += same("embedding/class_table/embedding", "class_embedding.weight")
     if module.class_time:
         found += linear("class_time_0", "class_embedding.linear_1") + linear("class_time_1", "class_embedding.linear_2")
@@ -246,7 +259,7 @@ def entries(module: UNet2D | SongUNet) -> list[Entry]:
 
 
 def constants(module: UNet2D | SongUNet) -> list[Constant]:
-    """Returns the second copy of the frequencies of time that older checkpoints hold.
+    """Returns the second copy of the time frequencies, which only older checkpoints have.
 
     >>> [constant.name for constant in constants(UNet2D(fourier_time=True))]
     ['time_proj.W']
@@ -256,7 +269,7 @@ def constants(module: UNet2D | SongUNet) -> list[Constant]:
 
 
 def rename(name: str) -> str:
-    """Returns today's name of a tensor, for checkpoints in which attention had names of its own.
+    """Returns the current name of a tensor; older checkpoints have other names in attention.
 
     >>> rename("mid_block.attentions.0.proj_attn.bias")
     'mid_block.attentions.0.to_out.0.bias'
@@ -285,7 +298,7 @@ def _by_block(kind: str, attention: str, resample_type: str) -> bool:
 
 
 def _block_types(module: UNet2D, way: str, kinds: tuple[str, ...]) -> tuple[list[str], str]:
-    """Returns (the blocks of a way, largest resolution first, how its blocks with attention change resolution)."""
+    """Returns (block types, largest resolution first; the resample type of the blocks with attention)."""
     plain, attending, by_block = kinds
     attends, blocks = module.per_level(f"{way}_attention"), module.per_level(f"{way}_resample_block")
     types = {"resnet" if block else "conv" for attend, block in zip(attends, blocks) if attend}

@@ -1,4 +1,4 @@
-"""What the families of UNet2DModel share: the layouts of its blocks, and a check of its config."""
+"""Layouts of UNet2DModel's blocks, and a check of its config, shared by `unet2d.py` and `ncsnpp.py`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm
-from diffusers_fn.pretrained.unet_layouts import heads_out, pointwise, separate_qkv
+from diffusers_fn.pretrained.layouts import heads_out, pointwise, separate_qkv
+
+__all__ = ["attention", "check_choice", "res_block"]
 
 
-def choose(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
+def check_choice(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
     """Raises ValueError unless a field has an allowed value.
 
-    >>> choose({"act_fn": "silu"}, "act_fn", ("silu", "relu"))
+    >>> check_choice({"act_fn": "silu"}, "act_fn", ("silu", "relu"))
     """
     if fields[name] not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {fields[name]!r}")
 
 
 def res_block(path: str, name: str, *, skip: bool) -> list[Entry]:
-    """Returns the entries of `blocks.ResBlock` from a ResnetBlock2D; skip says whether its shortcut is a convolution.
+    """Returns the entries of `blocks.ResBlock` from a ResnetBlock2D; skip: its shortcut is a convolution.
 
     >>> res_block("a", "b", skip=True)[-1].names
     ('b.conv_shortcut.bias',)
@@ -31,7 +33,7 @@ def res_block(path: str, name: str, *, skip: bool) -> list[Entry]:
 
 
 def attention(path: str, name: str, channels: int, head_dim: int | None, *, normalised: bool = True) -> list[Entry]:
-    """Returns the entries of `blocks.SelfAttention` from an Attention of this many channels.
+    """Returns the entries of `blocks.SelfAttention` from an Attention with this number of channels.
 
     >>> attention("a", "b", 8, None)[-1].names
     ('b.to_out.0.bias',)

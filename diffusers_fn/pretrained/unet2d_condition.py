@@ -1,9 +1,9 @@
-"""The U-Net of Stable Diffusion (UNet2DConditionModel): its config, the names and layouts of its tensors.
+"""The U-Net of Stable Diffusion (UNet2DConditionModel): config, tensor names and layouts.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022),
-https://arxiv.org/abs/2112.10752; Podell et al., "SDXL" (2023), https://arxiv.org/abs/2307.01952. The config calls
-the number of heads attention_head_dim. Blocks of other families that share this class (Kandinsky, DeepFloyd IF) are
-not implemented, nor are image embeddings and gated attention.
+https://arxiv.org/abs/2112.10752; Podell et al., "SDXL" (2023), https://arxiv.org/abs/2307.01952. In this
+config attention_head_dim is the number of heads. Blocks of other families that share this class (Kandinsky, DeepFloyd
+IF), image embeddings and gated attention are not implemented.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
 
-# The reference's own defaults for the fields that matter here.
-DEFAULTS = {
+__all__ = ["entries", "family", "from_config", "inputs", "to_config"]
+
+# The reference's defaults of the fields on which the network depends.
+_DEFAULTS = {
     "in_channels": 4,
     "out_channels": 4,
     "flip_sin_to_cos": True,
@@ -52,7 +54,7 @@ DEFAULTS = {
     "time_cond_proj_dim": None,
     "projection_class_embeddings_input_dim": None,
 }
-ONLY = {
+_ONLY = {
     "center_input_sample": False,
     "mid_block_scale_factor": 1,
     "num_attention_heads": None,
@@ -66,8 +68,8 @@ ONLY = {
     "class_embeddings_concat": False,
     "cross_attention_norm": None,
 }
-# What only other blocks read; the image size that a pipeline takes; a softmax in float32, which this one always is.
-UNUSED = [
+# Fields of other blocks; the image size of pipelines; softmax in float32, which is always the case here.
+_UNUSED = [
     "sample_size",
     "upcast_attention",
     "resnet_skip_time_act",
@@ -78,22 +80,22 @@ UNUSED = [
 
 
 def from_config(config: Mapping[str, Any]) -> UNet2DCondition:
-    """Returns the UNet2DCondition that a UNet2DConditionModel of this config is.
+    """Returns the UNet2DCondition of a UNet2DConditionModel with this config.
 
-    Raises ValueError for a config that it cannot be, saying why.
+    Raises ValueError for a config that is not supported.
 
     >>> from_config({"cross_attention_dim": 768}) == UNet2DCondition.sd1()
     True
     """
-    fields = read_config(config, optional=DEFAULTS, only=ONLY, unused=UNUSED)
+    fields = read_config(config, optional=_DEFAULTS, only=_ONLY, unused=_UNUSED)
     levels = len(fields["block_out_channels"])
-    _choose(fields, "act_fn", ("silu", "swish"))
-    _choose(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
-    _choose(fields, "mid_block_type", ("UNetMidBlock2DCrossAttn", None))
-    _choose(fields, "class_embed_type", (None, "timestep", "projection"))
-    _choose(fields, "addition_embed_type", (None, "text_time"))
-    _choose(fields, "encoder_hid_dim_type", (None, "text_proj"))
-    _choose(fields, "downsample_padding", (0, 1))
+    _check_choice(fields, "act_fn", ("silu", "swish"))
+    _check_choice(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
+    _check_choice(fields, "mid_block_type", ("UNetMidBlock2DCrossAttn", None))
+    _check_choice(fields, "class_embed_type", (None, "timestep", "projection"))
+    _check_choice(fields, "addition_embed_type", (None, "text_time"))
+    _check_choice(fields, "encoder_hid_dim_type", (None, "text_proj"))
+    _check_choice(fields, "downsample_padding", (0, 1))
     context_dims = set(_per_level(fields["cross_attention_dim"], levels))
     if len(context_dims) != 1:
         raise ValueError(f"cross_attention_dim must be the same for all levels; got {fields['cross_attention_dim']}")
@@ -133,10 +135,9 @@ def from_config(config: Mapping[str, Any]) -> UNet2DCondition:
 
 
 def to_config(module: UNet2DCondition) -> dict[str, Any]:
-    """Returns the config of the UNet2DConditionModel that this network is.
+    """Returns the config of this network as a UNet2DConditionModel.
 
-    Raises ValueError for a network that it cannot be: a level whose residual blocks have transformers here and
-    none there.
+    Raises ValueError if there is none: if only some residual blocks of a level have a transformer.
 
     >>> to_config(UNet2DCondition.sd1())["attention_head_dim"]
     8
@@ -175,7 +176,7 @@ def to_config(module: UNet2DCondition) -> dict[str, Any]:
         "projection_class_embeddings_input_dim": module.class_vector_dim,
     }
     last = module.depths(len(module.channel_multipliers) - 1)[0]
-    if module.mid_depth not in (None, last or 1):  # the middle takes the last level's depth, used there or not
+    if module.mid_depth not in (None, last or 1):  # the reference's middle has the depth in the last level's field
         if last:
             raise ValueError(f"mid_depth must be the last level's transformer depth {last}; got {module.mid_depth}")
         config["transformer_layers_per_block"][-1] = module.mid_depth
@@ -189,7 +190,7 @@ def to_config(module: UNet2DCondition) -> dict[str, Any]:
 
 
 def inputs(module: UNet2DCondition) -> tuple[Any, ...]:
-    """Returns shapes of x, t and cond for which the module makes its parameters.
+    """Returns shapes of x, t and cond with which `init` makes all parameters.
 
     >>> sorted(inputs(UNet2DCondition.sdxl())[2])
     ['context', 'text_embeds', 'time_ids']
@@ -233,7 +234,7 @@ def entries(module: UNet2DCondition) -> list[Entry]:
         found += linear("text_projection", "encoder_hid_proj")
 
     levels, widths = len(module.channel_multipliers), module.widths()
-    saved = [width := widths[0]]  # the widths of the activations that the way up concatenates
+    saved = [width := widths[0]]  # the widths of the skip connections to the decoder
     for level in range(levels):
         name = f"down_blocks.{level}"
         for i, depth in enumerate(module.depths(level)):
@@ -272,7 +273,7 @@ family = Family(
 )
 
 
-def _choose(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
+def _check_choice(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
     if fields[name] not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, which are implemented; got {fields[name]!r}")
 
@@ -282,7 +283,7 @@ def _per_level(value: Any, levels: int) -> tuple[Any, ...]:
 
 
 def _depths(fields: Mapping[str, Any], levels: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Returns the transformer depths of the levels, down and up, both by level; the config has up by its order."""
+    """Returns the transformer depths per level, (down, up); the config lists up from the last level to the first."""
     depths = _per_level(fields["transformer_layers_per_block"], levels)
     up_depths = fields["reverse_transformer_layers_per_block"]
     up_depths = depths[::-1] if up_depths is None else up_depths
@@ -292,8 +293,8 @@ def _depths(fields: Mapping[str, Any], levels: int) -> tuple[tuple[Any, ...], tu
         known = (cross, f"{way.title()}Block2D")
         if not len(kinds) == len(values) == levels or not set(kinds) <= set(known):
             raise ValueError(
-                f"{way}_block_types must be {levels} of {known}, which are implemented, with as many "
-                f"transformer_layers_per_block; got {kinds} and {values}"
+                f"{way}_block_types must be {levels} of {known}, which are implemented, with one "
+                f"transformer_layers_per_block each; got {kinds} and {values}"
             )
         found.append(tuple(_one_or_each(depth) if kind == cross else 0 for kind, depth in zip(kinds, values)))
     return found[0], found[1][::-1]
@@ -305,14 +306,14 @@ def _mid_depth(fields: Mapping[str, Any], levels: int) -> int:
 
 
 def _config_depth(depths: tuple[int, ...]) -> int | list[int]:
-    """Returns one level's depths as the config has them; ValueError where only some are zero."""
+    """Returns one level's depths in the config's form; ValueError if only some are zero."""
     if 0 in depths and any(depths):
-        raise ValueError(f"a level has a transformer behind all of its residual blocks or none; got depths {depths}")
+        raise ValueError(f"a level must have transformers after all of its residual blocks or none; got {depths}")
     return _plain(_one_or_each(depths))
 
 
 def _one_or_each(depths: int | tuple[int, ...]) -> int | tuple[int, ...]:
-    """Returns one number where all depths of a level agree."""
+    """Returns the depths of a level, as one number if they are equal."""
     return depths[0] if isinstance(depths, tuple) and len(set(depths)) == 1 else depths
 
 
@@ -332,13 +333,13 @@ def _res_block(path: str, name: str, *, skip: bool) -> list[Entry]:
 
 
 def _pointwise(path: str, name: str) -> list[Entry]:
-    """nn.Dense from a convolution of one pixel, [out, in, 1, 1]."""
+    """Returns the entries of an nn.Dense, made from a 1x1 convolution [out, in, 1, 1]."""
     kernel = Entry(f"{path}/kernel", (f"{name}.weight",), lambda a: a[:, :, 0, 0].T, lambda a: (a.T[:, :, None, None],))
     return [kernel, *same(f"{path}/bias", f"{name}.bias")]
 
 
 def _transformer(path: str, name: str, depth: int, module: UNet2DCondition) -> list[Entry]:
-    """The transformer behind a residual block; nothing at depth 0."""
+    """Returns the entries of the transformer after a residual block; none at depth 0."""
     if not depth:
         return []
     projection = linear if module.linear_projection else _pointwise

@@ -1,9 +1,9 @@
-"""U-ViT as its authors publish it: its config, the names and layouts of its tensors.
+"""U-ViT as its authors publish it: config, tensor names and layouts.
 
 Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (2022), https://arxiv.org/abs/2209.12152. The
-config holds the keyword arguments of UViT, for classes (num_classes) or for text (clip_dim, num_clip_token). Their
-num_classes counts the null class of guidance where there is one, and does not say so: every row is a class here, and
-guidance names its null class, the last one, itself (label 1000 of 1001).
+config holds the keyword arguments of UViT, for classes (num_classes) or for text (clip_dim, num_clip_token). The
+reference's num_classes includes the null class, if there is one, and the config does not record whether it does.
+Modules of this family therefore have null_class=False; for guidance, pass the last label as null_cond (1000 of 1001).
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ import jax.numpy as jnp
 from diffusers_fn.backbones import UViT
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
-from diffusers_fn.pretrained.unet_layouts import heads_out, joint_qkv
+from diffusers_fn.pretrained.layouts import heads_out, joint_qkv
 
-TEXT = {"clip_dim", "num_clip_token"}
+__all__ = ["entries", "family", "from_config", "inputs", "to_config"]
+
+_TEXT_FIELDS = {"clip_dim", "num_clip_token"}
 
 
 def from_config(config: Mapping[str, Any]) -> UViT:
-    """Returns the UViT of these arguments.
+    """Returns the UViT with these arguments.
 
     >>> from_config({"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 4}).num_classes is None
     True
     >>> from_config({"img_size": 32, "patch_size": 2, "clip_dim": 768, "num_clip_token": 77}).text_shape
     (77, 768)
     """
-    text = bool(TEXT & set(config)) or config.get("name") == "uvit_t2i"
+    text = bool(_TEXT_FIELDS & set(config)) or config.get("name") == "uvit_t2i"
     fields = read_config(
         config,
         optional={
@@ -70,7 +72,7 @@ def from_config(config: Mapping[str, Any]) -> UViT:
 
 
 def to_config(module: UViT) -> dict[str, Any]:
-    """Returns the arguments that make this network; a null class is one class more, the last.
+    """Returns the arguments of this network; a null class is counted as one more class, the last.
 
     >>> to_config(UViT.L(in_channels=4, num_classes=1000))["num_classes"]
     1001
@@ -94,7 +96,7 @@ def to_config(module: UViT) -> dict[str, Any]:
 
 
 def inputs(module: UViT) -> tuple[Any, ...]:
-    """Returns shapes of x, t and the condition for which the module makes its parameters.
+    """Returns shapes of x, t and, if the network has one, cond, with which `init` makes all parameters.
 
     >>> inputs(UViT(in_channels=3, num_classes=10))[2].dtype
     dtype('int32')

@@ -75,7 +75,7 @@ def test_the_score_network_for_256_pixels():
         ({"block_out_channels": [32, 64]}, r"levels with attention, and the last, must have at least 128 channels"),
         ({"block_out_channels": [96, 128]}, r"block_out_channels must be multiples of the first; got \(96, 128\)"),
         ({"up_block_types": ["SkipUpBlock2D"] * 2}, r"with attention on the same levels"),
-        ({"time_embedding_type": "positional"}, r"time_embedding_type must be 'fourier', the one implemented"),
+        ({"time_embedding_type": "positional"}, r"time_embedding_type must be 'fourier', the only implemented value"),
         ({"sample_size": 9}, r"sample_size must be a multiple of 2 for 2 levels; got 9"),
     ],
 )

@@ -124,7 +124,7 @@ def test_tensors_of_older_checkpoints():
         ("edm", {"model_type": "UNet"}, r"model_type must be SongUNet or DhariwalUNet, .*; got 'UNet' and None"),
         ("edm", {"model_type": "SongUNet", "img_channels": 3}, r"img_resolution is missing"),
         ("guided_unet", {"in_channels": 3}, r"model_channels is missing"),
-        ("guided_classifier", {"image_size": 64, "dims": 3}, r"dims must be 2, the one implemented; it is 3"),
+        ("guided_classifier", {"image_size": 64, "dims": 3}, r"dims must be 2, the only implemented value; got 3"),
     ],
 )
 def test_configs_of_other_networks_are_refused(family, config, message):

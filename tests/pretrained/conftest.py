@@ -1,5 +1,6 @@
-"""A small network with every kind of thing that families have, and its checkpoint."""
+"""A small family that uses every feature of `Family`, and its checkpoint."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -9,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.pretrained import Constant, Entry, Family
+from diffusers_fn.pretrained import Constant, Entry, Family, convert
 from diffusers_fn.pretrained.entries import conv, linear, norm
 from diffusers_fn.pretrained.family import read_config
 from diffusers_fn.pretrained.safetensors_file import write_safetensors
 
 
 class Net(nn.Module):
-    """A convolution, one kernel that torch keeps in two halves, and a norm."""
+    """A convolution, a kernel that torch stores as two tensors, a norm and a dense layer."""
 
     width: int = 8
 
@@ -68,10 +69,20 @@ SHAPES = {
     "out.weight": (2, 4),
 }
 
+cached_parameter_shapes = functools.cache(convert.parameter_shapes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_trace_per_network():
+    """Loading and saving trace a network for the shapes of its parameters; here each network is traced only once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "parameter_shapes", cached_parameter_shapes)
+        yield
+
 
 @pytest.fixture
 def net(tmp_path):
-    """The family, its tensors, and a way to write them down as a checkpoint."""
+    """The family, its module and tensors, and functions that write them as a checkpoint."""
     rng = np.random.default_rng(0)
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
     tensors["table"] = np.sin(np.arange(6, dtype=np.float32))[None]
@@ -88,5 +99,5 @@ def net(tmp_path):
 def write_file(path, tensors):
     """Writes a safetensors file."""
     with open(path, "wb") as file:
-        described = {name: (value.shape, value.dtype) for name, value in tensors.items()}
-        write_safetensors(file, described, tensors.items())
+        specs = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+        write_safetensors(file, specs, tensors.items())

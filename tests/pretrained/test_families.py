@@ -1,4 +1,4 @@
-"""Every family on every network of the references that is stored here: read, checked, and written back bit by bit."""
+"""Every family with every stored network of the references: loaded, checked, and saved again bit for bit."""
 
 import itertools
 import json
@@ -12,29 +12,16 @@ from diffusers_fn.pretrained.load import find_family
 from diffusers_fn.pretrained.safetensors_file import open_safetensors, write_safetensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden_nets"
-# Which family a stored network belongs to, by the longest of these that its name begins with.
-PREFIXES = {
-    "clip_text": "clip_text",
-    "clip_text_projected": "clip_text_projected",
-    "dit_diffusers": "dit_diffusers",
-    "dit_fb": "dit",
-    "edm": "edm",
-    "guided_classifier": "guided_classifier",
-    "guided_superres": "guided_superres",
-    "guided_unet": "guided_unet",
-    "improved_unet": "guided_unet",
-    "unet2d": "unet2d",
-    "unet2dcond": "unet2d_condition",
-    "uvit": "uvit",
-    "vae_kl": "autoencoder_kl",
-}
-# Stored as files, and one that is stored by the names and shapes of its tensors alone.
+# A stored network's family has the longest of these prefixes of its name: that of the family, or another one.
+PREFIXES = {name: name for name in pretrained.FAMILIES}
+PREFIXES |= {"improved_unet": "guided_unet", "unet2dcond": "unet2d_condition", "vae_kl": "autoencoder_kl"}
+# The networks stored as files, and one of which only tensor names and shapes are stored.
 NETS = sorted([path.parent.name for path in GOLDEN.glob("*/weights.safetensors")] + ["guided_superres"])
 
 
 def family_of(net):
     prefix = max((prefix for prefix in PREFIXES if net.startswith(prefix)), key=len, default=None)
-    assert prefix, f"{net} has no line in PREFIXES"
+    assert prefix, f"the name of {net} must begin with that of its family, or with a key of PREFIXES"
     return pretrained.FAMILIES[PREFIXES[prefix]]
 
 
@@ -43,22 +30,22 @@ ONE_EACH = {family_of(net).name: net for net in reversed(NETS)}
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    """The folder of each stored network."""
+    """The folder of each stored network, by name."""
     folder = tmp_path_factory.mktemp("guided_superres")
     tensors = unet_cases.state_dict("guided_superres")
     with open(folder / "weights.safetensors", "wb") as file:
-        described = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        write_safetensors(file, described, tensors.items())
+        specs = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        write_safetensors(file, specs, tensors.items())
     (folder / "config.json").write_text(json.dumps(unet_cases.CASES["guided_superres"]["config"]))
     return {net: GOLDEN / net for net in NETS} | {"guided_superres": folder}
 
 
-def test_every_family_has_a_network_here():
+def test_every_family_has_a_stored_network():
     assert set(ONE_EACH) == set(pretrained.FAMILIES)
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_a_published_network_comes_back_bit_by_bit(net, folder_of, tmp_path):
+def test_a_published_network_is_loaded_and_saved_bit_for_bit(net, folder_of, tmp_path):
     family = family_of(net)
     module, params = pretrained.load(folder_of[net], family.name)
     assert family.from_config(json.loads(json.dumps(family.to_config(module)))) == module
@@ -77,7 +64,7 @@ def test_a_published_network_comes_back_bit_by_bit(net, folder_of, tmp_path):
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
-def test_one_renamed_tensor_is_named(name, folder_of):
+def test_the_error_for_a_renamed_tensor_names_it(name, folder_of):
     family, folder = pretrained.FAMILIES[name], folder_of[ONE_EACH[name]]
     module = family.from_config(json.loads((folder / "config.json").read_text()))
     tensors = open_safetensors(folder / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""Checkpoints to parameters: right where all is right, and a ValueError with nothing loaded everywhere else."""
+"""Checkpoints to parameters: exact if everything fits, otherwise a ValueError and nothing is loaded."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def test_every_tensor_becomes_its_parameter_and_the_module_applies_them(net):
     check_loaded(params, net.tensors)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros([1, 2, 3, 5]), 0.0)["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
-    # The network written out with the torch tensors: a correlation along the width, as torch.nn.Conv2d with padding.
+    # The same network in NumPy with the torch tensors; torch.nn.Conv2d is a correlation along the width.
     x, w = np.random.default_rng(1).standard_normal([1, 2, 3, 5]).astype(np.float32), net.tensors
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
     h = sum(padded[:, :, i : i + 3] @ w["conv.weight"][:, :, 0, i].T for i in range(3)) + w["conv.bias"] + 0.5
@@ -51,7 +51,7 @@ def test_every_tensor_becomes_its_parameter_and_the_module_applies_them(net):
     np.testing.assert_allclose(module.apply({"params": params}, x, 0.5), expected, atol=1e-5)
 
 
-def test_the_file_the_folder_and_the_tensors_in_memory_are_the_same(net):
+def test_a_file_a_folder_and_tensors_in_memory_give_the_same_parameters(net):
     folder = net.write(net.tensors, CONFIG)
     _, params = pretrained.load(folder, net.family)
     for other in (
@@ -67,13 +67,13 @@ def test_loaded_parameters_do_not_change_with_the_file(net):
     _, params = pretrained.load(folder, net.family)
     file = folder / "model.safetensors"
     size = file.stat().st_size
-    with open(file, "r+b") as target:  # in place: a mapping of the file would see it
+    with open(file, "r+b") as target:  # in place, so that a memory map of the file would change
         target.write(b"\0" * size)
     check_loaded(params, net.tensors)
 
 
 @pytest.mark.parametrize("stored", [np.float16, jnp.bfloat16, np.float32])
-def test_parameters_keep_the_dtype_of_the_file_or_take_the_one_that_is_asked_for(net, stored):
+def test_parameters_have_the_dtype_of_the_file_or_the_given_one(net, stored):
     tensors = {name: value.astype(stored) for name, value in net.tensors.items()}
     folder = net.write(tensors, CONFIG)
     check_loaded(pretrained.load(folder, net.family)[1], tensors)
@@ -84,7 +84,7 @@ def test_parameters_keep_the_dtype_of_the_file_or_take_the_one_that_is_asked_for
 
 def test_float64_is_never_silently_narrowed(net):
     tensors = {name: value.astype(np.float64) for name, value in net.tensors.items()}
-    with pytest.raises(ValueError, match="wider than JAX is set to"):
+    with pytest.raises(ValueError, match="of a 64-bit dtype, with jax_enable_x64 off"):
         pretrained.from_torch(tensors, net.module, net.family)
     check_loaded(pretrained.from_torch(tensors, net.module, net.family, dtype=np.float32), net.tensors)
     with jax.enable_x64(True):
@@ -94,7 +94,7 @@ def test_float64_is_never_silently_narrowed(net):
 # Where parameters go.
 
 
-def test_parameters_go_where_the_sharding_says(net):
+def test_parameters_have_the_given_sharding(net):
     folder, mesh = net.write(net.tensors, CONFIG), Mesh(np.array(jax.devices()[:4]), ("model",))
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("model"))
 
@@ -131,7 +131,7 @@ def without(tensors, *names):
     return {name: value for name, value in tensors.items() if name not in names}
 
 
-def test_the_message_lists_all_that_is_wrong(net):
+def test_the_message_lists_every_mismatch(net):
     tensors = without(net.tensors, "conv.bias", "table") | {
         "convolution.bias": net.tensors["conv.bias"],
         "out.weight": net.tensors["out.weight"].T,
@@ -150,17 +150,17 @@ def test_the_message_lists_all_that_is_wrong(net):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
-def test_numbers_that_are_not_finite_are_refused_unless_asked_for(net, value, dtype):
+def test_nonfinite_values_are_refused_unless_allowed(net, value, dtype):
     tensors = {name: tensor.astype(dtype) for name, tensor in net.tensors.items()}
     tensors["second.bias"][2] = value
     folder = net.write(tensors, CONFIG)
-    with pytest.raises(ValueError, match=r"first\.bias and second\.bias .* 'pair/bias' NaN or infinite"):
+    with pytest.raises(ValueError, match=r"first\.bias and second\.bias: .* 'pair/bias' has NaN or infinite"):
         pretrained.load(folder, net.family)
     check_loaded(pretrained.load(folder, net.family, allow_nonfinite=True)[1], tensors)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, "complex64"])
-def test_parameters_are_not_cast_to_what_cannot_hold_them(net, dtype):
+def test_parameters_are_cast_to_floating_dtypes_only(net, dtype):
     with pytest.raises(ValueError, match="dtype must be None or a floating type; got"):
         pretrained.from_torch(net.tensors, net.module, net.family, dtype=dtype)
 
@@ -168,7 +168,7 @@ def test_parameters_are_not_cast_to_what_cannot_hold_them(net, dtype):
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_cast_that_overflows_is_refused(net):
     net.tensors["conv.bias"][0] = 1e6
-    with pytest.raises(ValueError, match=r"conv\.bias .* NaN or infinite numbers in float16"):
+    with pytest.raises(ValueError, match=r"conv\.bias: .* NaN or infinite values in float16"):
         pretrained.from_torch(net.tensors, net.module, net.family, dtype=np.float16)
 
 
@@ -179,15 +179,15 @@ def test_tensors_of_one_parameter_have_one_dtype(net):
     assert pretrained.from_torch(tensors, net.module, net.family, dtype=np.float32)["pair"]["bias"].shape == (2, 4)
 
 
-def test_old_names_are_known_but_not_beside_the_new(net):
+def test_old_names_are_renamed_and_refused_beside_the_new_ones(net):
     tensors = {f"old_{name}": value for name, value in net.tensors.items()}
     check_loaded(pretrained.load(net.write(tensors, CONFIG), net.family)[1], net.tensors)
     tensors["out.weight"] = net.tensors["out.weight"]
-    with pytest.raises(ValueError, match=r"'out\.weight' is there twice"):
+    with pytest.raises(ValueError, match=r"'out\.weight' occurs twice"):
         pretrained.load(net.write(tensors, CONFIG), net.family)
 
 
-def test_constants_are_checked_and_only_those_that_the_reference_writes_are_missed(net):
+def test_constants_are_checked_and_only_saved_ones_are_required(net):
     more = {"ids": np.arange(3), "counter": np.array(7)}
     check_loaded(pretrained.from_torch(net.tensors | more, net.module, net.family), net.tensors)
     half = {"table": net.tensors["table"].astype(np.float16)}
@@ -205,14 +205,15 @@ def test_constants_are_checked_and_only_those_that_the_reference_writes_are_miss
             pretrained.from_torch(net.tensors | wrong, net.module, net.family)
 
 
-def test_any_change_of_the_header_loads_the_same_numbers_or_nothing(net):
+def test_a_changed_header_loads_the_same_parameters_or_nothing(net):
     folder = net.write(net.tensors, CONFIG)
     sound = (folder / "model.safetensors").read_bytes()
     header, rng, loaded = 8 + int.from_bytes(sound[:8], "little"), np.random.default_rng(0), 0
     for _ in range(300):
         content = bytearray(sound)
         content[rng.integers(8, header)] = rng.choice(np.frombuffer(b'{}[]",:0123456789-F_ n', np.uint8))
-        (folder / "model.safetensors").write_bytes(content)
+        with open(folder / "model.safetensors", "r+b") as file:  # in place, which is faster than a new file
+            file.write(content)
         try:
             _, params = pretrained.load(folder, net.family)
         except ValueError:
@@ -222,7 +223,7 @@ def test_any_change_of_the_header_loads_the_same_numbers_or_nothing(net):
     assert loaded < 60
 
 
-def test_a_family_that_forgets_a_parameter_is_told_so(net):
+def test_a_family_without_an_entry_for_a_parameter_is_refused(net):
     family = net.family._replace(entries=lambda module: net.family.entries(module)[1:])
     with pytest.raises(ValueError, match=r"does not describe this module\n  parameters without an entry.*conv/kernel"):
         pretrained.from_torch(net.tensors, net.module, family)
@@ -237,10 +238,10 @@ def test_a_family_that_forgets_a_parameter_is_told_so(net):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "OtherModel"}, "config of a OtherModel; the family 'net' has NetModel"),
-        ({"architectures": ["Other"], "model_type": "net"}, "config of a Other"),
+        ({"_class_name": "OtherModel"}, "config belongs to OtherModel; the family 'net' has NetModel"),
+        ({"architectures": ["Other"], "model_type": "net"}, "config belongs to Other; "),
         ({"width": 8, "depth": 3}, r"depth is unknown \(it is 3\)"),
-        ({"act": "gelu"}, "act must be 'relu', the one implemented; it is 'gelu'"),
+        ({"act": "gelu"}, "act must be 'relu', the only implemented value; got 'gelu'"),
         ({"width": "wide"}, "no network of the family 'net'"),
         ({"width": -1}, "no network of the family 'net'"),
         ({"width": 16}, r"conv\.weight \[8, 5, 1, 3\] instead of \[16, 5, 1, 3\]"),
@@ -259,14 +260,14 @@ def test_a_damaged_config_is_refused(net, text):
         pretrained.load(folder, net.family)
 
 
-def test_without_a_config_one_must_be_given(net):
+def test_a_checkpoint_without_config_needs_one(net):
     folder = net.write(net.tensors)
     with pytest.raises(ValueError, match=r"no config\.json beside the weights"):
         pretrained.load(folder, net.family)
     check_loaded(pretrained.load(folder, net.family, config=CONFIG)[1], net.tensors)
 
 
-def test_the_family_is_the_one_that_is_named_or_that_the_config_names():
+def test_the_family_is_found_by_its_name_or_the_class_name_in_the_config():
     for name, family in pretrained.FAMILIES.items():
         assert name == family.name == find_family(name, {}).name
     named = pretrained.FAMILIES["guided_unet"].class_names[0]
@@ -278,23 +279,37 @@ def test_the_family_is_the_one_that_is_named_or_that_the_config_names():
     assert class_names({"_class_name": 3}) == []
 
 
-# Where the weights lie.
+def test_a_family_of_your_own_is_found_by_its_name_and_by_its_class_name(net):
+    folder = net.write(net.tensors, CONFIG)
+    with pytest.raises(ValueError, match=r"does not name exactly one known family \(NetModel\)"):
+        pretrained.load(folder)
+    for family in (None, "net"):
+        check_loaded(pretrained.load(folder, family, families=[net.family])[1], net.tensors)
+    assert "net" not in pretrained.FAMILIES
+    with pytest.raises(ValueError, match="config belongs to NetModel; the family 'dit' has DiT"):
+        pretrained.load(folder, "dit", families=[net.family])
+    own = net.family._replace(name="uvit", class_names=("UNetModel",))  # both taken by families of this package
+    assert find_family(None, {"_class_name": "UNetModel"}, [own]) is own
+    assert find_family("uvit", {}, [own]) is own
+
+
+# Finding the weights.
 
 
 def test_a_folder_is_searched_for_one_file_of_weights(net, tmp_path):
     folder = net.write(net.tensors, CONFIG, "any.safetensors")
     check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
     net.write({}, CONFIG, "other.safetensors")
-    with pytest.raises(ValueError, match=r"several files of weights.*'any\.safetensors', 'other\.safetensors'"):
+    with pytest.raises(ValueError, match=r"several weights files.*'any\.safetensors', 'other\.safetensors'"):
         pretrained.load(folder, net.family)
-    net.write(net.tensors, CONFIG, "diffusion_pytorch_model.safetensors")  # the name that the hubs use goes first
+    net.write(net.tensors, CONFIG, "diffusion_pytorch_model.safetensors")  # the name used on model hubs has priority
     check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has no file of weights"):
+    with pytest.raises(ValueError, match="has no weights file"):
         pretrained.load(tmp_path / "empty", net.family)
     with pytest.raises(FileNotFoundError):
         pretrained.load(tmp_path / "nowhere.safetensors", net.family)
-    with pytest.raises(FileNotFoundError, match=r"there is nothing at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder exists at .*nowhere"):
         pretrained.load(tmp_path / "nowhere", net.family)
     (tmp_path / "weights.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"must end with \.safetensors"):
@@ -319,11 +334,11 @@ def shards(net, tmp_path):
     return write_index
 
 
-def test_a_checkpoint_in_several_files_is_one(net, shards):
+def test_a_checkpoint_in_several_files_is_loaded_as_one(net, shards):
     folder = shards()
     check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
     check_loaded(pretrained.load(folder / "model.safetensors.index.json", net.family)[1], net.tensors)
-    (folder / "model.safetensors.index.json").rename(folder / "net.safetensors.index.fp16.json")  # of a variant
+    (folder / "model.safetensors.index.json").rename(folder / "net.safetensors.index.fp16.json")  # a variant
     check_loaded(pretrained.load(folder, net.family)[1], net.tensors)
 
 
@@ -331,7 +346,7 @@ def test_a_checkpoint_in_several_files_is_one(net, shards):
     "place",
     ["../model-1-of-2.safetensors", "/etc/passwd", "sub/model.safetensors", "..", ".", "", "a\\b.safetensors", "a\0b"],
 )
-def test_an_index_never_leads_out_of_its_folder(net, shards, place):
+def test_an_index_lists_files_in_its_own_folder_only(net, shards, place):
     with pytest.raises(ValueError, match="allowed are files in its own folder"):
         pretrained.load(shards({"conv.bias": place}), net.family)
 
@@ -339,10 +354,10 @@ def test_an_index_never_leads_out_of_its_folder(net, shards, place):
 @pytest.mark.parametrize(
     ("changes", "removed", "message"),
     [
-        ({"conv.bias": "model-3-of-2.safetensors"}, (), "'model-3-of-2.safetensors', which is not there"),
-        ({"conv.bias": "model-2-of-2.safetensors"}, (), "do not agree: nothing only in the index, 'conv.bias' only in"),
-        ({"more": "model-1-of-2.safetensors"}, (), "do not agree: 'more' only in the index, nothing only in the file"),
-        ({}, ("table",), "do not agree: nothing only in the index, 'table' only in the file"),
+        ({"conv.bias": "model-3-of-2.safetensors"}, (), "'model-3-of-2.safetensors', which does not exist"),
+        ({"conv.bias": "model-2-of-2.safetensors"}, (), "disagree: nothing only in the index, 'conv.bias' only in"),
+        ({"more": "model-1-of-2.safetensors"}, (), "disagree: 'more' only in the index, nothing only in the file"),
+        ({}, ("table",), "disagree: nothing only in the index, 'table' only in the file"),
         ({"conv.bias": 3}, (), "weight_map"),
         ({"conv.bias": "config.json"}, (), r"must end with \.safetensors"),
     ],
@@ -384,7 +399,7 @@ def test_a_torch_file_is_read_by_the_weights_only_loader(net, tmp_path, zipped):
     torch.save({"ema": half, "step": 3}, tmp_path / "both.pt", _use_new_zipfile_serialization=zipped)
     cast = {name: value.astype(jnp.bfloat16) for name, value in net.tensors.items()}
     check_loaded(pretrained.load(tmp_path / "both.pt", net.family, config=CONFIG, key="ema")[1], cast)
-    for key, message in ((None, "no state dict; give the key of one of 'ema', 'step'"), ("x", "has no 'x'")):
+    for key, message in ((None, "not a state dict; pass key, one of 'ema', 'step'"), ("x", "has no 'x'")):
         with pytest.raises(ValueError, match=message):
             pretrained.load(tmp_path / "both.pt", net.family, config=CONFIG, key=key)
 

@@ -1,4 +1,4 @@
-"""The config.json files of well-known checkpoints, older spellings included, describe the networks that they should."""
+"""The config.json files of well-known checkpoints, older formats included, give the right networks."""
 
 import pytest
 
@@ -182,7 +182,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_published_config_names_its_family_and_comes_back(name):
+def test_a_published_config_names_its_family_and_is_reproduced(name):
     config, expected = CONFIGS[name]
     family = find_family(None, config)
     assert family.name == expected

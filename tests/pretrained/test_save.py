@@ -1,4 +1,4 @@
-"""Parameters to checkpoints: what was read comes back bit by bit, whole or not at all."""
+"""Parameters to checkpoints: saved bit for bit as loaded, completely or not at all."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def contents(path):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
-def test_what_was_loaded_is_saved_byte_for_byte(net, tmp_path, dtype):
+def test_a_loaded_network_is_saved_byte_for_byte(net, tmp_path, dtype):
     tensors = {name: value.astype(dtype) for name, value in net.tensors.items()}
     folder = net.write(tensors, {"_class_name": "NetModel", "width": 8})
     module, params = pretrained.load(folder, net.family)
@@ -35,13 +35,13 @@ def test_what_was_loaded_is_saved_byte_for_byte(net, tmp_path, dtype):
     assert jax.tree.all(jax.tree.map(np.array_equal, params, params_again))
 
 
-def test_the_file_says_that_it_is_torchs_and_has_the_name_that_the_reference_looks_for(net, tmp_path):
+def test_the_file_has_torch_metadata_and_the_name_that_the_reference_looks_for(net, tmp_path):
     params = pretrained.from_torch(net.tensors, net.module, net.family)
     pretrained.save(tmp_path / "net", net.module, params, net.family._replace(weights_name="unet.safetensors"))
     assert b'{"__metadata__":{"format":"pt"}' in (tmp_path / "net" / "unet.safetensors").read_bytes()[:50]
 
 
-def test_sharded_parameters_and_those_in_memory_are_the_same_tensors(net):
+def test_sharded_parameters_give_the_same_tensors(net):
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
 
     def last_axis(path, shape):
@@ -85,7 +85,7 @@ GUIDED = {"norm_eps": 1e-5, "time_cos_first": True, "time_freq_shift": 0, "downs
     [
         (UNet(**SMALL), "guided_unet", "norm_eps is 1e-06, not 1e-05; time_cos_first is False, not True"),
         (UNet(**SMALL, **GUIDED, norm_groups=8), "guided_unet", "norm_groups is 8, not 32"),
-        (DiT(num_classes=3), "dit_diffusers", "set in_channels of this DiT: config.json holds it"),
+        (DiT(num_classes=3), "dit_diffusers", "set in_channels of this DiT: config.json stores it"),
         (DiT(in_channels=4, num_classes=3, gelu_approximate=False), "dit", "gelu_approximate is False, not True"),
         (UViT(in_channels=3, null_class=False, learned_variance=True), "uvit", "out_channels is 6, not 3"),
         (SongUNet(out_channels=3, mid_divisor=1.0), "edm", "mid_divisor is 1.0, not 1.41"),
@@ -106,23 +106,23 @@ def test_a_network_that_the_config_cannot_describe_is_refused(module, family, me
         ({"dropout": 0.1, "remat": True, "dtype": jnp.bfloat16}, {}),
     ],
 )
-def test_what_makes_no_other_network_is_no_difference(module, other):
+def test_fields_that_do_not_change_the_network_are_not_different(module, other):
     assert different_fields(UNet(**SMALL, **module), UNet(**SMALL, **other)) == []
 
 
-def test_a_checkpoint_is_a_new_folder(net, tmp_path):
+def test_a_checkpoint_must_be_a_new_folder(net, tmp_path):
     params = pretrained.from_torch(net.tensors, net.module, net.family)
     (tmp_path / "empty").mkdir()
     pretrained.save(tmp_path / "empty", net.module, params, net.family)
     before = contents(tmp_path / "empty" / "model.safetensors")
     (tmp_path / "file").write_text("")
     for name in ("empty", "file"):
-        with pytest.raises(ValueError, match="a checkpoint is a new folder"):
+        with pytest.raises(ValueError, match="a checkpoint must be a new folder"):
             pretrained.save(tmp_path / name, net.module, params, net.family)
     assert contents(tmp_path / "empty" / "model.safetensors") == before
 
 
-def test_what_a_killed_save_left_is_in_nobodys_way(net, tmp_path):
+def test_the_rest_of_an_interrupted_save_does_no_harm(net, tmp_path):
     params = pretrained.from_torch(net.tensors, net.module, net.family)
     left = tmp_path / f".net.{os.getpid()}.tmp"
     left.mkdir()

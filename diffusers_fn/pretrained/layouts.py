@@ -1,4 +1,4 @@
-"""Layouts that several families share: 1x1 convolutions that are linear here, and self-attention."""
+"""Layouts shared by several families: 1x1 convolutions as dense layers, and self-attention."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 
 from diffusers_fn.pretrained.entries import Entry, norm, same
 
+__all__ = ["heads_out", "joint_attention", "joint_qkv", "pointwise", "separate_qkv"]
+
 
 def pointwise(path: str, name: str, *, axes: int = 2, bias: bool = True) -> list[Entry]:
-    """nn.Dense at `path` from a convolution of one pixel, [out, in, 1, ...] with `axes` ones.
+    """Returns the entries of an nn.Dense at `path`, made from a convolution [out, in, 1, ...] with `axes` ones.
 
     >>> pointwise("skip", "shortcut")[0].to_linen(np.zeros([5, 3, 1, 1])).shape
     (3, 5)
@@ -29,10 +31,11 @@ def pointwise(path: str, name: str, *, axes: int = 2, bias: bool = True) -> list
 def joint_qkv(
     path: str, name: str, channels: int, heads: int, *, order: str, axes: int = 1, bias: bool = True
 ) -> list[Entry]:
-    """A projection [C, 3, heads, head_dim] from a convolution of one pixel, [3 C, C, 1, ...] with `axes` ones.
+    """Returns the entries of a projection [C, 3, heads, head_dim], made from [3 C, C, 1, ...] with `axes` ones.
 
-    `order` says what its outputs count, slowest first, by the letters of (query key value: 3, head: h, channel: c):
-    "h3c" in the first attention of guided-diffusion, "3hc" in its second and in DiT, "hc3" in EDM.
+    `order` is the layout of the 3 C outputs, slowest axis first: "3" is query, key and value, "h" the head, "c" the
+    channel within a head. It is "h3c" in guided-diffusion's first attention, "3hc" in its second and in DiT, "hc3" in
+    EDM.
 
     >>> kernel, bias = joint_qkv("qkv", "qkv", 4, 2, order="hc3")
     >>> bias.to_linen(np.arange(12))[:, 0].tolist()  # the first head's queries, keys and values
@@ -60,7 +63,7 @@ def joint_qkv(
 
 
 def separate_qkv(path: str, names: Sequence[str], heads: int, *, bias: bool = True) -> list[Entry]:
-    """A projection [C, 3, heads, head_dim] from three linear layers [C, C].
+    """Returns the entries of a projection [C, 3, heads, head_dim], made from three linear layers [C, C].
 
     >>> kernel, bias = separate_qkv("qkv", ["to_q", "to_k", "to_v"], 2)
     >>> bias.names, kernel.to_linen(*[np.zeros([4, 4])] * 3).shape
@@ -85,7 +88,7 @@ def separate_qkv(path: str, names: Sequence[str], heads: int, *, bias: bool = Tr
 
 
 def heads_out(path: str, name: str, heads: int, *, axes: int = 1) -> list[Entry]:
-    """The projection of joined heads [heads, head_dim, D] from [D, C, 1, ...] with `axes` ones.
+    """Returns the entries of an output projection [heads, head_dim, D], made from [D, C, 1, ...] with `axes` ones.
 
     >>> heads_out("out", "proj", 2, axes=0)[0].to_linen(np.zeros([5, 4])).shape
     (2, 2, 5)
@@ -104,7 +107,7 @@ def heads_out(path: str, name: str, heads: int, *, axes: int = 1) -> list[Entry]
 def joint_attention(
     path: str, names: tuple[str, str, str], channels: int, heads: int, *, order: str, axes: int = 1
 ) -> list[Entry]:
-    """`blocks.SelfAttention` from a norm, one projection and the one back, of these names.
+    """Returns the entries of `blocks.SelfAttention`; `names` are those of its norm, qkv and output projection.
 
     >>> [entry.path for entry in joint_attention("a", ("norm", "qkv", "proj"), 4, 2, order="h3c")][::3]
     ['a/norm/scale', 'a/qkv/bias']
