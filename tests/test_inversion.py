@@ -1,4 +1,4 @@
-"""Inversion: round trips that fall with the solver's order, fixed points, and coupled paths that return exactly."""
+"""Inversion: round trips whose error falls with the solver's order, fixed points, and EDICT's exact round trip."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def slope(errors):
     return (-np.diff(np.log(errors)) / np.diff(np.log(SIZES)))[0]
 
 
-# Round trip's order. Heun's is one above its own: the leading error of a hop cancels against that of its inverse.
+# The order of the round trip. For heun it is one higher: the leading errors of a step and of its inverse cancel.
 ROUND_TRIPS = {
     "ddim": (solvers.ddim, 1),
     "dpmpp_2m": (solvers.dpmpp_2m, 2),
@@ -51,7 +51,7 @@ def test_the_round_trip_falls_with_the_order_of_the_solver(name, levels_of, x0):
 @pytest.mark.parametrize("levels_of", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("evaluations", [1, 2, 3])
 @pytest.mark.usefixtures("x64")
-def test_each_evaluation_of_a_hop_adds_an_order(evaluations, levels_of, x0):
+def test_each_evaluation_per_step_adds_an_order(evaluations, levels_of, x0):
     errors = []
     for n in SIZES:
         x = dfn.invert_implicit(DENOISE, levels_of(n), jnp.asarray(x0), evaluations=evaluations)
@@ -78,7 +78,7 @@ def test_inversion_by_heun_finds_the_exact_noise():
 )
 @pytest.mark.usefixtures("x64")
 def test_inner_stages_of_an_inversion_have_the_right_labels(process):
-    """A network that knows its level by the label alone: the round trip keeps the order of the solver, or more."""
+    """A network that reads its level from the label alone: the round trip keeps at least the order of the solver."""
     labels = np.array(process(process.time(np.linspace(-7.0, 8.0, 20_001))).t)
     order = np.argsort(labels)
 
@@ -101,7 +101,7 @@ def test_inner_stages_of_an_inversion_have_the_right_labels(process):
 @pytest.mark.parametrize("levels_of", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("size", [10, 50, 100])
 def test_the_coupled_paths_return_to_rounding(size, levels_of):
-    """In float32, whatever the network: here also one that is no denoiser of anything."""
+    """In float32, for every network: also for one that is not a denoiser."""
     network = dfn.make_denoiser(lambda params, x, t, cond: 0.5 * jnp.tanh(x), None, dfn.parameterizations.epsilon)
     x0 = jax.random.uniform(jax.random.key(0), (16, 4), minval=-1.0, maxval=1.0)
     for denoise in (DENOISE, network):
@@ -126,22 +126,22 @@ def test_the_coupled_paths_follow_the_flow():
 
 @pytest.mark.usefixtures("x64")
 def test_coupled_steps_are_the_papers():
-    """Equations 14 of the paper in x and y, written out, at alpha = 1."""
+    """Eq. 14 of the paper in x and y, written out, at alpha = 1."""
     levels = dfn.Level(np.ones(2), np.array([3.0, 0.8]), np.zeros(2))
     x = y = start = jnp.array([[1.0, -2.7]])
-    for sigma, to in ((3.0, 0.8), (0.8, 0.0)):
-        x = x + (to - sigma) * DENOISE(y, dfn.Level(1.0, sigma, 0.0)).eps
-        y = y + (to - sigma) * DENOISE(x, dfn.Level(1.0, sigma, 0.0)).eps
+    for sigma, next_sigma in ((3.0, 0.8), (0.8, 0.0)):
+        x = x + (next_sigma - sigma) * DENOISE(y, dfn.Level(1.0, sigma, 0.0)).eps
+        y = y + (next_sigma - sigma) * DENOISE(x, dfn.Level(1.0, sigma, 0.0)).eps
         x = 0.9 * x + 0.1 * y
         y = 0.9 * y + 0.1 * x
     np.testing.assert_allclose(dfn.sample_coupled(DENOISE, levels, dfn.couple(start), mixing=0.9), x, rtol=1e-12)
-    both = dfn.Level(np.array([0.3, 0.7]), np.array([0.9, 0.56]), np.zeros(2))  # the same, scaled
-    scaled = dfn.sample_coupled(DENOISE, both, dfn.couple(0.3 * start, 0.3), mixing=0.9)
+    scaled_levels = dfn.Level(np.array([0.3, 0.7]), np.array([0.9, 0.56]), np.zeros(2))  # the same sigma / alpha
+    scaled = dfn.sample_coupled(DENOISE, scaled_levels, dfn.couple(0.3 * start, 0.3), mixing=0.9)
     np.testing.assert_allclose(scaled, x, rtol=1e-12)
 
 
 def test_inversion_may_end_at_pure_noise():
-    """alpha = 0 at the first level: the last hop upwards is to eps_hat."""
+    """alpha = 0 at the first level: the last step upwards leads to eps_hat."""
     schedule = dfn.make_noise_schedule(dfn.zero_terminal_snr(dfn.linear_betas(1000)))
     x0 = jnp.array([[0.2, 1.3]])
     for make, size, tolerance in ((solvers.ddim, 500, 2e-2), (solvers.dpmpp_2m, 100, 1e-2)):

@@ -1,4 +1,4 @@
-"""What a sampling run keeps: x's memory is handed on, no trajectory is kept, guidance can go in two passes."""
+"""Memory of a sampling run: donation of x, no trajectory, guidance in two passes, decoding in chunks."""
 
 import warnings
 
@@ -36,13 +36,13 @@ def compiled(emit=None, steps=30):
     return run.lower(jax.ShapeDtypeStruct(SHAPE, jnp.float32)).compile().memory_analysis()
 
 
-def test_no_trajectory_is_kept_unless_it_is_asked_for():
+def test_no_trajectory_is_kept_without_emit():
     state = 4 * int(np.prod(SHAPE))
     short, long, asked = compiled(), compiled(steps=300), compiled(emit=lambda step: step.x)
-    assert long.temp_size_in_bytes - short.temp_size_in_bytes < state  # 270 more steps: their tables, no states
+    assert long.temp_size_in_bytes - short.temp_size_in_bytes < state  # 270 more steps add their tables, no states
     assert short.output_size_in_bytes < 2 * state
     assert asked.output_size_in_bytes > 30 * state
-    assert short.alias_size_in_bytes == state  # x lies where its samples will
+    assert short.alias_size_in_bytes == state  # the samples overwrite x
 
 
 @pytest.mark.parametrize("name", ["classifier_free", "classifier_free_pp", "projected"])
