@@ -32,7 +32,7 @@ def self_conditioned(
     """Returns the denoiser that conditions each evaluation on the previous x0, for `solvers.with_memory(solver)`.
 
     The first evaluation is conditioned on zeros. With guidance or clipping inside `make`, the next evaluation is
-    conditioned on the guided or clipped x0, as in the paper's algorithm 2:
+    conditioned on the guided or clipped x0 (Chen et al. 2022, https://arxiv.org/abs/2208.04202, algorithm 2):
 
         guided = lambda x0: classifier_free(2.0, null)(make_denoiser(apply, params, epsilon, x0=x0))
         sample(key, self_conditioned(lambda x0: bind(guided(x0), labels)), solvers.with_memory(solver), x)
@@ -63,7 +63,8 @@ def first_estimate(
     """Returns the x0 [B, ...] to condition the network on in a training step: its own estimate, or zeros.
 
     On average a share of the examples gets stop_gradient(predict(zeros)), the estimate without self-conditioning; the
-    others get zeros (algorithm 1). The estimate is computed for the whole batch: one more network evaluation per step.
+    others get zeros (Chen et al. 2022, https://arxiv.org/abs/2208.04202, algorithm 1). The estimate is computed for the
+    whole batch: one more network evaluation per step.
 
     Args:
       key: one key, or [B] keys.

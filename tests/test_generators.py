@@ -61,7 +61,7 @@ def test_a_config_trains_and_samples_with_it(impl):
     config.sampler.num_inference_steps = 3
     model, optimizer = dfn.build(config), optax.sgd(1e-3)
     key = jax.random.key(1, impl=impl)
-    params = model.init(key)
+    params = jax.jit(model.init)(key)
     step = jax.jit(dfn.training.make_train_step(model.loss, optimizer))
     sample = jax.jit(model.sample, static_argnums=2)
     for keys in (key, jax.random.split(key, 6)):

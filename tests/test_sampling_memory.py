@@ -52,7 +52,7 @@ def test_guidance_in_one_batch_and_in_two_passes_are_the_same(name):
     for batched in (True, False):
         config = customise(ddpm_digits.get_config(), sampler={**settings, "cfg_batched": batched})
         model = dfn.build(customise(config, backbone={"width": 16, "depth": 1}))
-        params = jax.tree.map(lambda p: p + 0.02, model.init(jax.random.key(0)))
+        params = jax.tree.map(lambda p: p + 0.02, jax.jit(model.init)(jax.random.key(0)))
         run = lambda params, model=model: model.sample(params, jax.random.key(1), 3, cond=np.array([0, 1, 2])).x0  # noqa: E731
         text = str(jax.make_jaxpr(run)(params))
         widths.append(("f32[6,16]" in text, "f32[3,16]" in text))

@@ -29,7 +29,7 @@ def mesh(request):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Keys [16] and states [16, 3], so that each of the eight devices holds two."""
+    """Keys [16] and states [16, 3]: two per device."""
     keys = jax.random.split(jax.random.key(0), 16)
     return keys, jax.random.normal(jax.random.key(1), (16, 3))
 
@@ -57,7 +57,8 @@ def test_sampling_under_vmap(batch, plain):
 
 def test_sampling_in_parts(batch, plain):
     keys, x = batch
-    parts = jnp.concatenate([run(keys[i : i + 4], x[i : i + 4]) for i in range(0, 16, 4)])
+    jitted = jax.jit(run)
+    parts = jnp.concatenate([jitted(keys[i : i + 4], x[i : i + 4]) for i in range(0, 16, 4)])
     np.testing.assert_allclose(parts, plain, **ROUNDING)
 
 
@@ -95,9 +96,10 @@ def test_sampling_under_sharded_jit(batch, plain, mesh):
 def test_vmap_over_whole_runs(batch):
     """One key per run: a batch of runs equals the runs one by one."""
     keys, x = batch
+    jitted = jax.jit(run)
     together = jax.vmap(run, in_axes=(0, None))(keys[:3], x)
     for i in range(3):
-        np.testing.assert_allclose(together[i], run(keys[i], x), **ROUNDING)
+        np.testing.assert_allclose(together[i], jitted(keys[i], x), **ROUNDING)
 
 
 @pytest.mark.usefixtures("x64")
@@ -120,7 +122,7 @@ def test_gradients_flow_through_sampling():
         "stretch": jnp.array(1.1),
         "eta": jnp.array(0.6),
     }
-    value, gradient = jax.value_and_grad(loss)(theta)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(theta)
     jitted = jax.jit(loss)
     assert np.isfinite(value)
     for name, number in theta.items():

@@ -1,8 +1,7 @@
 """DDIM on a table: its timesteps, its step, and the step in reverse.
 
 B is the batch size, x [B, ...], t [] or [B] integers in [-1, T-1], -1 for the clean data. Results are at least float32.
-
-Equation numbers: Song et al., "Denoising Diffusion Implicit Models", 2021, https://arxiv.org/abs/2010.02502.
+Song et al., "Denoising Diffusion Implicit Models", 2021, https://arxiv.org/abs/2010.02502.
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ def ddim_timesteps(num_timesteps: int, num_steps: int, skip_type: str = "uniform
     """Returns the timesteps [num_steps] of a DDIM plan: distinct integers in descending order.
 
     uniform: linspace(0, T-1), rounded, with both ends (a single step is T-1).
-    quadratic: linspace(0, sqrt(0.8 T))^2, rounded down (appendix D.2); equal neighbours are moved to the next free
-    timestep.
+    quadratic: linspace(0, sqrt(0.8 T))^2, rounded down; equal neighbours are moved to the next free timestep.
+
+    Song et al. 2021, https://arxiv.org/abs/2010.02502, appendix D.2.
 
     Raises:
       ValueError: unless 1 <= num_steps <= num_timesteps and skip_type is "uniform" or "quadratic".
@@ -70,10 +70,12 @@ def ddim_step(
     clip_denoised: bool = True,
     use_clipped_model_output: bool = False,
 ) -> jax.Array:
-    """Returns x [B, ...] at t_prev, one DDIM step from x_t (eq. 12).
+    """Returns x at t_prev, one DDIM step from x_t; shape [B, ...].
 
-        x_prev = sqrt(ab_prev) x0_hat + sqrt(1 - ab_prev - s^2) eps_hat + s noise
+        x_prev = sqrt(ab_prev) x0_hat + sqrt(1 - ab_prev - s^2) eps_hat + s noise                (eq. 12)
         s = eta sqrt((1 - ab_prev) / (1 - ab_t)) sqrt(1 - ab_t / ab_prev)                        (eq. 16)
+
+    Song et al. 2021, https://arxiv.org/abs/2010.02502, with ab = alpha_bar.
 
     Args:
       schedule: the table.
@@ -90,6 +92,7 @@ def ddim_step(
       ValueError: if shapes or dtypes do not fit, timesteps are out of range or not descending, eta is outside [0, 1],
         or noise is missing.
 
+    >>> from diffusers_fn.discrete import q_sample
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule = make_noise_schedule(linear_betas(1000))
     >>> x_t = q_sample(schedule, jnp.full((1, 2), 0.5), jnp.array([999]), jnp.ones((1, 2)))
@@ -128,11 +131,12 @@ def ddim_step(
 def ddim_reverse_step(
     schedule: NoiseSchedule, x_t: jax.Array, t: Any, t_next: Any, predicted_noise: jax.Array
 ) -> jax.Array:
-    """Returns x [B, ...] at t_next > t, the deterministic DDIM step in reverse (eq. 14).
+    """Returns x at t_next > t, the deterministic DDIM step in reverse; shape [B, ...].
 
-        x_next = sqrt(ab_next) x0_hat + sqrt(1 - ab_next) eps_hat
+        x_next = sqrt(ab_next) x0_hat + sqrt(1 - ab_next) eps_hat                                (eq. 14)
 
-    Nothing is clipped, because clipping cannot be inverted. t may be -1: x_t is then the clean data.
+    Song et al. 2021, https://arxiv.org/abs/2010.02502, with ab = alpha_bar. Nothing is clipped, because clipping cannot
+    be inverted. t may be -1: x_t is then the clean data.
 
     Raises:
       ValueError: if shapes or dtypes do not fit, or timesteps are out of range or not ascending.

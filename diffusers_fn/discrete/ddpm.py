@@ -1,6 +1,7 @@
 """The reverse step of DDPM on a table, from a network's output.
 
-B is the batch size, x [B, ...], t [] or [B] integers in [0, T-1]. Results are at least float32.
+B is the batch size, x [B, ...], t [] or [B] integers in [0, T-1]. Results are at least float32. Ho et al., "Denoising
+Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def p_mean_variance(
     variance: Variance = fixed_small,
     clip_denoised: bool = True,
 ) -> MeanVariance:
-    """Returns the model's p(x_{t-1} | x_t): eq. 1, with the mean of eq. 7 at the predicted x_0.
+    """Returns the model's p(x_{t-1} | x_t), with the posterior mean at the predicted x_0.
 
-    Ho et al., "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 1 and 7.
 
     Args:
       schedule: the table.
@@ -104,9 +105,9 @@ def p_sample(
     variance: Variance = fixed_small,
     clip_denoised: bool = True,
 ) -> jax.Array:
-    """Returns x_{t-1} [B, ...], a draw from the model's p(x_{t-1} | x_t) (Ho et al. 2020, algorithm 2).
+    """Returns x_{t-1} [B, ...], a draw from the model's p(x_{t-1} | x_t); no noise is added where t == 0.
 
-    No noise is added where t == 0.
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2.
 
     Args:
       key: one key, or [B] keys, with which the noise of an example depends on its own key alone.

@@ -1,8 +1,7 @@
 """The forward process q of DDPM on a table, and its posterior.
 
-B is the batch size, x [B, ...], t [] or [B] integers in [0, T-1]. Results are at least float32.
-
-Equation numbers: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
+B is the batch size, x [B, ...], t [] or [B] integers in [0, T-1]. Results are at least float32. Ho et al., "Denoising
+Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
 """
 
 from __future__ import annotations
@@ -29,7 +28,9 @@ __all__ = [
 
 
 def q_sample(schedule: NoiseSchedule, x_start: jax.Array, t: Any, noise: jax.Array) -> jax.Array:
-    """Returns x_t [B, ...] = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (eq. 4); x_start at t = -1.
+    """Returns x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise, shape [B, ...]; at t = -1 it is x_start.
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 4.
 
     Raises:
       ValueError: if shapes differ, a dtype is not floating or t (not traced) is outside [-1, T-1].
@@ -44,7 +45,12 @@ def q_sample(schedule: NoiseSchedule, x_start: jax.Array, t: Any, noise: jax.Arr
 
 
 def q_mean_variance(schedule: NoiseSchedule, x_start: jax.Array, t: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns (mean, variance, log_variance) of q(x_t | x_0) (eq. 4): mean [B, ...], the others broadcast with it.
+    """Returns (mean, variance, log_variance) of q(x_t | x_0): mean [B, ...], the others broadcast with it.
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 4.
+
+    Raises:
+      ValueError: if shapes differ, a dtype is not floating or t (not traced) is outside [0, T-1].
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule = make_noise_schedule(linear_betas(1000))
@@ -58,7 +64,12 @@ def q_mean_variance(schedule: NoiseSchedule, x_start: jax.Array, t: Any) -> tupl
 
 
 def predict_start_from_noise(schedule: NoiseSchedule, x_t: jax.Array, t: Any, noise: jax.Array) -> jax.Array:
-    """Returns x_0 [B, ...] = x_t / sqrt(alpha_bar_t) - sqrt(1 / alpha_bar_t - 1) noise, eq. 4 solved for x_0.
+    """Returns x_0 = x_t / sqrt(alpha_bar_t) - sqrt(1 / alpha_bar_t - 1) noise, shape [B, ...].
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 4, solved for x_0.
+
+    Raises:
+      ValueError: if shapes differ, a dtype is not floating or t (not traced) is outside [0, T-1].
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule = make_noise_schedule(linear_betas(1000))
@@ -72,7 +83,12 @@ def predict_start_from_noise(schedule: NoiseSchedule, x_t: jax.Array, t: Any, no
 
 
 def predict_noise_from_start(schedule: NoiseSchedule, x_t: jax.Array, t: Any, x_start: jax.Array) -> jax.Array:
-    """Returns the noise [B, ...] in x_t given x_0, eq. 4 solved for the noise.
+    """Returns the noise in x_t given x_0, shape [B, ...].
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 4, solved for the noise.
+
+    Raises:
+      ValueError: if shapes differ, a dtype is not floating or t (not traced) is outside [0, T-1].
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule = make_noise_schedule(linear_betas(1000))
@@ -87,10 +103,13 @@ def predict_noise_from_start(schedule: NoiseSchedule, x_t: jax.Array, t: Any, x_
 def q_posterior_mean_variance(
     schedule: NoiseSchedule, x_start: jax.Array, x_t: jax.Array, t: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns (mean, variance, log_variance_clipped) of q(x_{t-1} | x_t, x_0) (eq. 6-7).
+    """Returns (mean, variance, log_variance_clipped) of q(x_{t-1} | x_t, x_0): mean [B, ...], the others broadcast.
 
-    The mean has shape [B, ...], the others broadcast with it. At t = 0 the variance is 0, and its clipped log is the
-    one of t = 1.
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 6-7. At t = 0 the variance is 0, and its clipped log is
+    the one of t = 1.
+
+    Raises:
+      ValueError: if shapes differ, a dtype is not floating or t (not traced) is outside [0, T-1].
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule = make_noise_schedule(linear_betas(1000))
@@ -112,7 +131,10 @@ def forward_diffusion(key: jax.Array, schedule: NoiseSchedule, x: jax.Array, t: 
       key: one key, or [B] keys.
       schedule: the table.
       x: [B, ...] clean data.
-      t: [] or [B] integers.
+      t: [] or [B] integers in [-1, T-1].
+
+    Raises:
+      ValueError: as `q_sample`, or if there are neither one nor B keys.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule = make_noise_schedule(linear_betas(1000))

@@ -52,6 +52,8 @@ def loss_second_moment(num_timesteps: int, history: int = 10) -> LossSecondMomen
 def time_probabilities(record: LossSecondMoment, uniform_prob: float = 1e-3) -> jax.Array:
     """Returns the probabilities p [T] of the timesteps; a share `uniform_prob` of them is uniform.
 
+    Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, section 3.3.
+
     >>> time_probabilities(loss_second_moment(4))
     Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
     """
@@ -67,6 +69,12 @@ def draw_times(
     key: jax.Array, record: LossSecondMoment, batch_size: int, uniform_prob: float = 1e-3
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (t [B] integers, weight [B]): t drawn with `time_probabilities`, and the loss weight 1 / (T p_t).
+
+    Args:
+      key: one key, or [B] keys.
+      record: the recent losses.
+      batch_size: B.
+      uniform_prob: as for `time_probabilities`.
 
     >>> t, weight = draw_times(jax.random.key(0), loss_second_moment(4), batch_size=3)
     >>> t.shape, weight

@@ -57,7 +57,9 @@ def uniform(level: Level) -> Array:
 
 
 def snr(level: Level) -> Array:
-    """Returns alpha^2 / sigma^2, shape S: the unweighted loss of the epsilon parameterization (Ho et al. 2020, eq. 14).
+    """Returns alpha^2 / sigma^2, shape S: the unweighted loss of the epsilon parameterization.
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 14.
 
     >>> round(float(snr(Level(0.8, 0.6, 0.0))), 4)
     1.7778

@@ -49,7 +49,9 @@ def scaled_linear_betas(num_timesteps: int, beta_start: float = 0.00085, beta_en
 
 
 def quadratic_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> np.ndarray:
-    """Returns betas [T] = linspace(sqrt(beta_start), sqrt(beta_end))^2, `quad` in the code of Ho et al. 2020.
+    """Returns betas [T] = linspace(sqrt(beta_start), sqrt(beta_end))^2, `quad` in the code of DDPM.
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239.
 
     Raises:
       ValueError: as `linear_betas`.

@@ -70,6 +70,8 @@ class NoiseSchedule:
 def make_noise_schedule(betas: np.ndarray) -> NoiseSchedule:
     """Returns the table of a diffusion with the given betas [T] (Ho et al. 2020, eq. 2-7).
 
+    https://arxiv.org/abs/2006.11239.
+
     Raises:
       ValueError: unless betas is a vector of numbers in (0, 1], of which only the last may be 1.
 
@@ -132,6 +134,9 @@ def level_at(schedule: NoiseSchedule, t: Any) -> Level:
 
 def table_entry(schedule: NoiseSchedule, field: str, t: Any) -> Any:
     """Returns the values of one field of the table at timesteps t in [0, T-1]; S, as for `level_at`.
+
+    Raises:
+      ValueError: as `level_at`.
 
     >>> from diffusers_fn.noise_schedules import linear_betas
     >>> float(table_entry(make_noise_schedule(linear_betas(1000)), "betas", 999))
