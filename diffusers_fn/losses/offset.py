@@ -20,6 +20,7 @@ def offset_noise(key: jax.Array, eps: jax.Array, strength: float) -> jax.Array:
       eps: [B, ..., C] standard normal noise.
       strength: the standard deviation of the offset; 0.1 is common.
 
+    >>> import jax.numpy as jnp
     >>> eps = offset_noise(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), 0.1)
     >>> eps.shape, bool(jnp.all(eps == eps[:, :1, :1]))
     ((2, 8, 8, 3), True)
