@@ -1,4 +1,4 @@
-"""Private helpers for arrays: one namespace rule, one broadcasting rule, one concreteness rule."""
+"""Private helpers for arrays: NumPy or JAX, broadcasting, values that can be read while tracing, checks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 def namespace(*values: Any) -> ModuleType:
     """Returns `jax.numpy` if any leaf of `values` is a JAX array (or tracer), else `numpy`.
 
-    A formula written with it is computed in float64 on the host when its inputs are NumPy numbers, and traced
-    when one of them is a JAX array.
+    A formula written with it is computed in float64 on the host if its inputs are NumPy numbers, and traced if one of
+    them is a JAX array.
     """
     return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)) else np
 
@@ -28,26 +28,26 @@ def expand(coefficient: Any, x: jax.Array) -> jax.Array:
 
 
 def entries(table: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns table[index], which mesh axes of type Explicit split as they split the index."""
+    """Returns table[index], sharded over mesh axes of type Explicit as the index is."""
     split = jax.typeof(index).sharding
     spec = jax.sharding.PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
     return table.at[index].get(out_sharding=split.update(spec=spec) if split.mesh.explicit_axes else None)
 
 
 def working_dtype(x: Any) -> Any:
-    """Returns the type that x is computed in: its own, but at least float32 (and at most what JAX is set to)."""
+    """Returns the dtype for computations with x: its own, but at least float32 (float64 only if JAX enables it)."""
     return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def is_traced(tree: Any) -> bool:
-    """Returns whether any leaf is a tracer, whose numbers cannot be read."""
+    """Returns whether any leaf is a tracer, the value of which cannot be read."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def concrete(value: Any) -> np.ndarray | None:
-    """Returns the value as a NumPy array where it can be read without tracing, else None.
+    """Returns the value as a NumPy array, or None if it is traced or lies on several devices.
 
-    Arrays that are spread over several devices are not fetched: a check must never move data.
+    Arrays on several devices are not fetched, so that a check never moves data.
     """
     if is_traced(value):
         return None
@@ -57,7 +57,7 @@ def concrete(value: Any) -> np.ndarray | None:
 
 
 def check_data(**arrays: Any) -> None:
-    """Raises ValueError unless all named arrays are of floating type and of one shape with a batch axis."""
+    """Raises ValueError unless all named arrays have a floating dtype and the same shape [B, ...]."""
     (first_name, first), *_ = arrays.items()
     for name, array in arrays.items():
         dtype = getattr(array, "dtype", None)
@@ -70,25 +70,37 @@ def check_data(**arrays: Any) -> None:
 
 
 def check_per_example(name: str, value: Any, x: Any) -> None:
-    """Raises ValueError unless value has shape [] or [B], where B is x's first axis."""
+    """Raises ValueError unless value has shape [] or [B], with B the first axis of x."""
     shape = np.shape(value)
     if shape not in ((), x.shape[:1]):
         raise ValueError(f"{name} must have shape [] or [{x.shape[0]}] (x's batch axis); got {shape}")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless the value is positive.
+
+    >>> check_positive("gamma", 0.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: gamma must be positive; got 0.0
+    """
+    if not value > 0:
+        raise ValueError(f"{name} must be positive; got {value}")
+
+
 def safe_sqrt(x: Any) -> Any:
-    """Returns sqrt(max(x, 0)), whose derivative at 0 is 0, so that gradients stay finite there."""
+    """Returns sqrt(max(x, 0)) with derivative 0 at 0, so that gradients stay finite there."""
     xp = namespace(x)
     return xp.where(x > 0, xp.sqrt(xp.where(x > 0, x, 1.0)), 0.0)
 
 
 def is_zero(value: Any) -> bool:
-    """Returns whether a value is the Python number 0 and not an array, so that a term can be left out of a program."""
+    """Returns whether the value is the Python number 0, so that its term can be left out of the compiled program."""
     return isinstance(value, (int, float)) and value == 0
 
 
 def floating(t: Any) -> Any:
-    """Returns t as NumPy float64, or as JAX array of floating type if it is a JAX array.
+    """Returns t as NumPy float64, or as a JAX array of floating dtype if it is a JAX array.
 
     >>> floating(3)
     np.float64(3.0)
@@ -99,7 +111,7 @@ def floating(t: Any) -> Any:
 
 
 def check_eta(eta: Any) -> None:
-    """Raises ValueError if a readable eta lies outside [0, 1].
+    """Raises ValueError if eta lies outside [0, 1]; a traced eta is not checked.
 
     >>> check_eta(1.5)
     Traceback (most recent call last):

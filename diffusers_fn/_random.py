@@ -1,9 +1,9 @@
-"""Private helpers for keys: one key for a batch, or one key an example.
+"""Private helpers for keys: one key for the batch, or one key per example.
 
-With [B] keys an example's randomness depends on its own key alone, so every device layout and every split of
-the batch draws the same numbers. With one key the batch is drawn at once. Both cost the same on JAX's default
-generator. Of [B] keys of "rbg" and "unsafe_rbg", `jax.vmap` lets the first draw for all: there an example's
-randomness depends on its place in the batch.
+With one key the whole batch is drawn at once. With [B] keys the numbers of an example depend on its own key alone, so
+every device layout and every split of the batch draws the same numbers. The exceptions are the generators "rbg" and
+"unsafe_rbg": `jax.vmap` draws for all of their [B] keys from the first one, so the numbers depend on the position in
+the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffusers_fn import _threefry
 
 
 def is_batched(key: jax.Array) -> bool:
-    """Returns whether `key` holds one key an example; accepts typed keys and raw uint32 keys."""
+    """Returns whether `key` holds one key per example; accepts typed keys and raw uint32 keys."""
     if not isinstance(key, jax.Array) and not hasattr(key, "dtype"):
         raise ValueError(f"key must be a JAX random key such as jax.random.key(0); got {type(key).__name__}")
     ndim = key.ndim if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.ndim - 1
@@ -28,7 +28,7 @@ def is_batched(key: jax.Array) -> bool:
 
 
 def one_key(key: jax.Array) -> jax.Array:
-    """Returns the key, or the first of [B] keys, for what is drawn for the batch as a whole, such as dropout masks."""
+    """Returns the key, or the first of [B] keys, for numbers drawn once for the whole batch, such as dropout masks."""
     return key[0] if is_batched(key) else key
 
 
@@ -40,12 +40,12 @@ def split(key: jax.Array, num: int = 2) -> jax.Array:
 
 
 def draw(sampler: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Returns sampler(key, shape, dtype) for shape [B, ...], drawn example by example when there are B keys."""
+    """Returns sampler(key, shape, dtype) for shape [B, ...], drawn per example if there are B keys."""
     if not is_batched(key):
         return sampler(_threefry.faster(key), shape, dtype)
     if key.shape[0] != shape[0]:
         raise ValueError(
-            f"there must be one key, or one key an example: got {key.shape[0]} keys for a batch of {shape[0]}"
+            f"there must be one key, or one key per example: got {key.shape[0]} keys for a batch of {shape[0]}"
         )
     return jax.vmap(lambda k: sampler(k, shape[1:], dtype))(_threefry.faster(key))
 

@@ -1,9 +1,9 @@
-"""Private: JAX's default random bits, made several times faster on CPUs. Not a bit differs.
+"""Private: the random bits of JAX's default generator, bit for bit, computed faster on CPUs.
 
 Threefry-2x32-20: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011,
-https://doi.org/10.1145/2063384.2063405. JAX lays number i's counter (0, i) and the key through twenty rounds; on a CPU
-it does so in a loop over whole arrays, which go to memory and back in each of its turns. Here the rounds are written
-out, and XLA makes one vectorised loop of them.
+https://doi.org/10.1145/2063384.2063405. Number i is the counter (0, i), encrypted with the key in twenty rounds. On a
+CPU, JAX runs the rounds as a loop over whole arrays, which are written to memory and read again in each iteration.
+Here the rounds are unrolled, so that XLA fuses them into one vectorised loop.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
-_MANY = 64  # counters of a key, for which several cores are worth a sort
+_MANY = 64  # from this number of counters per key on, several cores are worth the cost of a sort
 
 
 def faster(key: jax.Array) -> jax.Array:
-    """Returns a key that draws the same numbers in less time on CPUs, for keys [...] of JAX's default generator.
+    """Returns keys [...] that draw the same numbers in less time on CPUs, for keys [...] of JAX's default generator.
 
-    Other keys are returned as they are. Other platforms get JAX's own program; which one a program runs on is asked
-    when it is lowered.
+    Keys of other generators are returned unchanged. The platform is known when a program is lowered: on others than
+    the CPU it is JAX's own.
 
     >>> key = jax.random.key(0)
     >>> bool(jnp.all(jax.random.bits(faster(key), (9,)) == jax.random.bits(key, (9,))))
@@ -40,17 +40,17 @@ def faster(key: jax.Array) -> jax.Array:
 
 @functools.cache
 def _generator() -> Any:
-    """Threefry as JAX has it, with `_bits`."""
-    from jax.extend import random  # when noise is first drawn
+    """Returns JAX's Threefry generator with `_bits` as its random bits on CPUs."""
+    from jax.extend import random  # imported when noise is first drawn
 
     theirs = random.threefry_prng_impl
 
     def random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
         def jaxs(key: jax.Array) -> jax.Array:
             bits = theirs.random_bits(key, bit_width, shape)
-            return bits | (key[0] & np.uint32(0)).astype(bits.dtype)  # in shard_map they vary where the key does
+            return bits | (key[0] & np.uint32(0)).astype(bits.dtype)  # in shard_map, they vary over the key's mesh axes
 
-        if math.prod(shape) > 2**32:  # more than counters of one word
+        if math.prod(shape) > 2**32:  # the counters need a second word
             return jaxs(key)
         return jax.lax.platform_dependent(key, cpu=lambda key: _bits(key, bit_width, shape), default=jaxs)
 
@@ -66,7 +66,7 @@ def _generator() -> Any:
 
 
 def _bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
-    """What JAX draws with jax_threefry_partitionable: unsigned integers of 8, 16, 32 or 64 bits."""
+    """Returns the unsigned integers of 8, 16, 32 or 64 bits that JAX draws with jax_threefry_partitionable."""
     high, low = _rounds(key[0], key[1], jnp.arange(math.prod(shape), dtype=jnp.uint32))
     if bit_width == 64:
         both = (_kept(high).astype(jnp.uint64) << np.uint64(32)) | _kept(low).astype(jnp.uint64)
@@ -75,7 +75,7 @@ def _bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _rounds(key_0: jax.Array, key_1: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The two words of the cipher of counters (0, count)."""
+    """Returns the two words of the encrypted counters (0, count)."""
     keys = (key_0, key_1, _xor(key_0, key_1, sort=count.size >= _MANY) ^ _PARITY)
     x, y = jnp.broadcast_to(keys[0], count.shape), count + keys[1]
     for group in range(5):
@@ -88,19 +88,19 @@ def _rounds(key_0: jax.Array, key_1: jax.Array, count: jax.Array) -> tuple[jax.A
 
 
 def _xor(a: jax.Array, b: jax.Array, *, sort: bool) -> jax.Array:
-    """The exclusive or, of the two in order if `sort`, which changes nothing but how XLA compiles a loop around it.
+    """Returns a ^ b; with `sort`, of the two in order: the same number, but XLA compiles a loop around it differently.
 
-    JAX 0.12 makes one kernel of a whole loop, a sampler's too, if all of it is arithmetic, and runs that on one core.
-    A loop that holds a sort stays as it was, and the rounds of many counters are shared out to all cores.
+    JAX 0.12 compiles a loop of arithmetic alone, such as a sampler's, into one kernel on one core. A sort inside the
+    loop prevents that, and the rounds of many counters run on all cores.
     """
     a, b = jax.lax.sort(jnp.stack([a, b])) if sort else (a, b)
     return a ^ b
 
 
 def _kept(bits: jax.Array) -> jax.Array:
-    """The bits, written to memory, so that XLA does not fuse the rounds with what follows.
+    """Returns the bits, written to memory so that XLA does not fuse the rounds into the computation that follows.
 
-    Such as a loop over pixels of three channels, which is not vectorised. A loop of two turns is what XLA leaves
-    alone: it xors 0 and 1, and 1 is taken back.
+    Fused into a loop over pixels of three channels, for instance, they would not be vectorised. XLA does not fuse over
+    a loop of two iterations: it xors the bits with 0 and 1, and `^ 1` undoes that.
     """
     return jax.lax.fori_loop(0, 2, lambda turn, bits: bits ^ turn.astype(jnp.uint32), bits) ^ np.uint32(1)

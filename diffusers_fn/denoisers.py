@@ -1,7 +1,7 @@
-"""Denoisers: the one interface between networks and samplers, and transforms of it.
+"""Denoisers, the interface between networks and samplers, and transforms of denoisers.
 
-A denoiser says what is clean and what is noise in x. A transform takes a denoiser and returns another one;
-guidance, clipping and thresholding are transforms.
+A denoiser predicts the clean data and the noise in x. A transform takes a denoiser and returns another one; guidance,
+clipping and thresholding are transforms.
 """
 
 from __future__ import annotations
@@ -13,16 +13,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._arrays import check_positive, concrete, expand
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Parameterization, Prediction, to_prediction
 
+__all__ = [
+    "Denoiser",
+    "Transform",
+    "bind",
+    "chain",
+    "check_pure_noise",
+    "clip_x0",
+    "dynamic_threshold",
+    "ignore_cond",
+    "make_denoiser",
+    "map_x0",
+    "network_output",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Denoiser(Protocol):
-    """Predicts the clean part and the noise of x."""
+    """A function that predicts the clean data and the noise in x."""
 
     def __call__(self, x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-        """Returns the prediction for x.
+        """Returns the prediction (x0, eps) for x.
 
         Args:
           x: [B, ...] noisy data.
@@ -41,16 +59,16 @@ def make_denoiser(
     parameterization: Parameterization,
     **apply_options: Any,
 ) -> Denoiser:
-    """Returns the denoiser that a network is.
+    """Returns the denoiser made of a network, its parameters and its parameterization.
 
-    The network sees (x, t, cond) arrays, never a level: it is called as
-    `apply(params, input_scale * x, level.t, cond, **apply_options)`, where input_scale is 1 but for edm.
+    The network gets arrays, never a level: it is called as
+    `apply(params, input_scale * x, level.t, cond, **apply_options)`, where input_scale is 1 except for edm.
 
     Args:
       apply: (params, x, t, cond) -> output [B, ..., C] or, with learned variance, [B, ..., 2C].
       params: the network's parameters.
       parameterization: what the output means.
-      **apply_options: passed on, for instance train=False.
+      **apply_options: passed to `apply`, for instance train=False.
 
     >>> from diffusers_fn.parameterizations import epsilon
     >>> denoise = make_denoiser(lambda params, x, t, cond: params * x, 0.5, epsilon)
@@ -74,7 +92,7 @@ def network_output(
     cond: Any = None,
     **apply_options: Any,
 ) -> jax.Array:
-    """Returns what the network puts out for x, its input scaled as the parameterization wants; for losses.
+    """Returns the network's output for x, with the input scaling of the parameterization; for losses.
 
     Args: as for `make_denoiser` and `Denoiser`.
 
@@ -88,7 +106,10 @@ def network_output(
 
 
 def bind(denoise: Denoiser, cond: Any) -> Denoiser:
-    """Returns the denoiser with its conditioning fixed, as `sample` wants it.
+    """Returns the denoiser with its conditioning fixed, for `sample`.
+
+    Raises:
+      ValueError: when the returned denoiser is called with a conditioning.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> bound = bind(gaussian(0.0, 1.0), cond=jnp.array([3]))
@@ -100,17 +121,17 @@ def bind(denoise: Denoiser, cond: Any) -> Denoiser:
 
     def bound(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
         if cond is not None:
-            raise ValueError("this denoiser's conditioning was bound already; call the unbound one with cond")
+            raise ValueError("cond is bound already: pass another cond to the denoiser before bind")
         return denoise(x, level, fixed)
 
     return bound
 
 
 def ignore_cond(denoise: Denoiser) -> Denoiser:
-    """Returns the denoiser that takes any conditioning and evaluates `denoise` without it.
+    """Returns the denoiser that accepts any conditioning and evaluates `denoise` without it.
 
-    For guidance whose cond is somebody else's: `guidance.classifier(log_prob)(ignore_cond(denoise))` guides a model
-    without labels by a classifier's.
+    For guidance that uses the conditioning of another model: `guidance.classifier(log_prob)(ignore_cond(denoise))`
+    guides an unconditional model by a classifier's labels.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> ignore_cond(gaussian(0.0, 1.0))(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0), cond=jnp.array([3])).x0
@@ -147,8 +168,8 @@ def map_x0(function: Callable[[jax.Array], jax.Array], *, keep_eps: bool = False
 
     Args:
       function: [B, ...] -> [B, ...].
-      keep_eps: False computes eps anew, so that x = alpha x0 + sigma eps still holds; True leaves the network's eps
-        as it is (`use_clipped_model_output=False` of other libraries).
+      keep_eps: False recomputes eps, so that x = alpha x0 + sigma eps still holds; True keeps the network's eps
+        (`use_clipped_model_output=False` in other libraries).
 
     >>> from diffusers_fn.oracles import gaussian
     >>> doubled = map_x0(lambda x0: 2 * x0)(gaussian(0.0, 1.0))(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0))
@@ -162,7 +183,7 @@ def map_x0(function: Callable[[jax.Array], jax.Array], *, keep_eps: bool = False
             x0 = function(prediction.x0)
             eps = prediction.eps
             if not keep_eps:
-                # Only the change of x0 is pushed into eps: where x0 stays, eps is left bit for bit.
+                # Only the change of x0 is added to eps: where x0 is unchanged, eps is unchanged bit for bit.
                 eps = eps + expand(level.alpha / level.sigma, x) * (prediction.x0 - x0)
             return Prediction(x0, eps, prediction.var_frac)
 
@@ -172,7 +193,7 @@ def map_x0(function: Callable[[jax.Array], jax.Array], *, keep_eps: bool = False
 
 
 def clip_x0(bound: float = 1.0, *, keep_eps: bool = False) -> Transform:
-    """Returns the transform that clips x0 to [-bound, bound], the range of the data (see `map_x0` for keep_eps).
+    """Returns the transform that clips x0 to [-bound, bound], the range of the data. keep_eps: as for `map_x0`.
 
     Raises:
       ValueError: unless bound is positive.
@@ -181,18 +202,22 @@ def clip_x0(bound: float = 1.0, *, keep_eps: bool = False) -> Transform:
     >>> clip_x0(0.5)(gaussian(0.0, 1.0))(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
     Array([[0.5, 0.5]], dtype=float32)
     """
-    if not bound > 0:
-        raise ValueError(f"bound must be positive; got {bound}")
+    check_positive("bound", bound)
     return map_x0(lambda x0: jnp.clip(x0, -bound, bound), keep_eps=keep_eps)
 
 
 def dynamic_threshold(
     percentile: float = 0.995, max_value: float | None = None, *, keep_eps: bool = False
 ) -> Transform:
-    """Returns the transform that clips x0 to [-s, s] and divides by s, with s the percentile of |x0|, at least 1.
+    """Returns the transform that clips x0 to [-s, s] and divides it by s, with s per example.
 
-    s is taken an example. Saharia et al., "Photorealistic Text-to-Image Diffusion Models" (Imagen), 2022,
-    https://arxiv.org/abs/2205.11487, section 2.3. max_value, if given, bounds s from above.
+    Saharia et al., "Photorealistic Text-to-Image Diffusion Models" (Imagen), 2022, https://arxiv.org/abs/2205.11487,
+    section 2.3.
+
+    Args:
+      percentile: in (0, 1]; s is this percentile of |x0| within an example, but at least 1.
+      max_value: the largest s; None for no limit.
+      keep_eps: as for `map_x0`.
 
     Raises:
       ValueError: unless percentile lies in (0, 1] and max_value, if given, is at least 1.
@@ -215,18 +240,21 @@ def dynamic_threshold(
 
 
 def check_pure_noise(denoise: Denoiser, levels: Level, x: jax.Array) -> None:
-    """Lets the denoiser see a level with alpha = 0 while its numbers can be read: in a scan they are traced.
+    """Raises the denoiser's error for a level with alpha = 0 before a scan traces the levels and hides their values.
 
     Args:
-      denoise: what may refuse such a level, see `parameterizations.to_prediction`.
+      denoise: traced once, at the first level with alpha = 0; nothing is computed.
       levels: Level[N] or [N, B].
-      x: [B, ...]; nothing is computed.
+      x: [B, ...].
+
+    Raises:
+      ValueError: from the denoiser, if its parameterization does not determine x0 at alpha = 0.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> check_pure_noise(gaussian(0.0, 1.0), Level(np.zeros(1), np.ones(1), np.ones(1)), jnp.zeros((1, 2)))
     """
     alpha = concrete(levels.alpha)
     if alpha is not None and np.any(alpha == 0):
-        row = int(np.argmax((alpha == 0).reshape(alpha.shape[0], -1).any(axis=1)))
-        pure = jax.tree.map(lambda a: np.asarray(a)[row], levels)
+        first = int(np.argmax((alpha == 0).reshape(alpha.shape[0], -1).any(axis=1)))
+        pure = jax.tree.map(np.asarray, levels)[first]
         jax.eval_shape(lambda x: denoise(x, pure), x)

@@ -1,15 +1,17 @@
-"""Inversion that returns exactly, whatever the network: two DDIM paths, each driven by the noise the other predicts.
+"""EDICT: inversion that is exact for every network, by two DDIM paths that take their noise from each other.
 
 Wallace et al., "EDICT: Exact Diffusion Inversion via Coupled Transformations", 2023, https://arxiv.org/abs/2211.12446.
-With u = x / alpha, v = y / alpha and rho = sigma / alpha, a hop is
+With u = x / alpha, v = y / alpha, rho = sigma / alpha and the mixing p, a sampler step is
 
-    u <- u + (rho' - rho) eps_hat(v),   v <- v + (rho' - rho) eps_hat(u),
-    u <- p u + (1 - p) v,               v <- p v + (1 - p) u
+    u <- u + (rho' - rho) eps_hat(v)          v <- v + (rho' - rho) eps_hat(u)                 (eq. 14)
+    u <- p u + (1 - p) v                      v <- p v + (1 - p) u
 
-and each of the four is undone from what the others left. (The second eps_hat sees alpha u, at its level's own scale;
-the paper has alpha' u there, the same where alpha is constant.) The mixing keeps the two together; undone, it
-multiplies rounding errors by 1 / p a hop, and u is as large as sigma / alpha. In float32 that would leave few digits,
-so u and v are kept as unevaluated sums of two numbers, and the network sees the leading ones.
+and inversion undoes the four assignments in reverse order (eq. 15). (The second eps_hat is evaluated at alpha u; the
+paper has alpha' u there, which is the same where alpha is constant.)
+
+Undoing the mixing, which keeps the two paths together, multiplies rounding errors by 1 / p per step, and u is as large
+as sigma / alpha. Float32 alone would lose most digits, so u and v are stored as unevaluated sums of two numbers, and
+the network is evaluated at their leading parts.
 """
 
 from __future__ import annotations
@@ -27,20 +29,27 @@ from diffusers_fn.levels import Level
 from diffusers_fn.solvers.base import check_plan
 from diffusers_fn.solvers.forms import check_alpha
 
-Sum = tuple[jax.Array, jax.Array]  # a number as an unevaluated sum: leading part, rest
-Row = tuple[Level, jax.Array]  # a hop: level and rho' - rho
+__all__ = ["Coupled", "couple", "invert_coupled", "sample_coupled"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+Sum = tuple[jax.Array, jax.Array]  # a number as an unevaluated sum (leading part, rest)
+Step = tuple[Level, jax.Array]  # a sampler step: its level and rho' - rho
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Coupled:
-    """The state of two coupled paths at a level; [B, ...] each.
+    """The state of the two coupled paths at a level; [B, ...] each.
 
     Attributes:
       u: x / alpha of the first path.
-      v: that of the second one.
-      u_rest: what u lacks in its own precision.
-      v_rest: what v lacks.
+      v: y / alpha of the second path.
+      u_rest: the rounding error of u: u + u_rest is the value in twice the precision.
+      v_rest: the rounding error of v.
     """
 
     u: jax.Array
@@ -50,10 +59,14 @@ class Coupled:
 
 
 def couple(x: jax.Array, alpha: Any = 1.0) -> Coupled:
-    """Returns the state in which both paths are at x, at a level's alpha: to start `sample_coupled` from noise.
+    """Returns the state with both paths at x [B, ...], to start `sample_coupled` from noise.
+
+    Args:
+      x: [B, ...].
+      alpha: [] or [B], alpha of the level at which x is.
 
     Raises:
-      ValueError: if x is not of floating type.
+      ValueError: if x has no floating dtype.
 
     >>> couple(jnp.ones((1, 2)), 0.5).v
     Array([[2., 2.]], dtype=float32)
@@ -71,20 +84,21 @@ def invert_coupled(
     mixing: Any = 0.93,
     scan: Callable[..., Any] = jax.lax.scan,
 ) -> Coupled:
-    """Returns the state at levels[0] that `sample_coupled` turns back into x0, to rounding, whatever the network.
+    """Returns the state at levels[0] that `sample_coupled` turns back into x0 up to rounding, for every network.
 
-    The steps of `sample_coupled` undone one by one (Wallace et al. 2023, https://arxiv.org/abs/2211.12446, eq. 15).
+    It undoes the steps of `sample_coupled` (Wallace et al. 2023, https://arxiv.org/abs/2211.12446, eq. 15), with two
+    network evaluations per level.
 
     Args:
       denoise: the denoiser, its conditioning bound.
       levels: Level[N], the plan, noisiest first, with alpha > 0.
       x0: [B, ...] clean data.
-      mixing: [] in (0, 1], the share of itself that each path keeps in a hop; the paper's p, for about 50 levels: with
-        many more take it nearer to 1, since mixing^N is what is undone.
+      mixing: [] in (0, 1], the paper's p. The default suits about 50 levels; take it closer to 1 for many more, since
+        the inversion amplifies rounding errors by mixing^-N.
       scan: as for `sample`.
 
     Raises:
-      ValueError: if levels are no plan, x0 is not of floating type or a readable mixing is outside (0, 1].
+      ValueError: if levels are not a plan, x0 has no floating dtype or mixing (not traced) is outside (0, 1].
 
     >>> from diffusers_fn import grids, oracles
     >>> denoise, levels = oracles.gaussian(0.0, 1.0), grids.karras(50)
@@ -93,18 +107,18 @@ def invert_coupled(
     Array([[0.3, 0.3]], dtype=float32)
     """
     start = couple(x0)
-    rows = jax.tree.map(lambda a: a[::-1], _rows(levels, start.u))
-    forget, _ = _mixing(mixing, start.u)
+    steps = jax.tree.map(lambda a: a[::-1], _steps(levels, start.u))
+    unmix, _ = _mixing(mixing, start.u)
 
-    def body(paths: tuple[Sum, Sum], row: Row) -> tuple[tuple[Sum, Sum], None]:
+    def body(paths: tuple[Sum, Sum], step: Step) -> tuple[tuple[Sum, Sum], None]:
         u, v = paths
-        v = _add(v, _times(_add(v, _minus(u)), forget))
-        u = _add(u, _times(_add(u, _minus(v)), forget))
-        v = _add(v, _minus(_push(denoise, row, u)))
-        u = _add(u, _minus(_push(denoise, row, v)))
+        v = _add(v, _times(_add(v, _minus(u)), unmix))  # v <- (v - (1 - p) u) / p
+        u = _add(u, _times(_add(u, _minus(v)), unmix))
+        v = _add(v, _minus(_change(denoise, step, u)))
+        u = _add(u, _minus(_change(denoise, step, v)))
         return (u, v), None
 
-    (u, v), _ = scan(body, ((start.u, start.u_rest), (start.v, start.v_rest)), rows)
+    (u, v), _ = scan(body, ((start.u, start.u_rest), (start.v, start.v_rest)), steps)
     return Coupled(u[0], v[0], u[1], v[1])
 
 
@@ -116,12 +130,13 @@ def sample_coupled(
     mixing: Any = 0.93,
     scan: Callable[..., Any] = jax.lax.scan,
 ) -> jax.Array:
-    """Returns x0 from a coupled state at levels[0], with two evaluations a level; the equations are this module's.
+    """Returns x0 [B, ...] from a coupled state at levels[0], with two network evaluations per level.
 
-    Wallace et al. 2023, https://arxiv.org/abs/2211.12446, eq. 14. The last hop leads to the clean data.
+    Wallace et al. 2023, https://arxiv.org/abs/2211.12446, eq. 14; the equations are in this module's docstring. The
+    last step leads to the clean data.
 
     Args:
-      denoise: the denoiser, its conditioning bound; another one than at the inversion edits the data.
+      denoise: the denoiser, its conditioning bound; with another conditioning than in the inversion, x0 is edited.
       levels: Level[N], noisiest first, with alpha > 0.
       state: from `invert_coupled`, or `couple(x, levels.alpha[0])` with noise x.
       mixing: as for `invert_coupled`.
@@ -135,53 +150,54 @@ def sample_coupled(
     Array([[1., 1.]], dtype=float32)
     """
     check_data(u=state.u, v=state.v, u_rest=state.u_rest, v_rest=state.v_rest)
-    rows = _rows(levels, state.u)
-    _, share = _mixing(mixing, state.u)
+    steps = _steps(levels, state.u)
+    _, mix = _mixing(mixing, state.u)
 
-    def body(paths: tuple[Sum, Sum], row: Row) -> tuple[tuple[Sum, Sum], None]:
+    def body(paths: tuple[Sum, Sum], step: Step) -> tuple[tuple[Sum, Sum], None]:
         u, v = paths
-        u = _add(u, _push(denoise, row, v))
-        v = _add(v, _push(denoise, row, u))
-        u = _add(u, _times(_add(v, _minus(u)), share))
-        v = _add(v, _times(_add(u, _minus(v)), share))
+        u = _add(u, _change(denoise, step, v))
+        v = _add(v, _change(denoise, step, u))
+        u = _add(u, _times(_add(v, _minus(u)), mix))  # u <- u + (1 - p) (v - u)
+        v = _add(v, _times(_add(u, _minus(v)), mix))
         return (u, v), None
 
-    (u, _), _ = scan(body, ((state.u, state.u_rest), (state.v, state.v_rest)), rows)
+    (u, _), _ = scan(body, ((state.u, state.u_rest), (state.v, state.v_rest)), steps)
     return u[0]
 
 
-def _rows(levels: Level, u: jax.Array) -> Row:
-    """The N hops from each level to the next, the last one to the clean data."""
+def _steps(levels: Level, u: jax.Array) -> Step:
+    """Returns the N steps, from each level to the next and from the last one to the clean data."""
     check_plan(levels)
     check_alpha(levels)
     xp = namespace(levels)
     rho = levels.sigma / levels.alpha
-    hop = xp.concatenate([rho[1:], xp.zeros_like(rho[:1])]) - rho
-    return jax.tree.map(lambda a: jnp.asarray(a, u.dtype), (levels, hop))
+    rho_change = xp.concatenate([rho[1:], xp.zeros_like(rho[:1])]) - rho
+    return jax.tree.map(lambda a: jnp.asarray(a, u.dtype), (levels, rho_change))
 
 
 def _mixing(mixing: Any, u: jax.Array) -> tuple[Sum, Sum]:
-    """((1 - p) / p, 1 - p) as sums: what undoes the mixing, and what mixes."""
+    """Returns (1 - p) / p, which undoes the mixing, and 1 - p, which mixes, as sums."""
     known = concrete(mixing)
     if known is not None and not (known.shape == () and 0 < known <= 1):
         raise ValueError(f"mixing must be one number in (0, 1]; got {mixing}")
     p = jnp.asarray(mixing, u.dtype)
-    share = _two_sum(jnp.ones_like(p), -p)
-    quotient = share[0] / p
+    mix = _two_sum(jnp.ones_like(p), -p)
+    quotient = mix[0] / p
     product = _two_product(quotient, p)
-    return (quotient, ((share[0] - product[0]) - product[1] + share[1]) / p), share
+    return (quotient, ((mix[0] - product[0]) - product[1] + mix[1]) / p), mix
 
 
-def _push(denoise: Denoiser, row: Row, path: Sum) -> Sum:
-    """(rho' - rho) eps_hat at a path's leading part."""
-    level, hop = row
+def _change(denoise: Denoiser, step: Step, path: Sum) -> Sum:
+    """Returns (rho' - rho) eps_hat, evaluated at the leading part of a path."""
+    level, rho_change = step
     x = expand(level.alpha, path[0]) * path[0]
-    push = expand(hop, x) * denoise(x, level).eps.astype(x.dtype)
-    push = jax.lax.optimization_barrier(push)  # rounded here, the same up and down, and not fused into a sum
-    return push, jnp.zeros_like(push)
+    change = expand(rho_change, x) * denoise(x, level).eps.astype(x.dtype)
+    # Sampling and inversion must round this product alike: the barrier keeps XLA from fusing it into a sum.
+    change = jax.lax.optimization_barrier(change)
+    return change, jnp.zeros_like(change)
 
 
-# Sums of two floats (Dekker, "A floating-point technique for extending the available precision", 1971).
+# Arithmetic of sums of two floats (Dekker, "A floating-point technique for extending the available precision", 1971).
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> Sum:
@@ -197,7 +213,7 @@ def _two_product(a: jax.Array, b: jax.Array) -> Sum:
 
 
 def _halves(a: jax.Array) -> Sum:
-    """a as a sum of two numbers of half its digits."""
+    """Returns a as a sum of two numbers with half its digits each."""
     scaled = (2.0 ** ((jnp.finfo(a.dtype).nmant + 2) // 2) + 1.0) * a
     high = scaled - (scaled - a)
     return high, a - high

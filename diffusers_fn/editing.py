@@ -1,4 +1,4 @@
-"""Editing images with a sampler: from a noised image on, around a kept region, between two noises."""
+"""Image editing with a sampler: image to image, inpainting, interpolation of noise."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.solvers import start_level
 from diffusers_fn.solvers.base import Solver, check_plan
 
+__all__ = ["img2img", "inpaint", "replace_x0", "slerp"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def img2img(
     key: jax.Array,
@@ -28,10 +34,10 @@ def img2img(
     strength: float = 0.8,
     **options: Any,
 ) -> Samples:
-    """Returns variations of x0: noise added up to a level of the plan, and sampled from there (SDEdit).
+    """Returns variations of x0: noise is added up to a level of the plan and removed by the solver (SDEdit).
 
-    Meng et al., "SDEdit", 2022, https://arxiv.org/abs/2108.01073, algorithm 1. The last floor(strength N) levels are
-    visited.
+    Meng et al., "SDEdit", 2022, https://arxiv.org/abs/2108.01073, algorithm 1. The last floor(strength N) levels of
+    the plan are run.
 
     Args:
       key: one key, or [B] keys.
@@ -39,11 +45,11 @@ def img2img(
       make: levels -> solver, e.g. `solvers.dpmpp_2m`.
       levels: Level[N], the whole plan, noisiest first.
       x0: [B, ...] images.
-      strength: in (0, 1], the share of the plan that is run; 1 keeps next to nothing of x0.
+      strength: in (0, 1], the share of the plan to run; at 1 almost nothing of x0 is left.
       **options: passed to `sample`.
 
     Raises:
-      ValueError: if levels are no plan, x0 is not of floating type, or strength is not in (0, 1] or leaves no level.
+      ValueError: if levels are not a plan, x0 has no floating dtype, or strength is not in (0, 1] or leaves no level.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> x0, denoise = jnp.full((1, 2), 0.5), oracles.gaussian(0.5, 0.01)
@@ -59,7 +65,7 @@ def img2img(
             f"strength must lie in (0, 1] and leave at least one of the {total} levels; got {strength}: "
             f"use {1 / total:.3g} or more"
         )
-    levels = jax.tree.map(lambda a: a[total - visited :], levels)
+    levels = levels[total - visited :]
     noise_key, sample_key = _random.split(key)
     return sample(sample_key, denoise, make(levels), _noised(noise_key, x0, levels), **options)
 
@@ -73,24 +79,24 @@ def inpaint(
     keep: jax.Array,
     **options: Any,
 ) -> Samples:
-    """Returns samples that agree with `known` where `keep` is 1.
+    """Returns samples that are equal to `known` where `keep` is 1.
 
-    There the state starts at alpha known + sigma z and the denoiser is told that x0 is `known` (`replace_x0`), so the
-    state follows the noised known image and ends on it: mask replacement, for any solver. With a plan that goes back
-    up again (`solvers.with_restarts`) it is RePaint, which harmonises the new region with the old (Lugmayr et al.
-    2022, https://arxiv.org/abs/2201.09865, algorithm 1).
+    In the kept region the state starts at alpha known + sigma z and `known` replaces the predicted x0 (`replace_x0`),
+    so the state follows the noised known image and ends on it. This works with every solver. With a plan that returns
+    to noisier levels (`solvers.with_restarts`) it is RePaint, which harmonises the new region with the kept one
+    (Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865, algorithm 1).
 
     Args:
       key: one key, or [B] keys.
       denoise: the denoiser, its conditioning bound.
       solver: the plan, a table or `predictor_corrector`.
       x: [B, ...] the state at the first level, as for `sample`.
-      known: [B, ...] clean images; what they hold where keep is 0 is ignored.
-      keep: [B, ...], or 1 in place of some axes; 1 where known is kept, 0 where it is painted.
+      known: [B, ...] clean images; their values where keep is 0 are ignored.
+      keep: [B, ...], or 1 in place of some axes; 1 where known is kept, 0 where new content is painted.
       **options: passed to `sample`.
 
     Raises:
-      ValueError: if shapes or dtypes do not agree.
+      ValueError: if shapes differ or a dtype is not floating.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> known, keep = jnp.array([[0.3, 9.0]]), jnp.array([[1.0, 0.0]])
@@ -119,12 +125,12 @@ def replace_x0(known: jax.Array, keep: jax.Array) -> Transform:
 
 
 def slerp(start: jax.Array, end: jax.Array, fraction: Any) -> jax.Array:
-    """Returns the point on the great circle from start to end: interpolation that keeps the norm of noise.
+    """Returns the spherical interpolation [B, ...] from start to end, which keeps the norm of noise.
 
-        sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end,   w the angle between the two, an example
+        sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end,   w the angle between the two, per example
 
-    Shoemake, "Animating rotation with quaternion curves", 1985, section 3.3. Where start and end are parallel it is
-    the straight line.
+    Shoemake, "Animating rotation with quaternion curves", 1985, section 3.3. If start and end are parallel, the
+    interpolation is linear.
 
     Args:
       start: [B, ...].
@@ -132,7 +138,7 @@ def slerp(start: jax.Array, end: jax.Array, fraction: Any) -> jax.Array:
       fraction: [] or [B]; 0 at start, 1 at end.
 
     Raises:
-      ValueError: if shapes or dtypes do not agree.
+      ValueError: if shapes differ or a dtype is not floating.
 
     >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5).round(4)
     Array([[0.7071, 0.7071]], dtype=float32)
@@ -145,19 +151,19 @@ def slerp(start: jax.Array, end: jax.Array, fraction: Any) -> jax.Array:
     parallel = jnp.abs(cosine) > 1.0 - 1e-6
     angle = jnp.arccos(jnp.where(parallel, 0.0, cosine))
     fraction = jnp.broadcast_to(jnp.asarray(fraction, angle.dtype), angle.shape)
-    of_start = jnp.where(parallel, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / jnp.sin(angle))
-    of_end = jnp.where(parallel, fraction, jnp.sin(fraction * angle) / jnp.sin(angle))
-    return (expand(of_start, start) * start + expand(of_end, end) * end).astype(start.dtype)
+    start_weight = jnp.where(parallel, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / jnp.sin(angle))
+    end_weight = jnp.where(parallel, fraction, jnp.sin(fraction * angle) / jnp.sin(angle))
+    return (expand(start_weight, start) * start + expand(end_weight, end) * end).astype(start.dtype)
 
 
 def _noised(key: jax.Array, x0: jax.Array, levels: Level) -> jax.Array:
-    """x0 at the first of the levels."""
+    """Returns x0 with noise at the first of the levels."""
     x0 = jnp.asarray(x0, working_dtype(x0))
-    return add_noise(x0, _random.normal(key, x0), jax.tree.map(lambda a: jnp.asarray(a[0], x0.dtype), levels))
+    return add_noise(x0, _random.normal(key, x0), jax.tree.map(lambda a: jnp.asarray(a, x0.dtype), levels[0]))
 
 
 def _mask(keep: jax.Array, x: jax.Array) -> jax.Array:
-    """keep as booleans of x's shape."""
+    """Returns keep as booleans of x's shape."""
     keep = jnp.asarray(keep)
     if keep.ndim != x.ndim or any(k not in (1, n) for k, n in zip(keep.shape, x.shape)):
         raise ValueError(f"keep must have shape {x.shape}, or 1 in place of some axes; got {keep.shape}")

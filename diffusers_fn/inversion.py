@@ -1,11 +1,11 @@
-"""From data to the noise that `sample` turns back into it: the same equation, upwards.
+"""Inversion: from data to the noise that `sample` turns back into the data.
 
-Upwards is downwards with the roles of data and noise exchanged. In x = alpha x0 + sigma eps and in
+In x = alpha x0 + sigma eps, and in the sampler's equation
 
-    dx = x0_hat d(alpha) + eps_hat d(sigma)
+    dx = x0_hat d(alpha) + eps_hat d(sigma),
 
-nothing tells (alpha, x0) from (sigma, eps): swap them, and a plan that climbs from the data to the noise is one that
-descends. So each deterministic solver inverts as it samples, with its order.
+the pairs (alpha, x0) and (sigma, eps) play the same role. Exchange them, and a plan from the data to the noise is one
+from the noise to the data. So every deterministic solver also inverts, with its own order of convergence.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import check_data, concrete, expand, namespace, working_dtype
-from diffusers_fn.denoisers import Denoiser
+from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.parameterizations import Prediction
 from diffusers_fn.sampling import sample
-from diffusers_fn.solvers.base import Solver, check_plan, linear_solver
+from diffusers_fn.solvers.base import Solver, check_plan
 from diffusers_fn.solvers.ddim import ddim
+
+__all__ = ["invert", "invert_implicit"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def invert(
@@ -37,26 +43,28 @@ def invert(
 ) -> jax.Array:
     """Returns x at levels[0], the noise that `sample` with `make(levels)` turns back into x0.
 
-    First x at the last level, x = alpha x0 + sigma eps_hat(x), by fixed-point iteration from alpha x0; then the
-    solver's hops taken upwards. With `ddim` and refine = 0 that is the deterministic DDIM step in reverse (Song et al.
-    2021, https://arxiv.org/abs/2010.02502, eq. 14), with one evaluation a level. The round trip's error falls with the
-    order of the solver. Nothing is clipped.
+    The state at the last level solves x = alpha x0 + sigma eps_hat(x), by fixed-point iteration from alpha x0. From
+    there the solver runs upwards. With `ddim` and refine = 0 this is the deterministic DDIM step in reverse (Song et
+    al. 2021, https://arxiv.org/abs/2010.02502, eq. 14), with one network evaluation per level. The error of the round
+    trip has the order of the solver. Nothing is clipped.
 
     Args:
       denoise: the denoiser, its conditioning bound, without clipping or thresholding.
-      levels: Level[N], the plan of the sampler, noisiest first. A first level of pure noise (alpha = 0) must be
-        readable, and pure for every example: if it is traced, only ddim, euler and heun are right.
+      levels: Level[N], the plan of the sampler, noisiest first. If the first level is pure noise (alpha = 0), it must
+        be so for every example and not traced; traced, the result is right for ddim, euler and heun only.
       x0: [B, ...] clean data.
-      make: levels -> a deterministic solver, the one that samples. Inner stages get their labels between those of the
-        levels; for exact ones give the solver `processes.exchanged(process)` here.
-      refine: how many evaluations more the fixed point at the last level takes. Each multiplies what is left of its
-        error, which does not fall with N, by about (sigma / std of the data)^2. See `invert_implicit` for hops that are
-        refined too.
+      make: levels -> the deterministic solver that samples. For a solver with inner stages pass
+        `processes.exchanged(process)` to it, so that the time labels of its stages are exact and not interpolated.
+      refine: additional evaluations for the fixed point at the last level. Each multiplies its remaining error, which
+        does not depend on N, by about (sigma / std of the data)^2. `invert_implicit` refines every step.
       scan: as for `sample`.
 
+    Returns:
+      [B, ...], in x0's dtype but at least float32.
+
     Raises:
-      ValueError: if levels are no plan or start at pure noise for some examples alone, x0 is not of floating type,
-        refine is negative or the solver draws noise.
+      ValueError: if levels are not a plan, if the first level is pure noise for some examples only, if x0 has no
+        floating dtype, refine is negative or the solver draws noise.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> denoise, levels = oracles.gaussian(0.0, 1.0), grids.karras(200)
@@ -66,16 +74,15 @@ def invert(
     """
     check_plan(levels)
     refine = _check_count("refine", refine, 0)
-    last = jax.tree.map(lambda a: a[-1:], levels)
-    x = invert_implicit(denoise, last, x0, evaluations=1 + refine, scan=scan)
+    x = invert_implicit(denoise, levels[-1:], x0, evaluations=1 + refine, scan=scan)
     if levels.sigma.shape[0] == 1:
         return x
-    # A first level of pure noise is where the exchanged plan has its clean end, reached by the final denoise.
+    # Pure noise is the clean level of the exchanged plan: the final denoise reaches it.
     alpha = concrete(levels.alpha)
     pure = alpha is not None and bool(np.all(alpha[0] == 0))
     if alpha is not None and np.any(alpha[0] == 0) and not pure:
         raise ValueError("the first level must be pure noise (alpha = 0) for every example or for none")
-    upwards = make(_exchange_level(jax.tree.map(lambda a: a[: 0 if pure else None : -1], levels)))
+    upwards = make(_exchange_level(levels[: 0 if pure else None : -1]))
     if upwards.stochastic:
         raise ValueError("only a deterministic solver can be inverted; this one draws noise: use eta = 0")
     x = sample(None, _exchange(denoise), upwards, x, final_denoise=pure, scan=scan).x0
@@ -90,28 +97,32 @@ def invert_implicit(
     evaluations: int = 1,
     scan: Callable[..., Any] = jax.lax.scan,
 ) -> jax.Array:
-    """Returns x at levels[0], the noise that `sample` with `solvers.ddim(levels)` turns back into x0, hop by hop.
+    """Returns x at levels[0], the noise that `sample` with `solvers.ddim(levels)` turns back into x0.
 
-    DDIM comes down from (x', alpha', sigma') to x = (alpha / alpha') x' + (sigma - alpha sigma' / alpha') eps_hat(x').
-    Going up, x' is the fixed point of
+    Sampling steps from (x', alpha', sigma') to x = (alpha / alpha') x' + (sigma - alpha sigma' / alpha') eps_hat(x').
+    So the inverse step leads to the fixed point of
 
         x' = (alpha' / alpha) x + (sigma' - alpha' sigma / alpha) eps_hat(x')
 
-    and each evaluation improves x' once, from the last hop's eps_hat on (Pan et al. 2023, https://arxiv.org/abs/2309.04907;
-    Garibi et al. 2024, https://arxiv.org/abs/2403.14602). The first hop starts at the clean data. With one evaluation
-    a level, the cost of `invert`, the round trip's error falls with the second power of the step; each more adds one.
+    which is iterated from the previous step's eps_hat (Pan et al. 2023, https://arxiv.org/abs/2309.04907; Garibi et al.
+    2024, https://arxiv.org/abs/2403.14602). The first step starts at the clean data, with eps_hat = 0. With one network
+    evaluation per level, the cost of `invert`, the error of the round trip is of second order in the step size; each
+    further evaluation adds one order.
 
     Args:
       denoise: as for `invert`.
       levels: Level[N], the plan of the sampler, noisiest first, with alpha > 0.
       x0: [B, ...] clean data.
-      evaluations: of the network at each level, at least 1.
-      scan: as for `sample`.
+      evaluations: network evaluations per level, at least 1.
+      scan: as for `sample`, over the N * evaluations network evaluations.
+
+    Returns:
+      [B, ...], in x0's dtype but at least float32.
 
     Raises:
-      ValueError: if levels are no plan, x0 is not of floating type or evaluations is below 1.
+      ValueError: if levels are not a plan, x0 has no floating dtype or evaluations is below 1.
 
-    >>> from diffusers_fn import grids, oracles, solvers
+    >>> from diffusers_fn import grids, oracles, sample, solvers
     >>> denoise, levels = oracles.gaussian(0.0, 1.0), grids.karras(50)
     >>> x = invert_implicit(denoise, levels, jnp.full((1, 2), 0.5), evaluations=8)
     >>> sample(None, denoise, solvers.ddim(levels), x).x0.round(3)
@@ -120,29 +131,30 @@ def invert_implicit(
     check_plan(levels)
     check_data(x0=x0)
     evaluations = _check_count("evaluations", evaluations, 1)
-    xp = namespace(levels)
-    to = jax.tree.map(lambda a: a[::-1], levels)
-    before = lambda a, clean: xp.concatenate([xp.full_like(a[:1], clean), a[:-1]])  # noqa: E731
-    scale = to.alpha / before(to.alpha, 1.0)
-    gain = to.sigma - scale * before(to.sigma, 0.0)  # of eps_hat over the hop
-    # A row at x' corrects it by gain (m_1 - m_2); the last one of a level goes on to the next, with its m_1.
-    onward = xp.concatenate([scale[1:], xp.ones_like(scale[:1])])
-    next_gain = xp.concatenate([gain[1:], xp.zeros_like(gain[:1])])
+    x = jnp.asarray(x0, working_dtype(x0))
+    check_pure_noise(denoise, levels, x)
+    upwards = levels[::-1]
+    scale = upwards.alpha / _shift(upwards.alpha, 1.0)  # alpha' / alpha
+    gain = upwards.sigma - scale * _shift(upwards.sigma, 0.0)  # sigma' - alpha' sigma / alpha
+    repeat = lambda a: jnp.repeat(jnp.asarray(a, x.dtype), evaluations, axis=0)  # noqa: E731
+    is_last = np.tile(np.arange(1, evaluations + 1) == evaluations, gain.shape[0])
 
-    def repeat(inner: Array, last: Array) -> Array:
-        """A level's rows: `evaluations` - 1 times inner, then last."""
-        return xp.stack([inner] * (evaluations - 1) + [last], axis=1).reshape(-1, *last.shape[1:])
+    def body(state: tuple[jax.Array, jax.Array], row: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
+        x, eps = state
+        level, scale, gain, is_last = row
+        step = lambda eps: expand(scale, x) * x + expand(gain, x) * eps  # noqa: E731
+        eps = denoise(step(eps), level).eps.astype(x.dtype)
+        return (jnp.where(is_last, step(eps), x), eps), None
 
-    one = xp.ones_like(gain)
-    solver = linear_solver(
-        jax.tree.map(lambda a: xp.concatenate([xp.repeat(a, evaluations, axis=0), a[-1:]]), to),
-        x=[repeat(one, onward)],
-        x0=0.0,
-        eps=1.0,
-        m=[repeat(gain, onward * gain + next_gain), repeat(-gain, -onward * gain)],
-    )
-    x = expand(to.alpha[0], x0) * jnp.asarray(x0, working_dtype(x0))
-    return sample(None, denoise, solver, x, final_denoise=False, scan=scan).x0
+    rows = (*jax.tree.map(repeat, (upwards, scale, gain)), is_last)
+    (x, _), _ = scan(body, (x, jnp.zeros_like(x)), rows)
+    return x
+
+
+def _shift(values: Array, first: float) -> Array:
+    """Returns the values [N, ...] moved by one position, with `first` in front."""
+    xp = namespace(values)
+    return xp.concatenate([xp.full_like(values[:1], first), values[:-1]])
 
 
 def _exchange_level(level: Level) -> Level:
@@ -150,7 +162,7 @@ def _exchange_level(level: Level) -> Level:
 
 
 def _exchange(denoise: Denoiser) -> Denoiser:
-    """The denoiser for x = sigma eps + alpha x0 read the other way round, with noise as data."""
+    """Returns the denoiser with data and noise exchanged: x = sigma eps + alpha x0, with eps as the data."""
 
     def exchanged(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
         prediction = denoise(x, _exchange_level(level), cond)

@@ -1,7 +1,7 @@
-"""Noise levels, the one currency of this library, and the Gaussians between two of them.
+"""Noise levels, and the Gaussians between two of them.
 
-Every Gaussian diffusion is x = alpha * x0 + sigma * eps. Shapes: B is the batch; S, the shape of a level, is
-[] (one level for the batch) or [B] (one an example); a plan of N levels has S = [N].
+Every Gaussian diffusion is x = alpha * x0 + sigma * eps. Shapes: B is the batch size; S, the shape of a level, is
+[] (one level for the whole batch) or [B] (one level per example); a plan of N levels has S = [N].
 """
 
 from __future__ import annotations
@@ -15,20 +15,38 @@ import numpy as np
 
 from diffusers_fn._arrays import check_data, check_per_example, expand, namespace
 
-Array = Any  # a NumPy array on the host (float64) or a JAX array; each function returns the kind it was given
+__all__ = [
+    "Array",
+    "Level",
+    "add_noise",
+    "append",
+    "check_level",
+    "log_snr",
+    "posterior",
+    "root_snr_ratio",
+    "snr_ratio",
+    "transition",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+Array = Any  # a NumPy array (float64, on the host) or a JAX array; functions of levels return the type they are given
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """A noise level: x = alpha * x0 + sigma * eps, with the time label t that the network wants.
+    """A noise level: x = alpha * x0 + sigma * eps, with the time label t of the network.
 
     Attributes:
       alpha: S, the scale of the clean data.
       sigma: S, the standard deviation of the noise.
-      t: S, the label handed to the network (a timestep, log sigma / 4, ...); the algebra never reads it.
+      t: S, the network's input for the level (a timestep, log sigma / 4, ...); no formula here reads it.
 
-    A plan Level[N] is indexed, sliced and iterated over like an array: `levels[0]`, `levels[1:]`, `for level in plan`.
+    A plan Level[N] is indexed, sliced and iterated like an array: `levels[0]`, `levels[1:]`, `for level in levels`.
 
     >>> Level(alpha=0.8, sigma=0.6, t=300.0)
     Level(alpha=0.8, sigma=0.6, t=300.0)
@@ -42,16 +60,31 @@ class Level:
     t: Array
 
     def __getitem__(self, index: Any) -> Level:
-        """Returns the level or levels at an index, slice or array of indices of the first axis."""
-        return jax.tree.map(lambda a: a[index], self)
+        """Returns the level or levels at `index`: an integer, a slice, an array of integers or booleans, or a tuple.
+
+        Raises:
+          IndexError: if this is a single level, or an integer is out of range (JAX alone would clamp it).
+        """
+        size = self._size()
+        if isinstance(index, int | np.integer) and not -size <= index < size:
+            raise IndexError(f"level {index} is out of range for a plan of {size} levels")
+        return jax.tree.map(lambda values: values[index], self)
 
     def __iter__(self) -> Iterator[Level]:
         """Yields the levels along the first axis."""
-        return (self[i] for i in range(np.shape(self.sigma)[0]))
+        return (self[i] for i in range(self._size()))
+
+    def _size(self) -> int:
+        """Returns the number of levels."""
+        if np.ndim(self.sigma) == 0:
+            raise IndexError("a single level (S = []) cannot be indexed or iterated over; a plan Level[N] can")
+        return np.shape(self.sigma)[0]
 
 
 def append(levels: Level, level: Level) -> Level:
-    """Returns Level[N + M]: the levels followed by another level, S = [N], [M] or [] (M = 1).
+    """Returns the levels [N] followed by another level: Level[N + 1], or Level[N + M] if `level` is a plan [M].
+
+    Levels [N, B] are followed by a level [] or [B], or by a plan [M, B].
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
     >>> append(levels, Level(1.0, 0.0, -1.0)).sigma
@@ -61,13 +94,13 @@ def append(levels: Level, level: Level) -> Level:
     def join(a: Array, b: Array) -> Array:
         xp = namespace(a, b)
         b = xp.asarray(b)
-        return xp.concatenate([a, b[None] if b.ndim < np.ndim(a) else b])
+        return xp.concatenate([a, xp.broadcast_to(b, np.shape(a)[1:])[None] if b.ndim < np.ndim(a) else b])
 
     return jax.tree.map(join, levels, level)
 
 
 def add_noise(x0: jax.Array, noise: jax.Array, level: Level) -> jax.Array:
-    """Returns x = alpha * x0 + sigma * noise, a draw of q(x | x0) at a level.
+    """Returns x = alpha * x0 + sigma * noise, shape [B, ...]: a draw from q(x | x0) at a noise level.
 
     Ho et al., "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239, eq. 4.
 
@@ -77,7 +110,7 @@ def add_noise(x0: jax.Array, noise: jax.Array, level: Level) -> jax.Array:
       level: S = [] or [B].
 
     Raises:
-      ValueError: if shapes or dtypes do not agree.
+      ValueError: if the shapes differ or a dtype is not floating.
 
     >>> import jax.numpy as jnp
     >>> print(add_noise(jnp.ones((2, 3)), jnp.zeros((2, 3)), Level(0.8, 0.6, 0.0))[0])
@@ -89,7 +122,7 @@ def add_noise(x0: jax.Array, noise: jax.Array, level: Level) -> jax.Array:
 
 
 def log_snr(level: Level) -> Array:
-    """Returns log(alpha^2 / sigma^2), shape S: +inf at the clean level, -inf, of slope 0, where alpha = 0.
+    """Returns log(alpha^2 / sigma^2), shape S: +inf at the clean level, -inf with derivative 0 where alpha = 0.
 
     Kingma et al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630, eq. 3.
 
@@ -103,58 +136,63 @@ def log_snr(level: Level) -> Array:
     return xp.where(pure, -np.inf, ratio)[()]
 
 
-def transition(frm: Level, to: Level) -> tuple[Array, Array]:
-    """Returns (ratio, var) of q(x_frm | x_to) = N(ratio * x_to, var), where `frm` is the noisier level.
+def transition(noisier: Level, cleaner: Level) -> tuple[Array, Array]:
+    """Returns (ratio, var) of q(x_noisier | x_cleaner) = N(ratio * x_cleaner, var), shape S each.
 
-    ratio = alpha_frm / alpha_to and var = sigma_frm^2 - ratio^2 sigma_to^2 (Kingma et al. 2021, eq. 29-30,
-    https://arxiv.org/abs/2107.00630). Between neighbouring DDPM timesteps ratio^2 = 1 - beta and var = beta.
+        ratio = alpha_noisier / alpha_cleaner,   var = sigma_noisier^2 - ratio^2 sigma_cleaner^2
+
+    Kingma et al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630, eq. 29-30.
+    Between neighbouring DDPM timesteps ratio^2 = 1 - beta and var = beta.
 
     >>> ratio, var = transition(Level(0.6, 0.8, 1.0), Level(1.0, 0.0, 0.0))
     >>> round(float(ratio), 3), round(float(var), 3)
     (0.6, 0.64)
     """
-    return frm.alpha / to.alpha, frm.sigma**2 * (1.0 - snr_ratio(frm, to))
+    return noisier.alpha / cleaner.alpha, noisier.sigma**2 * (1.0 - snr_ratio(noisier, cleaner))
 
 
-def posterior(frm: Level, to: Level) -> tuple[Array, Array, Array]:
-    """Returns (coef_x0, coef_x, var) of q(x_to | x_frm, x0) = N(coef_x0 * x0 + coef_x * x_frm, var).
+def posterior(noisier: Level, cleaner: Level) -> tuple[Array, Array, Array]:
+    """Returns (coef_x0, coef_x, var) of q(x_cleaner | x_noisier, x0) = N(coef_x0 * x0 + coef_x * x_noisier, var).
 
-    With r = SNR_frm / SNR_to (between 0 and 1 since `frm` is the noisier level):
+    With r = SNR_noisier / SNR_cleaner, in [0, 1]:
 
-        coef_x0 = alpha_to (1 - r),   coef_x = r alpha_to / alpha_frm,   var = sigma_to^2 (1 - r)
+        coef_x0 = alpha_cleaner (1 - r),   coef_x = r alpha_cleaner / alpha_noisier,   var = sigma_cleaner^2 (1 - r)
 
-    which is eq. 7 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) for any two levels. `to` may be the
-    clean level (the result is then x0 itself) and `frm` may have alpha = 0 (the result is then q(x_to | x0)).
+    which is eq. 7 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) for any two levels, shape S each. `cleaner` may
+    be the clean level (the result is then x0 itself), and `noisier` may have alpha = 0 (then it is q(x_cleaner | x0)).
 
     >>> coef_x0, coef_x, var = posterior(Level(0.6, 0.8, 1.0), Level(1.0, 0.0, 0.0))
     >>> float(coef_x0), float(coef_x), float(var)
     (1.0, 0.0, 0.0)
     """
-    r = snr_ratio(frm, to)
-    # r * alpha_to / alpha_frm, written so that alpha_frm = 0 needs no division by it.
-    coef_x = (frm.alpha / to.alpha) * (to.sigma / frm.sigma) ** 2
-    return to.alpha * (1.0 - r), coef_x, to.sigma**2 * (1.0 - r)
+    r = snr_ratio(noisier, cleaner)
+    # r * alpha_cleaner / alpha_noisier, written so that alpha_noisier = 0 needs no division by it.
+    coef_x = (noisier.alpha / cleaner.alpha) * (cleaner.sigma / noisier.sigma) ** 2
+    return cleaner.alpha * (1.0 - r), coef_x, cleaner.sigma**2 * (1.0 - r)
 
 
-def snr_ratio(frm: Level, to: Level) -> Array:
-    """Returns SNR_frm / SNR_to, between 0 (to a clean level) and 1 (to the same level); `frm` is the noisier level.
+def snr_ratio(noisier: Level, cleaner: Level) -> Array:
+    """Returns SNR_noisier / SNR_cleaner, shape S: 0 if `cleaner` is the clean level, 1 if both are the same level.
 
     >>> snr_ratio(Level(0.6, 0.8, 1.0), Level(1.0, 0.0, 0.0))
     0.0
     """
-    return root_snr_ratio(frm, to) ** 2
+    return root_snr_ratio(noisier, cleaner) ** 2
 
 
-def root_snr_ratio(frm: Level, to: Level) -> Array:
-    """Returns sqrt(SNR_frm / SNR_to), e^-h of a hop of length h in log(alpha / sigma); `frm` is the noisier level.
+def root_snr_ratio(noisier: Level, cleaner: Level) -> Array:
+    """Returns sqrt(SNR_noisier / SNR_cleaner), shape S: e^-h for a step of length h in log(alpha / sigma).
 
     >>> round(root_snr_ratio(Level(0.6, 0.8, 1.0), Level(0.8, 0.6, 0.0)), 4)
     0.5625
     """
-    return (frm.alpha * to.sigma) / (frm.sigma * to.alpha)
+    return (noisier.alpha * cleaner.sigma) / (noisier.sigma * cleaner.alpha)
 
 
 def check_level(level: Level, x: Any) -> None:
-    """Raises ValueError unless alpha and sigma have shape [] or [B], where B is x's first axis."""
+    """Raises ValueError unless alpha and sigma have shape [] or [B], with B the first axis of x.
+
+    >>> check_level(Level(0.8, 0.6, 0.0), np.zeros((2, 3)))
+    """
     check_per_example("level.alpha", level.alpha, x)
     check_per_example("level.sigma", level.sigma, x)

@@ -1,8 +1,8 @@
 """Parameterizations: what the network's output means.
 
-A parameterization is a line in the plane of (x0, eps): out = p * x0 + q * eps, with (p, q) functions of the
-level. Together with x = alpha * x0 + sigma * eps, a 2x2 solve gives back x0 and eps, whichever the
-parameterization is. One rule serves them all, here and in the loss weights.
+A parameterization is a linear combination out = p * x0 + q * eps, with (p, q) functions of the level. Together with
+x = alpha * x0 + sigma * eps it is a 2x2 system for x0 and eps. The same rule holds for every parameterization, here
+and in the loss weights.
 """
 
 from __future__ import annotations
@@ -15,17 +15,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import check_data, concrete, expand, namespace, working_dtype
+from diffusers_fn._arrays import check_data, check_positive, concrete, expand, namespace, working_dtype
 from diffusers_fn.levels import Array, Level, check_level
+
+__all__ = [
+    "Parameterization",
+    "Prediction",
+    "edm",
+    "epsilon",
+    "scaled_score",
+    "score",
+    "split_variance",
+    "target",
+    "to_prediction",
+    "unit_input",
+    "v",
+    "velocity",
+    "x0",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Parameterization(NamedTuple):
-    """A line out = p * x0 + q * eps.
+    """A network output defined as out = p * x0 + q * eps.
 
     Attributes:
-      name: for messages.
-      line: level -> (p, q), each of the level's shape S, or a Python number where it does not depend on the level.
-      input_scale: level -> S, what x is multiplied by before the network sees it; None for 1.
+      name: for error messages.
+      line: level -> (p, q), each of the level's shape S, or a Python number if it does not depend on the level.
+      input_scale: level -> S, the factor of x at the network's input; None for 1.
+
+    >>> v.line(Level(0.8, 0.6, 0.0))
+    (-0.6, 0.8)
     """
 
     name: str
@@ -36,13 +59,13 @@ class Parameterization(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says about x [B, ...]: its clean part and its noise.
+    """A denoiser's prediction for x [B, ...]: the clean data and the noise in it.
 
     Attributes:
       x0: [B, ...] the predicted clean data, E[x0 | x] for an exact denoiser.
       eps: [B, ...] the predicted noise, (x - alpha * x0) / sigma.
-      var_frac: [B, ...] or None, where a network with a learned range puts the log variance of a reverse step:
-        0 at the posterior variance, 1 at beta (Nichol & Dhariwal 2021, eq. 15).
+      var_frac: [B, ...] the learned log variance of a reverse step as a fraction between the posterior variance (0)
+        and beta (1), see Nichol & Dhariwal 2021, eq. 15; None without learned variance.
     """
 
     x0: jax.Array
@@ -51,7 +74,7 @@ class Prediction:
 
 
 def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
-    """Returns p * x0 + q * eps, what the network should put out; shape [B, ...].
+    """Returns p * x0 + q * eps, shape [B, ...]: the network's training target.
 
     Args:
       parameterization: epsilon, x0, v, score, velocity or edm(sigma_data).
@@ -60,7 +83,7 @@ def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, le
       level: S = [] or [B].
 
     Raises:
-      ValueError: if shapes or dtypes do not agree.
+      ValueError: if the shapes differ or a dtype is not floating.
 
     >>> target(v, jnp.ones((1, 2)), jnp.zeros((1, 2)), Level(0.8, 0.6, 0.0))
     Array([[-0.6, -0.6]], dtype=float32)
@@ -72,13 +95,13 @@ def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, le
 
 
 def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Array, level: Level) -> Prediction:
-    """Returns the prediction (x0, eps, var_frac) that a network's output stands for.
+    """Returns the prediction (x0, eps, var_frac) from a network's output.
 
     Solves  alpha x0 + sigma eps = x,  p x0 + q eps = out.  With det = alpha q - sigma p:
 
         x0 = (q x - sigma out) / det,    eps = (alpha out - p x) / det.
 
-    Where p or q is a plain zero, the output tells one of the two alone and x the other.
+    If p is the Python number 0 (epsilon, score), eps = out / q and x0 = (x - sigma eps) / alpha; likewise for q = 0.
 
     Args:
       parameterization: what `out` means.
@@ -88,8 +111,8 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
       level: S = [] or [B].
 
     Raises:
-      ValueError: if `out` has neither x's shape nor twice its channels, or a readable alpha is 0 where the line does
-        not tell x0 (epsilon, score).
+      ValueError: if `out` has neither x's shape nor twice its channels, or if alpha is 0 (and not traced) for a
+        parameterization with p = 0 (epsilon, score), which does not determine x0 there.
 
     >>> out = jnp.full((1, 2), 0.5)
     >>> to_prediction(epsilon, out, jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
@@ -100,7 +123,7 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
     check_level(level, x)
     out = out.astype(jnp.promote_types(out.dtype, working_dtype(x)))
     p, q = parameterization.line(level)
-    if _is_zero(p):  # the output tells eps alone, x0 is what is left of x
+    if _is_zero(p):
         _check_alpha(parameterization, level)
         eps = out if _is_one(q) else expand(1.0 / q, x) * out
         x0 = expand(1.0 / level.alpha, x) * (x - expand(level.sigma, x) * eps)
@@ -115,7 +138,7 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
 
 
 def split_variance(out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Returns a network's output [B, ..., C or 2C] as (mean part, variance part or None).
+    """Returns the two parts [B, ..., C] of a network's output [B, ..., C or 2C]: (output, variance or None).
 
     Raises:
       ValueError: if `out` has neither x's shape nor twice its channels on the last axis.
@@ -150,15 +173,15 @@ def _check_alpha(parameterization: Parameterization, level: Level) -> None:
     alpha = concrete(level.alpha)
     if alpha is not None and np.any(alpha == 0):
         raise ValueError(
-            f"a network with parameterization {parameterization.name!r} does not tell x0 at alpha = 0 (pure noise): "
+            f"parameterization {parameterization.name!r} does not determine x0 at alpha = 0 (pure noise): "
             "use v, x0 or velocity, or a plan whose first level has alpha > 0"
         )
 
 
-# eps: Ho et al. 2020, eq. 11-12. No information on x0 where alpha = 0.
+# eps: Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 11-12. It does not determine x0 where alpha = 0.
 epsilon = Parameterization("epsilon", _constant(0.0, 1.0))
 
-# The clean data itself ("sample"); no information on eps where sigma = 0.
+# The clean data ("sample" in other libraries). It does not determine eps where sigma = 0.
 x0 = Parameterization("x0", _constant(1.0, 0.0))
 
 # v = alpha eps - sigma x0: Salimans & Ho 2022, https://arxiv.org/abs/2202.00512, section 4 and appendix D.
@@ -167,20 +190,20 @@ v = Parameterization("v", lambda level: (-level.sigma, level.alpha))
 # The score, grad_x log q(x | x0) = -eps / sigma: Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 7.
 score = Parameterization("score", lambda level: (0.0, -1.0 / level.sigma))
 
-# Velocity of the straight path, eps - x0: Liu et al. 2022, https://arxiv.org/abs/2209.03003, eq. 1 (with time
-# running from data to noise).
+# The velocity of the straight path, eps - x0: Liu et al. 2022, https://arxiv.org/abs/2209.03003, eq. 1 (here time
+# runs from data to noise).
 velocity = Parameterization("velocity", _constant(-1.0, 1.0))
 
 
 def edm(sigma_data: float = 0.5) -> Parameterization:
-    """Returns the preconditioned output F of EDM: x0_hat = c_skip x + c_out F(c_in x).
+    """Returns the parameterization by EDM's preconditioned output F: x0_hat = c_skip x + c_out F(c_in x).
 
     With s = sigma / alpha (EDM has alpha = 1) and d = sigma_data:
 
         c_skip = d^2 / (s^2 + d^2),   c_out = s d / sqrt(s^2 + d^2),   c_in = 1 / sqrt(s^2 + d^2)
 
     acting on x / alpha. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-    https://arxiv.org/abs/2206.00364, table 1 and eq. 7. The label c_noise = log(sigma) / 4 is the level's own t.
+    https://arxiv.org/abs/2206.00364, table 1 and eq. 7. The paper's c_noise = log(sigma) / 4 is the level's t.
 
     Args:
       sigma_data: standard deviation of the data.
@@ -192,8 +215,7 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     >>> round(float(p), 4), round(float(q), 4)
     (1.4142, -0.7071)
     """
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data must be positive; got {sigma_data}")
+    check_positive("sigma_data", sigma_data)
 
     def line(level: Level) -> tuple[Array, Array]:
         # F = (x0 - c_skip x / alpha) / c_out with x / alpha = x0 + s eps:
@@ -208,10 +230,10 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
 
 
 def unit_input(sigma_data: float = 0.5) -> Callable[[Level], Array]:
-    """Returns the `input_scale` 1 / sqrt(sigma^2 + (sigma_data alpha)^2), with which the network sees unit variance.
+    """Returns the `input_scale` 1 / sqrt(sigma^2 + (sigma_data alpha)^2), which gives the input unit variance.
 
-    c_in of Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1, for any parameterization:
-    `epsilon._replace(input_scale=unit_input(0.5))`. Where alpha = 1 and sigma is large, networks need it.
+    It is c_in of Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1, for any parameterization:
+    `epsilon._replace(input_scale=unit_input(0.5))`. It is needed where x grows with sigma (alpha = 1).
 
     Raises:
       ValueError: unless sigma_data is positive.
@@ -219,8 +241,7 @@ def unit_input(sigma_data: float = 0.5) -> Callable[[Level], Array]:
     >>> round(float(unit_input(0.6)(Level(1.0, 0.8, 0.0))), 6)
     1.0
     """
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data must be positive; got {sigma_data}")
+    check_positive("sigma_data", sigma_data)
 
     def input_scale(level: Level) -> Array:
         return 1.0 / namespace(level).sqrt(level.sigma**2 + (sigma_data * level.alpha) ** 2)
@@ -229,7 +250,7 @@ def unit_input(sigma_data: float = 0.5) -> Callable[[Level], Array]:
 
 
 def scaled_score(scale: float = 1.0) -> Parameterization:
-    """Returns the score parameterization of a network whose output is multiplied by `scale` to give the score.
+    """Returns the parameterization of a network whose output times `scale` is the score.
 
         score = scale * out,    so    out = -eps / (scale sigma)
 
@@ -239,8 +260,7 @@ def scaled_score(scale: float = 1.0) -> Parameterization:
     >>> scaled_score(2.0).line(Level(0.8, 0.5, 0.0))
     (0.0, -1.0)
     """
-    if not scale > 0:
-        raise ValueError(f"the scale of a score must be positive; got {scale}")
+    check_positive("scale", scale)
     return (
         score
         if scale == 1

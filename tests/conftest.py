@@ -6,7 +6,7 @@ import os
 from importlib.metadata import version
 
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
-if version("jax").startswith("0.10."):  # its emitter of fusions takes two thirds of a small program's compilation
+if version("jax").startswith("0.10."):  # its fusion emitters dominate the compilation of small programs
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
@@ -14,33 +14,33 @@ import pytest
 from golden_files import ReplayedNoise
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-gc.set_threshold(100_000)  # every trace makes many small objects, and looking through all of them takes its time
+gc.set_threshold(100_000)  # tracing creates many small objects, and each collection scans all of them
 
 
 @pytest.fixture
 def x64():
-    """Double precision, so that a formula can be told from its rounding."""
+    """Runs the test in double precision, so that an error in a formula is larger than rounding."""
     with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
-    """What a test runs it runs once or twice: the compilation is what costs, so XLA compiles quickly here."""
+    """Makes XLA compile quickly: most tests run a program only once or twice, so its compilation dominates."""
     with compiling(quickly=True):
         yield
 
 
 @pytest.fixture
 def quick_runs():
-    """The other way round, for a test that runs longer than it compiles, or needs two programs to round alike."""
+    """Makes XLA optimize fully, for tests that run longer than they compile or need two programs to round alike."""
     with compiling(quickly=False):
         yield
 
 
 @contextlib.contextmanager
 def compiling(quickly):
-    """XLA leaves most of its optimizations out, or makes them all."""
+    """Turns most of XLA's optimizations off (quickly) or on."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", quickly)
     yield
@@ -49,5 +49,5 @@ def compiling(quickly):
 
 @pytest.fixture
 def replayed_noise(monkeypatch):
-    """A stand-in for jax.random.normal that returns recorded draws."""
+    """Replaces jax.random.normal by a function that returns recorded draws."""
     return ReplayedNoise(monkeypatch)

@@ -1,4 +1,4 @@
-"""Where the tests find other people's numbers, and how they hand them to functions that want keys."""
+"""Reference numbers of other libraries, and their recorded noise for functions that take a key."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 
 @functools.cache
 def load(name: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of tests/golden/<name>.npz; <folder>/meta.json tells how they were made."""
+    """Returns the arrays of tests/golden/<name>.npz; <folder>/meta.json describes how they were made."""
     with np.load(FOLDER / f"{name}.npz") as arrays:
         return {key: arrays[key] for key in arrays.files}
 
@@ -38,7 +38,7 @@ def exact_denoiser(dist: str) -> Denoiser:
 
 
 class ReplayedNoise:
-    """Stands in for jax.random.normal and returns what the test put into `value`, of the right shape."""
+    """Replaces jax.random.normal: returns `value`, which the test sets, and checks its shape."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.value: Any = None
@@ -50,7 +50,7 @@ class ReplayedNoise:
         return noise
 
     def scan(self, draws: np.ndarray) -> Callable[..., Any]:
-        """Returns a lax.scan for `sample` whose i-th row is given draws[i] as its noise."""
+        """Returns a lax.scan for `sample` in which row i gets draws[i] as its noise."""
 
         def scan(body: Any, init: Any, xs: Any) -> Any:
             def noisy_body(carry: Any, inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The tables that several tests go through: what is new joins here."""
+"""Tables of cases that several tests run over: add new parameterizations here."""
 
 from diffusers_fn import parameterizations
 

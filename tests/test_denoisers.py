@@ -18,11 +18,11 @@ def x():
 
 
 def off_circle(batch_size):
-    """A level an example, off the VP circle."""
+    """Returns one level per example, off the VP circle."""
     return dfn.Level(jnp.linspace(0.4, 1.3, batch_size), jnp.linspace(1.9, 0.3, batch_size), jnp.arange(4.0))
 
 
-def test_the_network_sees_x_its_label_and_cond(x):
+def test_the_network_is_called_with_x_the_time_label_and_cond(x):
     seen = {}
 
     def apply(params, x, t, cond, **options):
@@ -47,7 +47,7 @@ def test_transforms_keep_x(transform, x):
     np.testing.assert_allclose(dfn.add_noise(prediction.x0, prediction.eps, level), x, rtol=1e-5, atol=2e-6)
 
 
-def test_clipping_leaves_alone_what_is_inside(x):
+def test_clipping_changes_nothing_inside_the_bound(x):
     plain, clipped = (f(oracles.gaussian(0.3, 1.2))(x, LEVEL) for f in (lambda d: d, dfn.clip_x0(0.7)))
     inside = jnp.abs(plain.x0) <= 0.7
     assert 0 < int(inside.sum()) < x.size
@@ -85,8 +85,8 @@ def test_dynamic_thresholding_is_diffusers():
         denoise = dfn.make_denoiser(lambda params, x, t, cond: out, None, kinds[kind])
         x0_hat = dfn.dynamic_threshold(0.8, 1.5)(denoise)(x, level).x0
         np.testing.assert_allclose(x0_hat, golden[f"{case}/x0_f64"], rtol=1e-9, atol=1e-11)
-        to = dfn.level_at(schedule, np.full(4, max(t - (20 if steps == "N50" else 1), -1)))
-        coef_x0, coef_x, _ = (np.reshape(c, (4, 1, 1, 1)) for c in dfn.posterior(level, to))
+        cleaner = dfn.level_at(schedule, np.full(4, max(t - (20 if steps == "N50" else 1), -1)))
+        coef_x0, coef_x, _ = (np.reshape(c, (4, 1, 1, 1)) for c in dfn.posterior(level, cleaner))
         np.testing.assert_allclose(coef_x0 * x0_hat + coef_x * x, golden[f"{case}/mean_f64"], rtol=1e-9, atol=1e-10)
 
 

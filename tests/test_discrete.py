@@ -139,7 +139,7 @@ def test_ddim_reverse_step_is_openais(kind):
     _, _, x_t, t, _ = openai("lin1000")
     out, _ = openai_network(x_t, t)
     eps = out if kind == "EPSILON" else dfn.predict_noise_from_start(schedule, x_t, t, out)
-    inside = np.asarray(t) < 999  # theirs goes on from T - 1 to a made-up level of pure noise; ours has no such level
+    inside = np.asarray(t) < 999  # theirs steps from T - 1 to an additional level of pure noise, which we do not have
     assert inside.sum() >= 3
     x = dfn.ddim_reverse_step(schedule, x_t[inside], t[inside], t[inside] + 1, eps[inside])
     close(x, openai_answer(f"lin1000/{kind}/FIXED_SMALL/ddim_reverse_clip0")[inside])
@@ -153,10 +153,10 @@ DDPM_CASES = sorted({key.rsplit("/", 1)[0] for key in load("steps/ddpm") if key.
 )
 @pytest.mark.usefixtures("x64")
 def test_p_sample_is_diffusers(schedule_name, variance, replayed_noise):
-    """Every recorded step, 20 timesteps long too (N50), where the short diffusion is a respaced table.
+    """Every recorded step, also those of 20 timesteps (N50), for which the table is respaced.
 
-    Left out are the thresholded ones (see test_denoisers). `prev` is comparable for all variances: theirs differ
-    from ours at t = 0 only (a clamp at 1e-20, no first entry of fixed_large), where neither adds noise.
+    Dynamic thresholding is tested in test_denoisers. `prev` is comparable for all variances: theirs differ from ours
+    at t = 0 only (a clamp at 1e-20, another first value of fixed_large), where neither adds noise.
     """
     golden = load("steps/ddpm")
     x_t, out, var_out, noise = (
@@ -173,13 +173,12 @@ def test_p_sample_is_diffusers(schedule_name, variance, replayed_noise):
         if steps == "N50":
             t, schedule = t // 20, strided
         name, network = variance.removesuffix("_log"), out
-        if variance == "learned":  # theirs is a variance, ours its log
+        if variance == "learned":  # they learn the variance, we learn its log
             network = jnp.concatenate([out, jnp.log(jnp.abs(var_out) * 0.01)], axis=-1)
         elif variance == "learned_range":
             network = jnp.concatenate([out, var_out], axis=-1)
         knobs = {"parameterization": PARAMETERIZATIONS[kind], "clip_denoised": clip == "clip"}
         knobs["variance"] = getattr(dfn, name)
-        # One call gives everything: the draw with the recorded noise; without noise it is the mean.
         p = dfn.p_mean_variance(schedule, network, x_t, np.full(4, t), **knobs)
         wanted = {part: np.moveaxis(golden[f"{case}/{part}_f64"], 1, -1) for part in ("prev", "mean", "x0")}
         # The cosine table's alpha_bar is 2e-9 at t = 999, so x0 is 2e4 x - 2e4 out: relative to those, 1e-16 / 1e-9.
@@ -226,7 +225,7 @@ def test_ddim_step_is_diffusers(schedule_name):
 @pytest.mark.parametrize("schedule_name", ["linear", "scaled_linear", "cosine"])
 @pytest.mark.usefixtures("x64")
 def test_ddim_reverse_step_is_diffusers(schedule_name):
-    """Their t is the target; the sample lives 20 timesteps below it. They may clip, which has no inverse: left out."""
+    """Their t is the target, 20 timesteps above the sample. Recorded steps with clipping have no inverse: left out."""
     golden, schedule = load("steps/ddim"), SCHEDULES[schedule_name]
     x_t, out = jnp.asarray(golden["xt"]), jnp.asarray(golden["model_output"])
     count = 0
@@ -282,7 +281,7 @@ def check_published(name, x, tolerance):
 @pytest.mark.parametrize("through", ["p_sample", "sample"])
 @pytest.mark.usefixtures("x64")
 def test_the_published_ddpm_loop(through, replayed_noise):
-    """1000 steps. The noise of the first of the four images is kept here; the arithmetic is element by element."""
+    """1000 steps of the first of the four images, whose noise is recorded; the arithmetic is elementwise."""
     golden, schedule = load("published/loops"), schedule_of("ddpm_eps")
     x = jnp.asarray(deter()[0][:1])
     draws = np.concatenate([golden["noise_d8ce48e4ff"], np.zeros((1, 3, 8, 8), np.float32)])[:, None]
@@ -298,7 +297,7 @@ def test_the_published_ddpm_loop(through, replayed_noise):
         solver = solvers.ancestral(grids.linspace(schedule, 1000))
         denoise = published_denoiser(dfn.clip_x0())
         x = dfn.sample(jax.random.key(0), denoise, solver, x, scan=replayed_noise.scan(draws)).x0
-    # Rounding of a thousand steps, each of which forgets: well inside 1e-9.
+    # Rounding errors shrink from step to step, so a thousand steps stay within 1e-9.
     close(x, golden["ddpm_eps/final_f64"][:1])
 
 
@@ -316,7 +315,7 @@ def test_the_published_partial_ddpm_loop(through, replayed_noise):
             x = dfn.p_sample(jax.random.key(0), schedule, published_network(x, t), x, np.full(4, t))
     else:
         solver = solvers.ancestral(dfn.level_at(schedule, np.array([1, 0])))
-        scan = replayed_noise.scan(np.stack([draw, draw]))  # the second is the final denoise and adds none
+        scan = replayed_noise.scan(np.stack([draw, draw]))  # the second row is the final denoise, without noise
         x = dfn.sample(jax.random.key(0), published_denoiser(dfn.clip_x0()), solver, x, scan=scan).x0
     close(x, golden["ddpm_partial/final_f64"])
     # The published sum is of float32 tables, whose beta_0 is off by 1.7e-4: 0.02 of 388 here.
@@ -343,8 +342,10 @@ def test_the_published_ddim_loops(name, through):
 
 @pytest.mark.usefixtures("x64")
 def test_the_published_inversion_loop():
-    """DDIM upwards. Their network is told the target timestep while the sample lives below it, which `invert` does
-    not do: it evaluates where the sample lives. So this loop is written out. They clip x0 to [-1, 1]; it never acts."""
+    """DDIM in reverse, written out: they evaluate the network at the target timestep, `invert` at the sample's own.
+
+    They clip x0 to [-1, 1], which changes nothing here.
+    """
     golden, schedule = load("published/loops"), schedule_of("ddim_inv_eps")
     x, t = jnp.asarray(deter()[0]), -1
     for target in golden["ddim_inv_eps/timesteps"]:
@@ -386,7 +387,7 @@ def test_p_sample_noise_has_the_variance_of_p_mean_variance():
         assert float(jnp.var(drawn - p.mean)) == pytest.approx(float(p.variance[0, 0]), rel=0.04)
 
 
-def test_p_sample_with_one_key_an_example_is_each_example_alone(data):
+def test_p_sample_with_one_key_per_example_is_each_example_alone(data):
     x_t, out, _ = data
     schedule, t = SCHEDULES["linear"], jnp.array([10, 500, 999])
     keys = jax.random.split(jax.random.key(5), 3)
@@ -419,7 +420,7 @@ def test_minus_one_is_no_other_timestep(data):
     ):
         with pytest.raises(ValueError, match=r"timesteps must lie in \[0, 999\]"):
             call()
-    # Traced, it cannot be refused: nothing sensible comes out, and nothing that looks sensible.
+    # A traced timestep cannot be refused: the result is NaN.
     traced = jax.jit(lambda t: dfn.p_mean_variance(schedule, noise, x, t).mean)(jnp.full(3, -1))
     assert bool(jnp.all(jnp.isnan(traced)))
 
@@ -492,12 +493,12 @@ def _bad_calls():
         (lambda: dfn.p_sample(jax.random.split(key, 3), schedule, x, x, t), "3 keys for a batch of 2"),
         (lambda: dfn.p_mean_variance(schedule, jnp.ones((2, 4)), x, t), "twice its channels"),
         (lambda: dfn.p_mean_variance(schedule, x_wide, x, t), "variance=fixed_small needs .* got 6"),
-        (lambda: dfn.p_mean_variance(schedule, x, x, t, variance=dfn.learned_range), "learned_range needs .*twice"),
+        (lambda: dfn.p_mean_variance(schedule, x, x, t, variance=dfn.learned_range), "learned_range needs twice"),
         (lambda: dfn.p_mean_variance(schedule, x, x, np.array([5, 1000])), r"\[-1, 999\].*got 1000|\[0, 999\].*1000"),
         (lambda: dfn.ddim_step(schedule, x, t, t - 1, x, eta=1.5), r"eta must lie in \[0, 1\]; got 1.5"),
         (lambda: dfn.ddim_step(schedule, x, t, t - 1, x, eta=-0.1, noise=x), r"eta must lie in \[0, 1\]; got -0.1"),
         (lambda: dfn.ddim_step(schedule, x, t, t - 1, x, eta=jnp.array(2.0), noise=x), r"eta must lie in \[0, 1\]"),
-        (lambda: dfn.ddim_step(schedule, x, t, t - 1, x, eta=0.5), "noise is needed where eta is not 0"),
+        (lambda: dfn.ddim_step(schedule, x, t, t - 1, x, eta=0.5), "noise is required unless eta is 0"),
         (lambda: dfn.ddim_step(schedule, x, t, t - 1, x, eta=1.0, noise=x[:, :1]), "noise must have the shape of x_t"),
         (lambda: dfn.ddim_step(schedule, x, t, t, x), "noisier timestep must be above the cleaner one"),
         (lambda: dfn.ddim_step(schedule, x, t, t + 1, x), "noisier timestep must be above the cleaner one"),

@@ -1,4 +1,4 @@
-"""Edges at which a formula that is right on paper can still fail: roots of differences, narrow integers, alpha = 0."""
+"""Numerical edge cases: roots of differences, small integer types, alpha = 0, inputs that must be refused."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ ZERO = dfn.make_noise_schedule(dfn.zero_terminal_snr(dfn.linear_betas(1000)))
 
 @pytest.mark.parametrize("schedule", [COSINE, ZERO], ids=["cosine", "zero_terminal"])
 def test_ddim_at_eta_one_has_no_root_of_a_negative_number(schedule):
-    # sigma'^2 - s^2 is sigma'^2 r with r = SNR / SNR', down to 1e-9 of either term: as a difference it rounds to less
-    # than nothing.
+    # sigma'^2 - s^2 is sigma'^2 r with r = SNR / SNR', down to 1e-9 of either term: rounding could make the difference
+    # negative.
     exact = jax.tree.map(lambda a: np.asarray(a, np.float64), solvers.ddim(grids.trailing(schedule, 11), 1.0).rows)
     traced = jax.jit(lambda levels, eta: solvers.ddim(levels, eta).rows)
     for steps in (2, 3, 5, 11):
         rows = traced(grids.trailing(schedule, steps), 1.0)
         assert all(np.isfinite(leaf).all() for leaf in (rows.eps, rows.noise, rows.x0))
-    # Products and roots of float32 numbers: a few roundings of 6e-8 each, amplified by nothing.
+    # Products and roots of float32 numbers: a few roundings of 6e-8 each.
     np.testing.assert_allclose(rows.eps, exact.eps, rtol=2e-6, atol=1e-30)
 
     x = jnp.ones((1, 2))
@@ -50,7 +50,7 @@ def test_edm_parameterization_is_invertible_at_pure_noise():
     np.testing.assert_allclose(prediction.eps, eps, rtol=1e-6)
 
 
-def test_an_average_in_bfloat16_does_not_stand_still():
+def test_the_ema_of_bfloat16_parameters_keeps_moving():
     params = {"w": jnp.zeros((), jnp.bfloat16)}
     optimizer = optax.sgd(0.0)
     state = training.make_train_state({"w": jnp.ones((), jnp.bfloat16)}, optimizer)
@@ -103,7 +103,7 @@ def digits():
     ("image", "label", "message"),
     [
         (np.nan, 3, "images must be finite"),
-        (0.5, 10, r"labels must lie in \[0, 9\]; got 10"),  # the null label is no class of the data
+        (0.5, 10, r"labels must lie in \[0, 9\]; got 10"),  # the null label is not a class of the data
         (0.5, -1, r"labels must lie in \[0, 9\]; got -1"),
     ],
 )
@@ -131,14 +131,14 @@ def test_losses_of_zero_leave_times_uniform():
     np.testing.assert_allclose(losses.time_probabilities(record), 0.5)
 
 
-def test_python_scan_of_nothing():
+def test_python_scan_over_no_rows():
     denoise, x = dfn.oracles.gaussian(0.0, 1.0), jnp.ones((1, 2))
     solver = solvers.ddim(grids.karras(1))
     same = dfn.sample(None, denoise, solver, x, final_denoise=False, scan=dfn.python_scan).x0
     np.testing.assert_array_equal(same, x)
 
 
-def test_the_finite_oracle_tells_near_twins_apart():
+def test_the_finite_oracle_distinguishes_near_duplicates():
     # Two of 784 pixels differ by 0.02; at sigma 0.01 float32 distances must not lose that in |point|^2 of some 260.
     rng = np.random.default_rng(0)
     base = rng.uniform(-1, 1, 784)
@@ -154,7 +154,7 @@ def test_the_finite_oracle_tells_near_twins_apart():
     prediction = dfn.oracles.finite(jnp.asarray(data, jnp.float32))(jnp.asarray(x, jnp.float32), level)
     # x and data are rounded to float32 (6e-8 of 1), times |differences| / sigma^2 in the exponent: about 1e-3.
     np.testing.assert_allclose(prediction.x0[0], exact, atol=0.02 * 2e-3)
-    nothing = dfn.oracles.finite(jnp.asarray(data, jnp.float32))(
+    pure_noise = dfn.oracles.finite(jnp.asarray(data, jnp.float32))(
         jnp.ones((1, 784)), dfn.Level(jnp.float32(0.0), jnp.float32(1.0), jnp.float32(0.0))
     )
-    np.testing.assert_allclose(nothing.x0[0], data.mean(0), atol=1e-6)
+    np.testing.assert_allclose(pure_noise.x0[0], data.mean(0), atol=1e-6)

@@ -27,7 +27,7 @@ def test_img2img_of_a_gaussian_is_its_closed_form(strength, visited, replayed_no
     np.testing.assert_allclose(result.x0, wanted, atol=0.02)
 
 
-def test_img2img_with_a_key_an_example():
+def test_img2img_with_one_key_per_example():
     keys, x0 = jax.random.split(jax.random.key(0), 3), jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)
     make = lambda levels: solvers.ddim(levels, 1.0)  # noqa: E731
     together = dfn.img2img(keys, DENOISE, make, LEVELS, x0, strength=0.2).x0
@@ -37,7 +37,7 @@ def test_img2img_with_a_key_an_example():
 
 @pytest.mark.parametrize("make", [solvers.ddim, solvers.dpmpp_2m, solvers.heun, solvers.ancestral])
 def test_inpainting_keeps_the_known_and_paints_the_rest(make):
-    """Entries of this Gaussian are independent: the painted ones are the sampler's own, the kept ones are known."""
+    """The coordinates of this Gaussian are independent: the painted ones are as without inpainting."""
     x = 20.0 * jax.random.normal(jax.random.key(1), (2000, 2))
     known, keep = jnp.full((2000, 2), 0.7), jnp.array([[1.0, 0.0]])
     painted = dfn.inpaint(jax.random.key(2), DENOISE, make(LEVELS), x, known, keep).x0
@@ -51,9 +51,10 @@ def test_inpainting_keeps_the_known_and_paints_the_rest(make):
 
 
 def test_repaint_harmonises_the_painted_with_the_known():
-    """Two clusters on the diagonal: given the first coordinate, the second is N(1, .3^2) but for 1.5e-5.
+    """Two clusters on the diagonal: given the first coordinate, the second is N(1, .3^2) up to 1.5e-5.
 
-    Replacement alone does not know which cluster it has to join; going back up does, the more often the better.
+    Replacement alone often paints the other cluster; returning to noisier levels corrects that, the more passes the
+    better.
     """
     size, levels = 2000, grids.karras(24, 0.02, 20.0)
     denoise = oracles.mixture([0.5, 0.5], np.array([[-1.0, -1.0], [1.0, 1.0]]), np.full((2, 2), 0.3))
@@ -63,7 +64,8 @@ def test_repaint_harmonises_the_painted_with_the_known():
     for passes in (1, 5, 16):
         segments = [(i, i + 1, passes - 1) for i in range(22)] if passes > 1 else []
         solver = solvers.with_restarts(solvers.ancestral, levels, segments)
-        painted = dfn.inpaint(jax.random.key(2), denoise, solver, x, known, keep).x0
+        inpaint = jax.jit(lambda x: dfn.inpaint(jax.random.key(2), denoise, solver, x, known, keep).x0)  # noqa: B023
+        painted = inpaint(x)
         np.testing.assert_array_equal(painted[:, 0], 0.5)
         means.append(float(painted[:, 1].mean()))
     assert means[0] < 0.6 < 0.8 < means[1] < means[2]
@@ -72,7 +74,7 @@ def test_repaint_harmonises_the_painted_with_the_known():
 
 
 def test_the_known_region_follows_its_own_noised_path(replayed_noise):
-    """With a deterministic solver the kept part of the state is alpha known + sigma z, one z for all levels."""
+    """With a deterministic solver the kept part of the state is alpha known + sigma z, with one z for all levels."""
     levels = dfn.Level(np.array([0.2, 0.6, 0.9]), np.array([0.98, 0.8, 0.4]), np.zeros(3))
     known, keep = jnp.array([[0.7, 9.0]]), jnp.array([[1.0, 0.0]])
     replayed_noise.value = np.array([[1.3, -0.2]])
@@ -86,7 +88,7 @@ def test_the_known_region_follows_its_own_noised_path(replayed_noise):
     "prepared", [lambda solver: solver, lambda solver: solvers.pad(solver, 15)], ids=["", "padded"]
 )
 def test_the_known_region_is_as_noisy_as_its_level_with_churn_too(prepared):
-    """sigma z with known = 0, whose noise is that before the first churn, then more with each."""
+    """With known = 0 the state is sigma z, where each churn adds noise."""
     solver = prepared(solvers.euler_churn(grids.karras(10, 0.01, 20.0), 3.0))
     x = jnp.zeros((1, 20000))
     noisy = lambda step: jnp.std(step.x)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Keys of every generator of JAX go through sampling, losses and training; what holds of each, and what does not."""
+"""Sampling, losses and training with keys of every JAX generator, and the properties that differ between them."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def check_standard_normal(z):
 def test_noise_is_standard_normal_and_independent_between_rows_and_examples(impl, batched):
     key = jax.random.key(3, impl=impl)
     keys = jax.random.split(key, 8) if batched else key
-    # A solver that forgets x and keeps its last noise: x0_hat = 0, ancestral from sigma 80 to sigma 10, one step.
+    # One ancestral step with x0_hat = 0 from a much higher noise level: the result is the noise of that step.
     levels = dfn.Level(np.ones(2), np.array([1000.0, 10.0]), np.array([1.0, 0.5]))
     solver = dfn.solvers.ancestral(levels, dfn.fixed_large)
     zero = dfn.oracles.gaussian(0.0, 1e-6)
@@ -40,13 +40,13 @@ def test_noise_is_standard_normal_and_independent_between_rows_and_examples(impl
 
 
 @pytest.mark.parametrize("impl", GENERATORS)
-def test_only_threefry_draws_for_an_example_by_its_own_key_alone(impl):
+def test_only_threefry_draws_for_each_example_from_its_own_key_alone(impl):
     keys = jax.random.split(jax.random.key(0, impl=impl), 4)
     x = jnp.zeros((4, 5))
     whole, half = _random.normal(keys, x), _random.normal(keys[2:], x[2:])
     assert bool(jnp.all(whole[2:] == half)) == (impl == "threefry2x32")
     assert len(np.unique(whole)) == 20
-    # Of the others the first key alone counts: what `sample` says of them.
+    # With the other generators the first key determines all numbers, as documented for `sample`.
     others = jnp.concatenate([keys[:1], keys[:0:-1]])
     assert bool(jnp.all(_random.normal(others, x) == whole)) == (impl != "threefry2x32")
 
@@ -61,7 +61,7 @@ def test_a_config_trains_and_samples_with_it(impl):
     config.sampler.num_inference_steps = 3
     model, optimizer = dfn.build(config), optax.sgd(1e-3)
     key = jax.random.key(1, impl=impl)
-    params = model.init(key)
+    params = jax.jit(model.init)(key)
     step = jax.jit(dfn.training.make_train_step(model.loss, optimizer))
     sample = jax.jit(model.sample, static_argnums=2)
     for keys in (key, jax.random.split(key, 6)):
@@ -83,7 +83,7 @@ def test_time_samplers_take_it(impl):
             assert abs(u.mean() - 0.5) < 5 * (1 / 12 / 4_000) ** 0.5
 
 
-def test_deterministic_solvers_draw_nothing_even_if_they_are_given_a_key():
+def test_deterministic_solvers_draw_nothing_with_a_key_either():
     levels, denoise = dfn.grids.karras(6), dfn.oracles.gaussian(0.0, 1.0)
     keys, x = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 3))
     for make in (dfn.solvers.ddim, dfn.solvers.heun, dfn.solvers.dpmpp_2m):

@@ -1,4 +1,4 @@
-"""Inversion: round trips that fall with the solver's order, fixed points, and coupled paths that return exactly."""
+"""Inversion: round trips whose error falls with the solver's order, fixed points, and EDICT's exact round trip."""
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,23 @@ def error(x, x0):
     return float(jnp.sqrt(jnp.mean((x - x0) ** 2)))
 
 
-def slope(errors):
-    return (-np.diff(np.log(errors)) / np.diff(np.log(SIZES)))[0]
+def order(errors, sizes=SIZES):
+    """Returns the orders of convergence, one per pair of neighbouring sizes."""
+    return -np.diff(np.log(errors)) / np.diff(np.log(sizes))
 
 
-# Round trip's order. Heun's is one above its own: the leading error of a hop cancels against that of its inverse.
+def round_trip(x0, solver_of, levels, *, denoise=DENOISE, invert=dfn.invert, **options):
+    """Returns x0 after inversion and sampling, compiled as one program."""
+
+    @jax.jit
+    def there_and_back(x0):
+        x = invert(denoise, levels, x0, **options)
+        return dfn.sample(None, denoise, solver_of(levels), x).x0
+
+    return there_and_back(jnp.asarray(x0))
+
+
+# The order of the round trip. For heun it is one higher: the leading errors of a step and of its inverse cancel.
 ROUND_TRIPS = {
     "ddim": (solvers.ddim, 1),
     "dpmpp_2m": (solvers.dpmpp_2m, 2),
@@ -40,23 +52,57 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize("name", ROUND_TRIPS)
 @pytest.mark.usefixtures("x64")
 def test_the_round_trip_falls_with_the_order_of_the_solver(name, levels_of, x0):
-    make, order = ROUND_TRIPS[name]
-    errors = []
-    for n in SIZES:
-        x = dfn.invert(DENOISE, levels_of(n), jnp.asarray(x0), make=make, refine=8)
-        errors.append(error(dfn.sample(None, DENOISE, make(levels_of(n)), x).x0, x0))
-    assert slope(errors) == pytest.approx(order, abs=0.15)
+    make, wanted = ROUND_TRIPS[name]
+    errors = [error(round_trip(x0, make, levels_of(n), make=make, refine=8), x0) for n in SIZES]
+    assert order(errors) == pytest.approx(wanted, abs=0.15)
 
 
 @pytest.mark.parametrize("levels_of", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("evaluations", [1, 2, 3])
 @pytest.mark.usefixtures("x64")
-def test_each_evaluation_of_a_hop_adds_an_order(evaluations, levels_of, x0):
+def test_each_evaluation_per_step_adds_an_order(evaluations, levels_of, x0):
+    options = {"invert": dfn.invert_implicit, "evaluations": evaluations}
+    errors = [error(round_trip(x0, solvers.ddim, levels_of(n), **options), x0) for n in SIZES]
+    assert order(errors) == pytest.approx(evaluations + 1, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "levels_of",
+    [
+        lambda n: grids.linspace(LINEAR, n),
+        lambda n: grids.uniform_log_snr(LINEAR, n),
+        lambda n: grids.karras(n, 0.02, 80.0),
+    ],
+    ids=["uniform", "log_snr", "karras"],
+)
+@pytest.mark.usefixtures("x64")
+def test_inversion_and_sampling_return_with_first_order(levels_of):
+    # Data far outside [-1, 1]: nothing is clipped.
+    x0, sizes = jnp.array([[2.6, 3.1], [3.9, 2.9]]), np.array([60, 120, 240])
+    back = [round_trip(x0, solvers.ddim, levels_of(n), denoise=oracles.gaussian(3.0, 0.5)) for n in sizes]
+    errors = [float(jnp.abs(x - x0).max()) for x in back]
+    np.testing.assert_allclose(order(errors, sizes), 1.0, atol=0.15)
+
+
+@pytest.mark.usefixtures("x64")
+def test_inversion_follows_the_exact_flow():
+    """The probability flow of Gaussian data is linear: x_T - alpha mean = (x0 - mean) std(x_T) / std(x0)."""
+    x0 = jnp.array([[0.2, 1.3], [-0.4, 0.5]])
     errors = []
-    for n in SIZES:
-        x = dfn.invert_implicit(DENOISE, levels_of(n), jnp.asarray(x0), evaluations=evaluations)
-        errors.append(error(dfn.sample(None, DENOISE, solvers.ddim(levels_of(n)), x).x0, x0))
-    assert slope(errors) == pytest.approx(evaluations + 1, abs=0.15)
+    for n in (100, 200):
+        levels = grids.karras(n, 0.002, 80.0)
+        wanted = 0.3 + (x0 - 0.3) * np.sqrt(0.25 + 80.0**2) / 0.5
+        errors.append(float(jnp.abs(dfn.invert(oracles.gaussian(0.3, 0.5), levels, x0) - wanted).max()))
+    assert errors[1] < 0.6 * errors[0]
+    assert errors[1] < 0.1 * 80
+
+
+def test_inversion_of_one_level_is_one_step():
+    level, denoise = dfn.Level(np.array([0.8]), np.array([0.6]), np.array([5.0])), oracles.gaussian(0.3, 0.5)
+    x0 = jnp.array([[0.4, -0.2]])
+    x = dfn.invert(denoise, level, x0)
+    eps = denoise(0.8 * x0, dfn.Level(0.8, 0.6, 5.0)).eps
+    np.testing.assert_allclose(x, 0.8 * x0 + 0.6 * eps, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -78,39 +124,40 @@ def test_inversion_by_heun_finds_the_exact_noise():
 )
 @pytest.mark.usefixtures("x64")
 def test_inner_stages_of_an_inversion_have_the_right_labels(process):
-    """A network that knows its level by the label alone: the round trip keeps the order of the solver, or more."""
+    """A network that reads its level from the label alone: the round trip keeps at least the order of the solver."""
     labels = np.array(process(process.time(np.linspace(-7.0, 8.0, 20_001))).t)
-    order = np.argsort(labels)
+    ascending = np.argsort(labels)
 
     def denoise(x, level, cond=None):
-        log_snr = jnp.interp(level.t, labels[order], np.linspace(-7.0, 8.0, 20_001)[order])
+        log_snr = jnp.interp(level.t, labels[ascending], np.linspace(-7.0, 8.0, 20_001)[ascending])
         sigma = jnp.sqrt(level.alpha**2 + level.sigma**2) * jnp.sqrt(jax.nn.sigmoid(-log_snr))
         alpha = jnp.sqrt(level.alpha**2 + level.sigma**2) * jnp.sqrt(jax.nn.sigmoid(log_snr))
         return DENOISE(x, dfn.Level(alpha, sigma, level.t))
 
+    up = lambda levels: solvers.dpm2(levels, processes.exchanged(process))  # noqa: E731
+    down = lambda levels: solvers.dpm2(levels, process)  # noqa: E731
     x0, errors = jnp.array([[0.4], [-1.1], [1.3]]), []
     for n in SIZES:
         levels = processes.at_log_snr(process, np.linspace(-5.0, 6.0, n))
-        up = lambda levels: solvers.dpm2(levels, processes.exchanged(process))  # noqa: E731
-        x = dfn.invert(denoise, levels, x0, make=up, refine=8)
-        errors.append(error(dfn.sample(None, denoise, solvers.dpm2(levels, process), x).x0, x0))
-    assert slope(errors) > 1.85
+        errors.append(error(round_trip(x0, down, levels, denoise=denoise, make=up, refine=8), x0))
+    assert order(errors) > 1.85
     assert errors[-1] < 2e-3
 
 
 @pytest.mark.parametrize("levels_of", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("size", [10, 50, 100])
 def test_the_coupled_paths_return_to_rounding(size, levels_of):
-    """In float32, whatever the network: here also one that is no denoiser of anything."""
+    """In float32, for every network: also for one that is not a denoiser."""
     network = dfn.make_denoiser(lambda params, x, t, cond: 0.5 * jnp.tanh(x), None, dfn.parameterizations.epsilon)
     x0 = jax.random.uniform(jax.random.key(0), (16, 4), minval=-1.0, maxval=1.0)
+    levels = levels_of(size)
     for denoise in (DENOISE, network):
-        state = dfn.invert_coupled(denoise, levels_of(size), x0)
-        back = dfn.sample_coupled(denoise, levels_of(size), state)
+        # Two programs, as of a user who edits: the state leaves the one and enters the other.
+        state = jax.jit(lambda x0: dfn.invert_coupled(denoise, levels, x0))(x0)  # noqa: B023
+        back = jax.jit(lambda state: dfn.sample_coupled(denoise, levels, state))(state)  # noqa: B023
         # Units in the last place of numbers up to 1 are 1.2e-7.
         np.testing.assert_allclose(back, x0, atol=4e-6)
-        once = dfn.invert(denoise, levels_of(size), x0)
-        assert error(dfn.sample(None, denoise, solvers.ddim(levels_of(size)), once).x0, x0) > 1e-2
+        assert error(round_trip(x0, solvers.ddim, levels, denoise=denoise), x0) > 1e-2
 
 
 @pytest.mark.usefixtures("x64")
@@ -126,22 +173,28 @@ def test_the_coupled_paths_follow_the_flow():
 
 @pytest.mark.usefixtures("x64")
 def test_coupled_steps_are_the_papers():
-    """Equations 14 of the paper in x and y, written out, at alpha = 1."""
+    """Eq. 14 of the paper in x and y, written out, at alpha = 1."""
     levels = dfn.Level(np.ones(2), np.array([3.0, 0.8]), np.zeros(2))
-    x = y = start = jnp.array([[1.0, -2.7]])
-    for sigma, to in ((3.0, 0.8), (0.8, 0.0)):
-        x = x + (to - sigma) * DENOISE(y, dfn.Level(1.0, sigma, 0.0)).eps
-        y = y + (to - sigma) * DENOISE(x, dfn.Level(1.0, sigma, 0.0)).eps
-        x = 0.9 * x + 0.1 * y
-        y = 0.9 * y + 0.1 * x
+    start = jnp.array([[1.0, -2.7]])
+
+    @jax.jit
+    def published(x, y):
+        for sigma, next_sigma in ((3.0, 0.8), (0.8, 0.0)):
+            x = x + (next_sigma - sigma) * DENOISE(y, dfn.Level(1.0, sigma, 0.0)).eps
+            y = y + (next_sigma - sigma) * DENOISE(x, dfn.Level(1.0, sigma, 0.0)).eps
+            x = 0.9 * x + 0.1 * y
+            y = 0.9 * y + 0.1 * x
+        return x
+
+    x = published(start, start)
     np.testing.assert_allclose(dfn.sample_coupled(DENOISE, levels, dfn.couple(start), mixing=0.9), x, rtol=1e-12)
-    both = dfn.Level(np.array([0.3, 0.7]), np.array([0.9, 0.56]), np.zeros(2))  # the same, scaled
-    scaled = dfn.sample_coupled(DENOISE, both, dfn.couple(0.3 * start, 0.3), mixing=0.9)
+    scaled_levels = dfn.Level(np.array([0.3, 0.7]), np.array([0.9, 0.56]), np.zeros(2))  # the same sigma / alpha
+    scaled = dfn.sample_coupled(DENOISE, scaled_levels, dfn.couple(0.3 * start, 0.3), mixing=0.9)
     np.testing.assert_allclose(scaled, x, rtol=1e-12)
 
 
 def test_inversion_may_end_at_pure_noise():
-    """alpha = 0 at the first level: the last hop upwards is to eps_hat."""
+    """alpha = 0 at the first level: the last step upwards leads to eps_hat."""
     schedule = dfn.make_noise_schedule(dfn.zero_terminal_snr(dfn.linear_betas(1000)))
     x0 = jnp.array([[0.2, 1.3]])
     for make, size, tolerance in ((solvers.ddim, 500, 2e-2), (solvers.dpmpp_2m, 100, 1e-2)):

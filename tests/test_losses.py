@@ -56,13 +56,13 @@ def test_weights_on_the_output_are_the_published_ones():
     close(on(losses.min_snr(5.0), "epsilon"), np.minimum(snr, 5.0) / snr)
     close(on(losses.min_snr(5.0), "v"), np.minimum(snr, 5.0) / (snr + 1))
     assert snr.min() < 5.0 < snr.max()
-    # The plain loss of epsilon is the SNR weight; of v it is SNR + 1 (Salimans & Ho 2022, section 4).
+    # The unweighted loss of epsilon has the weight SNR, that of v SNR + 1 (Salimans & Ho 2022, section 4).
     close(on(losses.snr, "epsilon"), ones)
     close(on(lambda level: losses.snr(level) + 1, "v"), ones)
     close(on(losses.p2(1.5, 0.5), "epsilon"), (0.5 + snr) ** -1.5)
     close(on(losses.sigmoid(-1.0), "epsilon"), 1 / (1 + np.exp(np.log(snr) + 1)))
     close(on(losses.truncated_snr, "x0"), np.maximum(snr, 1))
-    # The score's plain loss is weighted by sigma^2 to give that of epsilon (Song et al. 2021).
+    # The loss of the score is weighted by sigma^2 to give that of epsilon (Song et al. 2021).
     close(on(losses.snr, "score"), ON_CIRCLE.sigma**2)
 
 
@@ -121,18 +121,18 @@ def test_the_exact_denoiser_is_the_minimum(name):
     gradients = jax.jacfwd(loss)(jnp.zeros(3))  # [n, 3]
     error = jnp.std(gradients, axis=0) / np.sqrt(n)
     assert np.all(np.abs(jnp.mean(gradients, axis=0)) < 4 * error)
-    # And it is a minimum that can be missed: a shift of 0.1 costs 0.01 on average, whatever the noise.
+    # And the minimum is a strict one: a shift of 0.1 costs 0.01 on average.
     assert float(jnp.mean(loss(jnp.array([0.1, 0.0, 0.0])) - loss(jnp.zeros(3)))) == pytest.approx(0.01, rel=0.5)
 
 
-# Which times are drawn.
+# Time samplers.
 
 DRAWS = 20_000
 KOLMOGOROV = 1.95  # P(sqrt(n) sup |F_n - F| > 1.95) = 0.001
 
 
 def distance(values, cdf):
-    """sup |F_n - F|."""
+    """Returns sup |F_n - F|, the Kolmogorov-Smirnov statistic."""
     values = np.sort(np.asarray(values, np.float64))
     wanted = np.asarray(cdf(values), np.float64)
     n = values.size
@@ -182,7 +182,7 @@ def test_extreme_logits_stay_below_one():
 
 
 @pytest.mark.parametrize("sampler", [losses.uniform_time, losses.logit_normal_time()])
-def test_times_of_one_key_an_example_depend_on_it_alone(sampler):
+def test_times_from_one_key_per_example_depend_on_that_key_alone(sampler):
     keys = jax.random.split(jax.random.key(1), 4)
     together = sampler(keys, 4)
     for i in range(4):
@@ -193,8 +193,8 @@ def test_times_of_one_key_an_example_depend_on_it_alone(sampler):
 def test_loss_second_moment_is_openais():
     golden = load("orig_gaussian_diffusion/resample")
     ts, values, wanted = golden["ts"], golden["losses"], golden["weights_after_each"]
-    wanted = wanted / wanted.sum(axis=1, keepdims=True)  # before the record is full theirs are ones
-    # When their weights stop being even, each of the ten timesteps has had as many losses as the history is long.
+    wanted = wanted / wanted.sum(axis=1, keepdims=True)  # their weights are ones until the record is full
+    # Their weights stop being uniform once each of the ten timesteps has `history` losses.
     full = int(np.argmax(np.ptp(wanted, axis=1) > 0))
     history = int(np.bincount(ts[: full + 1], minlength=10).min())
     probabilities = jax.jit(functools.partial(losses.time_probabilities, uniform_prob=0.01))  # as recorded
@@ -206,7 +206,7 @@ def test_loss_second_moment_is_openais():
         np.testing.assert_allclose(probabilities(record), wanted[i], rtol=1e-6)
     at_once = update(losses.loss_second_moment(10, history), jnp.asarray(ts), jnp.asarray(values))
     jax.tree.map(np.testing.assert_array_equal, at_once, record)
-    # Their importance weights, 1 / (T p).
+    # The importance weights 1 / (T p) of the reference.
     p = probabilities(record)
     np.testing.assert_allclose(1 / (10 * p[golden["sample_idx_seed0"]]), golden["sample_importance_w"], rtol=1e-6)
 

@@ -64,7 +64,7 @@ def test_the_table_is_openais(name, field):
         "cosine": dfn.cosine_betas,
     }[kind](int(num_timesteps))
     schedule = dfn.make_noise_schedule(betas)
-    # The alphas are not a field of theirs: 1 - beta.
+    # They have no field for the alphas, 1 - beta.
     golden = load("orig_gaussian_diffusion/tables")
     wanted = 1.0 - golden[f"{name}/betas"] if field == "alphas" else golden[f"{name}/{field}"]
     assert getattr(schedule, field).dtype == np.float64
@@ -91,7 +91,7 @@ def test_respacing_is_spaced_diffusion(kept):
         np.testing.assert_allclose(getattr(short, field), golden[field], rtol=1e-11, err_msg=field)
 
 
-def test_respacing_recomputes_betas_and_forgets_the_order():
+def test_respacing_recomputes_betas_whatever_the_order_of_the_timesteps():
     full = dfn.make_noise_schedule(dfn.cosine_betas(60))
     kept = np.array([59, 3, 17, 40])
     short = dfn.respace(full, kept)
@@ -162,7 +162,7 @@ def test_timesteps_must_be_integers(schedule, wrong):
 
 
 def test_tables_are_rounded_once():
-    """What meets float32 data is the float64 table rounded, not a float32 computation."""
+    """Float32 data is combined with the rounded float64 table, not with a float32 computation of it."""
     schedule = dfn.make_noise_schedule(dfn.linear_betas(1000))
     t = jnp.arange(1000)
     level = dfn.level_at(schedule, t)

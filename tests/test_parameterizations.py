@@ -1,6 +1,5 @@
 """Parameterizations: one line each, checked on data and levels without symmetry."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,8 +35,8 @@ def test_the_target_leads_back_to_x0_and_eps(name, pair):
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @pytest.mark.usefixtures("x64")
-def test_any_output_describes_a_pair_that_makes_x(name, pair):
-    x, out = map(jnp.asarray, pair)  # the network may say anything
+def test_any_output_gives_a_pair_that_makes_x(name, pair):
+    x, out = map(jnp.asarray, pair)  # the network may return anything
     prediction = dfn.to_prediction(PARAMETERIZATIONS[name], out, x, LEVELS)
     np.testing.assert_allclose(dfn.add_noise(prediction.x0, prediction.eps, LEVELS), x, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(
@@ -45,7 +44,7 @@ def test_any_output_describes_a_pair_that_makes_x(name, pair):
     )
 
 
-def test_targets_are_what_the_papers_say(pair):
+def test_targets_are_those_of_the_papers(pair):
     x0, eps = (jnp.asarray(a, jnp.float32) for a in pair)
     level = dfn.Level(1.3, 0.3, 0.0)
     wanted = {
@@ -60,14 +59,14 @@ def test_targets_are_what_the_papers_say(pair):
 
 
 def test_a_pass_through_is_bit_for_bit(pair):
-    """epsilon hands the output on as eps, x0 as x0: no rounding on the way."""
+    """epsilon returns the output as eps and x0 returns it as x0, without rounding."""
     x, out = (jnp.asarray(a, jnp.float32) for a in pair)
     np.testing.assert_array_equal(dfn.to_prediction(parameterizations.epsilon, out, x, LEVELS).eps, out)
     np.testing.assert_array_equal(dfn.to_prediction(parameterizations.x0, out, x, LEVELS).x0, out)
 
 
 @pytest.mark.parametrize("name", ["v", "x0"])
-def test_pure_noise_still_says_something_of_x0(name, pair):
+def test_x0_is_determined_at_pure_noise(name, pair):
     x0, eps = (jnp.asarray(a, jnp.float32) for a in pair)
     level = dfn.Level(0.0, 1.0, 999.0)
     out = dfn.target(PARAMETERIZATIONS[name], x0, eps, level)
@@ -116,13 +115,12 @@ def test_variance_channels_are_the_last_ones(pair):
     np.testing.assert_array_equal(prediction.var_frac, (var + 1) / 2)
 
 
-def test_levels_may_be_one_or_one_an_example(pair):
+def test_a_level_per_example_is_each_level_alone(pair):
     x, out = (jnp.asarray(a, jnp.float32) for a in pair)
     for parameterization in PARAMETERIZATIONS.values():
         each = dfn.to_prediction(parameterization, out, x, LEVELS)
         for i in range(5):
-            level = jax.tree.map(lambda a, i=i: a[i], LEVELS)
-            alone = dfn.to_prediction(parameterization, out[i : i + 1], x[i : i + 1], level)
+            alone = dfn.to_prediction(parameterization, out[i : i + 1], x[i : i + 1], LEVELS[i])
             np.testing.assert_array_equal(each.x0[i], alone.x0[0])
 
 

@@ -1,4 +1,4 @@
-"""What a sampling run keeps: x's memory is handed on, no trajectory is kept, guidance can go in two passes."""
+"""Memory of a sampling run: donation of x, no trajectory, guidance in two passes, decoding in chunks."""
 
 import warnings
 
@@ -36,13 +36,13 @@ def compiled(emit=None, steps=30):
     return run.lower(jax.ShapeDtypeStruct(SHAPE, jnp.float32)).compile().memory_analysis()
 
 
-def test_no_trajectory_is_kept_unless_it_is_asked_for():
+def test_no_trajectory_is_kept_without_emit():
     state = 4 * int(np.prod(SHAPE))
     short, long, asked = compiled(), compiled(steps=300), compiled(emit=lambda step: step.x)
-    assert long.temp_size_in_bytes - short.temp_size_in_bytes < state  # 270 more steps: their tables, no states
+    assert long.temp_size_in_bytes - short.temp_size_in_bytes < state  # 270 more steps add their tables, no states
     assert short.output_size_in_bytes < 2 * state
     assert asked.output_size_in_bytes > 30 * state
-    assert short.alias_size_in_bytes == state  # x lies where its samples will
+    assert short.alias_size_in_bytes == state  # the samples overwrite x
 
 
 @pytest.mark.parametrize("name", ["classifier_free", "classifier_free_pp", "projected"])
@@ -52,7 +52,7 @@ def test_guidance_in_one_batch_and_in_two_passes_are_the_same(name):
     for batched in (True, False):
         config = customise(ddpm_digits.get_config(), sampler={**settings, "cfg_batched": batched})
         model = dfn.build(customise(config, backbone={"hidden_size": 16, "depth": 1}))
-        params = jax.tree.map(lambda p: p + 0.02, model.init(jax.random.key(0)))
+        params = jax.tree.map(lambda p: p + 0.02, jax.jit(model.init)(jax.random.key(0)))
         run = lambda params, model=model: model.sample(params, jax.random.key(1), 3, cond=np.array([0, 1, 2])).x0  # noqa: E731
         text = str(jax.make_jaxpr(run)(params))
         widths.append(("f32[6,16]" in text, "f32[3,16]" in text))

@@ -1,4 +1,4 @@
-"""Self-conditioning: what the network is told in training and sampling, with guidance, from a config."""
+"""Self-conditioning: the estimate of x0 as an input in training and sampling, with guidance, from a config."""
 
 import flax.linen as nn
 import jax
@@ -34,14 +34,13 @@ def test_ddim_as_the_papers_loop(x64):
     denoise = self_conditioned(lambda x0: make_denoiser(apply, PARAMS, parameterizations.x0, x0=x0))
     got = dfn.sample(None, denoise, solvers.with_memory(solvers.ddim(levels)), x).x0
 
-    state, told = np.asarray(x), np.zeros((4, 3))
+    state, x0 = np.asarray(x), np.zeros((4, 3))
     for i in range(5):
-        said = 0.2 * state + 0.7 * told
-        eps = (state - levels.alpha[i] * said) / levels.sigma[i]
+        x0 = 0.2 * state + 0.7 * x0
+        eps = (state - levels.alpha[i] * x0) / levels.sigma[i]
         if i < 4:
-            state = levels.alpha[i + 1] * said + levels.sigma[i + 1] * eps
-        told = said
-    np.testing.assert_allclose(got, told, rtol=1e-12)
+            state = levels.alpha[i + 1] * x0 + levels.sigma[i + 1] * eps
+    np.testing.assert_allclose(got, x0, rtol=1e-12)
 
 
 def test_guidance_in_one_batch_is_guidance_in_two_passes(x64):
@@ -57,33 +56,33 @@ def test_guidance_in_one_batch_is_guidance_in_two_passes(x64):
     assert np.std(np.asarray(together)[:, 0]) > 0.01  # the examples differ, so a mixed-up order would show
 
 
-def test_in_training_a_share_is_told_its_own_estimate_and_no_gradient_goes_that_way():
+def test_in_training_a_share_gets_its_own_estimate_without_gradient():
     x, keys = start(2000), jax.random.split(jax.random.key(0), 2000)
     predict = lambda scale: lambda x0: scale * x + x0  # noqa: E731
-    told = first_estimate(keys, predict(2.0), x)
-    rows = np.asarray(told).any(axis=1)
-    np.testing.assert_array_equal(told, np.where(rows[:, None], 2.0 * x, 0.0))
-    assert abs(rows.mean() - 0.5) < 4 * 0.5 / np.sqrt(2000)  # four standard errors
+    estimate = first_estimate(keys, predict(2.0), x)
+    conditioned = np.asarray(estimate).any(axis=1)
+    np.testing.assert_array_equal(estimate, np.where(conditioned[:, None], 2.0 * x, 0.0))
+    assert abs(conditioned.mean() - 0.5) < 4 * 0.5 / np.sqrt(2000)  # four standard errors
     assert float(jax.grad(lambda scale: first_estimate(keys, predict(scale), x).sum())(2.0)) == 0.0
     np.testing.assert_array_equal(first_estimate(keys, predict(2.0), x, share=0.0), jnp.zeros_like(x))
     np.testing.assert_array_equal(first_estimate(keys, predict(2.0), x, share=1.0), 2.0 * x)
 
 
 class Echo(nn.Module):
-    """Puts out its input, and where `doubled` its input times ten after it, as a learned variance."""
+    """Returns its input with reversed channels and, if `doubled`, ten times that as a learned variance."""
 
     doubled: bool = False
 
     def __call__(self, x, t, cond=None, *, train=False):
-        turned = x[..., ::-1]
-        return jnp.concatenate([turned, 10 * turned], axis=-1) if self.doubled else turned
+        reverse = x[..., ::-1]
+        return jnp.concatenate([reverse, 10 * reverse], axis=-1) if self.doubled else reverse
 
 
 @pytest.mark.parametrize("doubled", [False, True])
 def test_the_network_sees_a_clipped_estimate_and_keeps_the_channels_of_x(doubled):
     x, x0 = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[-0.5, 7.0]])
     out = backbones.SelfConditioned(Echo(doubled), bound=2.0).apply({}, x, 0.0, x0=x0)
-    mean = np.array([[2.0, -0.5], [2.0, -0.5]])  # of [x, x0] turned around, the first two
+    mean = np.array([[2.0, -0.5], [2.0, -0.5]])  # the first two channels of [x, x0] reversed
     np.testing.assert_array_equal(out, np.concatenate([mean, 10 * mean], axis=-1) if doubled else mean)
     blank = backbones.SelfConditioned(Echo(doubled)).apply({}, x, 0.0)
     np.testing.assert_array_equal(blank, jnp.zeros_like(out))
@@ -103,23 +102,27 @@ def config(**sections):
 
 def test_a_config_trains_and_samples_with_estimates():
     model = dfn.build(config())
-    params = model.init(jax.random.key(0))
-    # The output starts at zero: make it depend on what the network sees.
+    params = jax.jit(model.init)(jax.random.key(0))
+    # The output layer is initialised with zeros: make the output depend on the input.
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(1), p.shape), params)
     batch = {"image": start(8).astype(jnp.float32) @ jnp.ones((3, 4)) / 4, "label": jnp.arange(8) % 3}
     gradients = jax.jit(jax.grad(lambda p: model.loss(p, jax.random.key(2), batch)[0].mean()))(params)
     estimate_rows = gradients["net"]["dense_in"]["kernel"][4:]
     assert np.abs(estimate_rows).max() > 1e-6
 
-    labels = jnp.array([0, 1])
-    first = model.sample(params, jax.random.key(3), 2, cond=labels, emit=lambda step: step.prediction.x0)
-    assert np.abs(first.trace).max() <= 1.0
-    # A network that is deaf to estimates says the same at first, when there is none, and something else later.
+    @jax.jit
+    def estimates(params):
+        emit = lambda step: step.prediction.x0  # noqa: E731
+        return model.sample(params, jax.random.key(3), 2, cond=jnp.array([0, 1]), emit=emit).trace
+
+    first = estimates(params)
+    assert np.abs(first).max() <= 1.0
+    # A network that ignores the estimate returns the same in the first step, without an estimate, but not later.
     ignorant = jax.tree.map(lambda p: p, params)
     ignorant["net"]["dense_in"]["kernel"] = params["net"]["dense_in"]["kernel"].at[4:].set(0.0)
-    without = model.sample(ignorant, jax.random.key(3), 2, cond=labels, emit=lambda step: step.prediction.x0)
-    np.testing.assert_allclose(first.trace[0], without.trace[0], atol=1e-6)
-    assert np.abs(first.trace[1] - without.trace[1]).max() > 1e-4
+    without = estimates(ignorant)
+    np.testing.assert_allclose(first[0], without[0], atol=1e-6)
+    assert np.abs(first[1] - without[1]).max() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_what_does_not_go_with_it_is_refused(sections, message):
         dfn.build(config(**sections))
 
 
-def test_an_estimate_for_a_network_that_is_told_none_is_refused():
+def test_an_estimate_for_a_network_without_self_conditioning_is_refused():
     model = dfn.build(config(self_conditioning=0.0))
     params = jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(ValueError, match=r"set config.self_conditioning"):

@@ -1,4 +1,4 @@
-"""Random bits of our own are those of JAX, in every width and shape, and wherever they are drawn."""
+"""The random bits computed here equal JAX's, for every width, shape and placement."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_splits_and_keys_folded_in_are_jaxs():
         np.testing.assert_array_equal(jax.random.key_data(change(ours)), jax.random.key_data(change(KEY)))
 
 
-def test_one_key_and_a_key_an_example_draw_what_jax_does():
+def test_one_key_and_one_key_per_example_draw_what_jax_does():
     x = jnp.zeros((4, 5, 3))
     keys = jax.random.split(KEY, 4)
     np.testing.assert_array_equal(jax.jit(_random.normal)(KEY, x), jax.random.normal(KEY, x.shape))
@@ -55,14 +55,14 @@ def test_one_key_and_a_key_an_example_draw_what_jax_does():
     np.testing.assert_array_equal(jax.lax.scan(lambda c, key: (c, _random.normal(key, x[0])), 0, keys)[1], each)
 
 
-def test_other_generators_and_jaxs_older_numbers_stay_as_they_are():
+def test_keys_of_other_generators_and_older_settings_are_unchanged():
     for key in (jax.random.key(0, impl="rbg"), jax.random.PRNGKey(0)):
         assert _threefry.faster(key) is key
     with jax.threefry_partitionable(False):
         assert _threefry.faster(KEY) is KEY
 
 
-def test_devices_draw_their_own_part_without_talking():
+def test_devices_draw_their_own_part_without_communication():
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     split = NamedSharding(mesh, PartitionSpec("batch"))
     x = jax.device_put(jnp.zeros((16, 6, 3)), split)
@@ -85,17 +85,17 @@ def test_an_exported_program_draws_the_same_on_every_platform():
 def test_only_cpus_get_the_written_out_program(platform, loops):
     draw = jax.jit(lambda data: _random.normal(jax.random.wrap_key_data(data), jnp.zeros((4, 3))))
     program = jax.export.export(draw, platforms=[platform])(jax.random.key_data(KEY)).mlir_module()
-    assert program.count("stablehlo.while") == loops  # the loop that keeps the bits from what follows
+    assert program.count("stablehlo.while") == loops  # the loop that keeps XLA from fusing the bits
 
 
 @pytest.mark.parametrize(("size", "sorts"), [(63, 0), (64, 1)])
 def test_a_loop_that_draws_many_numbers_holds_a_sort(size, sorts):
-    """Which keeps XLA from making one kernel, for one core, of the whole loop."""
+    """A sort keeps XLA from compiling the whole loop into one kernel on one core."""
     draw = jax.jit(lambda key, x: jax.lax.scan(lambda x, key: (_random.normal(key, x), None), x, key)[0])
     for keys in (KEY, jax.random.split(KEY, 3)):
         lowered = draw.lower(jnp.stack([keys] * 5), jnp.ones((*keys.shape, size)))
         assert lowered.as_text().count("stablehlo.sort") == sorts
-        # Which JAX 0.12 says of a loop that it makes one kernel of.
+        # JAX 0.12 calls a loop in one kernel `small_call`.
         assert "f32" not in "".join(re.findall(r"= (.*) call\(.*small_call", lowered.compile().as_text())) or not sorts
 
 

@@ -1,4 +1,4 @@
-"""The same numbers under jit, vmap, grad, pmap, shard_map and sharded jit; and what compiles, draws and stores what."""
+"""Equal results under jit, vmap, grad, pmap, shard_map and sharded jit; compilations, random draws and memory."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ from diffusers_fn import grids, guidance, oracles, solvers, training
 LINEAR = dfn.make_noise_schedule(dfn.linear_betas(1000))
 LEVELS = grids.trailing(LINEAR, 5)
 DEVICES = 8
-# Programs that are compiled apart may fuse a product into a sum or not: a rounding of 6e-8 a row, on numbers of order
-# 1, of which later rows keep a part.
+# One program may fuse a product into a sum and another not: a rounding of 6e-8 per row, on numbers of order 1.
 ROUNDING = {"rtol": 1e-5, "atol": 2e-6}
 
 
@@ -30,7 +29,7 @@ def mesh(request):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Keys [16] and states [16, 3], so that each of the eight devices holds two."""
+    """Keys [16] and states [16, 3]: two per device."""
     keys = jax.random.split(jax.random.key(0), 16)
     return keys, jax.random.normal(jax.random.key(1), (16, 3))
 
@@ -58,7 +57,8 @@ def test_sampling_under_vmap(batch, plain):
 
 def test_sampling_in_parts(batch, plain):
     keys, x = batch
-    parts = jnp.concatenate([run(keys[i : i + 4], x[i : i + 4]) for i in range(0, 16, 4)])
+    jitted = jax.jit(run)
+    parts = jnp.concatenate([jitted(keys[i : i + 4], x[i : i + 4]) for i in range(0, 16, 4)])
     np.testing.assert_allclose(parts, plain, **ROUNDING)
 
 
@@ -94,18 +94,19 @@ def test_sampling_under_sharded_jit(batch, plain, mesh):
 
 
 def test_vmap_over_whole_runs(batch):
-    """One key a run: a vector of runs is the runs one by one."""
+    """One key per run: a batch of runs equals the runs one by one."""
     keys, x = batch
+    jitted = jax.jit(run)
     together = jax.vmap(run, in_axes=(0, None))(keys[:3], x)
     for i in range(3):
-        np.testing.assert_allclose(together[i], run(keys[i], x), **ROUNDING)
+        np.testing.assert_allclose(together[i], jitted(keys[i], x), **ROUNDING)
 
 
 @pytest.mark.usefixtures("x64")
 def test_gradients_flow_through_sampling():
     """With respect to the start, the denoiser's parameters, eta and the levels, against central differences."""
     keys = jax.random.split(jax.random.key(2), 2)
-    # A level a time label can bend: the derivative with respect to the plan goes through the table too.
+    # Traced levels: the derivative with respect to the plan goes through the solver's table.
     levels = jax.tree.map(jnp.asarray, grids.karras(4, 0.1, 3.0))
 
     def loss(theta):
@@ -121,7 +122,7 @@ def test_gradients_flow_through_sampling():
         "stretch": jnp.array(1.1),
         "eta": jnp.array(0.6),
     }
-    value, gradient = jax.value_and_grad(loss)(theta)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(theta)
     jitted = jax.jit(loss)
     assert np.isfinite(value)
     for name, number in theta.items():
@@ -140,7 +141,7 @@ def apply(params, x, t, cond=None):
 
 
 def loss(params, keys, batch):
-    """A small `Diffusion.loss`: randomness from one key an example."""
+    """A small `Diffusion.loss`, with one key per example."""
     time_keys, noise_keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, 2))(keys), 0, 1)
     x0 = batch["image"]
     t = jnp.floor(dfn.losses.uniform_time(time_keys, x0.shape[0]) * 1000).astype(jnp.int32)
@@ -155,7 +156,7 @@ def loss(params, keys, batch):
 @pytest.fixture(scope="module")
 def training_run(batch):
     params = {"w": 0.3 * jax.random.normal(jax.random.key(4), (3, 3)), "b": jnp.zeros(3)}
-    # Plain gradient descent: Adam's first step is the gradient's sign, where a rounding can show whole.
+    # Gradient descent, since Adam's first step is the sign of the gradient, which rounding can flip.
     optimizer = optax.sgd(0.1, momentum=0.9)
     state = training.make_train_state(params, optimizer)
     make = lambda **knobs: training.make_train_step(loss, optimizer, ema_decay=0.9, **knobs)  # noqa: E731
@@ -241,7 +242,7 @@ def test_a_batch_that_cannot_be_split_is_refused(mesh):
 # What compiles.
 
 
-def test_changing_numbers_compiles_nothing(batch):
+def test_changing_values_does_not_recompile(batch):
     keys, x = batch
     traces = []
 
@@ -294,7 +295,7 @@ def test_solvers_of_equal_shape_share_one_program(batch):
     assert generate._cache_size() == 1
     assert len({float(jnp.sum(r)) for r in results}) == len(results)
     np.testing.assert_allclose(results[0], run(keys, x), **ROUNDING)
-    generate(solvers.ddim(LEVELS), keys, x)  # a deterministic table is another shape: it has no noise column
+    generate(solvers.ddim(LEVELS), keys, x)  # a deterministic table has another shape: no noise column
     assert generate._cache_size() == 2
 
 
@@ -338,7 +339,7 @@ def test_a_thousand_steps_are_as_large_a_program_as_ten(make):
     assert short == long
 
 
-def test_no_trajectory_is_stored_unless_asked_for():
+def test_no_trajectory_is_stored_without_emit():
     x = jnp.ones((8, 4096))
     state = x.size * 4
 
@@ -351,7 +352,7 @@ def test_no_trajectory_is_stored_unless_asked_for():
 
     (out10, temp10, table10), (out1000, temp1000, table1000) = sizes(10), sizes(1000)
     assert out10 == out1000
-    # Keys of the rows and copies of the table may grow with it; a trajectory would be 990 states.
+    # The keys of the rows and copies of the table may grow with their number; a trajectory would be 990 states.
     assert temp1000 - temp10 <= 8 * (table1000 - table10) < 990 * state / 100
     out, _, _ = sizes(50, emit=lambda step: step.x_next)
     assert out >= 51 * state

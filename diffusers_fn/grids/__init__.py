@@ -1,8 +1,8 @@
-"""Grids: which noise levels a sampler visits, from the noisiest down to the last noisy one.
+"""Grids: the noise levels of a sampling plan, from the noisiest down to the last noisy one.
 
-Each function returns Level[N] in float64 on the host (those that step through timesteps also trace, where the schedule
-is traced). A plan stops at the last noisy level: the hop into sigma = 0 is the final denoise of `sample`, whatever the
-solver. Any other plan is a process called with times of your own, or `at_ratios` with values of sigma / alpha.
+Each function returns Level[N] in float64 on the host (the grids of timesteps can also be traced, with the schedule). A
+plan stops at the last noisy level: the step to sigma = 0 is the final denoise of `sample`, for every solver. For any
+other plan, call a process with your own times, or `at_ratios` with your own values of sigma / alpha.
 """
 
 from diffusers_fn.grids.align_your_steps import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, VIDEO, align_your_steps
@@ -32,3 +32,7 @@ __all__ = [
     "uniform_log_snr",
     "uniform_t",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

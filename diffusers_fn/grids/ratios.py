@@ -1,7 +1,7 @@
-"""Grids in sigma / alpha, the noise of a level whose data is not scaled.
+"""Grids in the noise-to-data ratio sigma / alpha, called sigma here as in the papers with alpha = 1.
 
-All take the ends sigma_min and sigma_max (of sigma / alpha) and a `schedule`: a table or a process, whose levels they
-return and whose own ends are the default. Without one, the levels are those of EDM: alpha = 1, sigma from 80 to 0.002,
+They take the ends sigma_min and sigma_max, and a `schedule`: a table or a process. The levels are those of the
+schedule, and its ends are the defaults. Without a schedule they are EDM's: alpha = 1, sigma from 80 to 0.002, and the
 label log(sigma) / 4.
 """
 
@@ -15,23 +15,25 @@ from diffusers_fn.grids.sources import Source, as_process, check_num_steps, rati
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import at_log_snr, edm
 
+__all__ = ["at_ratios", "cosine", "exponential", "karras", "polyexponential"]
+
 
 def at_ratios(sigmas: Any, schedule: Source | None = None) -> Level:
-    """Returns the levels at the given sigma / alpha [N], noisiest first: your own list as a plan.
+    """Returns the levels at given values of sigma / alpha [N], noisiest first.
 
     Args:
-      sigmas: [N], falling and positive.
-      schedule: a table or a process that the levels lie on; without one alpha = 1 and the label is log(sigma) / 4.
+      sigmas: [N], positive and decreasing.
+      schedule: the table or process of the levels; without one alpha = 1 and the label is log(sigma) / 4.
 
     Raises:
-      ValueError: if the list does not fall or leaves the range of the schedule.
+      ValueError: if the values do not decrease, are not positive or leave the range of the schedule.
 
     >>> at_ratios([4.0, 1.0]).sigma
     array([4., 1.])
     """
     sigmas = np.asarray(sigmas, np.float64)
     if sigmas.ndim != 1 or sigmas.size == 0 or not np.all(sigmas > 0) or np.any(np.diff(sigmas) >= 0):
-        raise ValueError(f"sigmas must be a falling list of positive numbers, the final 0 left out; got {sigmas}")
+        raise ValueError(f"sigmas must be a decreasing list of positive numbers, without the final 0; got {sigmas}")
     if schedule is None:
         return edm()(sigmas)
     return at_log_snr(as_process(schedule), -2.0 * np.log(sigmas))
@@ -45,10 +47,10 @@ def karras(
     *,
     schedule: Source | None = None,
 ) -> Level:
-    """Returns levels whose sigma is evenly spaced in sigma^(1/rho), from sigma_max to sigma_min: EDM's grid.
+    """Returns EDM's levels, evenly spaced in sigma^(1/rho) from sigma_max to sigma_min.
 
-    Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5. With a schedule, its own levels with sigma / alpha on
-    that grid, labelled by the fractional timestep (interpolated in log SNR).
+    Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5. With a schedule, the grid is in its sigma / alpha; the
+    levels of a table are labelled by fractional timesteps (interpolated in log SNR).
 
     Raises:
       ValueError: unless num_steps >= 1 and 0 < sigma_min < sigma_max and rho > 0; with a schedule, if the grid
@@ -72,7 +74,7 @@ def exponential(
 ) -> Level:
     """Returns levels evenly spaced in log(sigma), from sigma_max to sigma_min.
 
-    The limit of `karras` for large rho, and with the ends of a process its `uniform_log_snr`.
+    It is the limit of `karras` for large rho, and `uniform_log_snr` of the schedule.
 
     Raises:
       ValueError: as `karras`.
@@ -91,10 +93,10 @@ def polyexponential(
     *,
     schedule: Source | None = None,
 ) -> Level:
-    """Returns levels with log(sigma) = log(sigma_min) + u^rho log(sigma_max / sigma_min), u evenly from 1 to 0.
+    """Returns levels with log(sigma) = log(sigma_min) + u^rho log(sigma_max / sigma_min), u evenly spaced from 1 to 0.
 
-    rho = 1 is `exponential`; a larger rho is denser near the data. (K. Crowson's k-diffusion,
-    https://github.com/crowsonkb/k-diffusion, has it by this name.)
+    rho = 1 is `exponential`; a larger rho is denser near the data. The name is from K. Crowson's k-diffusion,
+    https://github.com/crowsonkb/k-diffusion.
 
     Raises:
       ValueError: as `karras`.
@@ -134,7 +136,7 @@ def cosine(
 def _ends(
     name: str, num_steps: int, sigma_min: float | None, sigma_max: float | None, schedule: Source | None
 ) -> tuple[float, float]:
-    """(sigma_max, sigma_min), those of the schedule where they are not given."""
+    """Returns (sigma_max, sigma_min), by default those of the schedule."""
     check_num_steps(num_steps)
     process = edm() if schedule is None else as_process(schedule)
     if sigma_min is None:

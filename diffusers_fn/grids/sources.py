@@ -1,4 +1,4 @@
-"""What the grids share: a table counts as the process through it, and how a number of steps is checked."""
+"""Helpers of the grids: tables as processes, the ratio sigma / alpha, the check of a number of steps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import numpy as np
 from diffusers_fn.noise_schedules import NoiseSchedule
 from diffusers_fn.processes import Process, tabulated
 
+__all__ = ["Source", "as_process", "check_num_steps", "ratio_at"]
+
 Source = NoiseSchedule | Process
 
 
 def as_process(source: Source) -> Process:
-    """Returns a process as it is, and a table as the process through it.
+    """Returns the process: the one given, or `tabulated` of a table.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> as_process(make_noise_schedule(linear_betas(1000))).t_max
@@ -21,7 +23,7 @@ def as_process(source: Source) -> Process:
 
 
 def ratio_at(process: Process, t: float) -> float:
-    """Returns sigma / alpha at a time of the process, inf at pure noise.
+    """Returns sigma / alpha of the process at time t, inf at pure noise.
 
     >>> from diffusers_fn.processes import edm
     >>> float(ratio_at(edm(), 80.0))
@@ -33,7 +35,7 @@ def ratio_at(process: Process, t: float) -> float:
 
 
 def check_num_steps(num_steps: int, num_timesteps: int | None = None) -> None:
-    """Raises ValueError unless num_steps is an integer from 1 up, to num_timesteps if that is given.
+    """Raises ValueError unless num_steps is an integer of at least 1, and at most num_timesteps if that is given.
 
     >>> check_num_steps(2.5)
     Traceback (most recent call last):

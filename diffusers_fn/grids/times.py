@@ -1,6 +1,7 @@
 """Grids in the time of a process, or in its log SNR.
 
-`process` is a process or a table (t is then the fractional timestep); the ends t_max and t_min are its own by default.
+`process` is a process or a table, for which t is the fractional timestep. By default t_max and t_min are the ends of
+the process.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from diffusers_fn.grids.sources import Source, as_process, check_num_steps
 from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes import Process, at_log_snr
 
+__all__ = ["beta", "beta_quantile", "power_t", "uniform_log_snr", "uniform_t"]
+
 
 def uniform_t(process: Source, num_steps: int, t_max: float | None = None, t_min: float | None = None) -> Level:
     """Returns levels evenly spaced in t, from t_max to t_min.
 
-    On `vp` it is the grid of score SDEs (Song et al. 2021, https://arxiv.org/abs/2011.13456) and EDM's "VP"; on
-    `shifted(flow(), shift)` that of rectified flows (Esser et al. 2024, https://arxiv.org/abs/2403.03206), where
-    t_min = 1 / num_steps leaves the last step as wide as the others.
+    With `vp` it is the grid of score SDEs (Song et al. 2021, https://arxiv.org/abs/2011.13456) and EDM's "VP"; with
+    `shifted(flow(), shift)` it is the grid of rectified flows (Esser et al. 2024, https://arxiv.org/abs/2403.03206),
+    where t_min = 1 / num_steps makes all steps equally long in t, the last one included.
 
     Raises:
       ValueError: unless num_steps >= 1 and t_min < t_max, both in the process' domain.
@@ -39,7 +42,7 @@ def power_t(
     """Returns levels evenly spaced in t^(1/power), from t_max to t_min: denser near the data for power > 1.
 
     power = 2 is the quadratic grid of DPM-Solver (Lu et al. 2022, https://arxiv.org/abs/2206.00927, section 3.3, for
-    continuous-time models). On `edm` it is `karras` with rho = power.
+    continuous-time models). With `edm` it is `karras` with rho = power.
 
     Raises:
       ValueError: as `uniform_t`, or unless power > 0.
@@ -55,7 +58,7 @@ def power_t(
 
 
 def uniform_log_snr(process: Source, num_steps: int, t_max: float | None = None, t_min: float | None = None) -> Level:
-    """Returns levels evenly spaced in log SNR from t_max to t_min; those of a table get fractional timesteps.
+    """Returns levels evenly spaced in log SNR from t_max to t_min; the levels of a table have fractional timesteps.
 
     Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, section 3.3.
 
@@ -70,7 +73,7 @@ def uniform_log_snr(process: Source, num_steps: int, t_max: float | None = None,
     lowest, highest = log_snr(process(np.array([t_max, t_min])))
     if not np.isfinite(lowest) or not np.isfinite(highest):
         raise ValueError(
-            f"log SNR is infinite at t = {t_min if np.isfinite(lowest) else t_max}: give t_max or t_min away from it"
+            f"log SNR is infinite at t = {t_min if np.isfinite(lowest) else t_max}: give another t_max or t_min"
         )
     return at_log_snr(process, np.linspace(lowest, highest, num_steps))
 
@@ -84,7 +87,7 @@ def beta(
     t_max: float | None = None,
     t_min: float | None = None,
 ) -> Level:
-    """Returns levels at the quantiles of Beta(a, b) in t, evenly from 1 to 0: dense at both ends for a, b < 1.
+    """Returns levels at evenly spaced quantiles of Beta(a, b) in t: denser at both ends for a, b < 1.
 
         t = t_min + (t_max - t_min) q(u),   u = 1 ... 0,   q the inverse of the regularised incomplete beta function
 
@@ -103,7 +106,7 @@ def beta(
     return process(t_min + (t_max - t_min) * beta_quantile(np.linspace(1.0, 0.0, num_steps), a, b))
 
 
-_TERMS = 60  # of the continued fraction below; float64 needs about the root of a and b
+_TERMS = 60  # terms of the continued fraction; float64 needs about sqrt(max(a, b)) of them
 
 
 def beta_quantile(u: np.ndarray, a: float, b: float) -> np.ndarray:
@@ -121,13 +124,13 @@ def beta_quantile(u: np.ndarray, a: float, b: float) -> np.ndarray:
 
 
 def _incomplete_beta(x: np.ndarray, a: float, b: float) -> np.ndarray:
-    """I_x(a, b) by its continued fraction on the side of the mean where that converges fast."""
+    """Returns I_x(a, b) by its continued fraction, on the side of the mean where it converges fast."""
     swap = x > (a + 1) / (a + b + 2)
     x, a_side, b_side = np.where(swap, 1 - x, x), np.where(swap, b, a), np.where(swap, a, b)
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
     with np.errstate(divide="ignore"):
         front = np.exp(a_side * np.log(x) + b_side * np.log1p(-x) - log_beta) / a_side
-    # Evaluated from its tail: 1 + d_1 / (1 + d_2 / (1 + ...)), DLMF 8.17.22-23.
+    # Evaluated from the last term: 1 + d_1 / (1 + d_2 / (1 + ...)), DLMF 8.17.22-23.
     fraction = np.ones_like(x)
     for m in range(_TERMS, -1, -1):
         odd = -(a_side + m) * (a_side + b_side + m) / ((a_side + 2 * m) * (a_side + 2 * m + 1)) * x

@@ -1,10 +1,9 @@
-"""Grids of integer timesteps of a table, and what turns other grids into such."""
+"""Grids of integer timesteps of a table, and functions that move other grids to integer timesteps."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from diffusers_fn._arrays import is_traced
@@ -14,11 +13,13 @@ from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.noise_schedules import NoiseSchedule, check_timesteps, level_at, on_host
 from diffusers_fn.processes import tabulated
 
+__all__ = ["drop_last", "leading", "linspace", "quadratic", "round_labels", "snap", "trailing"]
+
 
 def linspace(schedule: NoiseSchedule, num_steps: int) -> Level:
-    """Returns num_steps levels evenly spaced in t from T-1 to 0, rounded to timesteps.
+    """Returns num_steps levels evenly spaced in t from T-1 to 0, rounded to integer timesteps.
 
-    Some samplers of other libraries place one more and drop t = 0: `drop_last(linspace(schedule, num_steps + 1))`.
+    Some samplers of other libraries use one more level and drop t = 0: `drop_last(linspace(schedule, num_steps + 1))`.
 
     Raises:
       ValueError: unless 1 <= num_steps <= T.
@@ -31,9 +32,12 @@ def linspace(schedule: NoiseSchedule, num_steps: int) -> Level:
 
 
 def quadratic(schedule: NoiseSchedule, num_steps: int) -> Level:
-    """Returns num_steps levels with t quadratic in the step, denser near the data (Song et al. 2021, app. D.2).
+    """Returns num_steps levels with t quadratic in the index, denser near the data.
 
-    https://arxiv.org/abs/2010.02502. The first is t = 0.8 T, as in the paper, not T-1.
+    Song et al. 2021, https://arxiv.org/abs/2010.02502, appendix D.2. The first timestep is 0.8 T, as in the paper.
+
+    Raises:
+      ValueError: as `linspace`.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> quadratic(make_noise_schedule(linear_betas(1000)), 5).t
@@ -43,10 +47,13 @@ def quadratic(schedule: NoiseSchedule, num_steps: int) -> Level:
 
 
 def leading(schedule: NoiseSchedule, num_steps: int, offset: int = 0) -> Level:
-    """Returns levels at t = offset + i (T // num_steps), i descending: the plan of the first DDIM code.
+    """Returns levels at t = offset + i (T // num_steps), i descending: the timesteps of the original DDIM code.
 
-    It never visits T-1, so a model sampled from pure noise starts off its path; `trailing` does not have that
-    flaw (Lin et al. 2024, https://arxiv.org/abs/2305.08891, table 2).
+    T-1 is not among them, so the network is never evaluated at the noise level of the initial state; `trailing` starts
+    at T-1 (Lin et al. 2024, https://arxiv.org/abs/2305.08891, table 2).
+
+    Raises:
+      ValueError: unless 1 <= num_steps <= T and the timesteps lie in [0, T-1].
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> leading(make_noise_schedule(linear_betas(1000)), 5, offset=1).t
@@ -55,14 +62,17 @@ def leading(schedule: NoiseSchedule, num_steps: int, offset: int = 0) -> Level:
     num_timesteps = _num_timesteps(schedule)
     check_num_steps(num_steps, num_timesteps)
     if offset < 0:
-        raise ValueError(f"offset must not be negative: t = -1 is the clean data, no level of a plan; got {offset}")
+        raise ValueError(f"offset must be at least 0, since a plan has no clean level (t = -1); got {offset}")
     return _visit(schedule, np.arange(num_steps)[::-1] * (num_timesteps // num_steps) + offset)
 
 
 def trailing(schedule: NoiseSchedule, num_steps: int) -> Level:
-    """Returns levels at t = round(T - i T / num_steps) - 1: from T-1 down, the last one a stride above clean.
+    """Returns levels at t = round(T - i T / num_steps) - 1, from T-1 down to one stride above the clean data.
 
     Lin et al. 2024, https://arxiv.org/abs/2305.08891, table 2.
+
+    Raises:
+      ValueError: unless 1 <= num_steps <= T.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> trailing(make_noise_schedule(linear_betas(1000)), 5).t
@@ -75,12 +85,12 @@ def trailing(schedule: NoiseSchedule, num_steps: int) -> Level:
 
 
 def snap(levels: Level, schedule: NoiseSchedule) -> Level:
-    """Returns the levels of the table nearest in t to the given ones, for networks that know integer timesteps only.
+    """Returns the nearest levels of the table, for networks that were trained on integer timesteps.
 
-    t is found from log SNR (as `tabulated` interpolates it), rounded half to even.
+    The nearest timestep is the rounded time of `tabulated(schedule)` at the log SNR of a level (half to even).
 
     Raises:
-      ValueError: if two of the levels would become one, or if they leave the range of the schedule.
+      ValueError: if two levels have the same nearest timestep, or a level is outside the range of the schedule.
 
     >>> from diffusers_fn.grids import karras
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
@@ -92,14 +102,14 @@ def snap(levels: Level, schedule: NoiseSchedule) -> Level:
     values, counts = np.unique(timesteps, return_counts=True)
     if np.any(counts > 1):
         raise ValueError(
-            f"{counts.max()} levels would share the timestep {values[counts.argmax()]}: ask for fewer steps, or keep "
-            "the levels and round what the network is told with round_labels"
+            f"{counts.max()} levels would share the timestep {values[counts.argmax()]}: use fewer steps, or keep the "
+            "levels and round their labels alone with round_labels"
         )
     return _visit(schedule, timesteps)
 
 
 def round_labels(levels: Level) -> Level:
-    """Returns the same levels with their labels rounded: the network is told the nearest integer, nothing else moves.
+    """Returns the same levels with their time labels rounded to the nearest integers.
 
     >>> round_labels(Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([300.4, 12.8]))).t
     array([300.,  13.])
@@ -108,10 +118,10 @@ def round_labels(levels: Level) -> Level:
 
 
 def drop_last(levels: Level) -> Level:
-    """Returns the levels without the last, for conventions that count the end of sampling as a point of the grid.
+    """Returns the levels without the last one, for conventions in which the grid includes the end of sampling.
 
     Raises:
-      ValueError: if nothing would be left.
+      ValueError: unless there are at least 2 levels.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> drop_last(linspace(make_noise_schedule(linear_betas(1000)), 6)).t
@@ -119,11 +129,11 @@ def drop_last(levels: Level) -> Level:
     """
     if np.shape(levels.t)[0] < 2:
         raise ValueError("drop_last needs at least 2 levels; got 1")
-    return jax.tree.map(lambda values: values[:-1], levels)
+    return levels[:-1]
 
 
 def _visit(schedule: NoiseSchedule, timesteps: np.ndarray) -> Level:
-    check_timesteps(schedule, timesteps)  # a plan holds no clean level
+    check_timesteps(schedule, timesteps)  # t = -1 is excluded: a plan has no clean level
     return level_at(schedule if is_traced(schedule) else on_host(schedule), timesteps)
 
 

@@ -1,12 +1,12 @@
-"""Continuous noise processes: a time t gives a noise level, a log SNR gives the time.
+"""Continuous noise processes: functions from a time t to a noise level, and from a log SNR to the time.
 
-A process says where its levels lie, x_t = alpha(t) x0 + sigma(t) eps, and by which forward equation they are reached,
+A process defines the levels, x_t = alpha(t) x0 + sigma(t) eps, and the forward equation that leads to them,
 
     dx = f(t) x dt + g(t) dw,     f = d log(alpha) / dt,     g^2 = d(sigma^2) / dt - 2 f sigma^2
 
-(Kingma et al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630); g^2 / sigma^2 is the speed at
-which log SNR falls. Numbers of NumPy give NumPy float64; a JAX array gives JAX arrays. A time that can be read must lie
-in the process' domain; a traced one cannot be checked.
+(Kingma et al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630). The derivative of log SNR is
+-g^2 / sigma^2. NumPy times give NumPy float64 values, JAX times give JAX arrays. A time must lie in the domain of the
+process, which is checked unless it is traced.
 """
 
 from diffusers_fn.processes.base import Process, at_log_snr
@@ -35,3 +35,7 @@ __all__ = [
     "ve",
     "vp",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

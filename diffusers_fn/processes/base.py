@@ -1,4 +1,4 @@
-"""What a process is, and what the families share."""
+"""The type of a process, and functions that the families share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from diffusers_fn._arrays import concrete, floating, namespace
 from diffusers_fn.levels import Array, Level
 
+__all__ = ["Process", "TimeFunction", "at_log_snr", "check_ordered", "make_process", "on_circle", "ones", "sigmoid"]
+
 TimeFunction = Callable[[Any], Any]
 
 
@@ -17,10 +19,11 @@ class Process(NamedTuple):
     """A continuous family of noise levels; S, the shape of t, is [] or [N].
 
     Attributes:
-      level: t -> Level of shape S, with the label that the network wants.
-      time: log SNR -> t, its inverse.
-      rates: t -> (f, g^2) of the forward equation, each S; not finite where alpha = 0.
-      t_min, t_max: the ends between which one samples.
+      level: t -> Level of shape S, with the network's time label.
+      time: log SNR -> t, the inverse of t -> log_snr(level(t)).
+      rates: t -> (f, g^2) of the forward equation, S each; not finite where alpha = 0.
+      t_min: the default end of sampling.
+      t_max: the default start of sampling.
 
     >>> from diffusers_fn.processes import vp
     >>> process = vp()
@@ -39,7 +42,7 @@ class Process(NamedTuple):
 
 
 def at_log_snr(process: Process, log_snr: Any) -> Level:
-    """Returns the level of a process at the given log SNR, [] or [N].
+    """Returns the level of a process at a log SNR, shape [] or [N].
 
     >>> from diffusers_fn.processes import flow
     >>> at_log_snr(flow(), 0.0).sigma
@@ -56,15 +59,15 @@ def make_process(
     domain: tuple[float, float] = (0.0, 1.0),
     label: TimeFunction = lambda t: t,
 ) -> Process:
-    """Returns a process whose functions are given times of floating type that lie in the domain.
+    """Returns the process with the given functions; it checks the times and converts them to a floating dtype.
 
     Args:
       coefficients: t -> (alpha, sigma).
       time: log SNR -> t.
       rates: t -> (f, g^2).
       ends: t_min and t_max.
-      domain: the lowest and the highest t that the formulas hold for.
-      label: t -> label.
+      domain: the lowest and the highest t for which the formulas hold.
+      label: t -> the network's time label.
 
     >>> from diffusers_fn.processes import flow
     >>> make_process(lambda t: (1 - t, t), flow().time, flow().rates, ends=(0.0, 1.0))(0.25).sigma
@@ -87,7 +90,7 @@ def make_process(
 
 
 def sigmoid(x: Any) -> Array:
-    """Returns 1 / (1 + exp(-x)) to full relative precision, also where it is small.
+    """Returns 1 / (1 + exp(-x)), to full relative precision also where it is close to 0.
 
     >>> float(sigmoid(0.0))
     0.5
@@ -97,7 +100,7 @@ def sigmoid(x: Any) -> Array:
 
 
 def on_circle(log_snr: Any) -> tuple[Array, Array]:
-    """Returns alpha and sigma at a log SNR where alpha^2 + sigma^2 = 1.
+    """Returns (alpha, sigma) with alpha^2 + sigma^2 = 1 at a log SNR.
 
     >>> alpha, sigma = on_circle(0.0)
     >>> round(float(alpha), 6), round(float(sigma), 6)
@@ -108,7 +111,7 @@ def on_circle(log_snr: Any) -> tuple[Array, Array]:
 
 
 def ones(like: Any) -> Array:
-    """Returns ones of the shape and kind of an array.
+    """Returns ones with the shape and type of an array.
 
     >>> ones(np.float64(3.0))
     np.float64(1.0)
@@ -117,24 +120,24 @@ def ones(like: Any) -> Array:
 
 
 def check_ordered(strictly: bool = False, **bounds: Any) -> None:
-    """Raises ValueError unless 0 < the first bound <= (or <) the second, where they can be read.
+    """Raises ValueError unless 0 < the first bound <= the second (< if strictly); traced bounds are not checked.
 
     >>> check_ordered(beta_min=2.0, beta_max=1.0)
     Traceback (most recent call last):
     ...
-    ValueError: a process needs 0 < beta_min <= beta_max; got 2.0 and 1.0
+    ValueError: this process needs 0 < beta_min <= beta_max; got 2.0 and 1.0
     """
     (low_name, low), (high_name, high) = ((name, concrete(value)) for name, value in bounds.items())
     relation = "<" if strictly else "<="
     if low is not None and high is not None and not (low > 0 and (low < high or (low == high and not strictly))):
-        raise ValueError(f"a process needs 0 < {low_name} {relation} {high_name}; got {low} and {high}")
+        raise ValueError(f"this process needs 0 < {low_name} {relation} {high_name}; got {low} and {high}")
 
 
 def _check_time(t: Any, domain: tuple[float, float]) -> Array:
     t, (lowest, highest) = floating(t), domain
     values = concrete(t)
     if values is not None and values.size:
-        slack = 1e-6 * (highest - lowest) if np.isfinite(highest) else 0.0  # t may have been rounded to float32
+        slack = 1e-6 * (highest - lowest) if np.isfinite(highest) else 0.0  # for times rounded to float32
         wrong = values[~((values >= lowest - slack) & (values <= highest + slack))]
         if wrong.size:
             allowed = f"in [{lowest:g}, {highest:g}]" if np.isfinite(highest) else "above 0"

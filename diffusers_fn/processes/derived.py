@@ -1,4 +1,4 @@
-"""Processes made from another one."""
+"""Processes derived from another one: shifted, with other time labels, with data and noise exchanged."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from diffusers_fn._arrays import concrete, floating, namespace
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.processes.base import Process, TimeFunction
 
+__all__ = ["exchanged", "labelled", "shifted"]
+
 
 def shifted(process: Process, shift: float) -> Process:
-    """Returns the process with log SNR lowered by 2 log(shift): shift > 1 stays longer in the noise.
+    """Returns the process with log SNR lowered by 2 log(shift): shift > 1 puts more of the time at high noise.
 
-    Its level at t is the old level at t', log SNR(t') = log SNR(t) - 2 log(shift), with the label of t'. On `flow` that
-    is, with the label,
+    Its level at t is the level of `process` at t', time label included, with
+    log SNR(t') = log SNR(t) - 2 log(shift). For `flow`,
 
         t' = shift t / (1 + (shift - 1) t)
 
     Esser et al., "Scaling Rectified Flow Transformers", 2024, https://arxiv.org/abs/2403.03206, eq. 23. The shift of
-    simple diffusion for images of size d, log SNR + 2 log(64 / d), is the same one: `shifted(process, d / 64)`
-    (Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093). t_min and t_max move inwards where t' would
-    leave the old ends.
+    simple diffusion for images of size d, log SNR + 2 log(64 / d), is `shifted(process, d / 64)` (Hoogeboom et al.
+    2023, https://arxiv.org/abs/2301.11093). t_min and t_max are moved so that t' stays in the old range.
 
     Raises:
       ValueError: unless shift > 0.
@@ -44,11 +45,12 @@ def shifted(process: Process, shift: float) -> Process:
     def time(log_snr: Any) -> Array:
         return process.time(log_snr + offset)
 
-    def rates(t: Any) -> tuple[Array, Array]:  # dt' / dt is the ratio of the speeds of log SNR, -g^2 / sigma^2
+    def rates(t: Any) -> tuple[Array, Array]:
+        # dt' / dt is the ratio of the derivatives of log SNR, -g^2 / sigma^2, at t and at t'.
         t_moved = moved(t)
         f, g2 = process.rates(t_moved)
         speed = g2 / process.level(t_moved).sigma ** 2
-        with np.errstate(invalid="ignore"):  # not a number where both are infinite, at alpha = 0
+        with np.errstate(invalid="ignore"):  # NaN at alpha = 0, where both are infinite
             speedup = process.rates(t)[1] / process.level(t).sigma ** 2 / speed
         return f * speedup, g2 * speedup
 
@@ -60,13 +62,13 @@ def shifted(process: Process, shift: float) -> Process:
 
 
 def labelled(process: Process, label: TimeFunction) -> Process:
-    """Returns the process with label(t) as the label of its levels, for networks that want another one than t.
+    """Returns the process with label(t) as the time label of its levels.
 
-    On a shifted process t is the time before the shift: label first, then shift.
+    To combine it with a shift, label first and shift then: `shifted` looks up the label at the shifted time.
 
     Args:
-      process: any.
-      label: t -> label, each S; written with operators or `jax.numpy`, it also traces.
+      process: a process.
+      label: t -> label, S each; written with operators or `jax.numpy`, so that it can be traced.
 
     >>> from diffusers_fn.processes import flow
     >>> labelled(flow(), lambda t: 1000 * t)(0.25).t
@@ -81,9 +83,9 @@ def labelled(process: Process, label: TimeFunction) -> Process:
 
 
 def exchanged(process: Process) -> Process:
-    """Returns the process with the roles of data and noise exchanged, alpha for sigma, labels as they were.
+    """Returns the process with data and noise exchanged: alpha and sigma swapped, with the same time labels.
 
-    `invert` runs a solver on exchanged levels; one with inner stages finds theirs, label included, on this process:
+    `invert` runs a solver on exchanged levels. A solver with inner stages finds their levels on this process:
     `invert(denoise, levels, x0, make=lambda levels: solvers.dpm2(levels, exchanged(process)))`.
 
     >>> from diffusers_fn.processes import flow
@@ -95,7 +97,8 @@ def exchanged(process: Process) -> Process:
         old = process.level(t)
         return Level(old.sigma, old.alpha, old.t)
 
-    def rates(t: Any) -> tuple[Array, Array]:  # of x with d(log alpha) = f dt and d(sigma^2) = (g^2 + 2 f sigma^2) dt
+    def rates(t: Any) -> tuple[Array, Array]:
+        # From d(log alpha) = f dt and d(sigma^2) = (g^2 + 2 f sigma^2) dt.
         f, g2 = process.rates(t)
         old = process.level(t)
         growth = f + g2 / (2 * old.sigma**2)

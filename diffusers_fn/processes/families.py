@@ -1,4 +1,4 @@
-"""Processes in closed form."""
+"""Processes with alpha(t) and sigma(t) in closed form."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from diffusers_fn._arrays import concrete, namespace
 from diffusers_fn.levels import Array
 from diffusers_fn.processes.base import Process, TimeFunction, check_ordered, make_process, on_circle, ones, sigmoid
 
+__all__ = ["cosine", "edm", "flow", "sub_vp", "trigonometric", "ve", "vp"]
+
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
-    """Returns the variance-preserving process of the linear beta(t), t in [0, 1], labelled by t.
+    """Returns the variance-preserving process with linear beta(t), t in [0, 1], labelled by t.
 
         B(t) = beta_min t + (beta_max - beta_min) t^2 / 2,   alpha = exp(-B / 2),   sigma^2 = 1 - exp(-B)
         f = -beta(t) / 2,   g^2 = beta(t)
 
     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
-    https://arxiv.org/abs/2011.13456, eq. 11 and 29. It is not the DDPM table: for that see `tabulated`. Networks of
-    that paper are labelled by 999 t: `labelled(vp(), lambda t: 999 * t)`.
+    https://arxiv.org/abs/2011.13456, eq. 11 and 29. It is not the DDPM table, for which see `tabulated`. The networks
+    of that paper take the label 999 t: `labelled(vp(), lambda t: 999 * t)`.
 
     Raises:
       ValueError: unless 0 < beta_min <= beta_max.
@@ -47,7 +49,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
-    """Returns the sub-VP process: alpha of `vp` with the smaller sigma = 1 - exp(-B), t in [0, 1], labelled by t.
+    """Returns the sub-VP process: alpha of `vp` and the smaller sigma = 1 - exp(-B), t in [0, 1], labelled by t.
 
         f = -beta(t) / 2,   g^2 = beta(t) (1 - exp(-2 B(t)))
 
@@ -80,12 +82,12 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Process:
-    """Returns the variance-exploding process: alpha = 1, sigma geometric in t in [0, 1], labelled by t.
+    """Returns the variance-exploding process: alpha = 1, sigma exponential in t, t in [0, 1], labelled by t.
 
         sigma = sigma_min (sigma_max / sigma_min)^t,   f = 0,   g^2 = 2 sigma^2 log(sigma_max / sigma_min)
 
-    Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 9 and 29 (sigma(0) = sigma_min is part of the data there).
-    Networks of that paper are labelled by sigma: `labelled(ve(), lambda t: ve()(t).sigma)`.
+    Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 9 and 29 (where sigma_min is counted as part of the
+    data). The networks of that paper take the label sigma: `labelled(ve(), lambda t: ve()(t).sigma)`.
 
     Raises:
       ValueError: unless 0 < sigma_min < sigma_max.
@@ -119,8 +121,8 @@ def cosine(s: float = 0.008) -> Process:
         f = -c tan(theta),   g^2 = 2 c tan(theta),   c = pi / 2 / (1 + s)
 
     Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672,
-    eq. 17, without the clipping of `cosine_betas`. Pure noise at t = 1; t_max = 0.9946, as for DPM-Solver (Lu et al.
-    2022, https://arxiv.org/abs/2206.00927), so that log SNR is finite on a plan.
+    eq. 17, without the clipping of `cosine_betas`. At t = 1 it is pure noise; t_max = 0.9946, as in DPM-Solver (Lu et
+    al. 2022, https://arxiv.org/abs/2206.00927), so that log SNR is finite on a plan.
 
     Raises:
       ValueError: if s < 0.
@@ -158,9 +160,9 @@ def trigonometric() -> Process:
 
         f = -(pi / 2) tan(pi t / 2),   g^2 = pi tan(pi t / 2)
 
-    The generalised variance-preserving interpolant of SiT (Ma et al. 2024, https://arxiv.org/abs/2401.08740; its code
-    counts t from the noise). It is `cosine(0)` up to pure noise, and its log SNR, -2 log tan(pi t / 2), is the schedule
-    of simple diffusion (Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093).
+    The generalised variance-preserving interpolant of SiT (Ma et al. 2024, https://arxiv.org/abs/2401.08740; time runs
+    the other way in its code). It is `cosine(0)` with t_max = 1. Its log SNR, -2 log tan(pi t / 2), is the schedule of
+    simple diffusion (Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093).
 
     >>> level = trigonometric()(0.5)
     >>> round(float(level.alpha), 6), round(float(level.sigma), 6)
@@ -170,13 +172,13 @@ def trigonometric() -> Process:
 
 
 def flow() -> Process:
-    """Returns the straight line between data and noise: alpha = 1 - t, sigma = t, t in [0, 1], labelled by t.
+    """Returns the linear path between data and noise: alpha = 1 - t, sigma = t, t in [0, 1], labelled by t.
 
         f = -1 / (1 - t),   g^2 = 2 t / (1 - t)
 
     Liu et al., "Flow Straight and Fast", 2023, https://arxiv.org/abs/2209.03003, eq. 1, and Lipman et al., "Flow
-    Matching", 2023, https://arxiv.org/abs/2210.02747, eq. 20 (both count t from the noise). Networks that were given
-    1000 t: `labelled(flow(), lambda t: 1000 * t)`.
+    Matching", 2023, https://arxiv.org/abs/2210.02747, eq. 20 (in both, time runs from noise to data). For networks
+    that take the label 1000 t: `labelled(flow(), lambda t: 1000 * t)`.
 
     >>> flow()(0.25)
     Level(alpha=np.float64(0.75), sigma=np.float64(0.25), t=np.float64(0.25))
@@ -192,12 +194,13 @@ def flow() -> Process:
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
-    """Returns the process whose time is the noise itself: alpha = 1, sigma = t > 0, labelled by log(sigma) / 4.
+    """Returns EDM's process, with the noise level as the time: alpha = 1, sigma = t > 0, labelled by log(sigma) / 4.
 
         f = 0,   g^2 = 2 t
 
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-    https://arxiv.org/abs/2206.00364, section 3 and table 1. sigma_min and sigma_max are only the ends of sampling.
+    https://arxiv.org/abs/2206.00364, section 3 and table 1. sigma_min and sigma_max are the ends of sampling, t_min and
+    t_max; the process is defined for every t > 0.
 
     Raises:
       ValueError: unless 0 < sigma_min < sigma_max.
@@ -221,7 +224,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
 
 
 def _linear_beta(beta_min: Any, beta_max: Any) -> tuple[TimeFunction, TimeFunction]:
-    """B(t), the integral of beta from 0 to t, and its inverse."""
+    """Returns B(t), the integral of beta from 0 to t, and its inverse."""
     slope = beta_max - beta_min
 
     def integral(t: Any) -> Array:

@@ -1,4 +1,4 @@
-"""The continuous process through a discrete table."""
+"""The continuous process that interpolates a discrete table."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from diffusers_fn.levels import Array
 from diffusers_fn.noise_schedules import NoiseSchedule, on_host
 from diffusers_fn.processes.base import Process, TimeFunction, make_process, on_circle
 
+__all__ = ["Interpolation", "linear_log_alpha", "linear_log_snr", "linear_sigma", "tabulated"]
+
 
 class Interpolation(NamedTuple):
-    """What is linear in t between the timesteps of a table: y, a monotone function of log SNR.
+    """The quantity y that is linear in t between the timesteps of a table, a monotone function of log SNR.
 
     Attributes:
       of: log SNR -> y.
@@ -41,20 +43,20 @@ linear_log_alpha = Interpolation(  # y = log(alpha)
 
 
 def tabulated(schedule: NoiseSchedule, interpolation: Interpolation = linear_log_snr) -> Process:
-    """Returns the continuous process through a discrete table, t in [0, T-1], labelled by t.
+    """Returns the continuous process that interpolates a discrete table, t in [0, T-1], labelled by t.
 
-    At an integer t the level is that of the table; in between log SNR is linear in t, alpha^2 + sigma^2 = 1. Other
-    people's samplers also interpolate sigma / alpha (`linear_sigma`) or log(alpha) (`linear_log_alpha`). With slope =
-    d(log SNR) / dt,
+    At an integer t the level is that of the table. Between two timesteps log SNR is linear in t by default, with
+    alpha^2 + sigma^2 = 1; the samplers of other libraries also interpolate sigma / alpha (`linear_sigma`) or log(alpha)
+    (`linear_log_alpha`). With slope = d(log SNR) / dt,
 
         f = slope sigma^2 / 2,   g^2 = -slope sigma^2
 
     Args:
       schedule: the table.
-      interpolation: what is linear in t.
+      interpolation: the quantity that is linear in t.
 
     Raises:
-      ValueError: if the schedule has a single timestep, ends on pure noise (log SNR -inf) or is traced.
+      ValueError: if the schedule has a single timestep, ends on pure noise (log SNR = -inf) or is traced.
 
     >>> from diffusers_fn.levels import log_snr
     >>> from diffusers_fn.noise_schedules import level_at, linear_betas, make_noise_schedule

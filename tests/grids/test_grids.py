@@ -104,7 +104,7 @@ def test_uniform_log_snr_is_even_and_spans_the_schedule():
 
 
 def _steps(values):
-    """The steps of a grid, in units of their mean: all ones if it is even."""
+    """Returns the steps of a grid in units of their mean: ones if the grid is even."""
     return np.diff(values) / np.mean(np.diff(values))
 
 
@@ -158,7 +158,7 @@ def test_beta_quantile_is_the_inverse_of_the_distribution(a, b):
 
 
 def test_align_your_steps():
-    # The authors list timesteps as well; on latent diffusion's table they are the nearest ones, give or take one.
+    # The authors list timesteps as well: on latent diffusion's table they are the nearest ones, up to one.
     on_table = grids.align_your_steps(10, schedule=LATENT)
     published = np.array([999, 850, 736, 645, 545, 455, 343, 233, 124, 24])
     np.testing.assert_allclose(on_table.t, published, atol=1.0)
@@ -188,7 +188,7 @@ def test_snap_moves_a_plan_onto_the_table():
 
 
 def _check_labels(levels):
-    """A fractional label lies between the timesteps whose levels enclose it, and is exact on them."""
+    """Asserts that each label lies between the timesteps whose levels enclose the level."""
     t = np.clip(levels.t, 0, 999)
     above = dfn.log_snr(dfn.level_at(SCHEDULE, np.ceil(t).astype(int)))
     below = dfn.log_snr(dfn.level_at(SCHEDULE, np.floor(t).astype(int)))
@@ -210,13 +210,13 @@ def _check_labels(levels):
         (lambda: grids.karras(5, rho=0.0), "rho > 0"),
         (lambda: grids.polyexponential(5, rho=-1.0), "rho > 0; got -1.0"),
         (lambda: grids.exponential(5, schedule=processes.flow()), "0 < sigma_min < sigma_max < inf; got .* and inf"),
-        (lambda: grids.uniform_log_snr(processes.flow(), 5), "log SNR is infinite at t = 1.0: give t_max"),
+        (lambda: grids.uniform_log_snr(processes.flow(), 5), "log SNR is infinite at t = 1.0: give another t_max"),
         (lambda: grids.uniform_t(processes.vp(), 5, t_max=2.0), r"t must lie in \[0, 1\]"),
         (lambda: grids.uniform_t(processes.vp(), 5, t_max=0.1, t_min=0.1), "t_min must lie below t_max"),
         (lambda: grids.power_t(processes.vp(), 5, 0.0), "power must be positive; got 0.0"),
         (lambda: grids.beta(processes.vp(), 5, 0.0), "a > 0 and b > 0; got 0.0"),
-        (lambda: grids.at_ratios([1.0, 2.0]), "falling list of positive numbers"),
-        (lambda: grids.at_ratios([2.0, 1.0, 0.0]), "the final 0 left out"),
+        (lambda: grids.at_ratios([1.0, 2.0]), "decreasing list of positive numbers"),
+        (lambda: grids.at_ratios([2.0, 1.0, 0.0]), "without the final 0"),
         (lambda: grids.align_your_steps(5, grids.VIDEO, schedule=LATENT), "within the schedule's own range"),
         (lambda: grids.snap(grids.karras(300, schedule=SCHEDULE), SCHEDULE), "would share the timestep"),
         (lambda: grids.drop_last(grids.karras(1)), "at least 2 levels; got 1"),
@@ -236,6 +236,6 @@ def test_bad_requests_are_refused(call, message):
 
 
 def test_leading_refuses_an_offset_into_clean_data():
-    # A plan's levels are noisy: t = -1 is no level to visit.
+    # A plan has no clean level (t = -1).
     with pytest.raises(ValueError, match="offset"):
         grids.leading(SCHEDULE, 10, offset=-1)

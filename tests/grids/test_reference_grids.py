@@ -1,7 +1,7 @@
-"""Other people's grids, expressed here: every option of the reference schedulers is a call, and its numbers are met.
+"""Grids of other libraries: every option of the reference schedulers as a call, compared with recorded numbers.
 
-The functions below are the translation: what a reference calls `timestep_spacing`, `use_karras_sigmas`, ... is the body
-of the branch that bears the name. tests/golden/schedules/meta.json holds the configuration of each case.
+The functions below translate a reference's configuration (`timestep_spacing`, `use_karras_sigmas`, ...) into a call.
+tests/golden/schedules/meta.json has the configuration of each case.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ SIGMA = ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteSchedule
 FAST = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
-# One step: these list t = 0, the far end of linspace, where the plan here starts from the noise.
+# With one step these schedulers list t = 0, the clean end of linspace; a plan here starts at the noise.
 FROM_THE_WRONG_END = {"DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"}
 
 
 def plan(row):
-    """The reference's configuration -> the call here."""
+    """Returns the levels for a reference's configuration."""
     cls, config, n = row["cls"], row["config"], row["num_inference_steps"]
     if cls.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         return flow_plan(row)
@@ -81,7 +81,7 @@ def flow_plan(row):
         mu = row["extra"]["mu"]
         shift = mu if config.get("time_shift_type") == "linear" else np.exp(mu)
         return grids.uniform_t(processes.shifted(thousandfold, shift), n, t_max=1.0, t_min=1e-3)
-    # The end of its linspace is shifted before all of it is shifted.
+    # It shifts the end of its linspace, and then the whole grid.
     shifted = processes.shifted(thousandfold, config["shift"])
     levels = grids.uniform_t(shifted, n, t_min=shifted(1e-3).sigma)
     if "shift_terminal" in config:  # stretched so that the last sigma is the given one
@@ -91,7 +91,7 @@ def flow_plan(row):
 
 
 def labels(row, levels):
-    """What each reference tells the network: fractional timesteps, rounded or truncated ones."""
+    """Returns the levels with the reference's time labels: fractional timesteps, rounded or truncated ones."""
     config = row["config"]
     if config.get("use_flow_sigmas"):
         return dataclasses.replace(levels, t=np.floor(np.minimum(levels.t, 1000 - 1e-3) + 1e-6))
@@ -120,7 +120,7 @@ def test_a_reference_grid_is_a_call_here(name):
         return
 
     exact = row["dtype"] == "f64"
-    if row["config"].get("interpolation_type") != "log_linear":  # that one pairs its sigmas with another grid's labels
+    if row["config"].get("interpolation_type") != "log_linear":  # its labels are those of another grid
         wanted = labels(row, levels).t
         np.testing.assert_allclose(wanted, wanted_t[:n], rtol=1e-9 if exact else 1e-6, atol=1e-6 if exact else 1e-3)
     if f"{name}/sigmas" in golden:
@@ -137,11 +137,11 @@ def test_the_discrete_wrapper_interpolates_in_log_sigma():
     levels = grids.uniform_t(schedule, 12)
     np.testing.assert_allclose(levels.sigma / levels.alpha, golden["discrete/get_sigmas_12"][:-1], rtol=1e-10)
     sigmas, wanted = golden["discrete/sigma_test"], golden["discrete/sigma_to_t_q0"]
-    inside = (wanted > 0) & (wanted < 999)  # it clamps what lies outside; here that is refused
+    inside = (wanted > 0) & (wanted < 999)  # it clamps values outside, which are refused here
     assert inside.sum() >= 4
-    sigmas = np.round(sigmas[inside], 6)  # it was given the decimals, the file holds their float32
+    sigmas = np.round(sigmas[inside], 6)  # its input was decimal numbers, which the file stores as float32
     np.testing.assert_allclose(process.time(-2 * np.log(sigmas)), wanted[inside], rtol=1e-9, atol=1e-9)
-    # Its quantised form takes the timestep nearest in log sigma, which the rounded interpolation is, but for ties.
+    # Its quantised form is the timestep nearest in log sigma: the rounded interpolation, except for ties.
     np.testing.assert_array_equal(np.round(wanted[inside]), golden["discrete/sigma_to_t_q1"][inside])
 
 

@@ -322,7 +322,7 @@ def test_entries_a_few_at_a_time_are_those_at_once():
                 plan("flow"),
                 x,
             ),
-            "does not tell x0 at alpha = 0",
+            "does not determine x0 at alpha = 0",
         ),
     ],
 )

@@ -345,7 +345,7 @@ def test_descent_on_the_bound_finds_the_best_variance():
                 dfn.make_denoiser(lambda params, x, t, cond: x, None, parameterizations.epsilon),
                 x,
             ),
-            "does not tell x0 at alpha = 0",
+            "does not determine x0 at alpha = 0",
         ),
     ],
 )

@@ -127,7 +127,7 @@ def test_parameters_may_be_traced(x64):
 def test_score_sde_sub_vp():
     golden = load("orig_score_sde/tables")
     process = processes.sub_vp()
-    b = -np.log1p(-golden["tables/subvp/std"])  # the file keeps no times: they follow from its std = 1 - exp(-B)
+    b = -np.log1p(-golden["tables/subvp/std"])  # the file has no times: they follow from its std = 1 - exp(-B)
     t = 2 * b / (0.1 + np.sqrt(0.1**2 + 2 * 19.9 * b))
     level, (f, g2) = process(t), process.rates(t)
     np.testing.assert_allclose(level.sigma, golden["tables/subvp/std"], rtol=1e-9)
@@ -152,7 +152,7 @@ def test_score_sde_sub_vp():
 )
 def test_dpm_solver_schedules(name, process, to_t):
     golden = load("orig_dpm_unipc/schedules")
-    # The discrete times went through float32 where lambda was inverted: inverse_lambda has the exact ones.
+    # The reference rounds the discrete times to float32 before it inverts lambda: inverse_lambda has the exact times.
     t = golden[f"schedule/{name}/inverse_lambda"]
     level = process(to_t(t))
     np.testing.assert_allclose(level.alpha, golden[f"schedule/{name}/marginal_alpha"], rtol=1e-7)
@@ -247,7 +247,7 @@ def test_labels():
     process = processes.labelled(processes.vp(), lambda t: 999 * t)
     np.testing.assert_allclose(process(np.array([0.1, 1.0])).t, [99.9, 999.0], rtol=1e-14)
     np.testing.assert_allclose(jax.jit(process.level)(jnp.array([0.1, 1.0])).t, [99.9, 999.0], rtol=1e-6)
-    # Label first, then shift: the network is told where it is, not where it would have been.
+    # Label first, then shift: the label is that of the shifted time.
     shifted = processes.shifted(processes.labelled(processes.flow(), lambda t: 1000 * t), 3.0)
     np.testing.assert_allclose(shifted(0.5).t, 750.0, rtol=1e-14)
 
@@ -260,34 +260,34 @@ def test_labels():
 def test_between_is_exact_without_the_process(name, fraction):
     process = PROCESSES[name]
     t = inside(process)[::-1]
-    frm, to = process(t[:-1]), process(t[1:])
-    known = processes.between(frm, to, fraction, process)
-    guessed = processes.between(frm, to, fraction)
-    np.testing.assert_allclose(dfn.log_snr(known), (1 - fraction) * dfn.log_snr(frm) + fraction * dfn.log_snr(to))
+    start, end = process(t[:-1]), process(t[1:])
+    known = processes.between(start, end, fraction, process)
+    guessed = processes.between(start, end, fraction)
+    np.testing.assert_allclose(dfn.log_snr(known), (1 - fraction) * dfn.log_snr(start) + fraction * dfn.log_snr(end))
     np.testing.assert_allclose([guessed.alpha, guessed.sigma], [known.alpha, known.sigma], rtol=1e-10)
     if name in ("flow", "edm", "ve", "shifted_flow"):  # their labels are linear in what is interpolated
         np.testing.assert_allclose(guessed.t, known.t, rtol=1e-10, atol=1e-12)
     else:
-        assert np.all((to.t - 1e-12 <= guessed.t) & (guessed.t <= frm.t + 1e-12))
+        assert np.all((end.t - 1e-12 <= guessed.t) & (guessed.t <= start.t + 1e-12))
 
 
 def test_between_off_the_circle_stays_on_the_ray_and_the_chord():
-    frm, to = processes.sub_vp()(0.8), processes.sub_vp()(0.5)
-    middle = processes.between(frm, to, 0.25)
-    np.testing.assert_allclose(dfn.log_snr(middle), 0.75 * dfn.log_snr(frm) + 0.25 * dfn.log_snr(to), rtol=1e-12)
-    weights = [(middle.alpha - frm.alpha) / (to.alpha - frm.alpha), (middle.sigma - frm.sigma) / (to.sigma - frm.sigma)]
-    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-10)
-    np.testing.assert_allclose(middle.t, 0.8 + weights[0] * (0.5 - 0.8), rtol=1e-10)
+    start, end = processes.sub_vp()(0.8), processes.sub_vp()(0.5)
+    middle = processes.between(start, end, 0.25)
+    np.testing.assert_allclose(dfn.log_snr(middle), 0.75 * dfn.log_snr(start) + 0.25 * dfn.log_snr(end), rtol=1e-12)
+    weight = (middle.alpha - start.alpha) / (end.alpha - start.alpha)
+    np.testing.assert_allclose(weight, (middle.sigma - start.sigma) / (end.sigma - start.sigma), rtol=1e-10)
+    np.testing.assert_allclose(middle.t, 0.8 + weight * (0.5 - 0.8), rtol=1e-10)
 
 
 def test_between_traces(x64):
     for process in (processes.vp(), processes.flow(), processes.edm()):
         t = inside(process)[::-1]
-        frm, to = process(t[:-1]), process(t[1:])
-        wanted = processes.between(frm, to, 0.5)
-        traced = jax.jit(processes.between)(*jax.tree.map(jnp.asarray, (frm, to)), 0.5)
+        start, end = process(t[:-1]), process(t[1:])
+        wanted = processes.between(start, end, 0.5)
+        traced = jax.jit(processes.between)(*jax.tree.map(jnp.asarray, (start, end)), 0.5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), traced, wanted)
-        gradient = jax.grad(lambda fraction, ends: processes.between(*ends, fraction).sigma.sum())(0.5, (frm, to))
+        gradient = jax.grad(lambda fraction, ends: processes.between(*ends, fraction).sigma.sum())(0.5, (start, end))
         assert np.isfinite(gradient)
 
 
@@ -317,8 +317,8 @@ PURE_NOISE, CLEAN, NOISY = Level(0.0, 1.0, 1.0), Level(1.0, 0.0, 0.0), Level(0.6
         ),
         (lambda: processes.tabulated(dfn.make_noise_schedule(np.array([0.5]))), "at least 2 timesteps; got 1"),
         (lambda: processes.between(NOISY, NOISY, 1.5), r"fraction must lie in \[0, 1\]; got 1.5"),
-        (lambda: processes.between(PURE_NOISE, NOISY, 0.5), "log SNR is infinite where frm.alpha = 0"),
-        (lambda: processes.between(NOISY, CLEAN, 0.5), "log SNR is infinite where to.sigma = 0"),
+        (lambda: processes.between(PURE_NOISE, NOISY, 0.5), "log SNR is infinite where start.alpha = 0"),
+        (lambda: processes.between(NOISY, CLEAN, 0.5), "log SNR is infinite where end.sigma = 0"),
     ],
 )
 def test_bad_requests_are_refused(call, message):
@@ -329,7 +329,7 @@ def test_bad_requests_are_refused(call, message):
 @pytest.mark.parametrize("name", ["vp", "ve", "flow", "labelled_ve"])
 @pytest.mark.usefixtures("x64")
 def test_an_exchanged_process_is_a_process(name):
-    """Data and noise swap roles; time and rates follow, and twice is once not."""
+    """Level, time and rates agree, and exchanging twice gives the process back."""
     process = PROCESSES[name]
     swapped, t = processes.exchanged(process), inside(process)
     level, there = process(t), swapped(t)

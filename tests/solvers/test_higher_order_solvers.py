@@ -172,7 +172,7 @@ def test_a_network_that_cannot_start_at_pure_noise_is_refused(name):
     network = dfn.make_denoiser(lambda params, x, t, cond: 0.1 * x, None, getattr(dfn.parameterizations, name))
     run = lambda: dfn.sample(None, dfn.clip_x0()(network), solvers.dpmpp_2m(PURE), jnp.ones((2, 3))).x0  # noqa: E731
     if name in ("epsilon", "score"):
-        with pytest.raises(ValueError, match=r"does not tell x0 at alpha = 0 .*use v, x0 or velocity"):
+        with pytest.raises(ValueError, match=r"does not determine x0 at alpha = 0 .*use v, x0 or velocity"):
             run()
     else:
         assert np.all(np.isfinite(run()))
