@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import expand, namespace
-from diffusers_fn.levels import Level
-from diffusers_fn.oracles.denoisers import check_components, components
+from diffusers_fn._arrays import namespace
+from diffusers_fn.levels import Array, Level
+from diffusers_fn.oracles.denoisers import as_data, components_last, mixture_components, per_example
+
+__all__ = ["draw_mixture", "gaussian_flow", "mixture_flow", "mixture_log_prob"]
 
 
-def gaussian_flow(mean: Any, std: Any, x: Any, frm: Level, to: Level) -> Any:
+def gaussian_flow(mean: Any, std: Any, x: Any, start: Level, end: Level) -> Any:
     """Returns where the probability flow of N(mean, std^2) data takes x from one level to another, either way.
 
     The flow is affine and keeps the standard score:
@@ -26,18 +29,18 @@ def gaussian_flow(mean: Any, std: Any, x: Any, frm: Level, to: Level) -> Any:
       mean: a number, or an array that combines with x.
       std: as mean.
       x: any shape, NumPy or JAX; the kind that comes back.
-      frm: one level, S = [].
-      to: one level; the clean one too.
+      start: one level, S = [].
+      end: one level, S = []; it may be the clean one.
 
     >>> float(gaussian_flow(0.5, 0.3, 10.0, Level(0.0, 10.0, 0.0), Level(1.0, 0.0, 0.0)))
     0.8
     """
-    xp = namespace(mean, std, x, frm, to)
+    xp = namespace(mean, std, x, start, end)
     spread = lambda level: xp.sqrt((level.alpha * std) ** 2 + level.sigma**2)  # noqa: E731
-    return to.alpha * mean + spread(to) / spread(frm) * (x - frm.alpha * mean)
+    return end.alpha * mean + spread(end) / spread(start) * (x - start.alpha * mean)
 
 
-def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, frm: Level, to: Level) -> np.ndarray:
+def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, start: Level, end: Level) -> np.ndarray:
     """Returns where the probability flow of a mixture takes x, entry by entry: on a line it keeps the quantile.
 
         F'(x') = F(x),   F the distribution function of sum_k w_k N(alpha mean_k, alpha^2 std_k^2 + sigma^2)
@@ -49,8 +52,8 @@ def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, frm: Level, to: Le
       means: [K].
       stds: [K], positive.
       x: any shape, numbers on the host, not much further than 8 standard deviations from every component.
-      frm: one level, S = [].
-      to: one level.
+      start: one level, S = [].
+      end: one level, S = [].
 
     Raises:
       ValueError: unless weights, means and stds are [K].
@@ -72,21 +75,21 @@ def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, frm: Level, to: Le
         score = (x[..., None] - level.alpha * means) / spread
         return np.sum(weights * 0.5 * erfc(np.where(upper[..., None], score, -score) / np.sqrt(2.0)), axis=-1)
 
-    upper = tail(x, frm, np.zeros(x.shape, bool)) > 0.5
-    wanted = tail(x, frm, upper)
-    reach = 40.0 * np.sqrt((to.alpha * stds) ** 2 + to.sigma**2).max()
-    low = np.full(x.shape, (to.alpha * means).min() - reach)
-    high = np.full(x.shape, (to.alpha * means).max() + reach)
+    upper = tail(x, start, np.zeros(x.shape, bool)) > 0.5
+    wanted = tail(x, start, upper)
+    reach = 40.0 * np.sqrt((end.alpha * stds) ** 2 + end.sigma**2).max()
+    low = np.full(x.shape, (end.alpha * means).min() - reach)
+    high = np.full(x.shape, (end.alpha * means).max() + reach)
     for _ in range(90):  # bisection to rounding
         middle = 0.5 * (low + high)
-        left = np.where(upper, tail(middle, to, upper) > wanted, tail(middle, to, upper) < wanted)
+        left = np.where(upper, tail(middle, end, upper) > wanted, tail(middle, end, upper) < wanted)
         low, high = np.where(left, middle, low), np.where(left, high, middle)
     return 0.5 * (low + high)
 
 
 def mixture_log_prob(
     weights: Any, means: Any, stds: Any, *, independent: bool = False
-) -> Callable[[jax.Array, Level], jax.Array]:
+) -> Callable[[Array, Level], Array]:
     """Returns (x, level) -> [B], the log density in nats of noised data of a mixture, the marginal of x at a level.
 
         log p(x) = log sum_k w_k N(x; alpha mean_k, alpha^2 std_k^2 + sigma^2)
@@ -100,18 +103,21 @@ def mixture_log_prob(
     >>> f"{log_prob(jnp.zeros((1, 2)), Level(0.8, 0.6, 0.0))[0]:.4f}"  # -log(2 pi)
     '-1.8379'
     """
-    log_weights, means, stds = check_components(weights, means, stds)
+    on_device, on_host = mixture_components(weights, means, stds)
 
-    def log_prob(x: jax.Array, level: Level) -> jax.Array:
-        alpha, sigma = expand(level.alpha, x[..., None]), expand(level.sigma, x[..., None])
-        var = (alpha * components(stds, x)) ** 2 + sigma**2
-        log_density = -0.5 * ((x[..., None] - alpha * components(means, x)) ** 2 / var + jnp.log(2.0 * jnp.pi * var))
+    def log_prob(x: Array, level: Level) -> Array:
+        xp = namespace(weights, means, stds, x, level.alpha, level.sigma)
+        x = as_data(x, xp)
+        log_w, mu, sd = (components_last(a, x) for a in (on_host if xp is np else on_device))  # [1, ..., K]
+        alpha, sigma = per_example(level.alpha, x[..., None], xp), per_example(level.sigma, x[..., None], xp)
+        var = (alpha * sd) ** 2 + sigma**2
+        log_density = -0.5 * ((x[..., None] - alpha * mu) ** 2 / var + xp.log(2.0 * xp.pi * var))
         axes = tuple(range(1, x.ndim))
-        log_w = log_weights.astype(x.dtype)
         if not independent:
-            log_density = jnp.sum(log_density, axis=axes)
-        total = jax.nn.logsumexp(log_density + log_w.reshape((1,) * (log_density.ndim - 1) + (-1,)), axis=-1)
-        return jnp.sum(total, axis=axes) if independent else total
+            log_density = xp.sum(log_density, axis=axes)  # [B, K]
+            log_w = log_w.reshape(1, -1)
+        total = _logsumexp(log_density + log_w, xp)
+        return xp.sum(total, axis=axes) if independent else total
 
     return log_prob
 
@@ -132,8 +138,13 @@ def draw_mixture(key: jax.Array, weights: Any, means: Any, stds: Any, num: int) 
     >>> draw_mixture(jax.random.key(0), [0.5, 0.5], jnp.array([[-1.0, 1.0], [1.0, 1.0]]), jnp.zeros((2, 2)), 3).shape
     (3, 2)
     """
-    log_weights, means, stds = check_components(weights, means, stds)
+    (log_weights, means, stds), _ = mixture_components(weights, means, stds)
     which_key, noise_key = jax.random.split(key)
     which = jax.random.categorical(which_key, log_weights, shape=(num,))
     stds = stds.reshape(stds.shape + (1,) * (means.ndim - stds.ndim))
     return means[which] + stds[which] * jax.random.normal(noise_key, (num, *means.shape[1:]), means.dtype)
+
+
+def _logsumexp(values: Array, xp: ModuleType) -> Array:
+    """Over the last axis."""
+    return jax.nn.logsumexp(values, axis=-1) if xp is jnp else np.logaddexp.reduce(values, axis=-1)

@@ -19,26 +19,26 @@ NOISY, MIDDLE, CLEAN = dfn.Level(0.1, 3.0, 0.0), dfn.Level(0.8, 0.6, 0.0), dfn.L
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("frm", [NOISY, MIDDLE, CLEAN])
-@pytest.mark.parametrize("to", [NOISY, MIDDLE, CLEAN])
-def test_flows_are_transitive_and_keep_the_distribution(frm, to):
+@pytest.mark.parametrize("start", [NOISY, MIDDLE, CLEAN])
+@pytest.mark.parametrize("end", [NOISY, MIDDLE, CLEAN])
+def test_flows_are_transitive_and_keep_the_distribution(start, end):
     """x drawn at one level is at the other level after the flow: here by the distribution functions of a fine grid."""
-    x = np.linspace(-1.5, 1.5, 7) * np.hypot(frm.alpha, frm.sigma)
-    there = oracles.mixture_flow(WEIGHTS, MEANS, STDS, x, frm, to)
-    back = oracles.mixture_flow(WEIGHTS, MEANS, STDS, there, to, frm)
+    x = np.linspace(-1.5, 1.5, 7) * np.hypot(start.alpha, start.sigma)
+    there = oracles.mixture_flow(WEIGHTS, MEANS, STDS, x, start, end)
+    back = oracles.mixture_flow(WEIGHTS, MEANS, STDS, there, end, start)
     np.testing.assert_allclose(back, x, rtol=1e-8, atol=1e-8)
     density = oracles.mixture_log_prob(WEIGHTS, MEANS, STDS)
 
     def below(x, level):
         """The probability below each x, by the trapezoid rule on the density."""
         points = np.linspace(-40.0, 0.0, 40_001)[:, None] + x
-        values = np.exp(density(jnp.asarray(points.reshape(-1, 1)), level)).reshape(points.shape)
+        values = np.exp(density(points.reshape(-1, 1), level)).reshape(points.shape)
         return np.trapezoid(values, points, axis=0)
 
     # The rule errs by h^2 / 12 times the slope at the end.
-    np.testing.assert_allclose(below(there, to), below(x, frm), atol=2e-7)
-    one = oracles.gaussian_flow(0.6, 0.5, x, frm, to)
-    np.testing.assert_allclose(oracles.mixture_flow([1.0], [0.6], [0.5], x, frm, to), one, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(below(there, end), below(x, start), atol=2e-7)
+    one = oracles.gaussian_flow(0.6, 0.5, x, start, end)
+    np.testing.assert_allclose(oracles.mixture_flow([1.0], [0.6], [0.5], x, start, end), one, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.usefixtures("x64")

@@ -81,6 +81,44 @@ def test_the_finite_oracle_is_the_sum():
         np.testing.assert_allclose(prediction.eps[i], (x[i] - alpha[i] * wanted) / sigma[i], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "oracle",
+    [
+        oracles.gaussian(np.array([0.1, -0.4, 0.3]), 0.7),
+        oracles.mixture(3 * WEIGHTS, MEANS, STDS),
+        oracles.mixture(WEIGHTS, np.stack([MEANS, -MEANS, 0.5 * MEANS], axis=1), STDS[:, None] * np.ones(3)),
+        oracles.mixture(WEIGHTS, MEANS, STDS, independent=True),
+        oracles.finite(np.array([[0.1, 0.2, -0.3], [0.7, -0.6, 0.4]])),
+        oracles.mixture_log_prob(WEIGHTS, MEANS, STDS),
+        oracles.mixture_log_prob(WEIGHTS, MEANS, STDS, independent=True),
+    ],
+)
+@pytest.mark.usefixtures("x64")
+def test_numpy_in_is_float64_out(oracle):
+    """On the host in double precision, without JAX, for NumPy inputs of any type; the same numbers as in JAX."""
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    for level in (LEVELS[0], dfn.Level(np.array([0.8, 1.3]), np.array([0.6, 0.4]), np.zeros(2))):
+        in_numpy, in_jax = oracle(x, level), oracle(jnp.asarray(x, jnp.float64), level)
+        for a, b in zip(jax.tree.leaves(in_numpy), jax.tree.leaves(in_jax), strict=True):
+            assert isinstance(b, jax.Array)
+            assert isinstance(a, np.ndarray)
+            assert a.dtype == np.float64
+            # The components of a mixture are held in float32 for JAX if they were given outside of double precision.
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_a_jax_array_anywhere_makes_the_prediction_a_jax_array():
+    ones, at = np.ones((2, 3)), dfn.Level(0.8, 0.6, 0.0)
+    for oracle, x, level in (
+        (oracles.gaussian(jnp.zeros(3), 1.0), ones, at),
+        (oracles.mixture(jnp.ones(2), MEANS, STDS), ones, at),
+        (oracles.finite(jnp.ones((1, 3))), ones, at),
+        (oracles.gaussian(0.0, 1.0), jnp.asarray(ones), at),
+        (oracles.gaussian(0.0, 1.0), ones, dfn.Level(jnp.array(0.8), 0.6, 0.0)),
+    ):
+        assert isinstance(oracle(x, level).x0, jax.Array)
+
+
 def test_one_component_is_the_gaussian():
     x = jnp.linspace(-2, 2, 6).reshape(2, 3)
     level = dfn.Level(jnp.array([0.7, 1.4]), jnp.array([0.9, 0.2]), jnp.zeros(2))
