@@ -25,7 +25,7 @@ from diffusers_fn._arrays import check_data, concrete, expand, namespace, workin
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Level
 from diffusers_fn.solvers.base import check_plan
-from diffusers_fn.solvers.forms import check_alpha
+from diffusers_fn.solvers.exponential import check_alpha
 
 Sum = tuple[jax.Array, jax.Array]  # a number as an unevaluated sum: leading part, rest
 Row = tuple[Level, jax.Array]  # a hop: level and rho' - rho

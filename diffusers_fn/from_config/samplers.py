@@ -59,7 +59,7 @@ def _in_time(make: Callable[..., Solver]) -> Callable[[Plan], Solver]:
 
 def _edm_stochastic(plan: Plan) -> Solver:
     settings = plan.settings
-    return solvers.edm_stochastic(
+    return solvers.heun_churn(
         plan.levels, settings.s_churn, settings.s_min, settings.s_max, settings.s_noise, process=plan.process
     )
 
