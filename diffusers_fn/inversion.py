@@ -22,8 +22,9 @@ from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.parameterizations import Prediction
 from diffusers_fn.sampling import sample
-from diffusers_fn.solvers.base import Solver, check_plan, linear_solver
+from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.ddim import ddim
+from diffusers_fn.solvers.plans import check_plan
 
 
 def invert(

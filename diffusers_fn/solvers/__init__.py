@@ -7,15 +7,13 @@ from diffusers_fn.solvers.base import (
     LinearRow,
     Solver,
     Step,
-    check_num_levels,
-    check_plan,
     linear_solver,
-    neighbours,
     start_level,
 )
 from diffusers_fn.solvers.churn import dpm2_churn, euler_churn, heun_churn
 from diffusers_fn.solvers.consistency import lcm, tcd
 from diffusers_fn.solvers.ddim import ancestral, ddim
+from diffusers_fn.solvers.dpm_solver import dpm2, dpm_solver, dpmpp_2s, dpmpp_3s
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,
     ExponentialStep,
@@ -27,6 +25,7 @@ from diffusers_fn.solvers.langevin import Corrector, annealed_langevin, langevin
 from diffusers_fn.solvers.memory import with_memory
 from diffusers_fn.solvers.multistep import dpmpp_1, dpmpp_1_sde, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from diffusers_fn.solvers.padding import pad
+from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
 from diffusers_fn.solvers.pndm import plms, pndm
 from diffusers_fn.solvers.restarts import with_restarts
 from diffusers_fn.solvers.runge_kutta import (
@@ -40,7 +39,7 @@ from diffusers_fn.solvers.runge_kutta import (
 )
 from diffusers_fn.solvers.sa_solver import sa_solver
 from diffusers_fn.solvers.sde import DiffusionCoefficient, euler_maruyama, heun_sde, reverse_diffusion
-from diffusers_fn.solvers.singlestep import dpm2, dpm_solver, dpmpp_2s, dpmpp_3s, fast_orders, singlestep
+from diffusers_fn.solvers.singlestep import fast_orders, singlestep
 from diffusers_fn.solvers.singlestep_sde import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
 from diffusers_fn.solvers.tableaus import EULER, HEUN, MIDPOINT, RK4, THREE_EIGHTHS, Tableau, two_stage

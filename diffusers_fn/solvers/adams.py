@@ -8,11 +8,10 @@ import numpy as np
 
 from diffusers_fn._arrays import namespace
 from diffusers_fn.levels import Array, Level, log_snr
-from diffusers_fn.solvers.base import Solver, neighbours
+from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,
     ExponentialStep,
-    check_alpha,
     exponential_step,
     noise_prediction,
 )
@@ -23,6 +22,7 @@ from diffusers_fn.solvers.multistep_tables import (
     step_orders,
     value_before,
 )
+from diffusers_fn.solvers.plans import check_alpha, neighbours
 
 __all__ = ["ADAMS_BASHFORTH", "adams", "deis", "ipndm", "lagrange_integrals", "lms"]
 

@@ -13,7 +13,8 @@ from diffusers_fn._arrays import concrete, expand, namespace
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.processes import Process, between
-from diffusers_fn.solvers.base import Solver, Step, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.base import Solver, Step
+from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
 
 __all__ = ["AdaptiveRow", "AdaptiveState", "AdaptiveStep", "adaptive"]
 

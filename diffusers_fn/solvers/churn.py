@@ -20,10 +20,12 @@ import numpy as np
 from diffusers_fn._arrays import concrete, is_zero, namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.processes import Process, at_log_snr, between
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan
-from diffusers_fn.solvers.exponential import check_alpha, noise_prediction
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.dpm_solver import dpm2
+from diffusers_fn.solvers.exponential import noise_prediction
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan
 from diffusers_fn.solvers.runge_kutta import euler, heun
-from diffusers_fn.solvers.singlestep import dpm2, second_order
+from diffusers_fn.solvers.singlestep import second_order
 from diffusers_fn.solvers.stages import Stage, before_each_step, solver_from_stages
 
 __all__ = ["dpm2_churn", "euler_churn", "heun_churn"]

@@ -9,8 +9,9 @@ import numpy as np
 
 from diffusers_fn._arrays import concrete, is_zero, safe_sqrt
 from diffusers_fn.levels import Level, transition
-from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.ddim import ddim
+from diffusers_fn.solvers.plans import check_plan, neighbours
 
 __all__ = ["lcm", "tcd"]
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from diffusers_fn._arrays import check_eta, is_zero, safe_sqrt
 from diffusers_fn.levels import Array, Level, posterior, snr_ratio
-from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.base import Solver, linear_solver
+from diffusers_fn.solvers.plans import check_plan, neighbours
 from diffusers_fn.variances import Variance, fixed_small
 
 __all__ = ["ancestral", "ancestral_step", "ddim"]

@@ -15,17 +15,15 @@ solution of the same kind: in data prediction the noise makes x forget faster, i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from diffusers_fn._arrays import concrete, is_zero, namespace, safe_sqrt
+from diffusers_fn._arrays import is_zero, namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, log_snr, root_snr_ratio
 
 __all__ = [
     "ExponentialForm",
     "ExponentialStep",
-    "check_alpha",
     "data_prediction",
     "exponential_step",
     "noise_prediction",
@@ -33,19 +31,23 @@ __all__ = [
 
 
 class ExponentialForm(NamedTuple):
-    """Which prediction m an exponential method integrates, see this module's docstring.
+    """Which prediction m an exponential method integrates, see this module's docstring: data or noise prediction.
 
     Attributes:
+      scale: level -> s, [] or [B].
+      rate: level -> r, [] or [B].
       keeps: (coefficient of x0_hat, coefficient of eps_hat) in m.
       sign: of lambda in r / s = e^(sign lambda).
     """
 
+    scale: Callable[[Level], Array]
+    rate: Callable[[Level], Array]
     keeps: tuple[float, float]
     sign: float
 
 
-data_prediction = ExponentialForm(keeps=(1.0, 0.0), sign=1.0)
-noise_prediction = ExponentialForm(keeps=(0.0, 1.0), sign=-1.0)
+data_prediction = ExponentialForm(lambda level: level.sigma, lambda level: level.alpha, (1.0, 0.0), 1.0)
+noise_prediction = ExponentialForm(lambda level: level.alpha, lambda level: level.sigma, (0.0, 1.0), -1.0)
 
 
 class ExponentialStep(NamedTuple):
@@ -97,14 +99,14 @@ def exponential_step(start: Level, end: Level, form: ExponentialForm, eta: Any =
     """
     ratio = root_snr_ratio(start, end)  # e^-h
     h = 0.5 * (log_snr(end) - log_snr(start))
+    x, rate, one = form.scale(end) / form.scale(start), form.rate(end), 1.0 + 0.0 * end.alpha
     if form.sign > 0:
-        x = end.sigma / start.sigma * _power(ratio, eta)
-        kappa, rate = 1.0 + eta + 0.0 * end.alpha, end.alpha
-        w0 = end.alpha * (1.0 - ratio**kappa)
+        x = x * _power(ratio, eta)
+        kappa = one + eta
+        w0 = rate * (1.0 - ratio**kappa)
         noise = end.sigma * safe_sqrt(1.0 - _power(ratio, 2.0 * eta))
     else:
-        x = end.alpha / start.alpha
-        kappa, rate = 1.0 + 0.0 * end.alpha, (1.0 + eta) * end.sigma
+        kappa, rate = one, (1.0 + eta) * rate
         w0 = rate - (1.0 + eta) * start.sigma * x
         noise = safe_sqrt(eta * (1.0 - ratio**2)) * start.sigma * x  # sigma' e^h = sigma alpha' / alpha
     per_h = 1.0 / h  # 0 from pure noise, for gradients too
@@ -118,13 +120,3 @@ def _power(base: Array, exponent: Any) -> Array:
     xp = namespace(base, exponent)
     known = (base > 0) | (exponent >= 1)
     return xp.where(known, xp.where(known, base, 1.0) ** exponent, 0.0**exponent)
-
-
-def check_alpha(levels: Level) -> None:
-    """Raises ValueError if a readable alpha is zero, where sigma / alpha is infinite."""
-    alpha = concrete(levels.alpha)
-    if alpha is not None and np.any(alpha == 0):
-        raise ValueError(
-            "this solver needs alpha > 0 at every level: sigma / alpha is infinite on pure noise; start at a level "
-            "with a little signal, or use ddim, euler, heun or dpmpp_2m, which can start at alpha = 0"
-        )

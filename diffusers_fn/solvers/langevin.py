@@ -23,7 +23,8 @@ from diffusers_fn import _random
 from diffusers_fn._arrays import concrete, expand, namespace, safe_sqrt
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Array, Level
-from diffusers_fn.solvers.base import History, LinearRow, Solver, Step, check_plan, linear_init
+from diffusers_fn.solvers.base import History, LinearRow, Solver, Step, linear_init
+from diffusers_fn.solvers.plans import check_plan
 
 __all__ = ["Corrector", "PredictorCorrectorRow", "annealed_langevin", "langevin", "predictor_corrector"]
 

@@ -8,15 +8,15 @@ import numpy as np
 
 from diffusers_fn._arrays import check_eta, namespace
 from diffusers_fn.levels import Array, Level
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,
-    check_alpha,
     data_prediction,
     exponential_step,
     noise_prediction,
 )
 from diffusers_fn.solvers.multistep_tables import multistep_solver, step_orders
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
 
 __all__ = ["dpmpp_1", "dpmpp_1_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde"]
 

@@ -14,8 +14,9 @@ from diffusers_fn._arrays import namespace
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.processes import Process, between
 from diffusers_fn.solvers.adams import ADAMS_BASHFORTH
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
-from diffusers_fn.solvers.exponential import check_alpha, exponential_step, noise_prediction
+from diffusers_fn.solvers.base import Solver, linear_solver
+from diffusers_fn.solvers.exponential import exponential_step, noise_prediction
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
 from diffusers_fn.solvers.stages import interleave
 
 __all__ = ["plms", "pndm"]

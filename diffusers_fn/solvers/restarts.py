@@ -16,7 +16,8 @@ import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace, safe_sqrt
 from diffusers_fn.levels import Level, log_snr, transition
-from diffusers_fn.solvers.base import LinearRow, Solver, check_plan
+from diffusers_fn.solvers.base import LinearRow, Solver
+from diffusers_fn.solvers.plans import check_plan
 
 __all__ = ["Segment", "with_restarts"]
 

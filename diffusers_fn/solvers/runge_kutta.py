@@ -15,9 +15,10 @@ import numpy as np
 from diffusers_fn._arrays import floating, namespace
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.chord import on_chord
 from diffusers_fn.solvers.ddim import ddim
+from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
 from diffusers_fn.solvers.tableaus import HEUN, MIDPOINT, RK4, Tableau, check_tableau
 

@@ -13,9 +13,10 @@ import numpy as np
 from diffusers_fn._arrays import concrete, is_zero, namespace
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.solvers.adams import adams
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, neighbours
-from diffusers_fn.solvers.exponential import ExponentialForm, check_alpha, data_prediction, exponential_step
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.exponential import ExponentialForm, data_prediction, exponential_step
 from diffusers_fn.solvers.multistep_tables import multistep_solver, predictor_corrector_table, step_orders
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
 
 __all__ = ["sa_solver"]
 

@@ -26,7 +26,8 @@ import numpy as np
 from diffusers_fn._arrays import concrete, floating, is_zero, namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, transition
 from diffusers_fn.processes import Process
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.base import Solver, linear_solver
+from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
 from diffusers_fn.solvers.stages import Stage, before_each_step, solver_from_stages
 
 __all__ = ["DiffusionCoefficient", "euler_maruyama", "heun_sde", "reverse_diffusion"]

@@ -21,37 +21,28 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from diffusers_fn._arrays import check_eta, is_zero, namespace, safe_sqrt
+from diffusers_fn._arrays import check_eta
 from diffusers_fn.levels import Array, Level, log_snr
-from diffusers_fn.processes import Process
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, neighbours
-from diffusers_fn.solvers.ddim import ancestral_step
+from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,
-    check_alpha,
     data_prediction,
     exponential_step,
     noise_prediction,
 )
-from diffusers_fn.solvers.inner_levels import level_inside
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
 
 __all__ = [
-    "dpm2",
-    "dpm_solver",
-    "dpmpp_2s",
-    "dpmpp_3s",
+    "check_orders",
     "fast_orders",
     "first_order",
+    "formulas",
+    "runs",
     "second_order",
     "singlestep",
     "third_order",
 ]
-
-# Where DPM-Solver-1, -2 and -3 have the levels inside a step, as shares of its length in lambda.
-SHARES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
 def first_order(start: Level, end: Level, form: ExponentialForm, eta: Any = 0.0) -> list[Stage]:
@@ -132,128 +123,15 @@ def singlestep(
     check_plan(levels)
     check_num_levels(levels, 2)
     check_eta(eta)
-    _check_orders(orders, sum(orders), levels.sigma.shape[0] - 1, "their sum")
+    check_orders(orders, sum(orders), levels.sigma.shape[0] - 1, "their sum")
     if form is noise_prediction or orders[0] > 1:
         check_alpha(levels)
-    stages_of, segments, first = _formulas(taylor, nested), [], 0
-    for _, num, order in _runs(orders):
+    stages_of, segments, first = formulas(taylor, nested), [], 0
+    for _, num, order in runs(orders):
         points = [levels[first + i : first + i + num * order : order] for i in range(order + 1)]
         segments.append(stages_of[order](*points, form, eta))
         first += num * order
     return solver_from_stages(segments, levels[-1:])
-
-
-def dpm_solver(
-    levels: Level,
-    order: int | Sequence[int] = 3,
-    form: ExponentialForm = noise_prediction,
-    process: Process | None = None,
-    *,
-    eta: Any = 0.0,
-    s_noise: Any = 1.0,
-    taylor: bool = False,
-) -> Solver:
-    """Returns DPM-Solver-1, -2 or -3 (Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithms 1 and 2).
-
-    Every step from one level to the next takes `order` evaluations, at its start and at 1/2, or at 1/3 and 2/3, of its
-    length in lambda; the formulas are those of this module. "DPM-Solver-fast" is one order per step,
-    `fast_orders(num_evaluations)`.
-
-    With eta > 0 a step ends at sqrt(sigma'^2 - s^2), but not below the last level, and noise of standard deviation s is
-    added, s = eta sigma' sqrt(1 - SNR / SNR'): Katherine Crowson's dpm_fast
-    (https://github.com/crowsonkb/k-diffusion).
-
-    Args:
-      levels: Level[N], N >= 2, any process, alpha > 0 (data_prediction also takes a step of order 1 from alpha = 0).
-      order: 1, 2 or 3, or a list with the order of each of the N - 1 steps.
-      form: noise_prediction; data_prediction for DPM-Solver++.
-      process: on which the levels inside steps lie; None interpolates, see `processes.between`.
-      eta: [] in [0, 1].
-      s_noise: [], a factor for the noise.
-      taylor: as `singlestep`.
-
-    Raises:
-      ValueError: as `singlestep`.
-
-    >>> from diffusers_fn import grids
-    >>> dpm_solver(grids.karras(3, sigma_min=1.0), 2).rows.level.sigma.round(2)
-    array([80.  , 31.67, 12.53,  3.54,  1.  ])
-    """
-    check_plan(levels)
-    check_num_levels(levels, 2)
-    check_eta(eta)
-    num_steps = levels.sigma.shape[0] - 1
-    orders = [order] * num_steps if isinstance(order, int | np.integer) else list(order)
-    _check_orders(orders, len(orders), num_steps, "their number")
-    if form is noise_prediction or orders[0] > 1:
-        check_alpha(levels)
-    start, end = neighbours(levels)
-    down, noise = end, None
-    if not is_zero(eta):
-        sigma, noise = ancestral_step(start, end, eta)
-        lowest = end.alpha * levels.sigma[-1:] / levels.alpha[-1:]  # of the last level's log SNR
-        noise = namespace(noise).where(sigma < lowest, safe_sqrt(end.sigma**2 - lowest**2), noise)
-        down = Level(end.alpha, namespace(sigma).maximum(sigma, lowest), end.t)
-    stages_of, segments = _formulas(taylor), []
-    for first, num, p in _runs(orders):
-        part = slice(first, first + num)
-        ends = start[part], down[part], end[part]
-        inside = [level_inside(*ends, levels[-1:], share, process) for share in SHARES[p]]
-        stages = stages_of[p](start[part], *inside, down[part], form)
-        if noise is not None:
-            stages[-1] = stages[-1]._replace(noise=s_noise * noise[part])
-        segments.append(stages)
-    return solver_from_stages(segments, levels[-1:])
-
-
-def dpm2(levels: Level, process: Process | None = None) -> Solver:
-    """Returns DPM2 ("KDPM2"), which is DPM-Solver-2: a midpoint method in sigma / alpha, the middle halfway in log SNR.
-
-        x_1 / alpha_1 = x / alpha + (rho_1 - rho) eps_hat(x),   x' / alpha' = x / alpha + (rho' - rho) eps_hat(x_1)
-
-    with rho = sigma / alpha and rho_1 = sqrt(rho rho'): Katherine Crowson's sampler
-    (https://github.com/crowsonkb/k-diffusion). `dpm2_churn` is its version with noise.
-
-    Args and Raises: as `dpm_solver`.
-
-    >>> from diffusers_fn import grids
-    >>> dpm2(grids.karras(3)).rows.m[:2].round(2)  # -65.8 to the middle, then -77.5 to the end instead
-    array([[-65.81,   0.  ],
-           [-77.48,  65.81]])
-    """
-    return dpm_solver(levels, 2, noise_prediction, process)
-
-
-def dpmpp_2s(
-    levels: Level, form: ExponentialForm = data_prediction, process: Process | None = None, *, taylor: bool = False
-) -> Solver:
-    """Returns DPM-Solver++(2S) (Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 1, r = 1/2).
-
-    Args and Raises: as `dpm_solver`.
-
-    >>> from diffusers_fn import grids
-    >>> dpmpp_2s(grids.karras(3)).rows.m.round(3)
-    array([[ 0.823,  0.   ],
-           [ 0.969, -0.146],
-           [ 0.972,  0.   ],
-           [ 0.999, -0.027],
-           [ 1.   ,  0.   ]])
-    """
-    return dpm_solver(levels, 2, form, process, taylor=taylor)
-
-
-def dpmpp_3s(
-    levels: Level, form: ExponentialForm = data_prediction, process: Process | None = None, *, taylor: bool = False
-) -> Solver:
-    """Returns DPM-Solver-3 in data prediction, "DPM-Solver++(3S)", of order three with three evaluations per step.
-
-    Args and Raises: as `dpm_solver`.
-
-    >>> from diffusers_fn import grids
-    >>> dpmpp_3s(grids.karras(2, sigma_min=10.0)).rows.level.sigma
-    array([80., 40., 20., 10.])
-    """
-    return dpm_solver(levels, 3, form, process, taylor=taylor)
 
 
 def fast_orders(num_evaluations: int, order: int = 3) -> list[int]:
@@ -276,7 +154,7 @@ def fast_orders(num_evaluations: int, order: int = 3) -> list[int]:
     return [order] * whole + [rest] * (rest > 0)
 
 
-def _formulas(taylor: bool, nested: bool = False) -> dict[int, Callable[..., list[Stage]]]:
+def formulas(taylor: bool, nested: bool = False) -> dict[int, Callable[..., list[Stage]]]:
     """The function of `Stage`s for each order."""
     return {
         1: first_order,
@@ -285,7 +163,7 @@ def _formulas(taylor: bool, nested: bool = False) -> dict[int, Callable[..., lis
     }
 
 
-def _runs(orders: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def runs(orders: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(index of the first step, number of steps, order) of each run of steps of equal order."""
     first = 0
     for order, run in itertools.groupby(orders):
@@ -299,6 +177,6 @@ def _share(start: Level, inside: Level, end: Level) -> Array:
     return (log_snr(inside) - log_snr(start)) / (log_snr(end) - log_snr(start))
 
 
-def _check_orders(orders: Sequence[int], given: int, expected: int, quantity: str) -> None:
+def check_orders(orders: Sequence[int], given: int, expected: int, quantity: str) -> None:
     if not all(order in (1, 2, 3) for order in orders) or given != expected:
         raise ValueError(f"orders must be 1, 2 or 3 each, and {quantity} {expected} on this plan; got {list(orders)}")

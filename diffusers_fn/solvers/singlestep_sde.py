@@ -7,17 +7,17 @@ from typing import Any
 from diffusers_fn._arrays import check_eta, is_zero
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process, between
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.ddim import ancestral_step
+from diffusers_fn.solvers.dpm_solver import dpm_solver, dpmpp_2s, level_towards
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,
-    check_alpha,
     data_prediction,
     exponential_step,
     noise_prediction,
 )
-from diffusers_fn.solvers.inner_levels import level_inside
-from diffusers_fn.solvers.singlestep import dpm_solver, dpmpp_2s, second_order
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.singlestep import second_order
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
 
 __all__ = ["dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"]
@@ -104,6 +104,6 @@ def _second_order_ancestral(
     start, end = neighbours(levels)
     sigma, s = ancestral_step(start, end, eta)
     down = Level(end.alpha, sigma, end.t)
-    middle = level_inside(start, down, end, levels[-1:], 0.5, process)
+    middle = level_towards(start, down, end, levels[-1:], 0.5, process)
     *inner, last = second_order(start, middle, down, form)
     return solver_from_stages([[*inner, last._replace(noise=s_noise * s)]], levels[-1:])

@@ -68,20 +68,14 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
     """
     noise_inside = any(stage.noise is not None for stages in segments for stage in stages[:-1])
     noise_anywhere = any(stage.noise is not None for stages in segments for stage in stages)
-    num_columns = max(len(stages) for stages in segments)
+    num_values = max(len(stages) for stages in segments)
+    num_states = num_values if noise_inside else 1
     tables = []
     for stages in segments:
         rows = []
         for i, stage in enumerate(stages):
-            x, m = [0.0] * i + [stage.x], list(stage.m)  # newest first: the step's start lies i rows back
-            if not noise_inside:
-                x = [stage.x]
-                if i > 0:
-                    before = stages[i - 1]
-                    x = [stage.x / before.x]
-                    m = [w - x[0] * w_before for w, w_before in itertools.zip_longest(m, before.m, fillvalue=0.0)]
-            row = {"x0": stage.x0, "eps": stage.eps, "x": _widen(x, num_columns if noise_inside else 1)}
-            row["m"] = _widen(m[::-1], num_columns)
+            x, m = _weights(stages, i, noise_inside)
+            row = {"x0": stage.x0, "eps": stage.eps, "x": _widen(x, num_states), "m": _widen(m, num_values)}
             if noise_anywhere:
                 row["noise"] = 0.0 if stage.noise is None else stage.noise
             ones = namespace(stage.level, row).ones_like(stage.level.sigma)
@@ -89,6 +83,19 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
         tables.append(jax.tree.map(lambda *a: interleave(*a), *rows))
     level, row = jax.tree.map(lambda *a: namespace(a).concatenate(a), *tables)
     return linear_solver(append(level, last), **row, **columns)
+
+
+def _weights(stages: Sequence[Stage], i: int, from_start: bool) -> tuple[list[Array], list[Array]]:
+    """(x, m): what the state after stage i has of the last states and of the last values, newest first."""
+    stage = stages[i]
+    if from_start:
+        return [0.0] * i + [stage.x], list(stage.m[::-1])
+    if i == 0:
+        return [stage.x], list(stage.m[::-1])
+    before = stages[i - 1]  # x_i = before.x x + sum_k before.m[k] m_k, solved for x
+    ratio = stage.x / before.x
+    m = [w - ratio * w_before for w, w_before in itertools.zip_longest(stage.m, before.m, fillvalue=0.0)]
+    return [ratio], m[::-1]
 
 
 def _widen(columns: list[Array], num: int) -> list[Array]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from diffusers_fn._arrays import namespace
 from diffusers_fn.levels import Array, Level, log_snr
-from diffusers_fn.solvers.base import Solver, neighbours
-from diffusers_fn.solvers.exponential import ExponentialForm, check_alpha, data_prediction, exponential_step
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.exponential import ExponentialForm, data_prediction, exponential_step
 from diffusers_fn.solvers.multistep_tables import (
     check_order,
     predictor_corrector_table,
@@ -21,6 +21,7 @@ from diffusers_fn.solvers.multistep_tables import (
     step_orders,
     value_before,
 )
+from diffusers_fn.solvers.plans import check_alpha, neighbours
 
 __all__ = ["unipc"]
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import exact_denoiser, load, meta
+from solver_checks import recorded_denoisers, states
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, processes, solvers
@@ -21,40 +22,7 @@ META = meta("trajectories")
 ANALYTIC = load("traj/analytic")
 
 
-def gaussian(x, level):
-    mean, std = ANALYTIC["mu"], ANALYTIC["sd"]
-    residual = (x - level.alpha * mean) / ((level.alpha * std) ** 2 + level.sigma**2)
-    return mean + level.alpha * std**2 * residual, level.sigma * residual
-
-
-def mixture(x, level):
-    each = lambda a: a.reshape(-1, *(1,) * x.ndim)  # noqa: E731
-    weights, stds, means = each(ANALYTIC["gmm_w"]), each(ANALYTIC["gmm_s"]), ANALYTIC["gmm_m"]
-    var = (level.alpha * stds) ** 2 + level.sigma**2
-    residual = (x - level.alpha * means) / var
-    logits = np.log(weights) - 0.5 * np.log(var) - 0.5 * var * residual**2
-    r = np.exp(logits - logits.max(axis=0))
-    r = r / r.sum(axis=0)
-    return np.sum(r * (means + level.alpha * stds**2 * residual), axis=0), np.sum(r * level.sigma * residual, axis=0)
-
-
-DENOISERS = {"gauss": gaussian, "gmm": mixture}
-
-
-def states(solver, denoise, x, noise=(), final_denoise=True):
-    """All states of a run, the start among them: the equation of solvers/base.py in NumPy, float64."""
-    rows = solver.rows
-    xs, ms = [x] + [0.0 * x] * (rows.x.shape[1] - 1), [0.0 * x] * rows.m.shape[1]
-    seen = [x]
-    for i in range(rows.x.shape[0] if final_denoise else rows.x.shape[0] - 1):
-        x0, eps = denoise(xs[0], jax.tree.map(lambda a, i=i: a[i], rows.level))
-        ms = [rows.x0[i] * x0 + rows.eps[i] * eps, *ms[:-1]]
-        new = sum(a * b for a, b in zip(rows.x[i], xs)) + sum(a * b for a, b in zip(rows.m[i], ms))
-        if rows.noise is not None and i < len(noise):
-            new = new + rows.noise[i] * noise[i]
-        xs = [new, *xs[:-1]]
-        seen.append(new)
-    return np.stack(seen)
+DENOISERS = recorded_denoisers(ANALYTIC)
 
 
 def close(x, wanted, rtol=1e-9):
@@ -208,7 +176,7 @@ def test_runs_of_diffusers(key):
         np.testing.assert_array_equal(wanted[-1], wanted[-2])
         wanted = wanted[:-1]
     # Of DDPM, whose last noise has a variance of 1e-20 there, 1e-10 is left; elsewhere it is rounding.
-    close(states(solver, denoiser_of(run), wanted[0], draws, final_denoise), wanted)
+    close(states(solver, denoiser_of(run), wanted[0], draws, final_denoise=final_denoise), wanted)
 
 
 @pytest.mark.parametrize("key", OTHER_SIGN)
@@ -317,7 +285,7 @@ def test_samples_of_k_diffusion(index):
     solver = K_SAMPLERS[name](nearly_clean(levels) if extrapolates else levels)
     draws = golden["noise_bank"][: sigma.size - 1]
     x = golden["xT_unit"] * sigma[0]
-    close(states(solver, DENOISERS[dist], x, draws, not extrapolates)[-1], golden["samples"][index])
+    close(states(solver, DENOISERS[dist], x, draws, final_denoise=not extrapolates)[-1], golden["samples"][index])
 
 
 # The authors of DPM-Solver and UniPC: from t = 1 to t = 1e-3, whose level is the last one of the plan.
@@ -359,7 +327,7 @@ def test_samples_of_dpm_solver(index):
     }
     solver = dpm_solver(config, lower, ends_at_level=True)(authors_levels(schedule, skip, int(num_hops)))
     golden = load("trajectories/authors")
-    close(states(solver, DENOISERS[dist], golden["xT"], (), denoises)[-1], golden["samples"][index])
+    close(states(solver, DENOISERS[dist], golden["xT"], (), final_denoise=denoises)[-1], golden["samples"][index])
 
 
 def authors_unipc(key):
@@ -433,9 +401,9 @@ def test_why_that_corrector_is_not_offered():
         levels = grids.uniform_log_snr(processes.vp(), n)
         x = levels.alpha[0] * ANALYTIC["mu"] + np.hypot(levels.alpha[0] * ANALYTIC["sd"], levels.sigma[0])
         truth = levels.alpha[-1] * ANALYTIC["mu"] + np.hypot(levels.alpha[-1] * ANALYTIC["sd"], levels.sigma[-1])
-        theirs = inconsistent_corrector(levels, 2, data_prediction, False, gaussian, x)
+        theirs = inconsistent_corrector(levels, 2, data_prediction, False, DENOISERS["gauss"], x)
         solver = solvers.sa_solver(levels, 0, 2, 3, simplified=False, lower_order_final=False)
-        ours = states(solver, gaussian, x, final_denoise=False)[-1]
+        ours = states(solver, DENOISERS["gauss"], x, final_denoise=False)[-1]
         for name, end in (("theirs", theirs), ("ours", ours)):
             errors[name].append(np.abs(end - truth).max())
     assert np.log2(errors["theirs"][0] / errors["theirs"][1]) == pytest.approx(1.0, abs=0.3)
@@ -533,7 +501,7 @@ def test_published_loops(name):
     solver, denoise, x, final_denoise = published_loops()[name]
     golden, row = load("trajectories/loops"), LOOPS[name]
     draws = golden[row["noise_key"]][:-1] if row["n_noise_draws"] else ()
-    end = states(solver, denoise, x, draws, final_denoise)[-1]
+    end = states(solver, denoise, x, draws, final_denoise=final_denoise)[-1]
     # KDPM2's times are rounded to single precision there.
     close(end, golden[f"{name}/final_f64"], rtol=1e-5 if name == "kdpm2_eps" else 1e-9)
     if row["expected_sum"] is not None:  # of single precision

@@ -23,8 +23,8 @@ MAKERS = {
     "unipc_2": lambda levels: solvers.unipc(levels, 2),
     "dpmpp_sde": solvers.dpmpp_sde,
     "dpm_solver": solvers.dpm_solver,
-    "edm_stochastic": lambda levels: solvers.edm_stochastic(levels, 2.0),
-    "churn_on_vp": lambda levels: solvers.edm_stochastic(levels, 2.0, process=processes.vp()),
+    "heun_churn": lambda levels: solvers.heun_churn(levels, 2.0),
+    "churn_on_vp": lambda levels: solvers.heun_churn(levels, 2.0, process=processes.vp()),
 }
 
 
@@ -93,8 +93,8 @@ def test_the_parts_one_after_the_other(name, segments):
 def test_noise_of_going_up_joins_that_of_a_churned_start():
     levels = edm(6)
     alone, joined = (
-        MAKERS["edm_stochastic"](part(levels, 1, 4)),
-        with_restarts(MAKERS["edm_stochastic"], levels, [(1, 4, 1)]),
+        MAKERS["heun_churn"](part(levels, 1, 4)),
+        with_restarts(MAKERS["heun_churn"], levels, [(1, 4, 1)]),
     )
     start = 8  # rows of the four hops before
     up = levels.sigma[1] ** 2 - levels.sigma[4] ** 2
@@ -190,7 +190,7 @@ def test_bad_segments_are_refused(segments, message):
 
 
 def test_what_has_no_rows_is_refused():
-    with pytest.raises(ValueError, match="rows are of type Row"):
+    with pytest.raises(ValueError, match="rows are of type LinearRow"):
         with_restarts(lambda levels: solvers.adaptive(levels), PLAN, [(1, 3, 1)])
     with pytest.raises(ValueError, match="needs at least 4 levels; got 3"):
         with_restarts(lambda levels: solvers.deis(levels, 3), PLAN, [(1, 3, 1)])

@@ -49,7 +49,7 @@ def test_the_std_of_the_data_at_1000_steps(name):
 
 CHURNED = {
     "heun_sde": lambda process, t: solvers.heun_sde(process, t, 0.7),
-    "edm_stochastic": lambda process, t: solvers.edm_stochastic(process(t), 3.0, s_noise=1.5, process=process),
+    "heun_churn": lambda process, t: solvers.heun_churn(process(t), 3.0, s_noise=1.5, process=process),
     "euler_churn": lambda process, t: solvers.euler_churn(process(t), 3.0, s_noise=0.0, process=process),
     "restarts": lambda process, t: solvers.with_restarts(
         lambda levels: solvers.heun_sde(process, levels.t, 0.7), process(t), [(1, 3, 2)]
@@ -62,7 +62,7 @@ def test_noise_before_the_first_evaluation_leaves_the_start_where_it_is(make):
     process = processes.ve(0.1, 10.0)
     t = np.linspace(0.8, 0.1, 6)
     solver, first = make(process, t), process(t[:1])
-    assert solver.rows.churn[0] > 0 or solver.rows.rise[0] > 0
+    assert solver.rows.churn[0] > 0 or solver.rows.nominal_churn[0] > 0
     padded = solvers.pad(solver, solver.rows.x0.shape[0] + 2)
     np.testing.assert_allclose(padded.rows.level.sigma[:2], np.repeat(first.sigma, 2), rtol=1e-12)
     start = 0.3, float(np.hypot(STD, first.sigma[0]))
@@ -629,8 +629,8 @@ def test_no_step_passes_over_the_part_where_x_moves():
     x = jnp.array([[0.5, -1.0]])
     run = jax.jit(lambda solver: dfn.sample(None, oracles.gaussian(0.0, STD), solver, x, final_denoise=False).x0)
     errors = [
-        float(jnp.max(jnp.abs(run(solvers.adaptive(levels, longest=longest)) - x * (std[1] / std[0]))))
-        for longest in (2.0, 100.0)
+        float(jnp.max(jnp.abs(run(solvers.adaptive(levels, max_step_size=max_step_size)) - x * (std[1] / std[0]))))
+        for max_step_size in (2.0, 100.0)
     ]
     assert errors[0] < 2e-5 < 5e-4 < errors[1]
 
@@ -701,7 +701,7 @@ def test_bad_input_is_refused():
         (lambda: solvers.langevin(levels, num_steps=0), "at least one step"),
         (lambda: solvers.annealed_langevin(levels, scale=-1.0), "scale must not be negative"),
         (lambda: solvers.adaptive(levels, 0.0), "rtol must be one positive"),
-        (lambda: solvers.adaptive(levels, longest=0.0), "longest must be one positive"),
+        (lambda: solvers.adaptive(levels, max_step_size=0.0), "max_step_size must be one positive"),
         (lambda: solvers.adaptive(levels, max_steps=0), "max_steps"),
         (lambda: solvers.adaptive(flow(np.array([1.0, 0.5]))), "alpha > 0"),
         (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import exact_denoiser, load, meta
-from solver_checks import states
+from solver_checks import recorded_denoisers, states
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, processes, solvers
@@ -20,24 +20,7 @@ META = meta("singlestep")
 ANALYTIC = load("traj/analytic")
 
 
-def gaussian(x, alpha, sigma):
-    mean, std = ANALYTIC["mu"], ANALYTIC["sd"]
-    residual = (x - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
-    return mean + alpha * std**2 * residual, sigma * residual
-
-
-def mixture(x, alpha, sigma):
-    each = lambda a: a.reshape(-1, *(1,) * x.ndim)  # noqa: E731
-    weights, stds, means = each(ANALYTIC["gmm_w"]), each(ANALYTIC["gmm_s"]), ANALYTIC["gmm_m"]
-    var = (alpha * stds) ** 2 + sigma**2
-    residual = (x - alpha * means) / var
-    logits = np.log(weights) - 0.5 * np.log(var) - 0.5 * var * residual**2
-    r = np.exp(logits - logits.max(axis=0))
-    r = r / r.sum(axis=0)
-    return np.sum(r * (means + alpha * stds**2 * residual), axis=0), np.sum(r * sigma * residual, axis=0)
-
-
-DENOISERS = {"gauss": gaussian, "gmm": mixture}
+DENOISERS = recorded_denoisers(ANALYTIC)
 
 
 def close(x, wanted, rtol=1e-9):
@@ -172,7 +155,7 @@ def test_a_churn_that_is_not_offered(name, i):
     else:  # of the level before it
         of_x, of_out = 1 / (1 + sigma**2), -sigma / np.hypot(1.0, sigma)
     solver = churned_after_asking(sigma, hat, max(after, 1e-12), of_x, of_out)
-    network = lambda x, alpha, sigma: (of_out * golden["model_output"], 0.0)  # noqa: E731
+    network = lambda x, level: (of_out * golden["model_output"], 0.0)  # noqa: E731
     ours = states(solver, network, golden["xt"], golden["noise"][None].repeat(2, axis=0))[1]
     close(ours, golden[f"{name}/i{i}/prev_f64"], rtol=1e-9)
 
@@ -196,7 +179,7 @@ K_SAMPLERS = {
     "dpmpp_sde_eta0": lambda levels: solvers.dpmpp_sde(levels, np.array(0.0)),
     "euler_a_eta0.5": lambda levels: solvers.euler_ancestral(levels, 0.5),
     "euler_churn": lambda levels: solvers.euler_churn(levels, **CHURN),
-    "heun_churn": lambda levels: solvers.edm_stochastic(levels, **CHURN),
+    "heun_churn": lambda levels: solvers.heun_churn(levels, **CHURN),
 }
 EVERY_EVALUATION = ("dpmpp_sde", "dpmpp_sde_eta0")  # draws noise there, not once a hop
 
@@ -282,7 +265,7 @@ def test_samples_of_edm(index):
     golden = load("singlestep/edm")
     _, dist, _, num_steps = META["edm"]["keys"][index].split("/")
     levels = grids.karras(int(num_steps))
-    solver = solvers.edm_stochastic(levels, np.array(0.0))
+    solver = solvers.heun_churn(levels, np.array(0.0))
     no_draws = np.zeros((solver.rows.x.shape[0], 1, 1, 1, 1))
     x = golden["latents"] * levels.sigma[0]
     for same in (solver, solvers.heun(levels)):
@@ -347,7 +330,7 @@ def test_samples_of_the_general_sampler_of_edm(index):
     solver = solvers.runge_kutta_in_time(process, t, tableau)
     level = solver.rows.level
     x = states(solver, DENOISERS[dist], golden["latents"] * level.sigma[0])[-2]
-    x0, eps = DENOISERS[dist](x, level.alpha[-1], level.sigma[-1])
+    x0, eps = DENOISERS[dist](x, level[-1])
     f, g2 = process.rates(t[-1])
     slope = x0 * f * level.alpha[-1] + eps * (f * level.sigma[-1] + g2 / (2 * level.sigma[-1]))
     # Their table of iDDPM sigmas is of single precision.
@@ -358,9 +341,9 @@ def test_a_churned_sample_of_edm():
     golden = load("singlestep/edm")
     index = META["edm"]["keys"].index("ablation/gauss/heun_edm_linear_none_churn/12")
     levels = grids.karras(12)
-    solver = solvers.edm_stochastic(levels, 30.0, 0.05, 50.0, 1.003)
+    solver = solvers.heun_churn(levels, 30.0, 0.05, 50.0, 1.003)
     churn = at_hop_ends(golden["noise_bank"], solver, 2, before=True)
-    ours = states(solver, gaussian, golden["latents"] * levels.sigma[0], churn=churn)[-1]
+    ours = states(solver, DENOISERS["gauss"], golden["latents"] * levels.sigma[0], churn=churn)[-1]
     close(ours, golden["samples"][index])
 
 
@@ -381,7 +364,7 @@ def by_hand(tableau, process, denoise, t, t_next, x):
     for node, weights in zip(tableau.nodes, tableau.stages):
         now = t + node * (t_next - t)
         level, (f, g2) = process(now), process.rates(now)
-        x0, eps = denoise(x + (t_next - t) * sum(w * d for w, d in zip(weights, slopes)), level.alpha, level.sigma)
+        x0, eps = denoise(x + (t_next - t) * sum(w * d for w, d in zip(weights, slopes)), level)
         with np.errstate(divide="ignore", invalid="ignore"):
             d_sigma = f * level.sigma + np.where(level.sigma == 0, process_slope(process), g2 / (2 * level.sigma))
         slopes.append(x0 * f * level.alpha + eps * d_sigma)
