@@ -14,16 +14,26 @@ The last row of every table is the final denoise x' = x0_hat: where each method 
 
 Examples, for a step from the level (alpha, sigma) to (alpha', sigma'):
 
-    method                row.x       row.x0            row.eps           row.m          row.noise
-    DDIM, eta = 0         [0]         alpha'            sigma'            [1]            None
-    Euler                 [1]         alpha' - alpha    sigma' - sigma    [1]            None
-    ancestral (DDPM)      [coef_x]    coef_x0           0                 [1]            sqrt(var)
-    DPM-Solver++(2M)      [s' / s]    1                 0                 [w_1, w_2]     None
-    Heun, first row       [1]         alpha' - alpha    sigma' - sigma    [1, 0]         None
-    Heun, second row      [1]         alpha' - alpha    sigma' - sigma    [1/2, -1/2]    None
+    method                row.x               row.x0             row.eps            row.m          row.noise
+    DDIM, eta = 0         [0]                 alpha'             sigma'             [1]            None
+    Euler                 [1]                 alpha' - alpha     sigma' - sigma     [1]            None
+    ancestral (DDPM)      [coef_x]            coef_x0            0                  [1]            sqrt(var)
+    DPM-Solver++(2M)      [sigma' / sigma]    1                  0                  [w_1, w_2]     None
+    Heun, first row       [1]                 alpha' - alpha     sigma' - sigma     [1, 0]         None
+    Heun, second row      [1]                 alpha' - alpha     sigma' - sigma     [1/2, -1/2]    None
 
 Multistep methods keep m = x0_hat or eps_hat and weigh the last few. Runge-Kutta methods keep slopes; each of their rows
-continues from the stage before it, so Heun's second row adds half the change of slope to Euler's point.
+continues from the stage before it, so Heun's second row adds half the change of slope to Euler's point. One step of it,
+from sigma = 4 to sigma = 1 with alpha = 1, evaluates at 4 and at 1, and the final denoise at 1 again:
+
+>>> from diffusers_fn import grids, solvers
+>>> rows = solvers.heun(grids.karras(2, sigma_max=4.0, sigma_min=1.0)).rows
+>>> rows.level.sigma.round(6), rows.x[:, 0], rows.x0, rows.eps.round(6)
+(array([4., 1., 1.]), array([1., 1., 0.]), array([0., 0., 1.]), array([-3., -3.,  0.]))
+>>> rows.m
+array([[ 1. ,  0. ],
+       [ 0.5, -0.5],
+       [ 1. ,  0. ]])
 
 Two optional columns. `noise` is None in a deterministic table, and no random number is generated. `churn` is noise that
 is added to x_1 before the evaluation, x_1 + row.churn z; the row's level is then that of the churned state.

@@ -29,7 +29,7 @@ def on_chord(start: Level, end: Level, fraction: float, process: Process | None)
       ValueError: without a process, if alpha = 0 at a start whose end lies on the circle alpha^2 + sigma^2 = 1.
 
     >>> level, scale = on_chord(Level(1.0, 3.0, 0.0), Level(1.0, 1.0, 1.0), 0.5, None)
-    >>> float(level.sigma), float(scale)
+    >>> round(float(level.sigma), 6), round(float(scale), 6)
     (2.0, 1.0)
     """
     if fraction in (0, 1):

@@ -53,7 +53,7 @@ def ancestral_step(start: Level, end: Level, eta: Any) -> tuple[Array, Array]:
     negative.
 
     >>> ancestral_step(Level(1.0, 2.0, 0.0), Level(1.0, 1.0, 0.0), 1.0)
-    (array(0.5), array(0.8660254))
+    (np.float64(0.5), np.float64(0.8660254037844386))
     """
     r = snr_ratio(start, end)
     return end.sigma * safe_sqrt((1.0 - eta**2) + eta**2 * r), eta * end.sigma * safe_sqrt(1.0 - r)

@@ -50,7 +50,7 @@ def test_ipndm_is_adams_bashforth_where_sigma_is_evenly_spaced(order):
         rows = solvers.ipndm(dfn.Level(np.ones(n), sigma, sigma), order).rows
         std = np.hypot(0.5, sigma)
         x, eps = 0.3 + std, sigma / std  # along the exact path that starts at standard score 1
-        # The defect of one hop from exact values, which is h^(order + 1).
+        # The defect of one step from exact values, which is h^(order + 1).
         i = n // 2
         x_next = rows.x[i, 0] * x[i] + sum(rows.m[i, k] * eps[i - k] for k in range(order))
         errors.append(abs(x_next - x[i + 1]))

@@ -1,4 +1,4 @@
-"""Multistep solvers: their orders, the equations behind a stochastic hop, SA-Solver, PLMS and PNDM, LCM and TCD."""
+"""Multistep solvers: their orders, the exact stochastic step, SA-Solver, PLMS and PNDM, LCM and TCD."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from diffusers_fn.solvers import data_prediction, exponential_step, neighbours, 
 
 # Order of convergence, against the exact flow.
 
-KEEP = {"lower_order_final": False}  # a last hop of order two leaves order three, whatever was before
+KEEP = {"lower_order_final": False}  # a last step of order two limits the order to three
 
 
 def sa(predictor_order, corrector_order, form=data_prediction, **options):
@@ -177,7 +177,7 @@ def test_the_corrector_can_be_left_out_of_single_hops():
     levels = edm(7)
     corrected, none = unipc(2)(levels).rows.m, unipc(2, corrector=False)(levels).rows.m
     some = unipc(2, corrector=[0, 1, 1, 0, 1, 1])(levels).rows.m
-    left_out = [1, 4]  # row i corrects hop i - 1
+    left_out = [1, 4]  # row i corrects step i - 1
     np.testing.assert_array_equal(some[left_out], none[left_out])
     kept = [0, 2, 3, 5, 6]
     np.testing.assert_array_equal(some[kept], corrected[kept])
@@ -192,7 +192,7 @@ def literal_sa(levels, tau, predictor_order, corrector_order, simplified, denois
     points, weights = np.polynomial.legendre.leggauss(40)
 
     def integrals(i, nodes, tau):
-        """(1 + tau^2) alpha' int L_k(u) e^((1 + tau^2) (u - lambda')) du over the hop from i to i + 1."""
+        """(1 + tau^2) alpha' int L_k(u) e^((1 + tau^2) (u - lambda')) du over the step from i to i + 1."""
         start, end = half[i], half[i + 1]
         u = 0.5 * (start + end) + 0.5 * (end - start) * points
         kernel = 0.5 * (end - start) * weights * np.exp((1 + tau**2) * (u - end))
@@ -288,7 +288,7 @@ def test_plms_is_the_loop_that_repeats_a_timestep(num_steps):
         else:
             mean = (55 * kept[-1] - 59 * kept[-2] + 37 * kept[-3] - 9 * kept[-4]) / 24
         x = formula(x, t, t - stride, mean)
-    # Their last hop goes to timestep 0.
+    # Their last step goes to timestep 0.
     levels = dfn.level_at(schedule, np.append(times, 0))
     np.testing.assert_allclose(replay(solvers.plms(levels), mixture, START), x, rtol=1e-9)
 
@@ -451,7 +451,7 @@ SHORT = jax.tree.map(lambda a: a[:1], PLAN)
         (lambda: solvers.pndm(vp(3)), "at least 4 levels; got 3"),
         (
             lambda: solvers.pndm(PLAN, vp(2)),
-            r"middles must be Level\[3\], one in each of the first three hops; got \(2,\)",
+            r"middles must be Level\[3\], one in each of the first three steps; got \(2,\)",
         ),
         (lambda: solvers.sa_solver(vp(4), 1.0, 4), "at least 5 levels; got 4"),
         (lambda: solvers.sa_solver(PLAN, 1.0, 0), "predictor_order must be 1 to 4 and corrector_order 0"),

@@ -241,7 +241,7 @@ def with_last(solver, **columns):
 
 
 def song_predictor(sde, name, probability_flow):
-    """N rows, N hops: the authors' last one goes beyond the last level, by a rule of its own."""
+    """N rows for N steps: the last step of the authors goes beyond the last level, by a rule of its own."""
     process, clean = SONG[sde]["process"], dfn.Level(1.0, 0.0, 0.0)
     if name == "euler_maruyama" or (sde == "subvp" and name == "reverse_diffusion"):
         solver = solvers.euler_maruyama(
@@ -334,7 +334,7 @@ def test_the_samples_of_score_sde(x64, ordered_noise, key):
 
 @pytest.mark.parametrize("predictor", ["ancestral_sampling", "reverse_diffusion"])
 def test_the_authors_noiseless_end_is_the_final_denoise_for_ve(predictor):
-    """Their last hop goes to sigma = 0."""
+    """Their last step goes to sigma = 0."""
     rows = song_predictor("ve", predictor, probability_flow=False).rows
     np.testing.assert_allclose(rows.x[-1] + rows.x0[-1], 1.0)  # x = x0_hat + sigma eps_hat
     np.testing.assert_allclose(rows.x[-1, 0] * rows.level.sigma[-1] + rows.eps[-1], 0.0, atol=1e-12)
@@ -356,13 +356,13 @@ def test_the_samples_of_sit(x64, ordered_noise, key):
     end = 0.04 if last != "None" else 0.0 if model == "velocity" and path != "VP" else 1e-3
     t = np.linspace(start, end, 25)
     diffusion = (lambda t: 2 * process(t).sigma) if form == "sigma" else None  # w is twice theirs
-    if end == 0.0:  # the last hop ends on clean data, no level of a plan: hand in its length instead
+    if end == 0.0:  # the last step ends on clean data, which is no level of a plan: pass its length instead
         solver = solvers.euler_maruyama(process, np.append(t[:-1], 1e-3), diffusion, dt=-np.diff(t))
     else:
         solver = (solvers.euler_maruyama if method == "Euler" else solvers.heun_sde)(process, t, diffusion)
     rows = solver.rows.x0.shape[0] - 1
     draws = golden["noise_bank"][:, None]
-    if method == "Heun":  # the second row of a hop adds no noise
+    if method == "Heun":  # the second row of a step adds no noise
         draws = np.stack([draws, 0 * draws], axis=1).reshape(rows, *draws.shape[1:])
     if last == "Tweedie":  # the final denoise
         draws = np.concatenate([draws, draws[-1:]])
@@ -371,9 +371,11 @@ def test_the_samples_of_sit(x64, ordered_noise, key):
         cut = dataclasses.replace(solver, rows=jax.tree.map(lambda a: a[:-1], solver.rows))
         actual = ordered_noise.run(exact_denoiser(dist), cut, jnp.asarray(golden["xT"]), draws)
         if last != "None":  # one more step as far as t = 0, of the SDE's drift (Mean) or of the ODE (Euler)
-            hop = solvers.euler_maruyama(process, np.array([0.04, 1e-3]), diffusion if last == "Mean" else 0.0, dt=0.04)
-            hop = dataclasses.replace(hop, rows=dataclasses.replace(hop.rows, noise=None), stochastic=False)
-            actual = dfn.sample(None, exact_denoiser(dist), hop, actual, final_denoise=False).x0
+            step = solvers.euler_maruyama(
+                process, np.array([0.04, 1e-3]), diffusion if last == "Mean" else 0.0, dt=0.04
+            )
+            step = dataclasses.replace(step, rows=dataclasses.replace(step.rows, noise=None), stochastic=False)
+            actual = dfn.sample(None, exact_denoiser(dist), step, actual, final_denoise=False).x0
     # Pure noise: the slopes there are good to 1e-8 (see `_drift`), elsewhere to rounding.
     np.testing.assert_allclose(actual, golden[key], rtol=1e-6 if start == 1.0 else 1e-9, atol=1e-7)
 

@@ -1,7 +1,7 @@
-"""Other people's runs with several evaluations a hop, or with churn, replayed in double precision from our rows.
+"""Other people's runs with several evaluations per step, or with churn, replayed in double precision from our rows.
 
-diffusers (single-step DPM-Solver, KDPM2), k-diffusion, EDM, SiT and the authors of DPM-Solver, on exact denoisers. A
-run's configuration says which solver of ours it is.
+diffusers (single-step DPM-Solver, KDPM2), k-diffusion, EDM, SiT and the authors of DPM-Solver, on exact denoisers. The
+configuration of each run determines our solver.
 """
 
 import jax
@@ -40,7 +40,7 @@ def edm_plan(sigma):
 
 
 def in_turn(num_steps, order, lower, zero):
-    """The orders of hops where a library runs its orders 1, 2, 3 in turn; with `zero` the last one is our denoise."""
+    """The orders of steps where a library runs orders 1, 2, 3 in turn; with `zero` the last is our final denoise."""
     whole, rest = divmod(num_steps, order)
     if not lower:
         return [order] * whole
@@ -77,8 +77,8 @@ def solver_of(run, golden):
 RUNS = {run["key"]: run for run in META["runs"]["rows"]}
 
 
-def at_hop_ends(draws, solver, num_stages, *, before=False):
-    """The draws of hops laid out for rows of so many stages."""
+def at_step_ends(draws, solver, num_stages, *, before=False):
+    """The draws per step as draws per row, for steps of num_stages stages."""
     laid = np.zeros((solver.rows.x.shape[0], *draws.shape[1:]))
     rows = laid[(0 if before else num_stages - 1) :: num_stages]
     rows[:] = draws[: rows.shape[0]]
@@ -92,7 +92,7 @@ def test_runs_of_diffusers(key):
     wanted = golden[f"{key}/traj_f64"]
     draws = None
     if run["noise_key"]:
-        draws = at_hop_ends(golden[run["noise_key"]], solver, 2)
+        draws = at_step_ends(golden[run["noise_key"]], solver, 2)
     ours = states(solver, DENOISERS[run["dist"]], wanted[0], draws)
     ours = ours if final_denoise else ours[:-1]
     close(ours if wanted.shape[0] > 2 else ours[[0, -1]], wanted)
@@ -106,7 +106,7 @@ def test_runs_of_diffusers_through_sample(name, replayed_noise):
     wanted = golden[f"{name}/gmm/traj_f64"]
     key, scan = None, jax.lax.scan
     if solver.stochastic:
-        key, scan = jax.random.key(0), replayed_noise.scan(at_hop_ends(golden[run["noise_key"]], solver, 2))
+        key, scan = jax.random.key(0), replayed_noise.scan(at_step_ends(golden[run["noise_key"]], solver, 2))
     emit = lambda step: step.x_next  # noqa: E731
     options = {"emit": emit, "final_denoise": final_denoise, "scan": scan}
     ours = dfn.sample(key, exact_denoiser("gmm"), solver, jnp.asarray(wanted[0]), **options)
@@ -132,7 +132,7 @@ def test_runs_of_diffusers_in_single_precision(name):
 def churned_after_asking(sigma, hat, after, of_x, of_out):
     """x^ = x + sqrt(hat^2 - sigma^2) z,  D = of_x x^ + of_out F(x),  x' = x^ + (after - hat) (x^ - D) / hat.
 
-    The network is such that x0_hat of ours is of_out F(x): a row's other columns say what becomes of x and z.
+    Our x0_hat is of_out F(x); the other columns of the row give the parts of x and z.
     """
     h = (after - hat) / hat
     gain = 1 + h * (1 - of_x)
@@ -181,7 +181,7 @@ K_SAMPLERS = {
     "euler_churn": lambda levels: solvers.euler_churn(levels, **CHURN),
     "heun_churn": lambda levels: solvers.heun_churn(levels, **CHURN),
 }
-EVERY_EVALUATION = ("dpmpp_sde", "dpmpp_sde_eta0")  # draws noise there, not once a hop
+EVERY_EVALUATION = ("dpmpp_sde", "dpmpp_sde_eta0")  # draws noise there, not once per step
 
 
 @pytest.mark.parametrize("index", [i for i, key in enumerate(META["kdiffusion"]["keys"]) if "dpm_fast" not in key])
@@ -192,14 +192,14 @@ def test_samples_of_k_diffusion(index):
     solver = K_SAMPLERS[name](edm_plan(sigma))
     num_stages = 1 if name in (*EVERY_EVALUATION, "euler_a_eta0.5", "euler_churn") else 2
     draws = golden["noise_bank"]
-    noise, churn = (at_hop_ends(draws, solver, num_stages, before=before) for before in (False, True))
+    noise, churn = (at_step_ends(draws, solver, num_stages, before=before) for before in (False, True))
     ours = states(solver, DENOISERS[dist], golden["xT_unit"] * sigma[0], noise, churn)[-1]
     close(ours, golden["samples"][index])
 
 
 @pytest.mark.parametrize("index", [i for i, key in enumerate(META["kdiffusion"]["keys"]) if "dpm_fast" in key])
 def test_samples_of_dpm_fast(index):
-    """With eta = 1, which clamps each hop at the last level; it draws once a hop and ends without a denoise."""
+    """With eta = 1, which clamps each step at the last level; it draws once per step and ends without a denoise."""
     golden = load("singlestep/kdiffusion")
     _, dist, _, num_evaluations = META["kdiffusion"]["keys"][index].split("/")
     orders = solvers.fast_orders(int(num_evaluations))
@@ -238,7 +238,7 @@ AUTHORS = META["authors"]["keys"]
 
 @pytest.mark.parametrize("index", range(len(AUTHORS)))
 def test_samples_of_dpm_solver(index):
-    """The ends of hops are those of their grid, or of one as long as there are hops; within, the same kind of grid."""
+    """Steps end at levels of their grid, or of one with a level per step; the levels inside are of the same kind."""
     _, schedule, dist, algorithm, skip, method, order, kind, _, num_steps = AUTHORS[index].split("/")
     order, num_steps = int(order[1:]), int(num_steps)
     path, time = authors_path(schedule)
@@ -249,7 +249,7 @@ def test_samples_of_dpm_solver(index):
         ends = authors_times(skip, path, time, 1.0, 1e-3, len(orders))
     else:
         ends = authors_times(skip, path, time, 1.0, 1e-3, sum(orders))[np.cumsum([0, *orders])]
-    inside = [authors_times(skip, path, time, *hop, p)[:-1] for *hop, p in zip(ends[:-1], ends[1:], orders)]
+    inside = [authors_times(skip, path, time, *step, p)[:-1] for *step, p in zip(ends[:-1], ends[1:], orders)]
     levels = path(np.append(np.concatenate(inside), ends[-1]))
     form = data_prediction if algorithm.endswith("++") else noise_prediction
     solver = solvers.singlestep(levels, orders, form, taylor=kind == "taylor")
@@ -319,7 +319,7 @@ def edm_sigmas(discretization, num):
     "index", [i for i, key in enumerate(META["edm"]["keys"]) if key.endswith(("a1/12", "a0.5/12"))]
 )
 def test_samples_of_the_general_sampler_of_edm(index):
-    """Up to the last level by our table; the last hop, which is Euler's to t = 0 there and x0_hat here, by hand."""
+    """Up to the last level by our table; the last step, Euler's to t = 0 there and x0_hat here, by hand."""
     golden = load("singlestep/edm")
     _, dist, name, num_steps = META["edm"]["keys"][index].split("/")
     method, discretization, schedule, scaling, fraction = name.split("_")
@@ -342,7 +342,7 @@ def test_a_churned_sample_of_edm():
     index = META["edm"]["keys"].index("ablation/gauss/heun_edm_linear_none_churn/12")
     levels = grids.karras(12)
     solver = solvers.heun_churn(levels, 30.0, 0.05, 50.0, 1.003)
-    churn = at_hop_ends(golden["noise_bank"], solver, 2, before=True)
+    churn = at_step_ends(golden["noise_bank"], solver, 2, before=True)
     ours = states(solver, DENOISERS["gauss"], golden["latents"] * levels.sigma[0], churn=churn)[-1]
     close(ours, golden["samples"][index])
 

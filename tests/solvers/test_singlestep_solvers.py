@@ -1,4 +1,4 @@
-"""Solvers with several evaluations a hop, and churn: order, what they share with each other, closed recursions."""
+"""Solvers with several evaluations per step, and churn: their order, equal tables, exact moments."""
 
 import functools
 
@@ -121,7 +121,7 @@ def test_dpm_solver_is_singlestep_on_its_own_levels(form, taylor, levels_of):
 
 @pytest.mark.parametrize("form", [data_prediction, noise_prediction])
 def test_one_state_is_as_good_as_three(form):
-    """Rows that go on from the stage before, and rows that start from their hop's start (with noise of 0)."""
+    """Rows that continue from the stage before, and rows that start from their step's start (with noise of 0)."""
     levels, orders = vp(12), [3, 2, 1, 3, 2]
     one = solvers.singlestep(levels, orders, form, taylor=True)
     three = solvers.singlestep(levels, orders, form, taylor=True, eta=np.array(0.0))
@@ -158,8 +158,8 @@ def test_on_flow_the_midpoint_and_rk4_are_the_textbooks():
             np.testing.assert_allclose(solver.rows.level.t, solver.rows.level.sigma, rtol=1e-12)
 
 
-def test_labels_inside_hops():
-    """On EDM levels log(sigma) / 4 without being told the process; on others from the process."""
+def test_labels_inside_steps():
+    """On EDM levels log(sigma) / 4 without the process; on others from the process."""
     for make in (solvers.midpoint, solvers.rk4, solvers.dpmpp_3s, solvers.dpm2_ancestral):
         level = make(edm(6)).rows.level
         np.testing.assert_allclose(level.t, np.log(level.sigma) / 4, rtol=1e-9, atol=1e-12)
@@ -188,7 +188,7 @@ def test_pure_noise_may_start_where_nothing_lies_between():
 
 
 def test_the_orders_of_fast():
-    """As many evaluations as asked for, and at least one hop of each order below at the end."""
+    """As many evaluations as asked for, and the remaining evaluations at the end."""
     for num in range(1, 30):
         for order in (1, 2, 3):
             orders = solvers.fast_orders(num, order)
@@ -362,7 +362,7 @@ MAKERS = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_traced_levels_give_the_same_rows(name):
-    make, levels = MAKERS[name], edm(7) if "churn" in name or "stochastic" in name else vp(7)
+    make, levels = MAKERS[name], edm(7) if "churn" in name else vp(7)
     host = make(levels).rows
     assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(host))
     with jax.enable_x64(True):
@@ -371,7 +371,7 @@ def test_traced_levels_give_the_same_rows(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_plan_an_example(name):
+def test_a_plan_per_example(name):
     """Levels [N, B]: each example's column is the table of its own plan."""
     make = MAKERS[name]
     single = [edm(7), dfn.Level(np.ones(7), edm(7).sigma * 0.9, np.log(edm(7).sigma * 0.9) / 4)]

@@ -248,7 +248,7 @@ def test_pure_noise_may_start_a_plan():
     assert levels.alpha[0] == 0.0
     for solver in (solvers.ddim(levels), solvers.ddim(levels, 1.0), solvers.ancestral(levels)):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(solver.rows))
-    # The exact denoiser of N(mean, std^2) knows there the mean alone, so the first hop is to alpha' mean + sigma' eps.
+    # The exact denoiser of N(mean, std^2) returns the mean there, so the first step goes to alpha' mean + sigma' eps.
     x = jnp.array([[1.0, -2.0]])
     first = dfn.sample(
         None, dfn.oracles.gaussian(0.3, 0.5), solvers.ddim(levels), x, emit=lambda step: step.x_next
