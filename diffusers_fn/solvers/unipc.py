@@ -101,7 +101,7 @@ def _corrector(corrector: Any, levels: Level) -> Array:
     num_steps = levels.sigma.shape[0] - 1
     if np.shape(corrector) not in ((), (num_steps,)):
         raise ValueError(
-            f"corrector must be one number, or one per step, [{num_steps}]; got shape {np.shape(corrector)}"
+            f"corrector must be one number or one per step, [{num_steps}]; got shape {np.shape(corrector)}"
         )
     corrector = namespace(corrector).asarray(corrector) * 1.0
     return corrector if corrector.ndim == 0 else corrector.reshape(num_steps, *(1,) * (levels.sigma.ndim - 1))

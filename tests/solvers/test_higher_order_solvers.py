@@ -80,7 +80,7 @@ def test_pure_noise_may_start_a_higher_order_plan(make):
     sigma = np.linspace(1.0, 0.05, 48)
     levels = dfn.Level(1.0 - sigma, sigma, sigma)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(make(levels).rows))
-    x0, _ = gaussian(replay(make(levels), gaussian, START), levels.alpha[-1], sigma[-1])
+    x0, _ = gaussian(replay(make(levels), gaussian, START), levels[-1])
     # On the flow from pure noise, a standard score is kept: x0 = mean + std x.
     np.testing.assert_allclose(x0, 0.3 + 0.5 * START, atol=0.03)
 

@@ -71,6 +71,11 @@ def test_noise_before_the_first_evaluation_leaves_the_start_where_it_is(make):
     np.testing.assert_allclose(oracles.marginal_moments(padded, 0.3, STD), moments, rtol=1e-12)
 
 
+@functools.cache
+def one_program():
+    return jax.jit(lambda key, solver, x: dfn.sample(key, oracles.gaussian(0.0, STD), solver, x))
+
+
 @pytest.mark.usefixtures("quick_runs")
 @pytest.mark.parametrize("name", PROCESSES)
 def test_predictor_corrector_reaches_the_std_of_the_data_at_1000_steps(name):
@@ -78,7 +83,7 @@ def test_predictor_corrector_reaches_the_std_of_the_data_at_1000_steps(name):
     levels = process(uniform(process, 1000))
     solver = solvers.predictor_corrector(solvers.reverse_diffusion(levels), solvers.langevin(levels, 0.1))
     x = levels.sigma[0] * jax.random.normal(jax.random.key(0), (80, 1000))
-    samples = jax.jit(dfn.sample, static_argnums=1)(jax.random.key(1), oracles.gaussian(0.0, STD), solver, x)
+    samples = one_program()(jax.random.key(1), solver, x)
     # 80,000 numbers: the standard error of their std is .25%, so 1% is 4 of them.
     assert float(jnp.std(samples.x0)) == pytest.approx(STD, rel=0.01)
 
@@ -142,8 +147,10 @@ def test_the_gradient_in_eta_passes_pure_noise():
     denoise = oracles.gaussian(0.3, 0.5)
     for make in (solvers.ddim, solvers.dpmpp_1_sde, solvers.dpmpp_2m_sde, solvers.dpmpp_3m_sde):
         total = lambda eta, make=make: dfn.sample(jax.random.key(1), denoise, make(levels, eta), x).x0.sum()  # noqa: E731
-        by_differences = (total(jnp.float32(0.51)) - total(jnp.float32(0.49))) / 0.02
-        np.testing.assert_allclose(jax.grad(total)(0.5), by_differences, rtol=5e-3, atol=5e-4)  # 1e-6 / 0.02, a few
+        run = jax.jit(jax.value_and_grad(total))
+        (above, _), (below, _), (_, slope) = run(0.51), run(0.49), run(0.5)
+        by_differences = (above - below) / 0.02
+        np.testing.assert_allclose(slope, by_differences, rtol=5e-3, atol=5e-4)  # 1e-6 / 0.02, a few
     through = jax.grad(lambda p: jnp.sum(solvers.ddim(processes.flow()(jnp.linspace(1, 0.05, 6) ** p), 1.0).rows.noise))
     assert np.isfinite(through(1.2))
 
