@@ -81,7 +81,7 @@ def third_order(
         c1 = (r2 * step.w1 - 2.0 * step.w2) / (r1 * (r2 - r1))
         c2 = (2.0 * step.w2 - r1 * step.w1) / (r2 * (r2 - r1))
     else:
-        c1, c2 = 0.0, step.w1 / r2
+        c1, c2 = 0.0 * step.w1, step.w1 / r2
     return [
         *second_order(start, inside_1, inside_2, form, eta, taylor=taylor or not nested),
         Stage(inside_2, *form.keeps, step.x, [step.w0 - c1 - c2, c1, c2], step.noise),

@@ -87,7 +87,7 @@ def dpmpp_sde(levels: Level, eta: Any = 1.0, process: Process | None = None, *, 
     to_end = exponential_step(start, Level(end.alpha, sigma, end.t), data_prediction)
     stages = [
         Stage(start, *data_prediction.keeps, to_middle.x, [to_middle.w0], s_noise * s_1),
-        Stage(middle, *data_prediction.keeps, to_end.x, [0.0, to_end.w0], s_noise * s),
+        Stage(middle, *data_prediction.keeps, to_end.x, [0.0 * to_end.w0, to_end.w0], s_noise * s),
     ]
     return solver_from_stages([stages], levels[-1:])
 

@@ -78,8 +78,7 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
             row = {"x0": stage.x0, "eps": stage.eps, "x": _widen(x, num_states), "m": _widen(m, num_values)}
             if noise_anywhere:
                 row["noise"] = 0.0 if stage.noise is None else stage.noise
-            ones = namespace(stage.level, row).ones_like(stage.level.sigma)
-            rows.append((stage.level, jax.tree.map(lambda a, ones=ones: a * ones, row)))
+            rows.append((stage.level, _full(row, stage.level)))
         tables.append(jax.tree.map(lambda *a: interleave(*a), *rows))
     level, row = jax.tree.map(lambda *a: namespace(a).concatenate(a), *tables)
     return linear_solver(append(level, last), **row, **columns)
@@ -89,7 +88,7 @@ def _weights(stages: Sequence[Stage], i: int, from_start: bool) -> tuple[list[Ar
     """(x, m): what the state after stage i has of the last states and of the last values, newest first."""
     stage = stages[i]
     if from_start:
-        return [0.0] * i + [stage.x], list(stage.m[::-1])
+        return [0.0 * stage.x] * i + [stage.x], list(stage.m[::-1])
     if i == 0:
         return [stage.x], list(stage.m[::-1])
     before = stages[i - 1]  # x_i = before.x x + sum_k before.m[k] m_k, solved for x
@@ -98,8 +97,14 @@ def _weights(stages: Sequence[Stage], i: int, from_start: bool) -> tuple[list[Ar
     return [ratio], m[::-1]
 
 
+def _full(row: Any, level: Level) -> Any:
+    """The row's numbers as [M, *S]."""
+    xp = namespace(row, level)
+    return jax.tree.map(lambda a: xp.broadcast_to(xp.asarray(a), level.sigma.shape), row)
+
+
 def _widen(columns: list[Array], num: int) -> list[Array]:
-    return columns + [0.0] * (num - len(columns))
+    return columns + [0.0 * columns[0]] * (num - len(columns))
 
 
 def interleave(*columns: Array) -> Array:
