@@ -26,8 +26,7 @@ import jax.numpy as jnp
 from diffusers_fn._arrays import check_data, concrete, expand, namespace, working_dtype
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Level
-from diffusers_fn.solvers.base import check_plan
-from diffusers_fn.solvers.forms import check_alpha
+from diffusers_fn.solvers.plans import check_alpha, check_plan
 
 __all__ = ["Coupled", "couple", "invert_coupled", "sample_coupled"]
 

@@ -15,7 +15,8 @@ from diffusers_fn.denoisers import Denoiser, Transform, map_x0
 from diffusers_fn.levels import Level, add_noise
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.solvers import start_level
-from diffusers_fn.solvers.base import Solver, check_plan
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.plans import check_plan
 
 __all__ = ["img2img", "inpaint", "replace_x0", "slerp"]
 

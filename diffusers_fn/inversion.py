@@ -22,8 +22,9 @@ from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.parameterizations import Prediction
 from diffusers_fn.sampling import sample
-from diffusers_fn.solvers.base import Solver, check_plan
+from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.ddim import ddim
+from diffusers_fn.solvers.plans import check_plan
 
 __all__ = ["invert", "invert_implicit"]
 

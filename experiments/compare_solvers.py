@@ -96,7 +96,7 @@ SOLVERS = {
     "dpmpp_sde": Entry(with_process(solvers.dpmpp_sde), None),
     "dpmpp_2m_sde": Entry(levels_only(solvers.dpmpp_2m_sde), None),
     "dpmpp_3m_sde": Entry(levels_only(solvers.dpmpp_3m_sde), None, 3),
-    "edm_stochastic": Entry(with_process(solvers.edm_stochastic, s_churn=20.0, s_max=50.0), None),
+    "heun_churn": Entry(with_process(solvers.heun_churn, s_churn=20.0, s_max=50.0), None),
     "reverse_diffusion": Entry(levels_only(solvers.reverse_diffusion), None),
     "sa_solver": Entry(levels_only(solvers.sa_solver), None, 4),
 }

@@ -85,7 +85,7 @@ def by_times(make: Callable[..., Solver]) -> SolverEntry:
 
 
 def _heun_churn(settings: ConfigDict, inputs: SolverInputs) -> Solver:
-    return solvers.edm_stochastic(
+    return solvers.heun_churn(
         inputs.levels, settings.s_churn, settings.s_min, settings.s_max, settings.s_noise, process=inputs.process
     )
 

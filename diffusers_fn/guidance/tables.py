@@ -11,7 +11,7 @@ import numpy as np
 from diffusers_fn._arrays import concrete, namespace
 from diffusers_fn.guidance.scales import scale_on_plan
 from diffusers_fn.levels import Array, Level, log_snr
-from diffusers_fn.solvers.base import Row, Solver
+from diffusers_fn.solvers.base import LinearRow, Solver
 
 
 def shift_scale(solver: Solver, amount: Any) -> Callable[[Level], jax.Array]:
@@ -39,14 +39,14 @@ def shift_scale(solver: Solver, amount: Any) -> Callable[[Level], jax.Array]:
     return scale_on_rows(rows, amount / per_gradient(rows))
 
 
-def one_step_rows(solver: Solver) -> Row:
+def one_step_rows(solver: Solver) -> LinearRow:
     """Returns the rows of a table whose hops use one state and one evaluation, on levels [R] that descend.
 
     Raises:
       ValueError: if the solver is something else.
     """
     rows = solver.rows
-    if not isinstance(rows, Row) or rows.x.shape[1] != 1 or rows.m.shape[1] != 1 or rows.churn is not None:
+    if not isinstance(rows, LinearRow) or rows.x.shape[1] != 1 or rows.m.shape[1] != 1 or rows.churn is not None:
         raise ValueError(
             "guidance by the hop needs a table of one evaluation a hop and no memory, such as ancestral, ddim or euler"
         )
@@ -62,7 +62,7 @@ def one_step_rows(solver: Solver) -> Row:
     return rows
 
 
-def per_gradient(rows: Row) -> Array:
+def per_gradient(rows: LinearRow) -> Array:
     """How far x' moves for guidance of scale 1 along a gradient, an entry a row: b sigma^2 / alpha - c sigma."""
     level, xp = rows.level, namespace(rows)
     if (alpha := concrete(level.alpha)) is not None and np.any(alpha == 0):
@@ -71,6 +71,6 @@ def per_gradient(rows: Row) -> Array:
     return m * (rows.x0 * level.sigma**2 / level.alpha - rows.eps * level.sigma)
 
 
-def scale_on_rows(rows: Row, values: Any) -> Callable[[Level], jax.Array]:
+def scale_on_rows(rows: LinearRow, values: Any) -> Callable[[Level], jax.Array]:
     """The function of the level that is values[i] at row i's."""
     return scale_on_plan(rows.level, namespace(rows, values).broadcast_to(values, np.shape(rows.level.sigma)))

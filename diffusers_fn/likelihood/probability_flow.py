@@ -15,8 +15,9 @@ from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.levels import Level
 from diffusers_fn.likelihood.traces import Trace, hutchinson
 from diffusers_fn.processes import Process
-from diffusers_fn.solvers.base import check_num_levels, check_plan, neighbours
-from diffusers_fn.solvers.stages import interleave, on_chord
+from diffusers_fn.solvers.chord import on_chord
+from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.stages import interleave
 from diffusers_fn.solvers.tableaus import RK4, Tableau, check_tableau
 
 Prior = Callable[[jax.Array, Level], jax.Array]

@@ -19,7 +19,7 @@ from diffusers_fn.oracles.flows import gaussian_flow, mixture_flow
 from diffusers_fn.processes import Process, at_log_snr, edm, flow, vp
 from diffusers_fn.sampling import sample
 from diffusers_fn.solvers import start_level
-from diffusers_fn.solvers.base import Row, Solver
+from diffusers_fn.solvers.base import LinearRow, Solver
 
 MakeSolver = Callable[[Level], Solver]
 PROCESSES: Mapping[str, Process] = {"vp": vp(), "flow": flow(), "edm": edm()}
@@ -108,8 +108,10 @@ def marginal_moments(solver: Solver, mean: Any = MEAN, std: Any = STD, *, start:
     [0.3, 0.48]
     """
     rows = solver.rows
-    if not isinstance(rows, Row) or rows.noise_range is not None:
-        raise ValueError("the recursion is for tables, solvers whose rows are of type Row, without a learned variance")
+    if not isinstance(rows, LinearRow) or rows.noise_range is not None:
+        raise ValueError(
+            "the recursion is for tables, solvers whose rows are of type LinearRow, without a learned variance"
+        )
     rows = jax.tree.map(lambda a: np.asarray(a, np.float64), rows)
     level, num_states, num_kept = rows.level, rows.x.shape[1], rows.m.shape[1]
     if start is None:
@@ -202,7 +204,7 @@ def _denoised_moments(solver: Solver) -> np.ndarray:
 
 def _check_program(solver: Solver) -> None:
     rows = solver.rows
-    if isinstance(rows, Row):
+    if isinstance(rows, LinearRow):
         last = [*rows.x[-1], rows.x0[-1] - 1.0, rows.eps[-1], rows.m[-1, 0] - 1.0, *rows.m[-1, 1:]]
         if np.any(np.abs(last) > 1e-12):
             raise AssertionError("the last row of a table must be the final denoise, x' = x0_hat")

@@ -1,33 +1,36 @@
-"""Adams-Bashforth methods: the polynomial through the last predictions, integrated. DEIS, LMS, iPNDM."""
+"""Adams-Bashforth methods, which integrate the polynomial through the last predictions: DEIS, LMS, iPNDM."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from diffusers_fn._arrays import namespace
 from diffusers_fn.levels import Array, Level, log_snr
-from diffusers_fn.solvers.base import Solver, neighbours
-from diffusers_fn.solvers.forms import (
-    Form,
-    check_alpha,
-    check_order,
-    exact_hop,
-    hops,
-    lagged,
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.exponential import (
+    ExponentialForm,
+    ExponentialStep,
+    exponential_step,
     noise_prediction,
-    one_state,
-    orders,
-    whole_hop,
 )
+from diffusers_fn.solvers.multistep_tables import (
+    check_order,
+    multistep_solver,
+    step_index,
+    step_orders,
+    value_before,
+)
+from diffusers_fn.solvers.plans import check_alpha, neighbours
+
+__all__ = ["ADAMS_BASHFORTH", "adams", "deis", "ipndm", "lagrange_integrals", "lms"]
 
 
 def deis(
     levels: Level,
     order: int = 3,
-    form: Form = noise_prediction,
+    form: ExponentialForm = noise_prediction,
     *,
     lower_order_final: bool = False,
     euler_at_final: bool = False,
@@ -37,11 +40,11 @@ def deis(
         x' = (s' / s) x + s' sum_k m_k int L_k(lambda) d(r / s)
 
     with the Lagrange polynomials L_k. In noise prediction it is DEIS in log rho (Zhang & Chen 2023,
-    https://arxiv.org/abs/2204.13902, eq. 15). The first hops are of lower order, as many values as there are.
+    https://arxiv.org/abs/2204.13902, eq. 15). The first steps are of lower order, that of the number of predictions.
 
     Args:
       levels: Level[N], N >= order + 1, any process whose first alpha is positive.
-      order: 1 to 4, how many predictions are used.
+      order: 1 to 4, the number of predictions.
       form: noise_prediction or data_prediction.
       lower_order_final, euler_at_final: as `dpmpp_3m`.
 
@@ -57,16 +60,18 @@ def deis(
     """
     check_order(levels, order)
     check_alpha(levels)
-    used = orders(levels.sigma.shape[0] - 1, order, lower_order_final, euler_at_final)
-    return one_state(levels, form, adams(levels, used, order, form))
+    step = exponential_step(*neighbours(levels), form)
+    used = step_orders(levels.sigma.shape[0] - 1, order, lower_order_final, euler_at_final)
+    return multistep_solver(levels, form, adams(levels, used, order, form, step), step)
 
 
 def lms(levels: Level, order: int = 4) -> Solver:
     """Returns the linear multistep method in rho = sigma / alpha: x' / alpha' = x / alpha + sum_k eps_k int L_k d(rho).
 
-    Adams-Bashforth on d(x / alpha) / d(rho) = eps_hat, for levels spaced as they like (Katherine Crowson's sampler,
-    https://github.com/crowsonkb/k-diffusion; its integrals are by quadrature, here they are exact). It extrapolates
-    into sigma = 0 too, where tables end with x0_hat: a last level of sigma 1e-13, left without a denoise, is that hop.
+    Adams-Bashforth on d(x / alpha) / d(rho) = eps_hat, for any spacing of the levels: Katherine Crowson's sampler
+    (https://github.com/crowsonkb/k-diffusion), whose integrals are by quadrature; here they are exact. That code also
+    extrapolates into sigma = 0, where tables end with x0_hat; a last level of sigma = 1e-13 without a final denoise
+    gives its result.
 
     Args: as `deis`, without the form.
     Raises: as `deis`.
@@ -77,10 +82,10 @@ def lms(levels: Level, order: int = 4) -> Solver:
     """
     check_order(levels, order)
     check_alpha(levels)
-    _, to = neighbours(levels)
-    used = orders(levels.sigma.shape[0] - 1, order)
-    columns = lagrange_integrals(levels.sigma / levels.alpha, used, order, lambda u: to.alpha[None] + 0.0 * u)
-    return one_state(levels, noise_prediction, columns)
+    start, end = neighbours(levels)
+    used = step_orders(levels.sigma.shape[0] - 1, order)
+    columns = lagrange_integrals(levels.sigma / levels.alpha, used, order, lambda u: end.alpha[None] + 0.0 * u)
+    return multistep_solver(levels, noise_prediction, columns, exponential_step(start, end, noise_prediction))
 
 
 def ipndm(levels: Level, order: int = 4) -> Solver:
@@ -101,11 +106,13 @@ def ipndm(levels: Level, order: int = 4) -> Solver:
     """
     check_order(levels, order)
     check_alpha(levels)
-    whole = whole_hop(levels, noise_prediction)
-    rows = np.minimum(hops(whole), order - 1)
-    return one_state(levels, noise_prediction, [ADAMS_BASHFORTH[rows, k] * whole for k in range(order)])
+    step = exponential_step(*neighbours(levels), noise_prediction)
+    used = np.minimum(step_index(step.w0), order - 1)
+    m = [ADAMS_BASHFORTH[used, k] * step.w0 for k in range(order)]
+    return multistep_solver(levels, noise_prediction, m, step)
 
 
+# Row p - 1: the weights of the last p values on an even grid.
 ADAMS_BASHFORTH = np.array(
     [
         [1.0, 0.0, 0.0, 0.0],
@@ -117,36 +124,53 @@ ADAMS_BASHFORTH = np.array(
 
 
 def adams(
-    levels: Level, used: np.ndarray, num_columns: int, form: Form, eta: Any = 0.0, *, implicit: bool = False
+    levels: Level,
+    used: np.ndarray,
+    num_columns: int,
+    form: ExponentialForm,
+    step: ExponentialStep,
+    *,
+    implicit: bool = False,
 ) -> list[Array]:
-    """The columns sign kappa r int L_k(u) e^(sign kappa (u - lambda')) du of `Hop`, m continued as a polynomial.
+    """Returns the columns sign kappa r int L_k(u) e^(sign kappa (u - lambda')) du of an `ExponentialStep`.
 
-    used: [N - 1], how many predictions each hop uses.
-    implicit: whether the first of them is the one at the hop's end (Adams-Moulton) instead of its start.
+    So m(u) is the polynomial through the last predictions.
+
+    Args:
+      levels: Level[N].
+      used: [N - 1], the number of predictions in each step.
+      num_columns: the largest of them.
+      form: which prediction is kept.
+      step: the exact solution of each step, [N - 1, *S].
+      implicit: whether the first prediction is the one at the step's end (Adams-Moulton) instead of its start.
     """
-    hop = exact_hop(levels, form, eta)
     half_log_snr = 0.5 * log_snr(levels)
-    xp = namespace(hop, half_log_snr)
-    power = form.sign * hop.kappa
-    measure = lambda u: (power * hop.rate)[None] * xp.exp(power[None] * (u - half_log_snr[None, 1:]))  # noqa: E731
+    xp = namespace(step, half_log_snr)
+    power = form.sign * step.kappa
+    measure = lambda u: (power * step.rate)[None] * xp.exp(power[None] * (u - half_log_snr[None, 1:]))  # noqa: E731
     return lagrange_integrals(half_log_snr, used, num_columns, measure, implicit=implicit)
 
 
 def lagrange_integrals(
     u: Array, used: np.ndarray, num_columns: int, measure: Callable[[Array], Array], *, implicit: bool = False
 ) -> list[Array]:
-    """Columns int L_k(u) measure(u) du over each hop, with L_k the Lagrange polynomials of the last `used` nodes.
+    """Returns columns int L_k(u) measure(u) du over each step, L_k the Lagrange polynomials of the last `used` nodes.
 
-    measure: [Q, N - 1, *S] -> the same, for quadrature points of each hop.
+    Args:
+      u: [N, *S] nodes.
+      used: [N - 1], the number of nodes in each step.
+      num_columns: the largest of them.
+      measure: [Q, N - 1, *S] -> the same shape, the measure at Q quadrature points in each step.
+      implicit: whether the first node is that at the step's end.
     """
     points, weights = np.polynomial.legendre.leggauss(24)
     along = lambda a: a.reshape(-1, *(1,) * np.ndim(u))  # noqa: E731
     points, weights = along(0.5 + 0.5 * points), along(0.5 * weights)
-    step = u[1:] - u[:-1]
-    q = u[None, :-1] + points * step[None]
+    length = u[1:] - u[:-1]
+    q = u[None, :-1] + points * length[None]
     weighted = weights * measure(q)
     xp = namespace(u, weighted)
-    nodes = [lagged(u, k) for k in range(num_columns)]
+    nodes = [value_before(u, k) for k in range(num_columns)]
     if implicit:
         nodes = [u[1:], *nodes[:-1]]
     used = used.reshape(-1, *(1,) * (np.ndim(u) - 1))
@@ -158,5 +182,5 @@ def lagrange_integrals(
                 both = used > max(j, k)
                 gap = xp.where(both, nodes[k] - nodes[j], 1.0)
                 polynomial = polynomial * xp.where(both[None], (q - nodes[j][None]) / gap[None], 1.0)
-        columns.append(xp.where(used > k, xp.sum(polynomial * weighted, axis=0) * step, 0.0))
+        columns.append(xp.where(used > k, xp.sum(polynomial * weighted, axis=0) * length, 0.0))
     return columns

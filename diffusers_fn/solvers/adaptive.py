@@ -13,26 +13,29 @@ from diffusers_fn._arrays import concrete, expand, namespace
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.processes import Process, between
-from diffusers_fn.solvers.base import Solver, Step, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.base import Solver, Step
+from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
+
+__all__ = ["AdaptiveRow", "AdaptiveState", "AdaptiveStep", "adaptive"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AdaptiveRow:
-    """A hop from one level to the next, or R of them stacked; the last is the final denoise.
+    """The path from one level to the next, or R of them stacked; the last is the final denoise.
 
     Attributes:
-      frm: [R, *S] where the path begins.
-      to: [R, *S] where it ends.
-      start: [R] how much of the path is done already: 0, at the final denoise, which repeats the last path, 1.
-      longest: [R] the longest step, as a part of the path.
-      rtol, atol: [R].
+      start: [R, *S] level at which the path begins.
+      end: [R, *S] level at which it ends.
+      u: [R] where on the path to begin: 0, or 1 for the final denoise, whose path is the last one again.
+      max_step_size: [R] the largest step, as a part of the path.
+      rtol, atol: [R] tolerances.
     """
 
-    frm: Level
-    to: Level
-    start: Array
-    longest: Array
+    start: Level
+    end: Level
+    u: Array
+    max_step_size: Array
     rtol: Array
     atol: Array
 
@@ -46,7 +49,7 @@ class AdaptiveState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AdaptiveStep(Step):
-    """A `Step` at the end of a hop, which also tells how many steps that took, the rejected ones included."""
+    """A `Step` at the end of a path, with the number of steps that it took, the rejected ones included."""
 
     num_steps: jax.Array
 
@@ -57,7 +60,7 @@ def adaptive(
     atol: Any = 1e-5,
     *,
     process: Process | None = None,
-    longest: Any = 2.0,
+    max_step_size: Any = 2.0,
     method: Any = None,
     max_steps: int = 1000,
 ) -> Solver:
@@ -65,33 +68,32 @@ def adaptive(
 
         dx/du = x0_hat d(alpha)/du + eps_hat d(sigma)/du
 
-    from level to level, where u runs from 0 to 1 as log SNR does from one to the other (see `between`). Two levels, the
-    ends, are enough; `emit` sees the state at each but the first. A step is accepted where the root mean square
-    of (error / (atol + rtol |x|)) is at most 1 for every example, so that no example's accuracy depends on the others;
+    from level to level, where u runs from 0 to 1 linearly in log SNR (see `between`). Two levels, the ends, are enough;
+    `emit` gets the state at each but the first. A step is accepted where the root mean square of
+    (error / (atol + rtol |x|)) is at most 1 for every example, so that no example's accuracy depends on the others;
     the batch shares the steps. As in Song et al. 2021 (https://arxiv.org/abs/2011.13456, appendix D.4), which uses
-    Dormand and Prince's pair and both tolerances at 1e-5. They bound the estimated error of a
-    step, not that of the sample. In float32 less than 1e-6 is out of reach.
+    Dormand and Prince's pair and both tolerances at 1e-5. Tolerances bound the estimated error of a step, not that of
+    the sample. In float32 less than 1e-6 is out of reach.
 
-    Needs diffrax: `pip install diffusers_fn[adaptive]`. The number of evaluations is that of the longest path, and no
-    table tells it: emit `step.num_steps`. A hop that has not arrived after max_steps gives NaN. Inside `jax.shard_map`
-    diffrax wants check_vma=False.
+    Needs diffrax: `pip install diffusers_fn[adaptive]`. The number of steps is known after the run only: emit
+    `step.num_steps`. A path that is not finished after max_steps gives NaN. Inside `jax.shard_map` diffrax needs
+    check_vma=False.
 
     Args:
       levels: Level[N], N >= 2, with alpha > 0, any process.
       rtol: [], relative tolerance; changing it compiles nothing.
       atol: [], absolute tolerance.
-      process: where the path between two levels lies, and its labels; without one `between` draws it from the two ends,
-        which is exact for the levels of a variance-preserving, variance-exploding, EDM or flow process but not
-        for labels that the network reads.
-      longest: [], the longest step in log SNR. Without it a step that begins where x hardly moves, at high noise,
-        may pass over the part where it does, and the error estimate is deceived.
+      process: on which the path between two levels and its labels lie; None interpolates, which is exact for the levels
+        of a variance-preserving, variance-exploding, EDM or flow process but not for their labels.
+      max_step_size: [], in log SNR. Without a bound a step that begins at high noise, where x hardly changes, may pass
+        over the part where it does, and the error estimate is wrong.
       method: a diffrax solver with an error estimate; diffrax.Dopri5() by default.
-      max_steps: of one hop.
+      max_steps: the largest number of steps from one level to the next.
 
     Raises:
       ImportError: without diffrax.
       ValueError: if levels are no plan of at least two levels, alpha is 0 at one of them, a readable tolerance or
-        longest is not positive, or max_steps < 1.
+        max_step_size is not positive, or max_steps < 1.
 
     >>> from diffusers_fn import oracles
     >>> from diffusers_fn.processes import edm
@@ -104,17 +106,17 @@ def adaptive(
     diffrax = _diffrax()
     check_plan(levels)
     check_num_levels(levels, 2)
-    _check(levels, max_steps, rtol=rtol, atol=atol, longest=longest)
+    _check(levels, max_steps, rtol=rtol, atol=atol, max_step_size=max_step_size)
     num_levels = np.shape(levels.sigma)[0]
-    frm, to = neighbours(levels)
-    xp = namespace(levels, longest)
-    length = (log_snr(to) - log_snr(frm)).reshape(num_levels - 1, -1).max(axis=1)
-    again = lambda hops, last: xp.concatenate([hops, last[-1:]])  # noqa: E731
+    start, end = neighbours(levels)
+    xp = namespace(levels, max_step_size)
+    length = (log_snr(end) - log_snr(start)).reshape(num_levels - 1, -1).max(axis=1)
+    repeat_last = lambda a: xp.concatenate([a, a[-1:]])  # noqa: E731
     rows = AdaptiveRow(
-        frm=jax.tree.map(again, frm, frm),
-        to=jax.tree.map(again, to, to),
-        start=np.append(np.zeros(num_levels - 1), 1.0),
-        longest=again(longest / length, longest / length),
+        start=jax.tree.map(repeat_last, start),
+        end=jax.tree.map(repeat_last, end),
+        u=np.append(np.zeros(num_levels - 1), 1.0),
+        max_step_size=repeat_last(max_step_size / length),
         rtol=namespace(rtol).broadcast_to(rtol, (num_levels,)),
         atol=namespace(atol).broadcast_to(atol, (num_levels,)),
     )
@@ -128,7 +130,7 @@ def _init(x: jax.Array, rows: AdaptiveRow) -> AdaptiveState:
 
 @dataclasses.dataclass(frozen=True)
 class _Adaptive:
-    """The step, equal to another one when its static options are: so equal samplers share one compilation."""
+    """The step function, equal to another when its options are, so that equal solvers share one compilation."""
 
     process: Process | None
     method: Any
@@ -140,7 +142,7 @@ class _Adaptive:
         diffrax, x = _diffrax(), state.x
 
         def path(u: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Level]:
-            level = between(row.frm, row.to, u, self.process)
+            level = between(row.start, row.end, u, self.process)
             return (level.alpha, level.sigma), level
 
         def slope(u: jax.Array, x: jax.Array, args: Any) -> jax.Array:
@@ -153,23 +155,23 @@ class _Adaptive:
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(slope),
             self.method,
-            t0=row.start,
-            t1=jnp.ones_like(row.start),
+            t0=row.u,
+            t1=jnp.ones_like(row.u),
             dt0=None,
             y0=x,
-            stepsize_controller=diffrax.PIDController(row.rtol, row.atol, norm=_largest_rms, dtmax=row.longest),
+            stepsize_controller=diffrax.PIDController(row.rtol, row.atol, norm=_largest_rms, dtmax=row.max_step_size),
             max_steps=self.max_steps,
             throw=False,
         )
         arrived = solution.result == diffrax.RESULTS.successful
         reached = jnp.where(arrived, solution.ys[0], jnp.nan)
-        prediction = denoise(reached, row.to)
-        x_next = jnp.where(row.start < 1, reached, prediction.x0.astype(x.dtype))
-        return AdaptiveState(x_next), AdaptiveStep(reached, row.to, prediction, x_next, solution.stats["num_steps"])
+        prediction = denoise(reached, row.end)
+        x_next = jnp.where(row.u < 1, reached, prediction.x0.astype(x.dtype))
+        return AdaptiveState(x_next), AdaptiveStep(reached, row.end, prediction, x_next, solution.stats["num_steps"])
 
 
 def _largest_rms(error: jax.Array) -> jax.Array:
-    """The largest of the examples' root mean squares; with a slope of zero where it is zero, as diffrax's own norm."""
+    """The largest root mean square of an example; its slope is 0 where it is 0, as that of diffrax's own norm."""
     mean_squares = jnp.mean(jnp.square(error.reshape(error.shape[0], -1)), axis=1)
     largest = jnp.max(mean_squares)
     return jnp.where(largest > 0, jnp.sqrt(jnp.where(largest > 0, largest, 1.0)), 0.0)
@@ -180,7 +182,7 @@ def _diffrax() -> Any:
         import diffrax
     except ImportError as error:
         raise ImportError(
-            "adaptive step sizes need diffrax, which the extra brings: pip install 'diffusers_fn[adaptive]'"
+            "adaptive step sizes need diffrax, from the extra `adaptive`: pip install 'diffusers_fn[adaptive]'"
         ) from error
     return diffrax
 

@@ -1,25 +1,46 @@
-"""Solvers as tables of numbers: explicit general linear methods with one row per network evaluation.
+"""What a solver is: a table of numbers, one row per network evaluation, and the one step that all tables share.
 
-How to read a row. The sampler holds the last J states x_1, x_2, ... (newest first). A row evaluates the network at
-x_1 and the row's level, and keeps one number an entry of what it says,
+How to read a row. The sampler keeps the last J states x_1, x_2, ..., x_J and the last K values m_1, m_2, ..., m_K,
+newest first. A row evaluates the network at the state x_1 and the row's level, which gives x0_hat and eps_hat, and
+puts a new value in front of the kept ones,
 
-    m_1 = row.x0 x0_hat + row.eps eps_hat,
+    m_1 = row.x0 x0_hat + row.eps eps_hat.
 
-in front of those of the rows before, m_2, ..., m_K. Then
+The new state is a weighted sum of the states and values, plus noise z ~ N(0, 1):
 
     x' = sum_j row.x[j] x_j  +  sum_k row.m[k] m_k  +  row.noise z
 
-becomes the newest state. So DDIM with eta = 0 has x = [0], x0 = alpha', eps = sigma', m = [1]; ancestral sampling has
-x = [coef_x], x0 = coef_x0, eps = 0, noise = sqrt(var); the multistep methods keep m = x0_hat or eps_hat and weigh the
-last ones. A Runge-Kutta method keeps slopes, m = x0_hat d(alpha) + eps_hat d(sigma); each of its rows goes on from the
-stage before, so Heun's second row is x' = x_1 + (m_1 - m_2) / 2: Euler's point plus half the change of slope. With a
-column `churn`, x_1 is x_1 + row.churn z before the evaluation, and the row's level that of the evaluation. `noise` and
-`churn` are None in a deterministic table: then no random number is generated at all. The last row of every table is
-the final denoise x' = x0_hat, which is where each method arrives when it hops into sigma = 0.
+The last row of every table is the final denoise x' = x0_hat: where each method arrives with a step into sigma = 0.
 
-The numbers are computed in float64 on the host when levels and options are NumPy or Python numbers, and rounded
-once, to x's dtype, by `sample`; with traced levels or options they are traced. All solvers of equal shape share
-one compiled program, since the numbers are its inputs.
+Examples, for a step from the level (alpha, sigma) to (alpha', sigma'):
+
+    method                row.x               row.x0             row.eps            row.m          row.noise
+    DDIM, eta = 0         [0]                 alpha'             sigma'             [1]            None
+    Euler                 [1]                 alpha' - alpha     sigma' - sigma     [1]            None
+    ancestral (DDPM)      [coef_x]            coef_x0            0                  [1]            sqrt(var)
+    DPM-Solver++(2M)      [sigma' / sigma]    1                  0                  [w_1, w_2]     None
+    Heun, first row       [1]                 alpha' - alpha     sigma' - sigma     [1, 0]         None
+    Heun, second row      [1]                 alpha' - alpha     sigma' - sigma     [1/2, -1/2]    None
+
+Multistep methods keep m = x0_hat or eps_hat and weigh the last few. Runge-Kutta methods keep slopes; each of their rows
+continues from the stage before it, so Heun's second row adds half the change of slope to Euler's point. One step of it,
+from sigma = 4 to sigma = 1 with alpha = 1, evaluates at 4 and at 1, and the final denoise at 1 again:
+
+>>> from diffusers_fn import grids, solvers
+>>> rows = solvers.heun(grids.karras(2, sigma_max=4.0, sigma_min=1.0)).rows
+>>> rows.level.sigma.round(6), rows.x[:, 0], rows.x0, rows.eps.round(6)
+(array([4., 1., 1.]), array([1., 1., 0.]), array([0., 0., 1.]), array([-3., -3.,  0.]))
+>>> rows.m
+array([[ 1. ,  0. ],
+       [ 0.5, -0.5],
+       [ 1. ,  0. ]])
+
+Two optional columns. `noise` is None in a deterministic table, and no random number is generated. `churn` is noise that
+is added to x_1 before the evaluation, x_1 + row.churn z; the row's level is then that of the churned state.
+
+Numbers are computed in float64 on the host where levels and options are NumPy or Python numbers, and rounded once, to
+the precision of x, by `sample`; with traced levels or options they are traced. Solvers of equal shape share one
+compiled program, since the numbers are its inputs. A solver of your own is one call of `linear_solver`.
 """
 
 from __future__ import annotations
@@ -35,27 +56,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import concrete, expand, namespace, safe_sqrt
+from diffusers_fn._arrays import expand, namespace, safe_sqrt
 from diffusers_fn.denoisers import Denoiser
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.levels import Array, Level
 from diffusers_fn.parameterizations import Prediction
+
+__all__ = [
+    "History",
+    "LinearRow",
+    "Solver",
+    "Step",
+    "linear_init",
+    "linear_solver",
+    "linear_step",
+    "start_level",
+]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One network evaluation of a linear method, or R of them stacked; S is [] or [B].
+class LinearRow:
+    """A row of a table, one network evaluation, or R of them stacked; S is [] or [B], B the batch size.
+
+    The equation is in this module's docstring.
 
     Attributes:
-      level: [R, *S] where the network is evaluated.
+      level: [R, *S] at which the network is evaluated.
       x: [R, J, *S] coefficients of the last J states, newest first.
-      x0: [R, *S] coefficient of the predicted x0 in what is kept, m_1.
-      eps: [R, *S] coefficient of the predicted eps in m_1.
-      m: [R, K, *S] coefficients of the last K kept values, newest first.
+      x0: [R, *S] coefficient of x0_hat in the value m_1.
+      eps: [R, *S] coefficient of eps_hat in the value m_1.
+      m: [R, K, *S] coefficients of the last K values, newest first.
       noise: [R, *S] standard deviation of fresh noise, or None for none.
-      noise_range: [R, *S] or None: with a learned variance, the noise is noise * exp(var_frac * noise_range).
-      churn: [R, *S] standard deviation of fresh noise added to x_1 before the evaluation, or None for none.
-      rise: [R, *S] standard deviation of the noise by which `level` lies above x_1 before churn, or None without churn.
+      noise_range: [R, *S] or None. With a learned variance the standard deviation is
+        noise * exp(var_frac * noise_range).
+      churn: [R, *S] standard deviation of the noise added before the evaluation, or None for none.
+      nominal_churn: [R, *S] or None. `level` is that of x_1 with noise of this standard deviation added: `churn`, where
+        no factor multiplies the noise alone.
     """
 
     level: Level
@@ -66,19 +102,19 @@ class Row:
     noise: Array | None = None
     noise_range: Array | None = None
     churn: Array | None = None
-    rise: Array | None = None
+    nominal_churn: Array | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["init", "step", "stochastic"])
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """A sampler's plan: a value that passes through jit, whose functions are static and whose rows are arrays.
+    """A plan for `sample`, a pytree that passes through jit: its functions are static and its rows are arrays.
 
     Attributes:
-      init: (x, rows) -> state, what the first row needs; a pytree whose attribute `x` is the newest state.
-      step: (key, denoise, state, row) -> (state, step), one network evaluation and a `Step` that tells of it.
-      rows: a pytree of arrays [R, ...], one entry an evaluation; the last is the final denoise.
-      stochastic: whether `step` needs a key (it gets None otherwise).
+      init: (x, rows) -> state, the state before the first row: a pytree whose attribute `x` is the newest state.
+      step: (key, denoise, state, row) -> (state, step), one network evaluation; `step` is its `Step`.
+      rows: a pytree of arrays [R, ...], one row per evaluation; the last is the final denoise.
+      stochastic: whether `step` needs a key; it gets None otherwise.
     """
 
     init: Callable[[jax.Array, Any], Any]
@@ -90,12 +126,12 @@ class Solver:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one row did, for `sample(..., emit=...)`.
+    """The evaluation and the result of one row, for `sample(..., emit=...)`.
 
     Attributes:
       x: [B, ...] the state at which the network was evaluated.
       level: S, its level.
-      prediction: what the network said there.
+      prediction: the prediction there.
       x_next: [B, ...] the new state.
     """
 
@@ -108,7 +144,7 @@ class Step:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
-    """State of a linear method: the last J states and the last K - 1 kept values, newest first."""
+    """State of a linear solver: the last J states and the last K - 1 values, newest first."""
 
     xs: tuple[jax.Array, ...]
     ms: tuple[jax.Array, ...]
@@ -128,34 +164,37 @@ def linear_solver(
     noise: Any = None,
     noise_range: Any = None,
     churn: Any = None,
-    rise: Any = None,
+    nominal_churn: Any = None,
 ) -> Solver:
-    """Returns the solver whose table has the given columns; the final denoise is added as its last row.
+    """Returns the solver whose table has the given columns, followed by the row of the final denoise.
 
-    A column is a number or [R, *S]; see this module's docstring for the equation.
+    A column is a number or [R, *S]; the equation is in this module's docstring.
 
     Args:
-      levels: Level[R + 1], where the R rows and the final denoise evaluate the network.
-      x: J columns, coefficients of the states, newest first.
-      x0: a column, the coefficient of the predicted x0 in what is kept.
-      eps: a column, the coefficient of the predicted eps in what is kept.
-      m: K columns, coefficients of the kept values, newest first.
-      noise: a column of standard deviations, or None for a deterministic method.
-      noise_range: a column, see `Row`.
-      churn: [R + 1, *S], or None: the standard deviation of noise added before each evaluation, the final denoise's
-        too; the levels are those of the evaluations.
-      rise: [R + 1, *S], see `Row`; None is churn, by which levels rise then.
+      levels: Level[R + 1], those of the R rows and of the final denoise.
+      x: J columns, the coefficients of the last states, newest first.
+      x0: a column, the coefficient of x0_hat in the value that a row keeps.
+      eps: a column, the coefficient of eps_hat in the value that a row keeps.
+      m: K columns, the coefficients of the last values, newest first. Columns for values or states that do not exist
+        yet must be zero in the first rows.
+      noise: a column of standard deviations, or None for a deterministic solver.
+      noise_range: a column, see `LinearRow`.
+      churn: [R + 1, *S] standard deviations of noise added before each evaluation, the final denoise included, or None.
+        `levels` are then those of the churned states.
+      nominal_churn: [R + 1, *S], see `LinearRow`; None for churn itself.
+
+    DDIM from one level to the next:
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
     >>> linear_solver(levels, x=[0.0], x0=levels.alpha[1:], eps=levels.sigma[1:]).rows.x0
     array([0.8, 1. ])
     """
-    xp = namespace(levels, x, x0, eps, m, noise, noise_range, churn, rise)
+    xp = namespace(levels, x, x0, eps, m, noise, noise_range, churn, nominal_churn)
     shape = np.shape(levels.sigma)
-    rise = churn if rise is None else rise
+    nominal_churn = churn if nominal_churn is None else nominal_churn
 
     def extend(values: Any, last: float) -> Array:
-        """[R + 1, *S]: a column, ending with the final denoise's entry."""
+        """[R + 1, *S]: a column, and its value in the row of the final denoise."""
         column = xp.broadcast_to(xp.asarray(values), (shape[0] - 1, *shape[1:]))
         return xp.concatenate([column, np.full((1, *shape[1:]), last, column.dtype)])
 
@@ -163,7 +202,7 @@ def linear_solver(
         """[R + 1, number of columns, *S], ending with the row (last, 0, ..., 0)."""
         return xp.stack([extend(values, 0.0 if i else last) for i, values in enumerate(columns)], axis=1)
 
-    rows = Row(
+    rows = LinearRow(
         level=levels,
         x=stack(x, 0.0),
         x0=extend(x0, 1.0),
@@ -172,21 +211,21 @@ def linear_solver(
         noise=None if noise is None else extend(noise, 0.0),
         noise_range=None if noise_range is None else extend(noise_range, 0.0),
         churn=None if churn is None else xp.broadcast_to(xp.asarray(churn), shape),
-        rise=None if rise is None else xp.broadcast_to(xp.asarray(rise), shape),
+        nominal_churn=None if nominal_churn is None else xp.broadcast_to(xp.asarray(nominal_churn), shape),
     )
     return Solver(linear_init, linear_step, rows, stochastic=noise is not None or churn is not None)
 
 
-def linear_init(x: jax.Array, rows: Row) -> History:
-    """Returns the state before the first row; columns that look further back must be zero in the first rows."""
+def linear_init(x: jax.Array, rows: LinearRow) -> History:
+    """Returns the state before the first row, in which earlier states and values are zero."""
     if rows.level.sigma.shape[1:] not in ((), x.shape[:1]):
         raise ValueError(f"levels must be [N] or [N, {x.shape[0]}] (x's batch axis); got {rows.level.sigma.shape}")
     blank = jnp.zeros_like(x)
     return History((x,) + (blank,) * (rows.x.shape[1] - 1), (blank,) * (rows.m.shape[1] - 1))
 
 
-def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[History, Step]:
-    """Returns (state, step) after one row; the equation in this module's docstring."""
+def linear_step(key: Any, denoise: Denoiser, state: History, row: LinearRow) -> tuple[History, Step]:
+    """Returns (state, step) after one row, by the equation of this module's docstring."""
     x = state.x
     if row.churn is not None:
         key, churn_key = (None, key) if row.noise is None else _random.split(key)
@@ -195,11 +234,11 @@ def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[
     x0, eps = prediction.x0.astype(x.dtype), prediction.eps.astype(x.dtype)
     xs, ms = (x, *state.xs[1:]), state.ms
 
-    terms = [expand(row.x[j], x) * xs[j] for j in range(row.x.shape[0])]  # none, where `sample` knows them to be 0
+    terms = [expand(row.x[j], x) * xs[j] for j in range(row.x.shape[0])]  # `sample` drops columns of zeros
     if ms:
         ms = (expand(row.x0, x) * x0 + expand(row.eps, x) * eps, *ms)
         terms += [expand(row.m[k], x) * m_k for k, m_k in enumerate(ms)]
-    else:  # nothing is kept for later: the numbers are multiplied before the arrays
+    else:  # no history: the coefficients are folded first
         terms += [expand(row.m[0] * row.x0, x) * x0, expand(row.m[0] * row.eps, x) * eps]
     x_next = functools.reduce(operator.add, terms)
     if row.noise is not None:
@@ -217,79 +256,17 @@ def linear_step(key: Any, denoise: Denoiser, state: History, row: Row) -> tuple[
     return state, Step(x, row.level, prediction, x_next)
 
 
-def check_plan(levels: Level) -> None:
-    """Raises ValueError unless levels are a plan: Level[N], noisy, finite and descending in noise.
-
-    Values that are traced cannot be read and are not checked.
-
-    >>> check_plan(Level(np.ones(2), np.array([1.0, 2.0]), np.zeros(2)))
-    Traceback (most recent call last):
-    ...
-    ValueError: levels must descend from the noisiest to the cleanest; log SNR falls after entry 0
-    """
-    if not all(hasattr(leaf, "dtype") for leaf in (levels.alpha, levels.sigma, levels.t)):
-        raise ValueError("levels must be Level[N] of arrays, as a grid returns it; got Python numbers or lists")
-    shapes = {name: np.shape(getattr(levels, name)) for name in ("alpha", "sigma", "t")}
-    if len(set(shapes.values())) != 1 or len(shapes["alpha"]) not in (1, 2) or shapes["alpha"][0] < 1:
-        raise ValueError(
-            f"levels must be Level[N] (or [N, B]) with N >= 1, as a grid returns them; got shapes {shapes}"
-        )
-    for name in ("alpha", "sigma"):
-        dtype = jnp.result_type(getattr(levels, name))
-        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 32:
-            raise ValueError(f"levels.{name} must be float32 or float64: {dtype} cannot resolve a plan")
-    alpha, sigma = concrete(levels.alpha), concrete(levels.sigma)
-    if alpha is None or sigma is None:
-        return
-    if not (np.all(np.isfinite(alpha)) and np.all(np.isfinite(sigma)) and np.all(alpha >= 0)):
-        raise ValueError("levels must be finite with alpha >= 0")
-    if np.any(sigma <= 0):
-        raise ValueError(
-            "every level of a plan must be noisy (sigma > 0): leave the clean level out, "
-            "sample() ends with the hop into sigma = 0"
-        )
-    falls = np.diff(log_snr(Level(alpha, sigma, 0.0)), axis=0) <= 0
-    if np.any(falls):
-        where = int(np.argmax(falls.reshape(falls.shape[0], -1).any(axis=1)))
-        raise ValueError(f"levels must descend from the noisiest to the cleanest; log SNR falls after entry {where}")
-
-
-def check_num_levels(levels: Level, least: int) -> None:
-    """Raises ValueError unless a plan has at least so many levels.
-
-    >>> check_num_levels(Level(np.ones(2), np.array([2.0, 1.0]), np.zeros(2)), 3)
-    Traceback (most recent call last):
-    ...
-    ValueError: this solver needs at least 3 levels; got 2: take more steps or a lower order
-    """
-    given = np.shape(levels.sigma)[0]
-    if given < least:
-        raise ValueError(
-            f"this solver needs at least {least} levels; got {given}: take more steps or a lower order"
-            + (" (ddim takes one level, a single denoise)" if given == 1 else "")
-        )
-
-
-def neighbours(levels: Level) -> tuple[Level, Level]:
-    """Returns (frm, to), the two ends of each of the N - 1 hops of a plan.
-
-    >>> frm, to = neighbours(Level(np.ones(3), np.array([3.0, 2.0, 1.0]), np.zeros(3)))
-    >>> frm.sigma, to.sigma
-    (array([3., 2.]), array([2., 1.]))
-    """
-    return jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels)
-
-
 def start_level(solver: Solver) -> Level:
     """Returns Level[1], the level of the state x that `sample` starts from.
 
-    It is the level of the first row, except where noise is added before the first evaluation (`Row.churn`): the state
-    lies below that level by this noise.
+    It is the level of the first row, or where noise is added before the first evaluation (`LinearRow.churn`) the level
+    of the state without that noise.
 
     >>> levels = Level(np.array([0.6, 0.8]), np.array([0.8, 0.6]), np.array([1.0, 0.0]))
     >>> start_level(linear_solver(levels, x=[1.0], x0=0.0, eps=0.0, churn=0.48)).sigma.round(2)
     array([0.64])
     """
-    rows = solver.rows
-    first, rise = jax.tree.map(lambda a: a[:1], rows.level), getattr(rows, "rise", None)
-    return first if rise is None else Level(first.alpha, safe_sqrt(first.sigma**2 - rise[:1] ** 2), first.t)
+    first, nominal_churn = solver.rows.level[:1], getattr(solver.rows, "nominal_churn", None)
+    if nominal_churn is None:
+        return first
+    return Level(first.alpha, safe_sqrt(first.sigma**2 - nominal_churn[:1] ** 2), first.t)

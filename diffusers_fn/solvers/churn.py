@@ -1,42 +1,37 @@
-"""Solvers that add noise before each hop and then solve more of the ODE: the stochastic samplers of EDM.
+"""Solvers that add noise before each step and then solve more of the ODE: the stochastic samplers of EDM.
 
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-https://arxiv.org/abs/2206.00364, algorithm 2. A hop from rho = sigma / alpha first goes up,
+https://arxiv.org/abs/2206.00364, algorithm 2. A step from rho = sigma / alpha first goes up,
 
     rho^ = (1 + gamma) rho,   gamma = min(s_churn / N, sqrt(2) - 1) if s_min <= rho <= s_max, else 0,
     x^ / alpha^ = x / alpha + s_noise sqrt(rho^ ^2 - rho^2) z,
 
-and the network is asked at the level of rho^: the column `churn` of the table. N is the number of levels; the final
-denoise is churned like every hop.
+and the network is evaluated at the level of rho^: the column `churn` of the table. N is the number of levels; the final
+denoise is churned like every step.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from diffusers_fn._arrays import concrete, is_zero, namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, log_snr
-from diffusers_fn.processes import Process, at_log_snr
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver
-from diffusers_fn.solvers.exponential_stages import (
-    hop_from_start,
-    inner_levels,
-    ladder,
-    one_state_rows,
-    places,
-    stage_weights,
-)
-from diffusers_fn.solvers.forms import check_alpha, noise_prediction
+from diffusers_fn.processes import Process, at_log_snr, between
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.dpm_solver import dpm2
+from diffusers_fn.solvers.exponential import noise_prediction
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan
 from diffusers_fn.solvers.runge_kutta import euler, heun
-from diffusers_fn.solvers.singlestep import dpm2
-from diffusers_fn.solvers.stages import from_stages, interleave, join_levels
-from diffusers_fn.solvers.tableaus import HEUN
+from diffusers_fn.solvers.singlestep import second_order
+from diffusers_fn.solvers.stages import Stage, before_each_step, solver_from_stages
+
+__all__ = ["dpm2_churn", "euler_churn", "heun_churn"]
 
 
-def edm_stochastic(
+def heun_churn(
     levels: Level,
     s_churn: Any = 0.0,
     s_min: Any = 0.0,
@@ -47,34 +42,37 @@ def edm_stochastic(
 ) -> Solver:
     """Returns the stochastic sampler of EDM (Karras et al. 2022, algorithm 2): `heun` from the churned level.
 
-    The paper's settings for ImageNet-64 are s_churn=40, s_min=0.05, s_max=50, s_noise=1.003.
+        d = x0_hat (alpha' - alpha^) + eps_hat (sigma' - sigma^) at x^,   x~ = x^ + d,   x' = x^ + (d + d~) / 2
+
+    where d~ is d with the prediction at x~ and the next level. The paper's settings for ImageNet-64 are s_churn=40,
+    s_min=0.05, s_max=50, s_noise=1.003.
 
     Args:
-      levels: Level[N], N >= 2, alpha > 0. Where alpha changes from level to level, give the process; the first level is
+      levels: Level[N], N >= 2, alpha > 0. Where alpha changes from level to level, pass the process; the first level is
         then not churned.
-      s_churn: [], how much noise in all; a Python 0 is `heun`, without noise. All four may be traced.
+      s_churn: [], the amount of noise over all steps; a Python 0 is `heun`, without noise. All four may be traced.
       s_min, s_max: [], the range of sigma / alpha that is churned.
-      s_noise: [], what the noise is multiplied by, without changing the level.
-      process: where the churned levels lie and their labels; with `final_denoise=False` the state is left at the alpha
-        that its last level would be churned to. Without one alpha stays, and the label moves with log SNR
-        as it does in the hop before: exact for EDM's log(sigma) / 4.
+      s_noise: [], a factor for the noise that leaves the level as it is.
+      process: on which the churned levels and their labels lie; with `final_denoise=False` the state is left at the
+        alpha of the last level's churned one. Without a process alpha stays, and the label changes with log SNR as it
+        does in the step before: exact for EDM's log(sigma) / 4.
 
     Raises:
       ValueError: if levels are no plan (see `check_plan`) of at least two levels, alpha is 0, alpha changes and there
         is no process, or a readable number is negative.
 
     >>> from diffusers_fn import grids
-    >>> rows = edm_stochastic(grids.karras(3, sigma_min=1.0), s_churn=1.0, s_max=50.0).rows
+    >>> rows = heun_churn(grids.karras(3, sigma_min=1.0), s_churn=1.0, s_max=50.0).rows
     >>> rows.level.sigma.round(2), rows.churn.round(2)
     (array([80.  , 12.53, 16.71,  1.  ,  1.33]), array([ 0.  ,  0.  , 11.05,  0.  ,  0.88]))
     """
     if is_zero(s_churn):
         return heun(levels)
-    hat, rise, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
-    frm, to, last = _hops(hat, levels)
-    slopes = [to.alpha - frm.alpha] * 2, [to.sigma - frm.sigma] * 2
-    weights, noise = [*HEUN.stages, HEUN.weights], _noise(rise, s_noise, 2)
-    return from_stages([frm, to], last, [1.0, 1.0, scale[1:]], weights, *slopes, **noise)
+    churned = _churned(levels, s_churn, s_min, s_max, s_noise, process)
+    start, end, scale = churned.level[:-1], levels[1:], churned.scale[1:]
+    slope = end.alpha - start.alpha, end.sigma - start.sigma
+    stages = [Stage(start, *slope, 1.0, [1.0]), Stage(end, *slope, scale, [0.5 * scale, 0.5 * scale])]
+    return _solver(stages, churned)
 
 
 def euler_churn(
@@ -86,9 +84,9 @@ def euler_churn(
     *,
     process: Process | None = None,
 ) -> Solver:
-    """Returns `euler` from the churned level, as `edm_stochastic` without its correction.
+    """Returns `euler` from the churned level: `heun_churn` without its correction.
 
-    Args and Raises: as `edm_stochastic`.
+    Args and Raises: as `heun_churn`.
 
     >>> from diffusers_fn import grids
     >>> euler_churn(grids.karras(3), s_churn=1.0).rows.eps.round(3)
@@ -96,10 +94,9 @@ def euler_churn(
     """
     if is_zero(s_churn):
         return euler(levels)
-    hat, rise, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
-    frm, to, last = _hops(hat, levels)
-    slopes = [to.alpha - frm.alpha], [to.sigma - frm.sigma]
-    return from_stages([frm], last, [1.0, scale[1:]], [(), (1.0,)], *slopes, **_noise(rise, s_noise, 1))
+    churned = _churned(levels, s_churn, s_min, s_max, s_noise, process)
+    start, end, scale = churned.level[:-1], levels[1:], churned.scale[1:]
+    return _solver([Stage(start, end.alpha - start.alpha, end.sigma - start.sigma, scale, [scale])], churned)
 
 
 def dpm2_churn(
@@ -113,7 +110,7 @@ def dpm2_churn(
 ) -> Solver:
     """Returns `dpm2` from the churned level.
 
-    Args and Raises: as `edm_stochastic`.
+    Args and Raises: as `heun_churn`.
 
     >>> from diffusers_fn import grids
     >>> dpm2_churn(grids.karras(3), s_churn=1.0).rows.level.sigma.round(3)
@@ -121,22 +118,30 @@ def dpm2_churn(
     """
     if is_zero(s_churn):
         return dpm2(levels, process)
-    hat, rise, scale = _churned(levels, s_churn, s_min, s_max, s_noise, process)
-    frm, to, last = _hops(hat, levels)
-    orders = [2] * frm.sigma.shape[0]
-    place, size = places(orders)
-    at = inner_levels(frm, to, to, last, orders, process)
-    # x at the hop's end is scaled to the level that it is churned to.
-    ends = ladder(at, Level(to.alpha * scale[1:], to.sigma * scale[1:], to.t), orders)
-    hop, curve = hop_from_start(at, ends, place, noise_prediction)
-    columns = one_state_rows(hop.x, stage_weights(at, ends, place, size, hop, curve), place)
-    return linear_solver(join_levels(at, last), x0=0.0, eps=1.0, **_noise(rise, s_noise, 2), **columns)
+    churned = _churned(levels, s_churn, s_min, s_max, s_noise, process)
+    start, end, scale = churned.level[:-1], levels[1:], churned.scale[1:]
+    middle = between(start, end, 0.5, process)
+    scaled_end = Level(end.alpha * scale, end.sigma * scale, end.t)  # of the same log SNR
+    return _solver(second_order(start, middle, scaled_end, noise_prediction), churned)
 
 
-def _churned(
-    levels: Level, s_churn: Any, s_min: Any, s_max: Any, s_noise: Any, process: Process | None
-) -> tuple[Level, Array, Array]:
-    """(hat, rise, scale) of each level, [N, *S]: where it goes up to, by what noise, and what x is scaled by before."""
+class _Churned(NamedTuple):
+    """What churn does at each of N levels.
+
+    Attributes:
+      level: Level[N] of the evaluation.
+      scale: [N, *S] the factor of x before the noise, alpha^ / alpha.
+      churn: [N, *S] standard deviation of the noise.
+      nominal_churn: [N, *S] the same with s_noise = 1, by which the level rises.
+    """
+
+    level: Level
+    scale: Array
+    churn: Array
+    nominal_churn: Array
+
+
+def _churned(levels: Level, s_churn: Any, s_min: Any, s_max: Any, s_noise: Any, process: Process | None) -> _Churned:
     check_plan(levels)
     check_num_levels(levels, 2)
     check_alpha(levels)
@@ -145,36 +150,29 @@ def _churned(
         if known is not None and (known.shape != () or not known >= 0):
             raise ValueError(f"{name} must be one number, not negative; got {value}")
     xp = namespace(levels, s_churn, s_min, s_max, s_noise)
-    ratio = levels.sigma / levels.alpha
-    gamma = xp.minimum(s_churn / ratio.shape[0], np.sqrt(2.0) - 1.0)
-    gamma = xp.where((ratio >= s_min) & (ratio <= s_max), gamma, 0.0)
-    up = 2.0 * xp.log1p(gamma)
+    rho = levels.sigma / levels.alpha
+    gamma = xp.minimum(s_churn / rho.shape[0], np.sqrt(2.0) - 1.0)
+    gamma = xp.where((rho >= s_min) & (rho <= s_max), gamma, 0.0)
+    up = 2.0 * xp.log1p(gamma)  # in log SNR
     if process is None:
         _check_constant_alpha(levels)
         slope = xp.diff(levels.t, axis=0) / xp.diff(log_snr(levels), axis=0)
         label = levels.t - up * xp.concatenate([slope[:1], slope])
-        hat = Level(levels.alpha + 0.0 * label, (1.0 + gamma) * levels.sigma, label)
+        level = Level(levels.alpha + 0.0 * label, (1.0 + gamma) * levels.sigma, label)
     else:
-        # Nothing scales x before the first row, so that where scaling is needed the first level stays as it is.
-        still = levels.alpha[:1] == levels.alpha[1:2]
-        up = xp.concatenate([xp.where(still, up[:1], 0.0), up[1:]])
-        there = at_log_snr(process, log_snr(levels) - up)
-        hat = jax.tree.map(lambda a, b: xp.where(up > 0, a, b), there, levels)
-    scale = hat.alpha / levels.alpha
-    return hat, hat.alpha * ratio * safe_sqrt(xp.expm1(up)), scale
+        # x is scaled by the row before, so where alpha changes the first level stays as it is.
+        same_alpha = levels.alpha[:1] == levels.alpha[1:2]
+        up = xp.concatenate([xp.where(same_alpha, up[:1], 0.0), up[1:]])
+        raised = at_log_snr(process, log_snr(levels) - up)
+        level = jax.tree.map(lambda a, b: xp.where(up > 0, a, b), raised, levels)
+    nominal_churn = level.alpha * rho * safe_sqrt(xp.expm1(up))
+    return _Churned(level, level.alpha / levels.alpha, s_noise * nominal_churn, nominal_churn)
 
 
-def _hops(hat: Level, levels: Level) -> tuple[Level, Level, Level]:
-    """(frm, to, last): hops start at churned levels; the final denoise is at one."""
-    first, rest = (lambda a: a[:-1]), (lambda a: a[1:])
-    return jax.tree.map(first, hat), jax.tree.map(rest, levels), jax.tree.map(lambda a: a[-1:], hat)
-
-
-def _noise(rise: Array, s_noise: Any, num_stages: int) -> dict[str, Array]:
-    """The columns of rows of hops of so many stages: noise before the first stage, and before the final denoise."""
-    others = [0.0 * rise[:-1]] * (num_stages - 1)
-    rise = namespace(rise).concatenate([interleave(rise[:-1], *others), rise[-1:]])
-    return {"churn": s_noise * rise, "rise": rise}
+def _solver(stages: list[Stage], churned: _Churned) -> Solver:
+    """The stages, with noise before each step and before the final denoise."""
+    churn, nominal_churn = (before_each_step(a, len(stages)) for a in (churned.churn, churned.nominal_churn))
+    return solver_from_stages([stages], churned.level[-1:], churn=churn, nominal_churn=nominal_churn)
 
 
 def _check_constant_alpha(levels: Level) -> None:

@@ -9,8 +9,11 @@ import numpy as np
 
 from diffusers_fn._arrays import concrete, is_zero, safe_sqrt
 from diffusers_fn.levels import Level, transition
-from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.ddim import ddim
+from diffusers_fn.solvers.plans import check_plan, neighbours
+
+__all__ = ["lcm", "tcd"]
 
 
 def lcm(levels: Level) -> Solver:
@@ -18,7 +21,7 @@ def lcm(levels: Level) -> Solver:
 
     Song et al., "Consistency Models", 2023, https://arxiv.org/abs/2303.01469, algorithm 1; in latents Luo et al.,
     "Latent Consistency Models", 2023, https://arxiv.org/abs/2310.04378, algorithm 3. Their boundary condition, x0_hat =
-    c_skip x + c_out f(x), belongs to the denoiser. With an ordinary denoiser the samples have too little spread.
+    c_skip x + c_out f(x), is part of the denoiser. With an ordinary denoiser the samples have too little spread.
 
     Args:
       levels: Level[N], any process.
@@ -31,8 +34,8 @@ def lcm(levels: Level) -> Solver:
     array([2.5152e+00, 2.0000e-03, 0.0000e+00])
     """
     check_plan(levels)
-    _, to = neighbours(levels)
-    return linear_solver(levels, x=[0.0], x0=to.alpha, eps=0.0, noise=to.sigma)
+    _, end = neighbours(levels)
+    return linear_solver(levels, x=[0.0], x0=end.alpha, eps=0.0, noise=end.sigma)
 
 
 def tcd(levels: Level, process: Callable[[Any], Level], gamma: Any = 0.3) -> Solver:
@@ -45,7 +48,7 @@ def tcd(levels: Level, process: Callable[[Any], Level], gamma: Any = 0.3) -> Sol
     is `ddim`; with gamma = 1 and a process that is clean at t = 0 it is `lcm`.
 
     Args:
-      levels: Level[N], labelled by the process' own time.
+      levels: Level[N], whose labels t are the process' own time.
       process: t -> Level, e.g. `processes.tabulated(schedule)`; for whole timesteps, as the authors round them,
         `lambda t: level_at(schedule, np.floor(t).astype(int))`.
       gamma: [] in [0, 1].
@@ -64,7 +67,7 @@ def tcd(levels: Level, process: Callable[[Any], Level], gamma: Any = 0.3) -> Sol
         raise ValueError(f"gamma must be one number in [0, 1]; got {gamma}")
     if is_zero(gamma):
         return ddim(levels)
-    _, to = neighbours(levels)
-    target = process((1.0 - gamma) * to.t)
-    ratio, var = transition(to, target)
-    return linear_solver(levels, x=[0.0], x0=to.alpha, eps=ratio * target.sigma, noise=safe_sqrt(var))
+    _, end = neighbours(levels)
+    target = process((1.0 - gamma) * end.t)
+    ratio, var = transition(end, target)
+    return linear_solver(levels, x=[0.0], x0=end.alpha, eps=ratio * target.sigma, noise=safe_sqrt(var))

@@ -1,4 +1,4 @@
-"""DDIM and ancestral sampling (DDPM) as tables."""
+"""DDIM and ancestral sampling (DDPM)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn._arrays import check_eta, is_zero, safe_sqrt
-from diffusers_fn.levels import Level, posterior, snr_ratio
-from diffusers_fn.solvers.base import Solver, check_plan, linear_solver, neighbours
+from diffusers_fn.levels import Array, Level, posterior, snr_ratio
+from diffusers_fn.solvers.base import Solver, linear_solver
+from diffusers_fn.solvers.plans import check_plan, neighbours
 from diffusers_fn.variances import Variance, fixed_small
+
+__all__ = ["ancestral", "ancestral_step", "ddim"]
 
 
 def ddim(levels: Level, eta: Any = 0.0) -> Solver:
@@ -17,9 +20,9 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
 
         x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z,    s = eta sqrt(var)
 
-    with var the posterior's variance between the two levels. eta = 0 is deterministic (Euler's method on
+    with var the posterior variance between the two levels. eta = 0 is deterministic (Euler's method on
     dx = x0_hat d(alpha) + eps_hat d(sigma)), eta = 1 is `ancestral` with fixed_small. A Python 0 builds a table
-    without noise; a traced eta, or an array, keeps the noise column, and changing it compiles nothing.
+    without noise; a traced eta, or an array, keeps the noise column, so that changing it compiles nothing.
 
     Args:
       levels: Level[N], any process.
@@ -36,22 +39,32 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
     check_eta(eta)
     if np.shape(eta) != ():
         raise ValueError(f"eta must be one number; got shape {np.shape(eta)}")
-    frm, to = neighbours(levels)
+    start, end = neighbours(levels)
     if is_zero(eta):
-        return linear_solver(levels, x=[0.0], x0=to.alpha, eps=to.sigma)
-    # s and sqrt(sigma'^2 - s^2) in terms of r = SNR / SNR', so that float32 levels cannot make a root negative.
-    r = snr_ratio(frm, to)
-    s = eta * to.sigma * safe_sqrt(1.0 - r)
-    direction = to.sigma * safe_sqrt((1.0 - eta**2) + eta**2 * r)
-    return linear_solver(levels, x=[0.0], x0=to.alpha, eps=direction, noise=s)
+        return linear_solver(levels, x=[0.0], x0=end.alpha, eps=end.sigma)
+    sigma, s = ancestral_step(start, end, eta)
+    return linear_solver(levels, x=[0.0], x0=end.alpha, eps=sigma, noise=s)
+
+
+def ancestral_step(start: Level, end: Level, eta: Any) -> tuple[Array, Array]:
+    """Returns (sqrt(sigma'^2 - s^2), s): the sigma to go down to, and the noise that leads from there up to sigma'.
+
+    s = eta sigma' sqrt(1 - r), r = SNR / SNR'. Both are computed from r, so that rounded levels cannot make a root
+    negative.
+
+    >>> ancestral_step(Level(1.0, 2.0, 0.0), Level(1.0, 1.0, 0.0), 1.0)
+    (np.float64(0.5), np.float64(0.8660254037844386))
+    """
+    r = snr_ratio(start, end)
+    return end.sigma * safe_sqrt((1.0 - eta**2) + eta**2 * r), eta * end.sigma * safe_sqrt(1.0 - r)
 
 
 def ancestral(levels: Level, variance: Variance = fixed_small) -> Solver:
-    """Returns ancestral sampling, DDPM's own (Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2).
+    """Returns ancestral sampling, that of DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2).
 
         x' = coef_x0 x0_hat + coef_x x + s z
 
-    with the posterior mean between any two levels, neighbouring timesteps or not. The hop out of the last level is
+    with the posterior mean between any two levels, neighbouring timesteps or not. The step out of the last level is
     the noiseless x0_hat.
 
     Args:
@@ -66,7 +79,7 @@ def ancestral(levels: Level, variance: Variance = fixed_small) -> Solver:
     array([2.514e+00, 2.000e-03, 0.000e+00])
     """
     check_plan(levels)
-    frm, to = neighbours(levels)
-    coef_x0, coef_x, _ = posterior(frm, to)
-    noise, noise_range = variance.between(frm, to)
+    start, end = neighbours(levels)
+    coef_x0, coef_x, _ = posterior(start, end)
+    noise, noise_range = variance.between(start, end)
     return linear_solver(levels, x=[coef_x], x0=coef_x0, eps=0.0, noise=noise, noise_range=noise_range)

@@ -1,6 +1,6 @@
-"""Correctors, steps of Langevin dynamics at one level, and the predictor-corrector sampler that takes them.
+"""Correctors, which are steps of Langevin dynamics at one level, and the predictor-corrector sampler.
 
-A corrector moves x towards q(x) at the level it is at, by
+A corrector moves x towards q(x) at its level by
 
     x <- x + e score + sqrt(2 e) z,     score = -eps_hat / sigma
 
@@ -23,17 +23,20 @@ from diffusers_fn import _random
 from diffusers_fn._arrays import concrete, expand, namespace, safe_sqrt
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Array, Level
-from diffusers_fn.solvers.base import History, Row, Solver, Step, check_plan, linear_init
+from diffusers_fn.solvers.base import History, LinearRow, Solver, Step, linear_init
+from diffusers_fn.solvers.plans import check_plan
+
+__all__ = ["Corrector", "PredictorCorrectorRow", "annealed_langevin", "langevin", "predictor_corrector"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["correct"])
 @dataclasses.dataclass(frozen=True)
 class Corrector:
-    """What a predictor-corrector sampler does at a level before it leaves it.
+    """The correction of a predictor-corrector sampler at each level before the predictor leaves it.
 
     Attributes:
       correct: (key, denoise, x, level, row) -> x, at the same level.
-      rows: a pytree of arrays [N, ...], one entry a level.
+      rows: a pytree of arrays [N, ...], one row per level.
     """
 
     correct: Callable[[Any, Denoiser, jax.Array, Level, Any], jax.Array]
@@ -43,9 +46,9 @@ class Corrector:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PredictorCorrectorRow:
-    """One level's part of both: the predictor's row and the corrector's."""
+    """The predictor's row and the corrector's row of one level."""
 
-    predictor: Row
+    predictor: LinearRow
     corrector: Any
 
     @property
@@ -56,19 +59,19 @@ class PredictorCorrectorRow:
 def langevin(
     levels: Level, snr: Any = 0.16, *, num_steps: int = 1, scale: Any = None, average_norms: bool = False
 ) -> Corrector:
-    """Returns the Langevin corrector, whose step keeps a ratio of signal to noise.
+    """Returns the Langevin corrector, whose step size keeps a signal-to-noise ratio.
 
         e = 2 scale (snr |z| / |score|)^2
 
-    Song et al. 2021, https://arxiv.org/abs/2011.13456, algorithms 4 and 5. The norms are an example's own, so that an
-    example's sample depends on no other; the authors' code takes their means over the batch: `average_norms`. Data of
-    few dimensions need that, since a single |z| / |score| is then far from its mean.
+    Song et al. 2021, https://arxiv.org/abs/2011.13456, algorithms 4 and 5. The norms are those of each example, so that
+    no sample depends on another; the authors' code takes their means over the batch: `average_norms`. Data of few
+    dimensions need that, since a single |z| / |score| is then far from its mean.
 
     Args:
       levels: Level[N], those of the predictor.
       snr: [], r of the paper; 0.16 is its authors' default.
-      num_steps: how many steps a level, M of the paper; each is one more evaluation of the network.
-      scale: [N] or []; by default (alpha / alpha')^2 with the next level's alpha', at the last (alpha / 1)^2: the
+      num_steps: number of steps per level, M of the paper; each is one more network evaluation.
+      scale: [N] or []; by default (alpha / alpha')^2 with the next level's alpha', which is 1 after the last level: the
         alpha_i of algorithm 5, 1 where alpha = 1.
       average_norms: whether the norms are averaged over the batch.
 
@@ -90,8 +93,8 @@ def annealed_langevin(levels: Level, snr: Any = 0.16, *, num_steps: int = 1, sca
         e = 2 scale (snr sigma)^2
 
     Song & Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019,
-    https://arxiv.org/abs/1907.05600, algorithm 1, as in the appendix of Song et al. 2021. With a predictor that stays,
-    `linear_solver(levels, x=[1.0], x0=0.0, eps=0.0)`, `predictor_corrector` is that algorithm itself.
+    https://arxiv.org/abs/1907.05600, algorithm 1, as in the appendix of Song et al. 2021. With a predictor that
+    leaves x as it is, `linear_solver(levels, x=[1.0], x0=0.0, eps=0.0)`, `predictor_corrector` is that algorithm.
 
     Args and Raises: as for `langevin`.
 
@@ -106,11 +109,11 @@ def annealed_langevin(levels: Level, snr: Any = 0.16, *, num_steps: int = 1, sca
 def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:
     """Returns the sampler that corrects at each level, then predicts the next (Song et al. 2021, algorithm 1).
 
-    Its order is that of the authors' code: corrector first, then predictor, at the last level too, where the predictor
-    is the final denoise. With one row a level and M corrector steps it evaluates the network M + 1 times a row.
+    As in the authors' code the corrector comes first at every level, then the predictor, which at the last level is the
+    final denoise. With M corrector steps there are M + 1 network evaluations per level.
 
     Args:
-      predictor: a table with one row a level, e.g. `reverse_diffusion(levels)`, `ancestral`, `euler_maruyama`.
+      predictor: a table with one row per level, e.g. `reverse_diffusion(levels)`, `ancestral`, `euler_maruyama`.
       corrector: for the same levels, `langevin` or `annealed_langevin`.
 
     Raises:
@@ -134,7 +137,7 @@ def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:
     if own != other:
         raise ValueError(
             f"predictor and corrector must be for the same levels; got {own} rows and {other} levels "
-            "(methods with more than one evaluation a level cannot be predictors)"
+            "(methods with more than one evaluation per level cannot be predictors)"
         )
     rows = PredictorCorrectorRow(predictor.rows, corrector.rows)
     step = _PredictorCorrector(predictor.step, predictor.stochastic, corrector.correct)
@@ -145,7 +148,7 @@ def _init(x: jax.Array, rows: PredictorCorrectorRow) -> History:
     return linear_init(x, rows.predictor)
 
 
-# Functions that carry static options, equal when those are: so equal samplers share one compilation.
+# Callables that compare equal when their options do, so that equal samplers share one compilation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +179,7 @@ class _Langevin:
 
         def step_size(z: jax.Array, score: jax.Array) -> jax.Array:
             score_norm = norm(score)
-            moves = score_norm > 0  # where the score is zero there is no scale to step by
+            moves = score_norm > 0  # a zero score gives no scale for the step
             ratio = norm(z) / jnp.where(moves, score_norm, 1.0)
             return expand(row["factor"], x) * expand(jnp.where(moves, ratio**2, 0.0), x)
 
@@ -194,7 +197,7 @@ class _AnnealedLangevin:
 def _dynamics(
     key: jax.Array, denoise: Denoiser, x: jax.Array, level: Level, step_size: Callable[..., jax.Array], num_steps: int
 ) -> jax.Array:
-    """num_steps steps of x <- x + e score + sqrt(2 e) z."""
+    """x after num_steps steps x <- x + e score + sqrt(2 e) z."""
 
     def step(x: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         score = -denoise(x, level).eps.astype(x.dtype) / expand(level.sigma, x)
@@ -206,10 +209,10 @@ def _dynamics(
 
 
 def _checked(levels: Level, snr: Any, num_steps: int, scale: Any) -> Array:
-    """The scale, [N, *S], after the checks that both correctors share."""
+    """The scale, [N, *S], after the checks of both correctors."""
     check_plan(levels)
     if num_steps < 1:
-        raise ValueError(f"a corrector takes at least one step a level; got num_steps {num_steps}")
+        raise ValueError(f"a corrector takes at least one step per level; got num_steps {num_steps}")
     xp = namespace(levels, scale)
     if scale is None:
         following = xp.concatenate([levels.alpha[1:], xp.ones_like(levels.alpha[:1])])

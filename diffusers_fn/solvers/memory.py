@@ -1,4 +1,4 @@
-"""Solvers whose denoiser remembers: the memory is part of the solver's state."""
+"""Solvers for denoisers with a memory, which becomes part of the solver's state."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import jax.numpy as jnp
 
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
-from diffusers_fn.solvers.base import Row, Solver, Step
+from diffusers_fn.solvers.base import LinearRow, Solver, Step
+
+__all__ = ["with_memory"]
 
 
 def with_memory(solver: Solver) -> Solver:
-    """Returns the solver for a denoiser that remembers, (x, level, memory) -> (prediction, memory).
+    """Returns the solver for a denoiser with a memory, (x, level, memory) -> (prediction, memory).
 
-    The memory, of x's shape and zero at first, is part of the solver's state: nothing is hidden, and sampling stays one
-    scan of a pure function. The last row, the final denoise, is an evaluation like any other.
+    The memory has the shape of x, is zero at first, and each evaluation gets that of the evaluation before, the final
+    denoise included. It is part of the solver's state, so sampling stays one scan of a pure function.
 
     Args:
       solver: a table (every solver but `predictor_corrector` and `adaptive`).
 
     Raises:
-      ValueError: if it is none.
+      ValueError: if the solver is no table.
 
     >>> from diffusers_fn import grids, oracles, sample
     >>> from diffusers_fn.solvers import ddim
@@ -35,14 +37,17 @@ def with_memory(solver: Solver) -> Solver:
     >>> bool(last == sample(None, oracles.gaussian(0.0, 1.0), ddim(grids.karras(5)), x).x0)
     True
     """
-    if not isinstance(solver.rows, Row):
-        raise ValueError("only a table, of one evaluation a row, can carry a denoiser's memory")
+    if not isinstance(solver.rows, LinearRow):
+        raise ValueError(
+            "only a table, a solver whose rows are of type LinearRow, can carry a denoiser's memory; "
+            f"got rows of type {type(solver.rows).__name__}"
+        )
     return Solver(_Init(solver.init), _Step(solver.step), solver.rows, solver.stochastic)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["inner", "memory"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class _Remembered:
+class _WithMemory:
     inner: Any
     memory: jax.Array
 
@@ -51,29 +56,29 @@ class _Remembered:
         return self.inner.x
 
 
-# Functions that carry others, equal when those are: so equal solvers share one compilation.
+# Callables that compare equal when the functions in them do, so that equal solvers share one compilation.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Init:
     init: Callable[..., Any]
 
-    def __call__(self, x: jax.Array, rows: Row) -> _Remembered:
-        return _Remembered(self.init(x, rows), jnp.zeros_like(x))
+    def __call__(self, x: jax.Array, rows: LinearRow) -> _WithMemory:
+        return _WithMemory(self.init(x, rows), jnp.zeros_like(x))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
     step: Callable[..., tuple[Any, Step]]
 
-    def __call__(self, key: Any, denoise: Any, state: _Remembered, row: Row) -> tuple[_Remembered, Step]:
-        said = []
+    def __call__(self, key: Any, denoise: Any, state: _WithMemory, row: LinearRow) -> tuple[_WithMemory, Step]:
+        memories = []
 
-        def forgetful(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
+        def without_memory(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
             prediction, memory = denoise(x, level, state.memory)
-            said.append(memory)
+            memories.append(memory)
             return prediction
 
-        inner, step = self.step(key, forgetful, state.inner, row)
-        (memory,) = said  # a row evaluates once
-        return _Remembered(inner, memory.astype(state.memory.dtype)), step
+        inner, step = self.step(key, without_memory, state.inner, row)
+        (memory,) = memories  # one evaluation per row
+        return _WithMemory(inner, memory.astype(state.memory.dtype)), step

@@ -1,4 +1,4 @@
-"""DPM-Solver(++) with several steps: one evaluation a level, divided differences of the last predictions."""
+"""Multistep DPM-Solver(++): one evaluation per step, divided differences of the last predictions."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 from diffusers_fn._arrays import check_eta, namespace
 from diffusers_fn.levels import Array, Level
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan
-from diffusers_fn.solvers.forms import (
-    Form,
-    check_alpha,
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.exponential import (
+    ExponentialForm,
     data_prediction,
-    exact_hop,
-    half_steps,
+    exponential_step,
     noise_prediction,
-    one_state,
-    orders,
 )
+from diffusers_fn.solvers.multistep_tables import multistep_solver, step_orders
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+
+__all__ = ["dpmpp_1", "dpmpp_1_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde"]
 
 
-def dpmpp_1(levels: Level, form: Form = data_prediction) -> Solver:
+def dpmpp_1(levels: Level, form: ExponentialForm = data_prediction) -> Solver:
     """Returns DPM-Solver++ of first order (Lu et al. 2022, https://arxiv.org/abs/2211.01095, eq. 9): DDIM, eta = 0.
 
         x' = (sigma' / sigma) x + alpha' (1 - e^-h) x0_hat
@@ -41,20 +41,20 @@ def dpmpp_1(levels: Level, form: Form = data_prediction) -> Solver:
 
 
 def dpmpp_2m(
-    levels: Level, form: Form = data_prediction, *, taylor: bool = False, euler_at_final: bool = False
+    levels: Level, form: ExponentialForm = data_prediction, *, taylor: bool = False, euler_at_final: bool = False
 ) -> Solver:
     """Returns DPM-Solver++(2M), of second order (Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2).
 
         x' = (sigma' / sigma) x + alpha' (1 - e^-h) D,   D = (1 + 1 / 2r) m_1 - 1 / 2r m_2,   r = h_before / h
 
-    The first hop is of first order. alpha = 0 at the first level is allowed in data prediction.
+    The first step is of first order. alpha = 0 at the first level is allowed in data prediction.
 
     Args:
       levels: Level[N], N >= 2, any process.
       form: data_prediction, or noise_prediction for its DPM-Solver counterpart.
       taylor: whether the difference (m_1 - m_2) / r has its exact weight, alpha' (1 - (1 - e^-h) / h), instead of half
-        of m_1's: solver_type "taylor" of the authors' code, "heun" elsewhere, where False is "midpoint".
-      euler_at_final: whether the hop into the last level is of first order. The denoise after it is, in any case.
+        the weight of m_1: solver_type "taylor" of the authors' code, "heun" elsewhere, where False is "midpoint".
+      euler_at_final: whether the step into the last level is of first order. The final denoise always is.
 
     Raises:
       ValueError: as `dpmpp_1`.
@@ -70,7 +70,7 @@ def dpmpp_2m(
 
 def dpmpp_3m(
     levels: Level,
-    form: Form = data_prediction,
+    form: ExponentialForm = data_prediction,
     *,
     taylor: bool = False,
     lower_order_final: bool = False,
@@ -81,16 +81,16 @@ def dpmpp_3m(
         x' = (sigma' / sigma) x + alpha' (1 - e^-h) m_1 + alpha' phi_2 D_1 - alpha' phi_3 D_2
 
     with phi_2 = 1 - (1 - e^-h) / h, phi_3 = phi_2 / h - 1/2 and the divided differences D_1, D_2 of the last three
-    values. Hops one and two are `dpmpp_1` and `dpmpp_2m`. The Taylor expansion asks for 2 phi_3 in front of D_2, so
-    the order is two, with a smaller error than `dpmpp_2m`; `deis` with order=3 has the exact weights.
+    values. The first two steps are `dpmpp_1` and `dpmpp_2m`. The Taylor expansion has 2 phi_3 in front of D_2, so the
+    order is two, with a smaller error than `dpmpp_2m`; `deis` with order=3 has the exact weights.
 
     Args:
       levels: Level[N], N >= 3, any process.
       form: data_prediction, or noise_prediction.
-      taylor: as `dpmpp_2m`, for the hops of second order.
-      lower_order_final: whether the order falls to one at the end: two in the hop into the last level, one in the
-        denoise after it. Libraries do so for fewer than 15 steps, the authors for fewer than 10.
-      euler_at_final: whether the hop into the last level is of first order already, for runs that end there.
+      taylor: as `dpmpp_2m`, for the steps of second order.
+      lower_order_final: whether the order falls to one at the end: two in the step into the last level, one in the
+        final denoise. Libraries do so for fewer than 15 steps, the authors for fewer than 10.
+      euler_at_final: whether the step into the last level is of first order already, for runs that end there.
 
     Raises:
       ValueError: as `dpmpp_1`, with at least three levels.
@@ -102,10 +102,10 @@ def dpmpp_3m(
     return _multistep(levels, 3, form, 0, taylor, lower_order_final, euler_at_final)
 
 
-def dpmpp_1_sde(levels: Level, eta: Any = 1.0, form: Form = data_prediction) -> Solver:
+def dpmpp_1_sde(levels: Level, eta: Any = 1.0, form: ExponentialForm = data_prediction) -> Solver:
     """Returns the stochastic DPM-Solver++ of first order; see `dpmpp_2m_sde`, whose D is m_1 here.
 
-    In data prediction eta = 1 is `ancestral`, in other words. In noise prediction ("SDE-DPM-Solver-1") it is
+    In data prediction eta = 1 is `ancestral`. In noise prediction ("SDE-DPM-Solver-1") it is
 
         x' = (alpha' / alpha) x - (1 + eta) sigma' (e^h - 1) eps_hat + sigma' sqrt(eta (e^(2h) - 1)) z
 
@@ -122,7 +122,7 @@ def dpmpp_1_sde(levels: Level, eta: Any = 1.0, form: Form = data_prediction) -> 
 def dpmpp_2m_sde(
     levels: Level,
     eta: Any = 1.0,
-    form: Form = data_prediction,
+    form: ExponentialForm = data_prediction,
     *,
     taylor: bool = False,
     euler_at_final: bool = False,
@@ -154,7 +154,7 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     levels: Level,
     eta: Any = 1.0,
-    form: Form = data_prediction,
+    form: ExponentialForm = data_prediction,
     *,
     taylor: bool = True,
     lower_order_final: bool = False,
@@ -165,8 +165,8 @@ def dpmpp_3m_sde(
         x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^(-(1 + eta) h)) m_1 + phi_2 D_1 - phi_3 D_2)
              + sigma' sqrt(1 - e^(-2 eta h)) z
 
-    Katherine Crowson's sampler (https://github.com/crowsonkb/k-diffusion), whose second hop is of the kind `taylor`.
-    Another library has the sign of the 1/2 in phi_3 the other way round, which is not offered: it leaves order one.
+    Katherine Crowson's sampler (https://github.com/crowsonkb/k-diffusion), whose second step is of the kind `taylor`.
+    Another library has the sign of the 1/2 in phi_3 the other way round, which is not offered: its order is one.
 
     Args: as `dpmpp_2m_sde` and `dpmpp_3m`.
     Raises: as `dpmpp_2m_sde`, with at least three levels.
@@ -181,37 +181,36 @@ def dpmpp_3m_sde(
 def _multistep(
     levels: Level,
     order: int,
-    form: Form,
+    form: ExponentialForm,
     eta: Any,
     taylor: bool = False,
     lower_order_final: bool = False,
     euler_at_final: bool = False,
 ) -> Solver:
-    """whole m_1 + slope D_1 + curve D_2 on the exact hop, with the differences
+    """The solver x' = x_coef x + w0 m_1 + w1 D_1 + w2 D_2 + noise z, see `ExponentialStep`, with the differences
 
         a = (m_1 - m_2) / r_0,  b = (m_2 - m_3) / r_1,  D_2 = (a - b) / (r_0 + r_1),  D_1 = a + r_0 D_2,
 
-    r_k = 1 / q_k how many times longer the hop k + 1 before was; D_1 = a at order two.
+    and r_k = 1 / q_k the length of the (k + 1)-th step before, per length of this one; D_1 = a at order two.
     """
     check_plan(levels)
     check_num_levels(levels, max(order, 2))
     check_eta(eta)
     if form is noise_prediction:
         check_alpha(levels)
-    hop, h = exact_hop(levels, form, eta), half_steps(levels)
-    xp = namespace(h, hop)
-    used = orders(h.shape[0], order, lower_order_final, euler_at_final).reshape(-1, *(1,) * (h.ndim - 1))
+    step = exponential_step(*neighbours(levels), form, eta)
+    xp, h = namespace(step), step.h
+    used = step_orders(h.shape[0], order, lower_order_final, euler_at_final).reshape(-1, *(1,) * (h.ndim - 1))
     q0, q1 = _ratio(h, 1), _ratio(h, 2)
-    second = hop.slope if taylor else 0.5 * hop.whole
-    curve = 0.5 * hop.rate - form.sign * hop.slope / hop.kappa * (1.0 / h)
+    second = step.w1 if taylor else 0.5 * step.w0
 
     before = xp.where(used < 3, 1.0, q0)
-    of_d2 = xp.where(used < 3, 0.0, (hop.slope / before + curve) * before * q1 / (before + q1))
-    of_a = (xp.where(used == 1, 0.0, xp.where(used == 2, second, hop.slope)) + of_d2) * q0
+    of_d2 = xp.where(used < 3, 0.0, (step.w1 / before + step.w2) * before * q1 / (before + q1))
+    of_a = (xp.where(used == 1, 0.0, xp.where(used == 2, second, step.w1)) + of_d2) * q0
     of_b = -of_d2 * q1
-    return one_state(levels, form, [hop.whole + of_a, of_b - of_a, -of_b][:order], hop)
+    return multistep_solver(levels, form, [step.w0 + of_a, of_b - of_a, -of_b][:order], step)
 
 
 def _ratio(h: Array, k: int) -> Array:
-    """How many times longer in lambda than the k-th hop before it a hop is; 0 where there was none."""
+    """q, the length of each step in lambda per length of the k-th step before; 0 where there was none."""
     return namespace(h).concatenate([np.zeros((min(k, h.shape[0]), *h.shape[1:])), h[k:] / h[: h.shape[0] - k]])

@@ -1,4 +1,4 @@
-"""Tables of one length for plans of many: rows that do nothing, in front."""
+"""Tables of equal length for plans of different lengths, so that they share one compiled program."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ import jax
 import numpy as np
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.solvers.base import Row, Solver, start_level
+from diffusers_fn.solvers.base import LinearRow, Solver, start_level
+
+__all__ = ["pad"]
 
 
 def pad(solver: Solver, num_rows: int) -> Solver:
-    """Returns the solver with rows that do nothing in front, `num_rows` in all: plans of any length share one program.
+    """Returns the solver with `num_rows` rows: in front of its own come rows that leave x as it is.
 
-    A padding row is x' = x_1 at the level that the solver starts from: no noise, nothing kept. In `sample` the padded
-    solver gives the samples of the solver, with the same noise for the same key. A scan evaluates the network for
-    padding too and throws the result away; `sample(..., scan=while_scan(n))`, with n the number of the solver's own
-    rows, skips it, and n may be traced.
+    A padding row is x' = x_1 at the level that the solver starts from, without noise. `sample` returns the same samples
+    for the padded solver, with the same noise for the same key. A scan evaluates the network in padding rows too and
+    drops the result; `sample(..., scan=while_scan(n))`, with n the number of the solver's own rows, skips them, and n
+    may be traced.
 
     Args:
       solver: a table (see `linear_solver`) of R rows.
       num_rows: at least R.
 
     Raises:
-      ValueError: if the solver is no table or has more rows.
+      ValueError: if the solver is no table or has more than num_rows rows.
 
     >>> from diffusers_fn import grids
     >>> from diffusers_fn.solvers.ddim import ddim
@@ -32,8 +34,10 @@ def pad(solver: Solver, num_rows: int) -> Solver:
     array([1., 1., 0., 0.])
     """
     rows = solver.rows
-    if not isinstance(rows, Row):
-        raise ValueError(f"only tables can be padded, solvers whose rows are of type Row; got {type(rows).__name__}")
+    if not isinstance(rows, LinearRow):
+        raise ValueError(
+            f"only tables can be padded, solvers whose rows are of type LinearRow; got {type(rows).__name__}"
+        )
     own = rows.x0.shape[0]
     if own > num_rows:
         raise ValueError(f"num_rows must be at least the solver's own number of rows, {own}; got {num_rows}")

@@ -1,4 +1,4 @@
-"""Plans that go back up: rows of several runs one after the other, with noise in between.
+"""Plans that return to noisier levels: rows of several runs one after the other, with noise in between.
 
 Restart sampling (Xu et al., "Restart Sampling for Improving Generative Processes", 2023,
 https://arxiv.org/abs/2306.14878, algorithm 1) and the jumps of RePaint (Lugmayr et al. 2022,
@@ -16,7 +16,10 @@ import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace, safe_sqrt
 from diffusers_fn.levels import Level, log_snr, transition
-from diffusers_fn.solvers.base import Row, Solver, check_plan
+from diffusers_fn.solvers.base import LinearRow, Solver
+from diffusers_fn.solvers.plans import check_plan
+
+__all__ = ["Segment", "with_restarts"]
 
 Segment = tuple[int | Level, int, int]
 
@@ -24,14 +27,14 @@ Segment = tuple[int | Level, int, int]
 def with_restarts(
     make: Callable[[Level], Solver], levels: Level, segments: Sequence[Segment], *, s_noise: Any = 1.0
 ) -> Solver:
-    """Returns make(levels) with stretches of the plan that are run again, from noise put on what they led to.
+    """Returns make(levels) with segments of the plan that are run again, from their result with noise added.
 
-    For (first, last, times): once the state is at levels[last], `times` times over
+    For a segment (first, last, times), when the state has reached levels[last], `times` times
 
         x = (alpha_first / alpha_last) x + s_noise sqrt(var) z,     see `transition`,
 
-    takes it up to levels[first], and make(levels[first], ..., levels[last]) back down. Each part starts as the solver
-    starts, so multistep methods begin anew with low order. RePaint with jumps of j levels and r passes has the segments
+    returns it to levels[first], and make(levels[first : last + 1]) solves down to levels[last] again. Each run starts
+    as the solver starts, multistep methods with low order. RePaint with jumps of j levels and r passes has the segments
     (0, j, r - 1), (j, 2j, r - 1), ...
 
     Args:
@@ -39,10 +42,10 @@ def with_restarts(
       levels: Level[N].
       segments: (first, last, times) each, 0 <= first < last < N, in the order of `last`. In place of the index
         `first`, Level[M] is a plan of its own for the way down, which ends at levels[last].
-      s_noise: [], what the noise is multiplied by (the paper has 1.003 for EDM).
+      s_noise: [], a factor for the noise (1.003 for EDM in the paper).
 
     Raises:
-      ValueError: if segments do not fit the plan, or `make` builds no tables or asks for more levels than a part has.
+      ValueError: if segments do not fit the plan, or `make` builds no tables or needs more levels than a segment has.
 
     >>> from diffusers_fn import grids
     >>> from diffusers_fn.solvers.ddim import ddim
@@ -65,9 +68,9 @@ def with_restarts(
     made = {id(plan): make(plan) for plan in {id(plan): plan for plan in plans}.values()}
     solvers = [made[id(plan)] for plan in plans]
     for solver in solvers:
-        if not isinstance(solver.rows, Row):
+        if not isinstance(solver.rows, LinearRow):
             raise ValueError(
-                f"make must build tables, solvers whose rows are of type Row; got {type(solver.rows).__name__}"
+                f"make must build tables, solvers whose rows are of type LinearRow; got {type(solver.rows).__name__}"
             )
     if len(plans) == 1:
         return solvers[0]
@@ -75,34 +78,30 @@ def with_restarts(
 
 
 def _one_after_the_other(plans: list[Level], solvers: list[Solver], s_noise: Any) -> Solver:
+    """The rows of the solvers in turn, with noise up to the first level of a plan before its first evaluation."""
     num_states = max(solver.rows.x.shape[1] for solver in solvers)
-    num_kept = max(solver.rows.m.shape[1] for solver in solvers)
-    has = {name: any(getattr(solver.rows, name) is not None for solver in solvers) for name in ("noise", "noise_range")}
+    num_values = max(solver.rows.m.shape[1] for solver in solvers)
+    optional = [
+        name for name in ("noise", "noise_range") if any(getattr(solver.rows, name) is not None for solver in solvers)
+    ]
     xp = namespace(plans, [solver.rows for solver in solvers], s_noise)
     pieces = []
     for i, solver in enumerate(solvers):
         rows = solver.rows
         none = 0.0 * rows.x0
-        rows = dataclasses.replace(
-            rows,
-            x=_widen(rows.x, num_states),
-            m=_widen(rows.m, num_kept),
-            churn=none if rows.churn is None else rows.churn,
-            rise=none if rows.rise is None else rows.rise,
-            **{
-                name: (none if getattr(rows, name) is None else getattr(rows, name)) if has[name] else None
-                for name in has
-            },
-        )
-        if i > 0:  # up from the end of the plan before, before the first evaluation
-            _, var = transition(_level(plans[i], 0), _level(plans[i - 1], -1))
-            churn, rise = safe_sqrt(rows.churn[:1] ** 2 + s_noise**2 * var), safe_sqrt(rows.rise[:1] ** 2 + var)
+        columns = {name: getattr(rows, name) for name in ("churn", "nominal_churn", *optional)}
+        columns = {name: none if column is None else column for name, column in columns.items()}
+        rows = dataclasses.replace(rows, x=_widen(rows.x, num_states), m=_widen(rows.m, num_values), **columns)
+        if i > 0:
+            _, var = transition(plans[i][0], plans[i - 1][-1])
+            churn = safe_sqrt(rows.churn[:1] ** 2 + s_noise**2 * var)
+            nominal_churn = safe_sqrt(rows.nominal_churn[:1] ** 2 + var)
             rows = dataclasses.replace(
                 rows,
                 churn=xp.concatenate([churn, rows.churn[1:]]),
-                rise=xp.concatenate([rise, rows.rise[1:]]),
+                nominal_churn=xp.concatenate([nominal_churn, rows.nominal_churn[1:]]),
             )
-        if i < len(solvers) - 1:  # without the final denoise, whose level tells how x is scaled there
+        if i < len(solvers) - 1:  # drop the final denoise, at whose alpha the state is, and scale x for the next plan
             ratio = plans[i + 1].alpha[0] / rows.level.alpha[-1]
             rows = _scale_last(jax.tree.map(lambda a: a[:-1], rows), ratio)
         pieces.append(rows)
@@ -111,23 +110,19 @@ def _one_after_the_other(plans: list[Level], solvers: list[Solver], s_noise: Any
 
 
 def _widen(columns: Any, num: int) -> Any:
-    """[R, J, *S] -> [R, num, *S], further back with zeros."""
+    """[R, J, *S] -> [R, num, *S], with zeros for earlier states or values."""
     missing = np.zeros((columns.shape[0], num - columns.shape[1], *columns.shape[2:]), columns.dtype)
     return namespace(columns).concatenate([columns, missing], axis=1)
 
 
-def _scale_last(rows: Row, ratio: Any) -> Row:
-    """The rows with the last new state multiplied by a ratio."""
+def _scale_last(rows: LinearRow, ratio: Any) -> LinearRow:
+    """The rows with the new state of the last one multiplied by a ratio."""
     xp = namespace(rows, ratio)
     scaled = lambda a: None if a is None else xp.concatenate([a[:-1], ratio * a[-1:]])  # noqa: E731
     return dataclasses.replace(rows, x=scaled(rows.x), m=scaled(rows.m), noise=scaled(rows.noise))
 
 
-def _level(levels: Level, i: int) -> Level:
-    return jax.tree.map(lambda a: a[i], levels)
-
-
-def _check_segment(again: Level, first: Any, last: int, times: int, at: int, to: Level, end: int) -> None:
+def _check_segment(again: Level, first: Any, last: int, times: int, at: int, target: Level, end: int) -> None:
     allowed = f"indices 0 <= first < last <= {end} of the plan, last not before that of the segment before, times >= 1"
     own = isinstance(first, Level)
     if not (0 < last <= end and last >= at and times >= 1 and (own or 0 <= first < last)):
@@ -136,6 +131,6 @@ def _check_segment(again: Level, first: Any, last: int, times: int, at: int, to:
     if not own:
         return
     check_plan(again)
-    there, here = concrete(log_snr(_level(again, -1))), concrete(log_snr(_level(to, -1)))
+    there, here = concrete(log_snr(again[-1])), concrete(log_snr(target[-1]))
     if there is not None and here is not None and not np.allclose(there, here, rtol=1e-5, atol=1e-6):
         raise ValueError(f"the levels of a segment must end at levels[last]: log SNR {here}; got {there}")

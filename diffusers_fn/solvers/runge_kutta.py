@@ -1,8 +1,8 @@
 """Runge-Kutta methods on dx = x0_hat d(alpha) + eps_hat d(sigma): Euler, Heun, midpoint, RK4, any explicit tableau.
 
-Between two levels they take the chord, the straight line in the plane of alpha and sigma, along which both slopes are
-constant. The equation gives the same x along every path between two levels, so the order is the tableau's on every
-process; flow and alpha = 1 move on chords anyway. `runge_kutta_in_time` takes the path of a process' own time.
+They integrate along chords, straight lines between levels in the plane of alpha and sigma, on which d(alpha) and
+d(sigma) are constant. The equation gives the same x along every path between two levels, so the order is the tableau's
+on every process; flow and alpha = 1 move on chords anyway. `runge_kutta_in_time` integrates in a process' own time.
 """
 
 from __future__ import annotations
@@ -10,16 +10,27 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from diffusers_fn._arrays import floating, namespace
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
+from diffusers_fn.solvers.base import Solver, linear_solver
+from diffusers_fn.solvers.chord import on_chord
 from diffusers_fn.solvers.ddim import ddim
-from diffusers_fn.solvers.stages import from_stages, on_chord
+from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.stages import Stage, solver_from_stages
 from diffusers_fn.solvers.tableaus import HEUN, MIDPOINT, RK4, Tableau, check_tableau
+
+__all__ = [
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "midpoint",
+    "rk4",
+    "runge_kutta",
+    "runge_kutta_in_time",
+]
 
 
 def euler(levels: Level) -> Solver:
@@ -40,20 +51,21 @@ def euler(levels: Level) -> Solver:
     """
     check_plan(levels)
     check_num_levels(levels, 2)
-    frm, to = neighbours(levels)
-    return linear_solver(levels, x=[1.0], x0=to.alpha - frm.alpha, eps=to.sigma - frm.sigma)
+    start, end = neighbours(levels)
+    return linear_solver(levels, x=[1.0], x0=end.alpha - start.alpha, eps=end.sigma - start.sigma)
 
 
 def euler_ancestral(levels: Level, eta: Any = 1.0, *, s_noise: Any = 1.0) -> Solver:
     """Returns Euler's method down to sigma_down, then fresh noise up to the next level ("Euler a").
 
-    With s = eta sigma' sqrt(1 - SNR / SNR') it is x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z, so `ddim`
-    under its other name; eta = 1 by default.
+        x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z,    s = eta sigma' sqrt(1 - SNR / SNR')
+
+    This is `ddim` with eta = 1 by default.
 
     Args:
       levels: Level[N], N >= 2, any process.
       eta: [] in [0, 1].
-      s_noise: [], what the noise is multiplied by.
+      s_noise: [], a factor for the noise.
 
     Raises:
       ValueError: as `ddim`, and unless there are at least two levels.
@@ -71,7 +83,7 @@ def euler_ancestral(levels: Level, eta: Any = 1.0, *, s_noise: Any = 1.0) -> Sol
 
 
 def heun(levels: Level) -> Solver:
-    """Returns Heun's method (the trapezoid rule), of second order, with two evaluations a hop: 2N - 1 in all.
+    """Returns Heun's method (the trapezoid rule), of second order, with two evaluations per step: 2N - 1 in all.
 
         d = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma) at x,   x~ = x + d,   x' = x + (d + d~) / 2
 
@@ -96,7 +108,7 @@ def heun(levels: Level) -> Solver:
 
 
 def midpoint(levels: Level, process: Process | None = None) -> Solver:
-    """Returns the midpoint method, of second order, with two evaluations a hop: 2N - 1 in all.
+    """Returns the midpoint method, of second order, with two evaluations per step: 2N - 1 in all.
 
         d = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma),   x' = x + d at x + d / 2
 
@@ -114,7 +126,7 @@ def midpoint(levels: Level, process: Process | None = None) -> Solver:
 
 
 def rk4(levels: Level, process: Process | None = None) -> Solver:
-    """Returns the classical Runge-Kutta method, of fourth order, with four evaluations a hop: 4N - 3 in all.
+    """Returns the classical Runge-Kutta method, of fourth order, with four evaluations per step: 4N - 3 in all.
 
     The "rk4" of torchdiffeq is `runge_kutta(levels, THREE_EIGHTHS)`.
 
@@ -134,14 +146,14 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
         x_i = x + sum_k a_ik d_k,   x' = x + sum_k b_k d_k,
         d_k = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma) at x_k
 
-    A stage inside the hop lies at the point c_i of the chord, and the network is asked at the process' level of the
-    same sigma / alpha, x being scaled to it.
+    A stage inside the step lies at the point c_i of the chord; the network is evaluated at the process' level of the
+    same sigma / alpha, with x scaled to it.
 
     Args:
       levels: Level[N], N >= 2, any process; alpha = 0 at the first is allowed.
       tableau: a, b, c: MIDPOINT, HEUN, RK4, THREE_EIGHTHS, `two_stage(fraction)` or another.
-      process: the process of the levels, where inner stages get their level and label; None interpolates between the
-        neighbours, see `processes.between`.
+      process: on which the levels of inner stages and their labels lie; None interpolates between the neighbours, see
+        `processes.between`.
 
     Raises:
       ValueError: if levels are no plan (see `check_plan`) of at least two levels, the tableau is not explicit or its
@@ -156,12 +168,13 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
     check_plan(levels)
     check_num_levels(levels, 2)
     check_tableau(tableau)
-    frm, to = neighbours(levels)
-    visited, scales = zip(*(on_chord(frm, to, node, process) for node in tableau.nodes))
-    d_alpha, d_sigma = to.alpha - frm.alpha, to.sigma - frm.sigma
-    last, num = jax.tree.map(lambda a: a[-1:], levels), len(visited)
-    weights = [*tableau.stages, tableau.weights]
-    return from_stages(visited, last, [*scales, 1.0], weights, [d_alpha] * num, [d_sigma] * num)
+    start, end = neighbours(levels)
+    slope = end.alpha - start.alpha, end.sigma - start.sigma
+    points, scales = zip(*(on_chord(start, end, node, process) for node in tableau.nodes))
+    stages = []
+    for level, scale, weights in zip(points, [*scales[1:], 1.0], [*tableau.stages[1:], tableau.weights]):
+        stages.append(Stage(level, *slope, scale, [scale * weight for weight in weights]))
+    return solver_from_stages([stages], levels[-1:])
 
 
 def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
@@ -170,10 +183,10 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
         x_i = x + (t' - t) sum_k a_ik d_k,   x' = x + (t' - t) sum_k b_k d_k,
         d_k = x0_hat d(alpha)/dt + eps_hat d(sigma)/dt at x_k and t + c_k (t' - t)
 
-    So the network's velocity is integrated as it is, whatever the path: the samplers of SiT (Ma et al. 2024,
+    So the network's velocity is integrated as it is, on any path: the samplers of SiT (Ma et al. 2024,
     https://arxiv.org/abs/2401.08740) and, with any sigma(t) and scaling s(t) as process, those of Karras et al. 2022,
-    https://arxiv.org/abs/2206.00364, algorithm 3. The order is the tableau's where the process is smooth
-    in t, which one between the entries of a table is not.
+    https://arxiv.org/abs/2206.00364, algorithm 3. The order is the tableau's where the process is smooth in
+    t, which a tabulated process is not.
 
     Args:
       process: any.
@@ -195,16 +208,13 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
     check_plan(levels)
     check_num_levels(levels, 2)
     check_tableau(tableau)
-    visited, x0, eps = [], [], []
-    for node in tableau.nodes:
-        now = t[:-1] + node * (t[1:] - t[:-1])
+    stages, dt = [], t[1:] - t[:-1]
+    for node, weights in zip(tableau.nodes, [*tableau.stages[1:], tableau.weights]):
+        now = t[:-1] + node * dt
         level = process(now)
         # f and g^2 are infinite at pure noise, though the slopes of alpha and sigma are not: take them next to it.
-        next_to = now + np.sqrt(np.finfo(now.dtype).eps) * (t[1:] - t[:-1])
-        inside = namespace(level).where(level.alpha == 0, next_to, now)
+        inside = namespace(level).where(level.alpha == 0, now + np.sqrt(np.finfo(now.dtype).eps) * dt, now)
         (f, g2), near = process.rates(inside), process.level(inside)
-        visited.append(level)
-        x0.append((t[1:] - t[:-1]) * f * near.alpha)
-        eps.append((t[1:] - t[:-1]) * (f * near.sigma + g2 / (2 * near.sigma)))
-    last = jax.tree.map(lambda a: a[-1:], levels)
-    return from_stages(visited, last, [1.0] * (len(visited) + 1), [*tableau.stages, tableau.weights], x0, eps)
+        d_alpha, d_sigma = f * near.alpha, f * near.sigma + g2 / (2 * near.sigma)
+        stages.append(Stage(level, dt * d_alpha, dt * d_sigma, 1.0, weights))
+    return solver_from_stages([stages], levels[-1:])

@@ -13,17 +13,12 @@ import numpy as np
 from diffusers_fn._arrays import concrete, is_zero, namespace
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.solvers.adams import adams
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, neighbours
-from diffusers_fn.solvers.forms import (
-    Form,
-    check_alpha,
-    data_prediction,
-    exact_hop,
-    half_steps,
-    one_state,
-    orders,
-    predict_correct,
-)
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.exponential import ExponentialForm, data_prediction, exponential_step
+from diffusers_fn.solvers.multistep_tables import multistep_solver, predictor_corrector_table, step_orders
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+
+__all__ = ["sa_solver"]
 
 
 def sa_solver(
@@ -31,7 +26,7 @@ def sa_solver(
     tau: Any = 1.0,
     predictor_order: int = 2,
     corrector_order: int = 2,
-    form: Form = data_prediction,
+    form: ExponentialForm = data_prediction,
     *,
     simplified: bool = True,
     lower_order_final: bool = True,
@@ -39,23 +34,23 @@ def sa_solver(
 ) -> Solver:
     """Returns the stochastic Adams solver (Xue et al. 2023, https://arxiv.org/abs/2309.05019, algorithm 1).
 
-    On dx = f x dt + (1 + tau^2) / 2 g^2 / sigma eps_hat dt + tau g dw (their eq. 6), over a hop, kappa = 1 + tau^2,
+    On dx = f x dt + (1 + tau^2) / 2 g^2 / sigma eps_hat dt + tau g dw (their eq. 6), with kappa = 1 + tau^2,
 
         predictor   x' = e^(-tau^2 h) sigma' / sigma x + alpha' kappa sum_k m_k int L_k(u) e^(kappa (u - lambda')) du
                          + sigma' sqrt(1 - e^(-2 tau^2 h)) z                                            (eq. 14)
         corrector   the same integrals, with the prediction m' at x' as one more node, and the same z    (eq. 17)
 
-    One evaluation a level: the corrector moves the state before the next hop starts (see `unipc`). tau = 0 is the ODE,
-    tau = 1 the reverse SDE; tau^2 is the eta of `dpmpp_2m_sde`. With tau = 0, simplified=False and corrector_order =
-    predictor_order + 1 it is UniPC with the exact weights of each order, deterministic and without a noise column.
+    One evaluation per step: the corrector changes the state before the next step starts (see `unipc`). tau = 0 is the
+    ODE, tau = 1 the reverse SDE; tau^2 is the eta of `dpmpp_2m_sde`. With tau = 0, simplified=False and
+    corrector_order = predictor_order + 1 it is UniPC with the exact weights of each order, without a noise column.
 
     Args:
       levels: Level[N], any process whose first alpha is positive.
-      tau: a number >= 0, or level -> numbers >= 0: it is asked at the start of each hop, Level[N - 1].
-      predictor_order: 1 to 4, how many predictions the predictor uses; fewer in the first hops.
-      corrector_order: 1 to 4, how many the corrector uses, m' among them; 0 for no corrector.
+      tau: a number >= 0, or a function of the levels [N - 1] at which steps start, to numbers >= 0.
+      predictor_order: 1 to 4, the number of predictions that the predictor uses; fewer in the first steps.
+      corrector_order: 1 to 4, the number that the corrector uses, m' among them; 0 for no corrector.
       form: data_prediction, or noise_prediction, where the noise is sigma' tau sqrt(e^(2h) - 1).
-      simplified: whether formulas of order two in data prediction use the leading power of h alone in the weight of
+      simplified: whether formulas of order two in data prediction use only the leading power of h in the weight of
         their difference, kappa h^2 / 2 and kappa h / 2, as the authors' code does.
       lower_order_final, euler_at_final: as `unipc`; the corrector's order is at most one more than the predictor's.
 
@@ -78,30 +73,31 @@ def sa_solver(
         )
     check_num_levels(levels, max(predictor_order + 1, corrector_order, 2))
     check_alpha(levels)
-    eta = _squared(tau(neighbours(levels)[0]) if callable(tau) else tau)
-    hop, h = exact_hop(levels, form, eta), half_steps(levels)
-    used = orders(h.shape[0], predictor_order, lower_order_final, euler_at_final)
-    xp = namespace(levels, hop)
+    start, end = neighbours(levels)
+    step = exponential_step(start, end, form, _squared(tau(start) if callable(tau) else tau))
+    h = step.h
+    used = step_orders(h.shape[0], predictor_order, lower_order_final, euler_at_final)
+    xp = namespace(levels, step)
     simplified = simplified and form is data_prediction
-    leading = 0.5 * hop.kappa * hop.rate * h  # of a prediction's difference over this hop
-    predictor = adams(levels, used, predictor_order, form, eta)
+    leading = 0.5 * step.kappa * step.rate * h  # the weight of the difference of the predictions at both ends
+    predictor = adams(levels, used, predictor_order, form, step)
     if simplified and predictor_order > 1:
         weight = leading * h / xp.concatenate([h[:1], h[:-1]])
-        predictor = _where_two(used, [hop.whole + weight, -weight], predictor)
+        predictor = _where_two(used, [step.w0 + weight, -weight], predictor)
     if corrector_order == 0:
-        return one_state(levels, form, predictor, hop)
+        return multistep_solver(levels, form, predictor, step)
 
     left = h.shape[0] - np.arange(h.shape[0])
     cap = left + (1 if euler_at_final else 2) if lower_order_final else corrector_order
     used = np.minimum(np.minimum(np.arange(h.shape[0]) + 2, corrector_order), cap)
-    corrector = adams(levels, used, corrector_order, form, eta, implicit=True)
+    corrector = adams(levels, used, corrector_order, form, step, implicit=True)
     if simplified and corrector_order > 1:
-        corrector = _where_two(used, [leading, hop.whole - leading], corrector)
-    return predict_correct(levels, form, predictor, corrector, hop)
+        corrector = _where_two(used, [leading, step.w0 - leading], corrector)
+    return predictor_corrector_table(levels, form, predictor, corrector, step)
 
 
 def _squared(tau: Any) -> Any:
-    """tau^2, the eta of an exact hop; a Python 0 stays one."""
+    """tau^2, which is eta; a Python 0 stays one."""
     known = concrete(tau)
     if known is not None and not np.all(known >= 0):
         raise ValueError(f"tau must not be negative; got {tau}")
@@ -109,7 +105,7 @@ def _squared(tau: Any) -> Any:
 
 
 def _where_two(used: np.ndarray, new: list[Array], columns: list[Array]) -> list[Array]:
-    """The columns, where two predictions are used replaced by `new`."""
+    """The columns, replaced by `new` where two predictions are used."""
     xp = namespace(new, columns)
     two = used.reshape(-1, *(1,) * (new[0].ndim - 1)) == 2
     return [xp.where(two, a, b) for a, b in zip(new, columns)] + columns[2:]

@@ -8,7 +8,7 @@ have the process' own marginals, run from noise to data (t falls, so dt < 0):
 w = g^2 is the reverse-time equation of Song et al. 2021 (https://arxiv.org/abs/2011.13456, eq. 6), w = 0 the
 probability-flow ODE (eq. 13), anything else lies between or beyond (Ma et al., "SiT: Exploring Flow and Diffusion-based
 Generative Models with Scalable Interpolant Transformers", 2024, https://arxiv.org/abs/2401.08740). The drift is
-linear in what the network says,
+linear in the network's predictions,
 
     x0_hat d(alpha)/dt + eps_hat (d(sigma)/dt + w / (2 sigma)),
 
@@ -26,28 +26,31 @@ import numpy as np
 from diffusers_fn._arrays import concrete, floating, is_zero, namespace, safe_sqrt
 from diffusers_fn.levels import Array, Level, transition
 from diffusers_fn.processes import Process
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
-from diffusers_fn.solvers.stages import interleave, join_levels
+from diffusers_fn.solvers.base import Solver, linear_solver
+from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.stages import Stage, before_each_step, solver_from_stages
 
-Diffusion = Callable[[Any], Array] | float | Array | None
+__all__ = ["DiffusionCoefficient", "euler_maruyama", "heun_sde", "reverse_diffusion"]
+
+DiffusionCoefficient = Callable[[Any], Array] | float | Array | None  # w, the squared coefficient of the noise
 
 
-def euler_maruyama(process: Process, t: Array, diffusion: Diffusion = None, *, dt: Any = None) -> Solver:
+def euler_maruyama(process: Process, t: Array, diffusion: DiffusionCoefficient = None, *, dt: Any = None) -> Solver:
     """Returns the Euler-Maruyama method on the reverse-time equation (see this module), of weak order one.
 
         x' = x - dt [x0_hat d(alpha)/dt + eps_hat (d(sigma)/dt + w / (2 sigma))] + sqrt(w dt) z,     dt = t - t' > 0
 
-    The code of Song et al. 2021 (https://arxiv.org/abs/2011.13456) takes steps of 1 / N wherever t lies: `dt`.
+    The code of Song et al. 2021 (https://arxiv.org/abs/2011.13456) has steps of 1 / N whatever the times: `dt`.
 
     Args:
       process: any.
       t: [N] times, N >= 2, descending in noise; the levels are process(t).
       diffusion: w, a function of t or a number; None is the process' own g^2, a Python 0 the ODE, without noise.
-      dt: [N - 1] or [], how long the steps are, if not as far as from one t to the next.
+      dt: [N - 1] or [], the step sizes where they are not the differences of t.
 
     Raises:
-      ValueError: if t gives no plan of at least two levels, w is negative, dt is not positive, or w is infinite: at
-        pure noise (alpha = 0) g^2 is.
+      ValueError: if t gives no plan of at least two levels, w is negative, dt is not positive, or w is infinite, which
+        g^2 is at pure noise (alpha = 0).
 
     >>> from diffusers_fn.processes import ve
     >>> solver = euler_maruyama(ve(0.1, 10.0), np.linspace(1.0, 0.0, 3))
@@ -61,7 +64,7 @@ def euler_maruyama(process: Process, t: Array, diffusion: Diffusion = None, *, d
     return linear_solver(levels, x=[1.0], x0=-dt * d_alpha[:-1], eps=-dt * d_sigma[:-1], noise=noise)
 
 
-def heun_sde(process: Process, t: Array, diffusion: Diffusion = None) -> Solver:
+def heun_sde(process: Process, t: Array, diffusion: DiffusionCoefficient = None) -> Solver:
     """Returns Heun's method on the reverse-time equation, noise first: 2N - 1 evaluations.
 
         x^ = x + sqrt(w dt) z,   d = drift(x^, t),   d' = drift(x^ - dt d, t'),   x' = x^ - dt (d + d') / 2
@@ -78,21 +81,18 @@ def heun_sde(process: Process, t: Array, diffusion: Diffusion = None) -> Solver:
     array([1. , 0. , 0.5, 0. , 0. ])
     """
     levels, t = _levels(process, t)
-    frm, to = neighbours(levels)
     dt = _step_sizes(t, None)
     d_alpha, d_sigma, w = _drift(process, t, levels, diffusion)
-    visited = join_levels(jax.tree.map(interleave, frm, to), jax.tree.map(lambda a: a[-1:], levels))
-    none, half = np.zeros(dt.shape), np.full(dt.shape, 0.5)
-    noise = interleave(safe_sqrt(w[:-1] * dt), none)
-    return linear_solver(
-        visited,
-        x=[1.0],
-        x0=interleave(-dt * d_alpha[:-1], -dt * d_alpha[1:]),
-        eps=interleave(-dt * d_sigma[:-1], -dt * d_sigma[1:]),
-        m=[interleave(2 * half, half), interleave(none, -half)],
-        churn=None if is_zero(diffusion) else namespace(noise).append(noise, 0.0),
-        rise=None if is_zero(diffusion) else 0.0,  # the network is asked at t, not at the level of x^
-    )
+    stages = [
+        Stage(levels[:-1], -dt * d_alpha[:-1], -dt * d_sigma[:-1], 1.0, [1.0]),
+        Stage(levels[1:], -dt * d_alpha[1:], -dt * d_sigma[1:], 1.0, [0.5, 0.5]),
+    ]
+    if is_zero(diffusion):
+        return solver_from_stages([stages], levels[-1:])
+    noise = safe_sqrt(w[:-1] * dt)
+    noise = before_each_step(namespace(noise).append(noise, 0.0), 2)
+    # The network is evaluated at t, not at the level of x^: the level does not rise with the noise.
+    return solver_from_stages([stages], levels[-1:], churn=noise, nominal_churn=0.0)
 
 
 def reverse_diffusion(levels: Level, *, probability_flow: bool = False) -> Solver:
@@ -100,7 +100,7 @@ def reverse_diffusion(levels: Level, *, probability_flow: bool = False) -> Solve
 
         x' = (2 - ratio) x - var / sigma eps_hat + sqrt(var) z
 
-    where x = ratio x' + sqrt(var) z is the forward hop (see `transition`). Song et al. 2021,
+    where x = ratio x' + sqrt(var) z is the forward step (see `transition`). Song et al. 2021,
     https://arxiv.org/abs/2011.13456, the predictors of algorithms 2 (VE) and 3 (VP); for alpha = 1 it has the mean of
     `ancestral` and the larger variance.
 
@@ -117,12 +117,12 @@ def reverse_diffusion(levels: Level, *, probability_flow: bool = False) -> Solve
     """
     check_plan(levels)
     check_num_levels(levels, 2)
-    frm, to = neighbours(levels)
-    ratio, var = transition(frm, to)
+    start, end = neighbours(levels)
+    ratio, var = transition(start, end)
     xp = namespace(levels)
     if probability_flow:
-        return linear_solver(levels, x=[2.0 - ratio], x0=0.0, eps=-0.5 * var / frm.sigma)
-    return linear_solver(levels, x=[2.0 - ratio], x0=0.0, eps=-var / frm.sigma, noise=xp.sqrt(var))
+        return linear_solver(levels, x=[2.0 - ratio], x0=0.0, eps=-0.5 * var / start.sigma)
+    return linear_solver(levels, x=[2.0 - ratio], x0=0.0, eps=-var / start.sigma, noise=xp.sqrt(var))
 
 
 def _levels(process: Process, t: Any) -> tuple[Level, Array]:
@@ -142,11 +142,11 @@ def _step_sizes(t: Array, dt: Any) -> Array:
         return t[:-1] - t[1:]
     given = concrete(dt)
     if np.shape(dt) not in ((), (t.shape[0] - 1,)) or (given is not None and not np.all(given > 0)):
-        raise ValueError(f"dt must be positive, of shape [] or [{t.shape[0] - 1}], one a hop; got {dt}")
+        raise ValueError(f"dt must be positive, of shape [] or [{t.shape[0] - 1}], one per step; got {dt}")
     return namespace(t, dt).broadcast_to(dt, (t.shape[0] - 1,))
 
 
-def _drift(process: Process, t: Array, levels: Level, diffusion: Diffusion) -> tuple[Array, Array, Array]:
+def _drift(process: Process, t: Array, levels: Level, diffusion: DiffusionCoefficient) -> tuple[Array, Array, Array]:
     """d(alpha)/dt, d(sigma)/dt + w / (2 sigma) and w, each [N]."""
     alpha = concrete(levels.alpha)
     if diffusion is None and alpha is not None and np.any(alpha == 0):

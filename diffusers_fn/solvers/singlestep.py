@@ -1,67 +1,116 @@
-"""DPM-Solver(++) in single steps: two or three evaluations a hop, which later hops forget.
+"""DPM-Solver(++) in single steps: two or three evaluations per step, none of which later steps use.
 
 Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", 2022,
 https://arxiv.org/abs/2206.00927, and "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095.
+
+A step of order p evaluates m = m_0 at its start and m_1 ... m_{p-1} at p - 1 levels inside, at shares r_k of its length
+h in lambda = log(alpha / sigma). With the weights w0, w1, w2 of `ExponentialStep`,
+
+    order 1   x' = x_coef x + w0 m
+    order 2   x' = x_coef x + w0 m + c (m_1 - m) / r_1,      c = w0 / 2, or w1 with `taylor`
+    order 3   x' = x_coef x + w0 m + w1 (m_2 - m) / r_2,     or w1 D_1 + w2 D_2 with `taylor`
+
+where D_1, D_2 are the derivatives of the parabola through m, m_1, m_2. The first level inside is reached by order 1,
+the second one by order 2 with c = w1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
-from diffusers_fn._arrays import check_eta, is_zero, namespace
-from diffusers_fn.levels import Level
-from diffusers_fn.processes import Process
-from diffusers_fn.solvers.base import Solver, check_num_levels, check_plan, linear_solver, neighbours
-from diffusers_fn.solvers.exponential_stages import (
-    ancestral_end,
-    hop_from_start,
-    inner_levels,
-    ladder,
-    one_state_rows,
-    places,
-    stage_weights,
-    states_rows,
+from diffusers_fn._arrays import check_eta
+from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.exponential import (
+    ExponentialForm,
+    data_prediction,
+    exponential_step,
+    noise_prediction,
 )
-from diffusers_fn.solvers.forms import Form, check_alpha, data_prediction, noise_prediction
-from diffusers_fn.solvers.stages import join_levels
+from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan
+from diffusers_fn.solvers.stages import Stage, solver_from_stages
+
+__all__ = [
+    "check_orders",
+    "fast_orders",
+    "first_order",
+    "formulas",
+    "runs",
+    "second_order",
+    "singlestep",
+    "third_order",
+]
+
+
+def first_order(start: Level, end: Level, form: ExponentialForm, eta: Any = 0.0) -> list[Stage]:
+    """Returns the stage of steps of order 1 between levels [M], see this module's docstring."""
+    step = exponential_step(start, end, form, eta)
+    return [Stage(start, *form.keeps, step.x, [step.w0], step.noise)]
+
+
+def second_order(
+    start: Level, inside: Level, end: Level, form: ExponentialForm, eta: Any = 0.0, *, taylor: bool = False
+) -> list[Stage]:
+    """Returns the stages of steps of order 2 between levels [M], see this module's docstring."""
+    step = exponential_step(start, end, form, eta)
+    c = (step.w1 if taylor else 0.5 * step.w0) / _share(start, inside, end)
+    return [
+        *first_order(start, inside, form, eta),
+        Stage(inside, *form.keeps, step.x, [step.w0 - c, c], step.noise),
+    ]
+
+
+def third_order(
+    start: Level,
+    inside_1: Level,
+    inside_2: Level,
+    end: Level,
+    form: ExponentialForm,
+    eta: Any = 0.0,
+    *,
+    taylor: bool = False,
+    nested: bool = False,
+) -> list[Stage]:
+    """Returns the stages of steps of order 3 between levels [M], see this module's docstring and `singlestep`."""
+    step = exponential_step(start, end, form, eta)
+    r1, r2 = _share(start, inside_1, end), _share(start, inside_2, end)
+    if taylor:  # w1 D_1 + w2 D_2 by the differences m_1 - m and m_2 - m
+        c1 = (r2 * step.w1 - 2.0 * step.w2) / (r1 * (r2 - r1))
+        c2 = (2.0 * step.w2 - r1 * step.w1) / (r2 * (r2 - r1))
+    else:
+        c1, c2 = 0.0 * step.w1, step.w1 / r2
+    return [
+        *second_order(start, inside_1, inside_2, form, eta, taylor=taylor or not nested),
+        Stage(inside_2, *form.keeps, step.x, [step.w0 - c1 - c2, c1, c2], step.noise),
+    ]
 
 
 def singlestep(
     levels: Level,
     orders: Sequence[int],
-    form: Form = data_prediction,
+    form: ExponentialForm = data_prediction,
     *,
     eta: Any = 0.0,
     taylor: bool = False,
     nested: bool = False,
 ) -> Solver:
-    """Returns single-step DPM-Solver(++) on levels that are all evaluated: hops of orders[0], orders[1], ... levels.
+    """Returns single-step DPM-Solver(++) that evaluates at every level of a plan, orders[i] of them in step i.
 
-    A hop of order p starts at x and m = m_0 with p - 1 levels inside it, at shares r_k of its step h in lambda:
-
-        order 1   x' = x_coef x + W m
-        order 2   x' = x_coef x + W m + c (m_1 - m) / r_1,      c = W / 2, or S with `taylor`
-        order 3   x' = x_coef x + W m + S (m_2 - m) / r_2,      or S D_1 + C D_2 with `taylor`
-
-    where W, S and C are what constant m, m' and m'' are multiplied by in the exact solution (see `forms.Hop`), and D_1,
-    D_2 the derivatives of the parabola through m, m_1, m_2. The level inside is reached by order 1, the second one by
-    order 2 with S. Each level lies where it likes, so that a hop of order 3 may use three neighbours of a grid; without
-    `taylor` it keeps its order where r_2 is near 2/3.
-
-    With eta > 0 each stage and hop is that of the reverse SDE, from the hop's start with fresh noise.
+    The formulas are those of this module. A step of order p goes p levels ahead in the plan and has the levels between
+    inside, wherever they lie; without `taylor`, order 3 needs r_2 near 2/3. With eta > 0 each stage solves the reverse
+    SDE, from the step's start with fresh noise.
 
     Args:
       levels: Level[N], N >= 2; the first may have alpha = 0 if the form is data_prediction and orders[0] is 1.
-      orders: of each hop, 1, 2 or 3; their sum is N - 1. `fast_orders` makes the authors' list.
+      orders: of each step, 1, 2 or 3; their sum is N - 1. `fast_orders` makes the authors' list.
       form: data_prediction ("++") or noise_prediction.
       eta: [] in [0, 1], as `dpmpp_2m_sde`.
       taylor: the authors' solver_type "taylor", "heun" in other libraries ("dpmsolver" and "midpoint" without it).
-      nested: whether the second level inside is reached by the rule for hops of order 2, as where one runs order 1, 2
-        and 3 in turn; the same with `taylor`.
+      nested: whether the second level inside is reached with c = w0 / 2, as in code that runs order 1, 2 and 3 in turn;
+        the same with `taylor`.
 
     Raises:
       ValueError: if levels are no plan (see `check_plan`) or orders do not fit it, a readable eta is outside [0, 1], or
@@ -74,113 +123,25 @@ def singlestep(
     check_plan(levels)
     check_num_levels(levels, 2)
     check_eta(eta)
-    _check_orders(orders, sum(orders), levels.sigma.shape[0] - 1, "their sum")
+    check_orders(orders, sum(orders), levels.sigma.shape[0] - 1, "their sum")
     if form is noise_prediction or orders[0] > 1:
         check_alpha(levels)
-    place, size = places(orders)
-    at, to = neighbours(levels)
-    hop, curve = hop_from_start(at, to, place, form, eta)
-    weights = stage_weights(at, to, place, size, hop, curve, taylor=taylor, nested=nested)
-    rows = one_state_rows if is_zero(eta) else states_rows
-    x0, eps = form.keeps
-    return linear_solver(levels, x0=x0, eps=eps, noise=hop.noise, **rows(hop.x, weights, place))
-
-
-def dpm_solver(
-    levels: Level,
-    order: int | Sequence[int] = 3,
-    form: Form = noise_prediction,
-    process: Process | None = None,
-    *,
-    eta: Any = 0.0,
-    s_noise: Any = 1.0,
-    taylor: bool = False,
-) -> Solver:
-    """Returns DPM-Solver-1, -2 or -3 (Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithms 1 and 2).
-
-    Every hop of `levels` takes `order` evaluations, at its start and at 1/2, or at 1/3 and 2/3, of its step in lambda;
-    the formulas are those of `singlestep`. "DPM-Solver-fast" is an order for each hop, `fast_orders(num_evaluations)`.
-
-    With eta > 0 a hop goes down to sqrt(sigma'^2 - s^2), but not below the last level, and s of noise is added,
-    s = eta sigma' sqrt(1 - SNR / SNR'): Katherine Crowson's dpm_fast (https://github.com/crowsonkb/k-diffusion).
-
-    Args:
-      levels: Level[N], N >= 2, any process, alpha > 0 (data_prediction starts a hop of order 1 at alpha = 0, too).
-      order: 1, 2 or 3, or one for each of the N - 1 hops.
-      form: noise_prediction; data_prediction for DPM-Solver++.
-      process: where the levels inside hops lie; None interpolates, see `processes.between`.
-      eta: [] in [0, 1].
-      s_noise: [], what that noise is multiplied by.
-      taylor: as `singlestep`.
-
-    Raises:
-      ValueError: as `singlestep`.
-
-    >>> from diffusers_fn import grids
-    >>> dpm_solver(grids.karras(3, sigma_min=1.0), 2).rows.level.sigma.round(2)
-    array([80.  , 31.67, 12.53,  3.54,  1.  ])
-    """
-    return with_inner_levels(levels, order, form, process, eta, s_noise, taylor, stop_at_last=True)
-
-
-def dpm2(levels: Level, process: Process | None = None) -> Solver:
-    """Returns DPM2 ("KDPM2"), which is DPM-Solver-2: a midpoint method in sigma / alpha, the middle halfway in log SNR.
-
-        x_1 / alpha_1 = x / alpha + (rho_1 - rho) eps_hat(x),   x' / alpha' = x / alpha + (rho' - rho) eps_hat(x_1)
-
-    with rho = sigma / alpha and rho_1 = sqrt(rho rho'): Katherine Crowson's sampler
-    (https://github.com/crowsonkb/k-diffusion). `dpm2_churn` is it with noise.
-
-    Args and Raises: as `dpm_solver`.
-
-    >>> from diffusers_fn import grids
-    >>> dpm2(grids.karras(3)).rows.m[:2].round(2)  # -65.8, then the whole hop -77.5 instead of it
-    array([[-65.81,   0.  ],
-           [-77.48,  65.81]])
-    """
-    return dpm_solver(levels, 2, noise_prediction, process)
-
-
-def dpmpp_2s(
-    levels: Level, form: Form = data_prediction, process: Process | None = None, *, taylor: bool = False
-) -> Solver:
-    """Returns DPM-Solver++(2S) (Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 1, r = 1/2).
-
-    Args and Raises: as `dpm_solver`.
-
-    >>> from diffusers_fn import grids
-    >>> dpmpp_2s(grids.karras(3)).rows.m.round(3)
-    array([[ 0.823,  0.   ],
-           [ 0.969, -0.146],
-           [ 0.972,  0.   ],
-           [ 0.999, -0.027],
-           [ 1.   ,  0.   ]])
-    """
-    return dpm_solver(levels, 2, form, process, taylor=taylor)
-
-
-def dpmpp_3s(
-    levels: Level, form: Form = data_prediction, process: Process | None = None, *, taylor: bool = False
-) -> Solver:
-    """Returns DPM-Solver-3 in data prediction, "DPM-Solver++(3S)", of order three with three evaluations a hop.
-
-    Args and Raises: as `dpm_solver`.
-
-    >>> from diffusers_fn import grids
-    >>> dpmpp_3s(grids.karras(2, sigma_min=10.0)).rows.level.sigma
-    array([80., 40., 20., 10.])
-    """
-    return dpm_solver(levels, 3, form, process, taylor=taylor)
+    stages_of, segments, first = formulas(taylor, nested), [], 0
+    for _, num, order in runs(orders):
+        points = [levels[first + i : first + i + num * order : order] for i in range(order + 1)]
+        segments.append(stages_of[order](*points, form, eta))
+        first += num * order
+    return solver_from_stages(segments, levels[-1:])
 
 
 def fast_orders(num_evaluations: int, order: int = 3) -> list[int]:
-    """Returns the orders of the hops of DPM-Solver-fast, which take so many evaluations in all.
+    """Returns the orders of the steps of DPM-Solver-fast, whose sum is the number of evaluations.
 
-    As many hops of the given order as fit, and the rest at the end; of order 3, where they fit exactly, the last is
+    Steps of the given order, then one of the remaining evaluations; of order 3, where nothing remains, the last step is
     split in 2 and 1 (Lu et al. 2022, https://arxiv.org/abs/2206.00927, section 3.4 and appendix).
 
     Raises:
-      ValueError: if order is not 1, 2 or 3 or there is no evaluation.
+      ValueError: if order is not 1, 2 or 3 or num_evaluations < 1.
 
     >>> fast_orders(9), fast_orders(10), fast_orders(11)
     ([3, 3, 2, 1], [3, 3, 3, 1], [3, 3, 3, 2])
@@ -193,44 +154,29 @@ def fast_orders(num_evaluations: int, order: int = 3) -> list[int]:
     return [order] * whole + [rest] * (rest > 0)
 
 
-def with_inner_levels(
-    levels: Level,
-    order: int | Sequence[int],
-    form: Form,
-    process: Process | None,
-    eta: Any,
-    s_noise: Any,
-    taylor: bool = False,
-    stop_at_last: bool = False,
-) -> Solver:
-    """`dpm_solver`, whose hops may end below the last level before noise is added, unless stop_at_last."""
-    check_plan(levels)
-    check_num_levels(levels, 2)
-    check_eta(eta)
-    frm, to = neighbours(levels)
-    last = jax.tree.map(lambda a: a[-1:], levels)
-    num_hops = frm.sigma.shape[0]
-    orders = [order] * num_hops if isinstance(order, int | np.integer) else list(order)
-    _check_orders(orders, len(orders), num_hops, "their number")
-    if form is noise_prediction or orders[0] > 1:
-        check_alpha(levels)
-    down, noise = to, None
-    if not is_zero(eta):
-        down, noise = ancestral_end(frm, to, eta, last if stop_at_last else None)
-    place, size = places(orders)
-    at = inner_levels(frm, down, to, last, orders, process)
-    ends = ladder(at, down, orders)
-    hop, curve = hop_from_start(at, ends, place, form)
-    weights = stage_weights(at, ends, place, size, hop, curve, taylor=taylor)
-    if noise is not None:
-        hop_of = np.repeat(np.arange(num_hops), orders)
-        at_end = (place == size - 1).reshape(-1, *(1,) * (noise.ndim - 1))
-        noise = namespace(noise).where(at_end, s_noise * noise[hop_of], 0.0)
-    x0, eps = form.keeps
-    columns = one_state_rows(hop.x, weights, place)
-    return linear_solver(join_levels(at, last), x0=x0, eps=eps, noise=noise, **columns)
+def formulas(taylor: bool, nested: bool = False) -> dict[int, Callable[..., list[Stage]]]:
+    """The function of `Stage`s for each order."""
+    return {
+        1: first_order,
+        2: functools.partial(second_order, taylor=taylor),
+        3: functools.partial(third_order, taylor=taylor, nested=nested),
+    }
 
 
-def _check_orders(orders: Sequence[int], given: int, wanted: int, what: str) -> None:
-    if not all(order in (1, 2, 3) for order in orders) or given != wanted:
-        raise ValueError(f"orders must be 1, 2 or 3 each, and {what} {wanted} on this plan; got {list(orders)}")
+def runs(orders: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(index of the first step, number of steps, order) of each run of steps of equal order."""
+    first = 0
+    for order, run in itertools.groupby(orders):
+        num = len(list(run))
+        yield first, num, order
+        first += num
+
+
+def _share(start: Level, inside: Level, end: Level) -> Array:
+    """r, how far on its way from start to end in log SNR a level lies."""
+    return (log_snr(inside) - log_snr(start)) / (log_snr(end) - log_snr(start))
+
+
+def check_orders(orders: Sequence[int], given: int, expected: int, quantity: str) -> None:
+    if not all(order in (1, 2, 3) for order in orders) or given != expected:
+        raise ValueError(f"orders must be 1, 2 or 3 each, and {quantity} {expected} on this plan; got {list(orders)}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+__all__ = ["EULER", "HEUN", "MIDPOINT", "RK4", "THREE_EIGHTHS", "Tableau", "check_tableau", "two_stage"]
+
 
 class Tableau(NamedTuple):
     """An explicit Runge-Kutta method of S stages (Butcher's tableau).
 
     Attributes:
-      nodes: S numbers in [0, 1], where the stages lie; the first is 0.
+      nodes: S numbers in [0, 1], the positions of the stages in the step; the first is 0.
       stages: S tuples, the i-th of i weights: x_i = x + sum_k stages[i][k] d_k, d_k the slope at x_k times the step.
       weights: S numbers, x' = x + sum_k weights[k] d_k.
 
@@ -32,7 +34,9 @@ THREE_EIGHTHS = Tableau(
 
 
 def two_stage(fraction: float) -> Tableau:
-    """Returns the tableau of second order whose second stage lies at a fraction: 1/2 midpoint, 2/3 Ralston, 1 Heun.
+    """Returns the tableau of order two with its second stage at a fraction of the step.
+
+    1/2 is the midpoint method, 2/3 Ralston's, 1 Heun's.
 
     The family of Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 3, where the fraction is alpha.
 
@@ -43,12 +47,12 @@ def two_stage(fraction: float) -> Tableau:
     True
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"the second stage must lie at a fraction in (0, 1] of the hop; got {fraction}")
+        raise ValueError(f"the second stage must lie at a fraction in (0, 1] of the step; got {fraction}")
     return Tableau((0.0, fraction), ((), (fraction,)), (1 - 0.5 / fraction, 0.5 / fraction))
 
 
 def check_tableau(tableau: Tableau) -> None:
-    """Raises ValueError unless a tableau is explicit and its nodes lie in the hop.
+    """Raises ValueError unless a tableau is explicit and its nodes lie in [0, 1].
 
     >>> check_tableau(HEUN)
     """

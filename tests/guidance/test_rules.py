@@ -243,7 +243,7 @@ def test_momentum_is_carried_from_row_to_row():
     # Without momentum it is the rule, for a method with a history and with noise too.
     plain = guidance.classifier_free(4.0, 0.0, rule=guidance.projected(0.2))(denoise)
     remembering = guidance.projected_with_momentum(denoise, labels.ravel(), 4.0, 0.0, momentum=0.0, eta=0.2)
-    for solver in (solvers.dpmpp_2m_sde(levels), solvers.edm_stochastic(levels, 1.0)):
+    for solver in (solvers.dpmpp_2m_sde(levels), solvers.heun_churn(levels, 1.0)):
         key = jax.random.key(0)
         wanted = dfn.sample(key, dfn.bind(plain, labels.ravel()), solver, jnp.asarray(X)).x0
         ours = dfn.sample(key, remembering, solvers.with_memory(solver), jnp.asarray(X)).x0

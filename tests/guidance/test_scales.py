@@ -110,7 +110,7 @@ def test_the_scale_for_a_shift_moves_the_next_state_by_it(solver, replayed_noise
         (lambda: guidance.interval(2.0, 1.0, 0.5), r"0 <= low < high; got low = 1.0, high = 0.5"),
         (lambda: guidance.interval(2.0, -1.0, 0.5), r"0 <= low < high"),
         (lambda: guidance.shift_scale(solvers.heun(grids.karras(5)), 1.0), r"one evaluation a hop and no memory"),
-        (lambda: guidance.shift_scale(solvers.edm_stochastic(grids.karras(5)), 1.0), r"one evaluation a hop"),
+        (lambda: guidance.shift_scale(solvers.heun_churn(grids.karras(5)), 1.0), r"one evaluation a hop"),
         (lambda: guidance.shift_scale(TWICE, 1.0), r"visits one twice or goes back up"),
     ],
 )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_checks import START, edm, flow, gaussian, mixture, replay, slope, vp
+from solver_checks import START, edm, flow, gaussian, measured_order, mixture, replay, vp
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, oracles, solvers
@@ -38,7 +38,7 @@ ORDERS = {
 @pytest.mark.parametrize("denoise", [gaussian, mixture])
 def test_order_of_convergence(name, levels_of, denoise):
     make, order = ORDERS[name]
-    assert slope(make, levels_of, denoise, (400, 800)) == pytest.approx(order, abs=0.15)
+    assert measured_order(make, levels_of, denoise, (400, 800)) == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("order", [3, 4])
@@ -50,7 +50,7 @@ def test_ipndm_is_adams_bashforth_where_sigma_is_evenly_spaced(order):
         rows = solvers.ipndm(dfn.Level(np.ones(n), sigma, sigma), order).rows
         std = np.hypot(0.5, sigma)
         x, eps = 0.3 + std, sigma / std  # along the exact path that starts at standard score 1
-        # The defect of one hop from exact values, which is h^(order + 1).
+        # The defect of one step from exact values, which is h^(order + 1).
         i = n // 2
         x_next = rows.x[i, 0] * x[i] + sum(rows.m[i, k] * eps[i - k] for k in range(order))
         errors.append(abs(x_next - x[i + 1]))
@@ -70,7 +70,7 @@ def test_errors_on_the_edm_oracle(name):
     for n, wanted in zip((10, 18, 36, 72, 144, 288), EDM_ERRORS[name]):
         levels = grids.karras(n)
         x = replay(getattr(solvers, name)(levels), lambda *a: gaussian(*a, mean=0.0), np.array([np.hypot(80.0, 0.5)]))
-        x0, _ = gaussian(x, 1.0, levels.sigma[-1], mean=0.0)
+        x0, _ = gaussian(x, levels[-1], mean=0.0)
         # Known to three digits.
         assert x0[0] / 0.5 - 1.0 == pytest.approx(wanted, rel=5e-3, abs=0)
 
@@ -80,7 +80,7 @@ def test_pure_noise_may_start_a_higher_order_plan(make):
     sigma = np.linspace(1.0, 0.05, 48)
     levels = dfn.Level(1.0 - sigma, sigma, sigma)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(make(levels).rows))
-    x0, _ = gaussian(replay(make(levels), gaussian, START), levels.alpha[-1], sigma[-1])
+    x0, _ = gaussian(replay(make(levels), gaussian, START), levels[-1])
     # On the flow from pure noise, a standard score is kept: x0 = mean + std x.
     np.testing.assert_allclose(x0, 0.3 + 0.5 * START, atol=0.03)
 

@@ -1,19 +1,18 @@
-"""Multistep solvers: their orders, the equations behind a stochastic hop, SA-Solver, PLMS and PNDM, LCM and TCD."""
+"""Multistep solvers: their orders, the exact stochastic step, SA-Solver, PLMS and PNDM, LCM and TCD."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_checks import START, edm, flow, gaussian, mixture, replay, vp
+from solver_checks import START, edm, flow, gaussian, measured_order, mixture, replay, vp
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, oracles, processes, solvers
-from diffusers_fn.solvers import data_prediction, noise_prediction
-from diffusers_fn.solvers.forms import exact_hop
+from diffusers_fn.solvers import data_prediction, exponential_step, neighbours, noise_prediction
 
 # Order of convergence, against the exact flow.
 
-KEEP = {"lower_order_final": False}  # a last hop of order two leaves order three, whatever was before
+KEEP = {"lower_order_final": False}  # a last step of order two limits the order to three
 
 
 def sa(predictor_order, corrector_order, form=data_prediction, **options):
@@ -56,27 +55,12 @@ ORDERS = {
 }
 
 
-def exact(levels, denoise, x):
-    frm, to = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (0, -1))
-    if denoise is gaussian:
-        return oracles.gaussian_flow(0.3, 0.5, x, frm, to)
-    return oracles.mixture_flow([0.35, 0.65], [-0.8, 0.6], [0.4, 0.5], x[:, None], frm, to)[:, 0]
-
-
-def order_between(make, levels_of, denoise, sizes):
-    ends = levels_of(2)
-    x = START * np.hypot(ends.alpha[0], ends.sigma[0])
-    truth = exact(ends, denoise, x)
-    errors = [np.linalg.norm(replay(make(levels_of(n)), denoise, x) - truth) for n in sizes]
-    return np.log(errors[0] / errors[1]) / np.log(sizes[1] / sizes[0])
-
-
 @pytest.mark.parametrize("levels_of", [vp, flow, edm])
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("denoise", [gaussian, mixture])
 def test_order_of_convergence(name, levels_of, denoise):
     make, order, sizes = ORDERS[name]
-    assert order_between(make, levels_of, denoise, sizes) == pytest.approx(order, abs=0.15)
+    assert measured_order(make, levels_of, denoise, sizes) == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize(("make", "order"), [(solvers.plms, 3), (solvers.pndm, 4), (solvers.ipndm, 2)])
@@ -88,21 +72,21 @@ def test_adams_means_where_sigma_over_alpha_is_evenly_spaced(make, order, denois
         sigma = np.linspace(0.6, 0.2, n)
         return dfn.Level(np.ones(n), sigma, sigma)
 
-    assert order_between(make, even, denoise, (100, 200)) == pytest.approx(order, abs=0.15)
+    assert measured_order(make, even, denoise, (100, 200)) == pytest.approx(order, abs=0.15)
 
 
-# The exact solution over a hop.
+# The exact solution over a step.
 
 
 @pytest.mark.parametrize("form", [data_prediction, noise_prediction])
 @pytest.mark.parametrize("eta", [0, 0.6, 1.0])
 @pytest.mark.parametrize("levels_of", [vp, flow, edm])
-def test_two_hops_are_one(levels_of, eta, form):
-    """With a constant prediction the solution is exact, so that hops compose."""
+def test_two_steps_are_one(levels_of, eta, form):
+    """With a constant prediction the solution is exact, so that steps compose."""
     levels = levels_of(3)
-    short, long = exact_hop(levels, form, eta), exact_hop(jax.tree.map(lambda a: a[::2], levels), form, eta)
+    short, long = (exponential_step(*neighbours(plan), form, eta) for plan in (levels, levels[::2]))
     np.testing.assert_allclose(short.x.prod(), long.x[0], rtol=1e-12)
-    np.testing.assert_allclose(short.x[1] * short.whole[0] + short.whole[1], long.whole[0], rtol=1e-12)
+    np.testing.assert_allclose(short.x[1] * short.w0[0] + short.w0[1], long.w0[0], rtol=1e-12)
     if eta == 0:
         assert short.noise is None
     else:
@@ -112,11 +96,11 @@ def test_two_hops_are_one(levels_of, eta, form):
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("levels_of", [vp, flow, edm])
-def test_a_hop_keeps_the_marginal_of_known_data(levels_of, eta):
+def test_a_step_keeps_the_marginal_of_known_data(levels_of, eta):
     levels = levels_of(6)
-    hop = exact_hop(levels, data_prediction, np.array(eta))
-    np.testing.assert_allclose(hop.x * levels.alpha[:-1] + hop.whole, levels.alpha[1:], rtol=1e-12)
-    variance = (hop.x * levels.sigma[:-1]) ** 2 + hop.noise**2
+    step = exponential_step(*neighbours(levels), data_prediction, np.array(eta))
+    np.testing.assert_allclose(step.x * levels.alpha[:-1] + step.w0, levels.alpha[1:], rtol=1e-12)
+    variance = (step.x * levels.sigma[:-1]) ** 2 + step.noise**2
     np.testing.assert_allclose(variance, levels.sigma[1:] ** 2, rtol=1e-12)
 
 
@@ -125,13 +109,13 @@ def test_a_hop_keeps_the_marginal_of_known_data(levels_of, eta):
 def test_the_slope_is_the_integral_of_a_linear_prediction(eta, form):
     """int sign kappa r e^(sign kappa (u - lambda')) (u - lambda) / h du, by a fine midpoint rule."""
     levels = vp(4)
-    hop, half = exact_hop(levels, form, eta), 0.5 * dfn.log_snr(levels)
+    step, half = exponential_step(*neighbours(levels), form, eta), 0.5 * dfn.log_snr(levels)
     for i in range(3):
         h = half[i + 1] - half[i]
         part = (np.arange(20_000) + 0.5) / 20_000
-        kernel = form.sign * hop.kappa[i] * hop.rate[i] * np.exp(form.sign * hop.kappa[i] * (part - 1) * h)
-        np.testing.assert_allclose(np.mean(kernel) * h, hop.whole[i], rtol=1e-7)
-        np.testing.assert_allclose(np.mean(kernel * part) * h, hop.slope[i], rtol=1e-7)
+        kernel = form.sign * step.kappa[i] * step.rate[i] * np.exp(form.sign * step.kappa[i] * (part - 1) * h)
+        np.testing.assert_allclose(np.mean(kernel) * h, step.w0[i], rtol=1e-7)
+        np.testing.assert_allclose(np.mean(kernel * part) * h, step.w1[i], rtol=1e-7)
 
 
 # One solver under two names.
@@ -193,7 +177,7 @@ def test_the_corrector_can_be_left_out_of_single_hops():
     levels = edm(7)
     corrected, none = unipc(2)(levels).rows.m, unipc(2, corrector=False)(levels).rows.m
     some = unipc(2, corrector=[0, 1, 1, 0, 1, 1])(levels).rows.m
-    left_out = [1, 4]  # row i corrects hop i - 1
+    left_out = [1, 4]  # row i corrects step i - 1
     np.testing.assert_array_equal(some[left_out], none[left_out])
     kept = [0, 2, 3, 5, 6]
     np.testing.assert_array_equal(some[kept], corrected[kept])
@@ -203,12 +187,12 @@ def test_the_corrector_can_be_left_out_of_single_hops():
 
 
 def literal_sa(levels, tau, predictor_order, corrector_order, simplified, denoise, x, draws):
-    """Algorithm 1 of the paper as it stands: the corrector starts over from the state and noise before the hop."""
+    """Algorithm 1 of the paper as it stands: the corrector starts over from the state and noise before the step."""
     half = 0.5 * dfn.log_snr(levels)
     points, weights = np.polynomial.legendre.leggauss(40)
 
     def integrals(i, nodes, tau):
-        """(1 + tau^2) alpha' int L_k(u) e^((1 + tau^2) (u - lambda')) du over the hop from i to i + 1."""
+        """(1 + tau^2) alpha' int L_k(u) e^((1 + tau^2) (u - lambda')) du over the step from i to i + 1."""
         start, end = half[i], half[i + 1]
         u = 0.5 * (start + end) + 0.5 * (end - start) * points
         kernel = 0.5 * (end - start) * weights * np.exp((1 + tau**2) * (u - end))
@@ -228,13 +212,13 @@ def literal_sa(levels, tau, predictor_order, corrector_order, simplified, denois
         gradient = sum(b * m for b, m in zip(integrals(i, lambdas, tau[i]), predictions))
         return decay * x + gradient + noise * draws[i]
 
-    seen = [(half[0], denoise(x, levels.alpha[0], levels.sigma[0])[0])]
+    seen = [(half[0], denoise(x, levels[0])[0])]
     for i in range(levels.sigma.size - 1):
         recent = seen[::-1]
         predicted = move(i, x, *zip(*recent[:predictor_order]))
         if i == levels.sigma.size - 2:
             return predicted
-        new = (half[i + 1], denoise(predicted, levels.alpha[i + 1], levels.sigma[i + 1])[0])
+        new = (half[i + 1], denoise(predicted, levels[i + 1])[0])
         x = move(i, x, *zip(*[new, *recent][:corrector_order]))
         seen.append(new)
     raise AssertionError
@@ -252,13 +236,13 @@ def test_sa_solver_is_the_paper_s_algorithm(levels_of, orders, simplified):
     rows = solvers.sa_solver(levels, lambda level: tau, *orders, **options).rows
     ms, ours = [0 * x] * rows.m.shape[1], x
     for i in range(8):
-        ms = [mixture(ours, levels.alpha[i], levels.sigma[i])[0], *ms[:-1]]
+        ms = [mixture(ours, levels[i])[0], *ms[:-1]]
         ours = rows.x[i, 0] * ours + sum(a * b for a, b in zip(rows.m[i], ms)) + rows.noise[i] * draws[i]
     np.testing.assert_allclose(ours, literal_sa(levels, tau, *orders, simplified, mixture, x, draws), rtol=1e-9)
 
 
 def test_simplified_weights_are_the_leading_ones():
-    """They differ from the exact ones by h^3 in the predictor, and have the sum of a whole hop."""
+    """They differ from the exact ones by h^3 in the predictor, and have the sum of a whole step."""
     for n in (50, 100):
         levels = edm(n)
         simple, exact_rows = (solvers.sa_solver(levels, 0.7, 2, 0, simplified=s).rows.m for s in (True, False))
@@ -290,7 +274,7 @@ def test_plms_is_the_loop_that_repeats_a_timestep(num_steps):
     x, kept = START, []
     first = x
     for i, t in enumerate([times[0], *times[1:2], *times[1:]]):
-        eps = mixture(x, np.sqrt(abar[t]), np.sqrt(1 - abar[t]))[1]
+        eps = mixture(x, dfn.Level(np.sqrt(abar[t]), np.sqrt(1 - abar[t]), t))[1]
         if i == 1:
             x = formula(first, times[0], times[1], (eps + kept[0]) / 2)
             continue
@@ -304,7 +288,7 @@ def test_plms_is_the_loop_that_repeats_a_timestep(num_steps):
         else:
             mean = (55 * kept[-1] - 59 * kept[-2] + 37 * kept[-3] - 9 * kept[-4]) / 24
         x = formula(x, t, t - stride, mean)
-    # Their last hop goes to timestep 0.
+    # Their last step goes to timestep 0.
     levels = dfn.level_at(schedule, np.append(times, 0))
     np.testing.assert_allclose(replay(solvers.plms(levels), mixture, START), x, rtol=1e-9)
 
@@ -467,7 +451,7 @@ SHORT = jax.tree.map(lambda a: a[:1], PLAN)
         (lambda: solvers.pndm(vp(3)), "at least 4 levels; got 3"),
         (
             lambda: solvers.pndm(PLAN, vp(2)),
-            r"middles must be Level\[3\], one in each of the first three hops; got \(2,\)",
+            r"middles must be Level\[3\], one in each of the first three steps; got \(2,\)",
         ),
         (lambda: solvers.sa_solver(vp(4), 1.0, 4), "at least 5 levels; got 4"),
         (lambda: solvers.sa_solver(PLAN, 1.0, 0), "predictor_order must be 1 to 4 and corrector_order 0"),
@@ -475,7 +459,7 @@ SHORT = jax.tree.map(lambda a: a[:1], PLAN)
         (lambda: solvers.sa_solver(PLAN, -0.1), "tau must not be negative; got -0.1"),
         (lambda: solvers.dpmpp_3m_sde(PLAN, 1.5), r"eta must lie in \[0, 1\]; got 1.5"),
         (lambda: solvers.dpmpp_3m_sde(vp(2)), "at least 3 levels; got 2"),
-        (lambda: solvers.unipc(PLAN, 2, corrector=np.ones(3)), r"one number or one a hop, \[5\]; got shape \(3,\)"),
+        (lambda: solvers.unipc(PLAN, 2, corrector=np.ones(3)), r"one number or one per step, \[5\]; got shape \(3,\)"),
         (lambda: solvers.tcd(PLAN, processes.vp(), 1.5), r"gamma must be one number in \[0, 1\]; got 1.5"),
         (lambda: solvers.lcm(jax.tree.map(lambda a: a[::-1], PLAN)), "must descend"),
         *[

@@ -1,8 +1,8 @@
 """Other people's sampling runs, replayed in double precision from the rows of our tables.
 
 diffusers (step by step, on exact denoisers), its published loops, k-diffusion, and the authors of DPM-Solver and UniPC.
-Each run's configuration says which solver of ours it is; where a library does something of its own, this file says how
-that is written here.
+The configuration of each run determines our solver; where a library does something of its own, this file shows how to
+write it here.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import exact_denoiser, load, meta
+from solver_checks import recorded_denoisers, states
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, processes, solvers
@@ -21,40 +22,7 @@ META = meta("trajectories")
 ANALYTIC = load("traj/analytic")
 
 
-def gaussian(x, level):
-    mean, std = ANALYTIC["mu"], ANALYTIC["sd"]
-    residual = (x - level.alpha * mean) / ((level.alpha * std) ** 2 + level.sigma**2)
-    return mean + level.alpha * std**2 * residual, level.sigma * residual
-
-
-def mixture(x, level):
-    each = lambda a: a.reshape(-1, *(1,) * x.ndim)  # noqa: E731
-    weights, stds, means = each(ANALYTIC["gmm_w"]), each(ANALYTIC["gmm_s"]), ANALYTIC["gmm_m"]
-    var = (level.alpha * stds) ** 2 + level.sigma**2
-    residual = (x - level.alpha * means) / var
-    logits = np.log(weights) - 0.5 * np.log(var) - 0.5 * var * residual**2
-    r = np.exp(logits - logits.max(axis=0))
-    r = r / r.sum(axis=0)
-    return np.sum(r * (means + level.alpha * stds**2 * residual), axis=0), np.sum(r * level.sigma * residual, axis=0)
-
-
-DENOISERS = {"gauss": gaussian, "gmm": mixture}
-
-
-def states(solver, denoise, x, noise=(), final_denoise=True):
-    """All states of a run, the start among them: the equation of solvers/base.py in NumPy, float64."""
-    rows = solver.rows
-    xs, ms = [x] + [0.0 * x] * (rows.x.shape[1] - 1), [0.0 * x] * rows.m.shape[1]
-    seen = [x]
-    for i in range(rows.x.shape[0] if final_denoise else rows.x.shape[0] - 1):
-        x0, eps = denoise(xs[0], jax.tree.map(lambda a, i=i: a[i], rows.level))
-        ms = [rows.x0[i] * x0 + rows.eps[i] * eps, *ms[:-1]]
-        new = sum(a * b for a, b in zip(rows.x[i], xs)) + sum(a * b for a, b in zip(rows.m[i], ms))
-        if rows.noise is not None and i < len(noise):
-            new = new + rows.noise[i] * noise[i]
-        xs = [new, *xs[:-1]]
-        seen.append(new)
-    return np.stack(seen)
+DENOISERS = recorded_denoisers(ANALYTIC)
 
 
 def close(x, wanted, rtol=1e-9):
@@ -67,7 +35,7 @@ def then(levels, alpha, sigma):
 
 
 def nearly_clean(levels):
-    """The plan with a last level that holds a last hop into sigma = 0 which is no denoise."""
+    """The plan with one more level, for libraries whose last step into sigma = 0 is not the denoise."""
     return then(levels, 1.0, 1e-13)
 
 
@@ -98,13 +66,13 @@ def stop_at(levels, run, golden):
     if run["family"] == "edm":
         return then(levels, 1.0, ratio)
     if ratio == levels.sigma[-1] / levels.alpha[-1]:
-        # A repeated last sigma is a hop of no length: it corrects the last state (UniPC), and that is all.
+        # A repeated last sigma is a step of length 0, which only corrects the last state (UniPC).
         ratio = ratio * (1 - 1e-10)
     return then(levels, 1 / np.hypot(1.0, ratio), ratio / np.hypot(1.0, ratio))
 
 
 def dpm_solver(config, lower, ends_at_level):
-    """solver_type "heun" is `taylor`; lower_order_final counts the last denoise as the hop of order one."""
+    """solver_type "heun" is `taylor`; lower_order_final counts the final denoise as the step of order one."""
     order, algorithm = config.get("solver_order", 2), config.get("algorithm_type", "dpmsolver++")
     options = {}
     if order > 1:
@@ -126,7 +94,7 @@ def solver_of(run, golden):
     few = config.get("lower_order_final", True) and run["N"] < 15
     match cls:
         case "DDIM":
-            if not config.get("set_alpha_to_one", True):  # the last hop goes to timestep 0
+            if not config.get("set_alpha_to_one", True):  # the last step goes to timestep 0
                 last = dfn.level_at(schedule_of(config), 0)
                 return solvers.ddim(then(levels, last.alpha, last.sigma)), False
             return solvers.ddim(levels), True
@@ -160,12 +128,12 @@ def solver_of(run, golden):
             return solvers.lms(nearly_clean(levels), run["step_kwargs"]["order"]), False
         case (
             "PNDM"
-        ):  # 0, middle, middle, 1, 1, middle, middle, 2, 2, middle, middle, 3, 3, 4, ...; the last hop is 0 -> 0
+        ):  # 0, middle, middle, 1, 1, middle, middle, 2, 2, middle, middle, 3, 3, 4, ...; the last step is 0 -> 0
             middles = jax.tree.map(lambda a: a[[1, 5, 9]], levels)
             return solvers.pndm(jax.tree.map(lambda a: np.append(a[[0, 3, 7]], a[12:]), levels), middles), False
         case "LCM":
             return solvers.lcm(levels), True
-        case "TCD":  # its last hop, too, goes to timestep 0; times are rounded down
+        case "TCD":  # its last step goes to timestep 0, too; times are rounded down
             schedule = schedule_of(config)
             last = dfn.level_at(schedule, 0)
             rounded = lambda t: dfn.level_at(schedule, np.floor(t + 1e-9).astype(int))  # noqa: E731
@@ -204,11 +172,11 @@ def test_runs_of_diffusers(key):
     solver, final_denoise = solver_of(run, golden)
     wanted = golden[f"{key}/traj_f64"]
     draws = golden[run["noise_key"]] if run["noise_key"] else ()
-    if run["cls"] == "PNDMScheduler":  # whose last hop is of no length
+    if run["cls"] == "PNDMScheduler":  # its last step has length 0
         np.testing.assert_array_equal(wanted[-1], wanted[-2])
         wanted = wanted[:-1]
     # Of DDPM, whose last noise has a variance of 1e-20 there, 1e-10 is left; elsewhere it is rounding.
-    close(states(solver, denoiser_of(run), wanted[0], draws, final_denoise), wanted)
+    close(states(solver, denoiser_of(run), wanted[0], draws, final_denoise=final_denoise), wanted)
 
 
 @pytest.mark.parametrize("key", OTHER_SIGN)
@@ -226,7 +194,7 @@ def test_a_sign_that_is_not_offered(key):
     other = dataclasses.replace(solver, rows=dataclasses.replace(solver.rows, m=m))
     close(states(other, denoiser_of(run), wanted[0], draws), wanted)
     ours = states(solver, denoiser_of(run), wanted[0], draws)
-    close(ours[:3], wanted[:3])  # the start, and two hops of lower order
+    close(ours[:3], wanted[:3])  # the start, and two steps of lower order
     assert np.abs(ours[-1] - wanted[-1]).max() > 0.1
 
 
@@ -283,7 +251,7 @@ def test_runs_of_diffusers_in_single_precision(key, replayed_noise):
     assert np.abs(ours[-1] - wanted[-1]).max() < max(10 * RUNS[f"{key}/gmm"]["f32_f64_maxdiff"], 5e-6)
 
 
-# k-diffusion: sigma 0 is appended to its levels, and samplers that look back end with a hop of order one, x0_hat.
+# k-diffusion: sigma 0 is appended to its levels, and multistep samplers end with a step of order one, x0_hat.
 
 K_SIGMAS = {
     "karras20_rho5": lambda: grids.karras(20, 0.02, 80.0, 5.0).sigma,
@@ -317,13 +285,13 @@ def test_samples_of_k_diffusion(index):
     solver = K_SAMPLERS[name](nearly_clean(levels) if extrapolates else levels)
     draws = golden["noise_bank"][: sigma.size - 1]
     x = golden["xT_unit"] * sigma[0]
-    close(states(solver, DENOISERS[dist], x, draws, not extrapolates)[-1], golden["samples"][index])
+    close(states(solver, DENOISERS[dist], x, draws, final_denoise=not extrapolates)[-1], golden["samples"][index])
 
 
 # The authors of DPM-Solver and UniPC: from t = 1 to t = 1e-3, whose level is the last one of the plan.
 
 
-def authors_levels(schedule, skip, num_hops):
+def authors_levels(schedule, skip, num_steps):
     """Their discrete tables are at t = 1/1000, 2/1000, ..., 1, with log(alpha) linear in between."""
     if schedule == "linear":
         process, time, table_time = processes.vp(), processes.vp().time, lambda t: t
@@ -333,12 +301,12 @@ def authors_levels(schedule, skip, num_hops):
         time, table_time = (lambda log_snr: (process.time(log_snr) + 1) / 1000), (lambda t: 1000 * t - 1)
     first, last = 1.0, 1e-3
     if skip == "time_uniform":
-        t = np.linspace(first, last, num_hops + 1)
+        t = np.linspace(first, last, num_steps + 1)
     elif skip == "time_quadratic":
-        t = np.linspace(first**0.5, last**0.5, num_hops + 1) ** 2
+        t = np.linspace(first**0.5, last**0.5, num_steps + 1) ** 2
     else:
         ends = dfn.log_snr(process(table_time(np.array([first, last]))))
-        t = np.clip(time(np.linspace(*ends, num_hops + 1)), last, first)
+        t = np.clip(time(np.linspace(*ends, num_steps + 1)), last, first)
     return process(np.clip(table_time(t), process.t_min if schedule != "linear" else 0.0, None))
 
 
@@ -349,24 +317,24 @@ INCONSISTENT = [i for i, key in enumerate(AUTHORS) if "vary_coeff" in key and "/
 
 @pytest.mark.parametrize("index", [i for i, key in enumerate(AUTHORS) if key.startswith("dpm")])
 def test_samples_of_dpm_solver(index):
-    _, schedule, dist, algorithm, skip, _, order, kind, flags, num_hops = AUTHORS[index].split("/")
-    lower = "lof1" in flags and int(num_hops) < 10
+    _, schedule, dist, algorithm, skip, _, order, kind, flags, num_steps = AUTHORS[index].split("/")
+    lower = "lof1" in flags and int(num_steps) < 10
     denoises = "dz1" in flags
     config = {
         "solver_order": int(order[1:]),
         "algorithm_type": algorithm,
         "solver_type": "heun" if kind == "taylor" else "midpoint",
     }
-    solver = dpm_solver(config, lower, ends_at_level=True)(authors_levels(schedule, skip, int(num_hops)))
+    solver = dpm_solver(config, lower, ends_at_level=True)(authors_levels(schedule, skip, int(num_steps)))
     golden = load("trajectories/authors")
-    close(states(solver, DENOISERS[dist], golden["xT"], (), denoises)[-1], golden["samples"][index])
+    close(states(solver, DENOISERS[dist], golden["xT"], (), final_denoise=denoises)[-1], golden["samples"][index])
 
 
 def authors_unipc(key):
-    _, schedule, dist, algorithm, variant, skip, order, flags, num_hops = key.split("/")
+    _, schedule, dist, algorithm, variant, skip, order, flags, num_steps = key.split("/")
     lower, order = flags == "lof1", int(order[1:])
     form = {"data_prediction": data_prediction, "noise_prediction": noise_prediction}[algorithm]
-    levels = authors_levels(schedule, skip, int(num_hops))
+    levels = authors_levels(schedule, skip, int(num_steps))
     options = {"lower_order_final": lower, "euler_at_final": lower}
     if variant == "vary_coeff":
         solver = solvers.sa_solver(levels, 0, order, order + 1, form, simplified=False, **options)
@@ -391,9 +359,9 @@ def inconsistent_corrector(levels, order, form, lower, denoise, x):
     times all derivatives; so should the corrector, with r = 1 as one more row of C.
     """
     half_log_snr, sign = 0.5 * dfn.log_snr(levels), -form.sign
-    kept = [(half_log_snr[0], denoise(x, jax.tree.map(lambda a: a[0], levels))[form.keeps.index(1.0)])]
+    kept = [(half_log_snr[0], denoise(x, levels[0])[form.keeps.index(1.0)])]
     for i in range(1, levels.sigma.size):
-        frm, to = (jax.tree.map(lambda a, j=j: a[j], levels) for j in (i - 1, i))
+        start, end = levels[i - 1], levels[i]
         p = min(i, order, levels.sigma.size - i if lower else order)
         h = half_log_snr[i] - half_log_snr[i - 1]
         (u, m), *before = kept[::-1][:p]
@@ -403,25 +371,25 @@ def inconsistent_corrector(levels, order, form, lower, denoise, x):
         for k in range(1, p + 1):
             phi.append(phi[-1] / (sign * h) - 1 / np.prod(np.arange(1.0, k + 1)))
         differences = [(n - m) / r_i for (_, n), r_i in zip(before, r)]
-        start, rate = form.scale(to) / form.scale(frm) * x, form.rate(to)
+        scaled, rate = form.scale(end) / form.scale(start) * x, form.rate(end)
 
         def weighed(inverse, p=p, phi=phi, differences=differences):
             return sum(phi[j + 1] * inverse[j, k] * differences[k] for j in range(p - 1) for k in range(p - 1))
 
-        x = start - rate * (phi[0] * m + weighed(np.linalg.inv(c[:-1, :-1])))
+        x = scaled - rate * (phi[0] * m + weighed(np.linalg.inv(c[:-1, :-1])))
         if i < levels.sigma.size - 1:
-            new = denoise(x, to)[form.keeps.index(1.0)]
+            new = denoise(x, end)[form.keeps.index(1.0)]
             inverse = np.linalg.inv(c)
-            x = start - rate * (phi[0] * m + weighed(inverse) + phi[p] * inverse[max(p - 2, 0), -1] * (new - m))
+            x = scaled - rate * (phi[0] * m + weighed(inverse) + phi[p] * inverse[max(p - 2, 0), -1] * (new - m))
             kept.append((half_log_snr[i], new))
     return x
 
 
 @pytest.mark.parametrize("index", INCONSISTENT)
 def test_a_corrector_that_is_not_offered(index):
-    _, schedule, dist, algorithm, _, skip, order, flags, num_hops = AUTHORS[index].split("/")
+    _, schedule, dist, algorithm, _, skip, order, flags, num_steps = AUTHORS[index].split("/")
     form = {"data_prediction": data_prediction, "noise_prediction": noise_prediction}[algorithm]
-    levels, golden = authors_levels(schedule, skip, int(num_hops)), load("trajectories/authors")
+    levels, golden = authors_levels(schedule, skip, int(num_steps)), load("trajectories/authors")
     x = inconsistent_corrector(levels, int(order[1:]), form, flags == "lof1", DENOISERS[dist], golden["xT"])
     close(x, golden["samples"][index])
 
@@ -433,9 +401,9 @@ def test_why_that_corrector_is_not_offered():
         levels = grids.uniform_log_snr(processes.vp(), n)
         x = levels.alpha[0] * ANALYTIC["mu"] + np.hypot(levels.alpha[0] * ANALYTIC["sd"], levels.sigma[0])
         truth = levels.alpha[-1] * ANALYTIC["mu"] + np.hypot(levels.alpha[-1] * ANALYTIC["sd"], levels.sigma[-1])
-        theirs = inconsistent_corrector(levels, 2, data_prediction, False, gaussian, x)
+        theirs = inconsistent_corrector(levels, 2, data_prediction, False, DENOISERS["gauss"], x)
         solver = solvers.sa_solver(levels, 0, 2, 3, simplified=False, lower_order_final=False)
-        ours = states(solver, gaussian, x, final_denoise=False)[-1]
+        ours = states(solver, DENOISERS["gauss"], x, final_denoise=False)[-1]
         for name, end in (("theirs", theirs), ("ours", ours)):
             errors[name].append(np.abs(end - truth).max())
     assert np.log2(errors["theirs"][0] / errors["theirs"][1]) == pytest.approx(1.0, abs=0.3)
@@ -476,7 +444,7 @@ def overwritten(x, level):
 
 
 def going_on_from_scaled(solver, every=1):
-    """The table with that scaling in the coefficient of x, in each hop's first row; DDIM needs none."""
+    """The table with that scaling in the coefficient of x, in the first row of each step; DDIM needs none."""
     x = solver.rows.x.copy()
     x[:-1:every, 0] /= np.hypot(1.0, solver.rows.level.sigma[:-1:every])
     return dataclasses.replace(solver, rows=dataclasses.replace(solver.rows, x=x))
@@ -499,7 +467,7 @@ def published_loops():
     pndm = solvers.pndm(dfn.level_at(linear, leading), dfn.level_at(linear, leading[:3] - 50))
     scaled_linear = dfn.make_noise_schedule(dfn.scaled_linear_betas(1000, 0.00085, 0.012))
     noisy = DETER * ten.sigma[0]
-    # KDPM2 labels the levels inside its hops by log(sigma / alpha), linear in t.
+    # KDPM2 labels the levels inside its steps by log(sigma / alpha), linear in t.
     kdpm2 = solvers.dpm2(ten)
     t = processes.tabulated(dfn.make_noise_schedule(dfn.linear_betas(1100))).time(dfn.log_snr(kdpm2.rows.level))
     t[::2] = ten.t
@@ -533,7 +501,7 @@ def test_published_loops(name):
     solver, denoise, x, final_denoise = published_loops()[name]
     golden, row = load("trajectories/loops"), LOOPS[name]
     draws = golden[row["noise_key"]][:-1] if row["n_noise_draws"] else ()
-    end = states(solver, denoise, x, draws, final_denoise)[-1]
+    end = states(solver, denoise, x, draws, final_denoise=final_denoise)[-1]
     # KDPM2's times are rounded to single precision there.
     close(end, golden[f"{name}/final_f64"], rtol=1e-5 if name == "kdpm2_eps" else 1e-9)
     if row["expected_sum"] is not None:  # of single precision

@@ -23,8 +23,8 @@ MAKERS = {
     "unipc_2": lambda levels: solvers.unipc(levels, 2),
     "dpmpp_sde": solvers.dpmpp_sde,
     "dpm_solver": solvers.dpm_solver,
-    "edm_stochastic": lambda levels: solvers.edm_stochastic(levels, 2.0),
-    "churn_on_vp": lambda levels: solvers.edm_stochastic(levels, 2.0, process=processes.vp()),
+    "heun_churn": lambda levels: solvers.heun_churn(levels, 2.0),
+    "churn_on_vp": lambda levels: solvers.heun_churn(levels, 2.0, process=processes.vp()),
 }
 
 
@@ -79,7 +79,7 @@ class Draws:
 
 
 @pytest.mark.parametrize("segments", [SEGMENTS, [(0, 8, 1)], [(0, 3, 1), (3, 6, 2)]])
-@pytest.mark.parametrize("name", [name for name in MAKERS if "stochastic" not in name])
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "heun_churn"])
 def test_the_parts_one_after_the_other(name, segments):
     make, levels, draws = MAKERS[name], vp(9), Draws()
     if name == "churn_on_vp":
@@ -93,10 +93,10 @@ def test_the_parts_one_after_the_other(name, segments):
 def test_noise_of_going_up_joins_that_of_a_churned_start():
     levels = edm(6)
     alone, joined = (
-        MAKERS["edm_stochastic"](part(levels, 1, 4)),
-        with_restarts(MAKERS["edm_stochastic"], levels, [(1, 4, 1)]),
+        MAKERS["heun_churn"](part(levels, 1, 4)),
+        with_restarts(MAKERS["heun_churn"], levels, [(1, 4, 1)]),
     )
-    start = 8  # rows of the four hops before
+    start = 8  # rows of the four steps before
     up = levels.sigma[1] ** 2 - levels.sigma[4] ** 2
     assert joined.rows.churn[start] ** 2 == pytest.approx(alone.rows.churn[0] ** 2 + up, rel=1e-12)
     np.testing.assert_allclose(joined.rows.churn[start + 1 : start + 6], alone.rows.churn[1:-1], rtol=1e-12)
@@ -106,7 +106,7 @@ def test_noise_of_going_up_joins_that_of_a_churned_start():
 def test_a_restart_contracts_the_error_of_the_spread(levels_of):
     """Going up adds no error, and the flow back down scales it: by (alpha_f s_l / (alpha_l s_f))^2 of the variance.
 
-    s^2 is the variance of x at a level. Exact for the exact flow, of which 400 RK4 hops are within 1e-9.
+    s^2 is the variance of x at a level. Exact for the exact flow, from which 400 RK4 steps differ by less than 1e-9.
     """
     levels, (first, last) = levels_of(401), (250, 400)
     spread = np.hypot(0.5 * levels.alpha, levels.sigma)
@@ -120,13 +120,13 @@ def test_a_restart_contracts_the_error_of_the_spread(levels_of):
 
 
 def test_louder_noise_by_closed_recursion():
-    """Euler on N(0, 1/4) at alpha = 1: every hop multiplies the variance, every restart adds to it."""
+    """Euler on N(0, 1/4) at alpha = 1: every step multiplies the variance, every restart adds to it."""
     sigma, s_noise = np.array([5.0, 2.0, 0.8, 0.3]), 1.1
-    hop = lambda i: (1 + (sigma[i + 1] / sigma[i] - 1) * sigma[i] ** 2 / (0.25 + sigma[i] ** 2)) ** 2  # noqa: E731
-    variance = (0.25 + 25.0) * hop(0) * hop(1)
+    gain = lambda i: (1 + (sigma[i + 1] / sigma[i] - 1) * sigma[i] ** 2 / (0.25 + sigma[i] ** 2)) ** 2  # noqa: E731
+    variance = (0.25 + 25.0) * gain(0) * gain(1)
     for _ in range(3):
-        variance = (variance + s_noise**2 * (sigma[1] ** 2 - sigma[2] ** 2)) * hop(1)
-    variance *= hop(2) * (0.25 / (0.25 + sigma[3] ** 2)) ** 2
+        variance = (variance + s_noise**2 * (sigma[1] ** 2 - sigma[2] ** 2)) * gain(1)
+    variance *= gain(2) * (0.25 / (0.25 + sigma[3] ** 2)) ** 2
     levels = dfn.Level(np.ones(4), sigma, np.log(sigma) / 4)
     _, std = oracles.marginal_moments(with_restarts(solvers.euler, levels, [(1, 2, 3)], s_noise=s_noise), 0.0, 0.5)
     assert std**2 == pytest.approx(variance, rel=1e-12)
@@ -138,8 +138,8 @@ def test_a_plan_of_its_own_for_the_way_down():
     again = grids.karras(4, sigma_max=3.0, sigma_min=float(levels.sigma[3]))
     rows = with_restarts(solvers.heun, levels, [(again, 3, 2)]).rows
     visits = lambda sigma: np.repeat(sigma, 2)[1:-1]  # noqa: E731
-    hops = [levels.sigma[:4], again.sigma, again.sigma, levels.sigma[3:]]
-    expected = np.concatenate([np.r_[s[0], visits(s), s[-1]] for s in hops[:-1]] + [hops[-1]])
+    runs = [levels.sigma[:4], again.sigma, again.sigma, levels.sigma[3:]]
+    expected = np.concatenate([np.r_[s[0], visits(s), s[-1]] for s in runs[:-1]] + [runs[-1]])
     np.testing.assert_allclose(np.unique(rows.level.sigma.round(9)), np.unique(expected.round(9)))
     np.testing.assert_allclose(rows.churn[rows.churn > 1e-6], np.sqrt(9.0 - levels.sigma[3] ** 2) * np.ones(2))
     assert rows.x.shape[0] == 3 * 2 + 2 * 3 * 2 + 2 * 2 + 1
@@ -190,7 +190,7 @@ def test_bad_segments_are_refused(segments, message):
 
 
 def test_what_has_no_rows_is_refused():
-    with pytest.raises(ValueError, match="rows are of type Row"):
+    with pytest.raises(ValueError, match="rows are of type LinearRow"):
         with_restarts(lambda levels: solvers.adaptive(levels), PLAN, [(1, 3, 1)])
     with pytest.raises(ValueError, match="needs at least 4 levels; got 3"):
         with_restarts(lambda levels: solvers.deis(levels, 3), PLAN, [(1, 3, 1)])

@@ -49,7 +49,7 @@ def test_the_std_of_the_data_at_1000_steps(name):
 
 CHURNED = {
     "heun_sde": lambda process, t: solvers.heun_sde(process, t, 0.7),
-    "edm_stochastic": lambda process, t: solvers.edm_stochastic(process(t), 3.0, s_noise=1.5, process=process),
+    "heun_churn": lambda process, t: solvers.heun_churn(process(t), 3.0, s_noise=1.5, process=process),
     "euler_churn": lambda process, t: solvers.euler_churn(process(t), 3.0, s_noise=0.0, process=process),
     "restarts": lambda process, t: solvers.with_restarts(
         lambda levels: solvers.heun_sde(process, levels.t, 0.7), process(t), [(1, 3, 2)]
@@ -62,13 +62,18 @@ def test_noise_before_the_first_evaluation_leaves_the_start_where_it_is(make):
     process = processes.ve(0.1, 10.0)
     t = np.linspace(0.8, 0.1, 6)
     solver, first = make(process, t), process(t[:1])
-    assert solver.rows.churn[0] > 0 or solver.rows.rise[0] > 0
+    assert solver.rows.churn[0] > 0 or solver.rows.nominal_churn[0] > 0
     padded = solvers.pad(solver, solver.rows.x0.shape[0] + 2)
     np.testing.assert_allclose(padded.rows.level.sigma[:2], np.repeat(first.sigma, 2), rtol=1e-12)
     start = 0.3, float(np.hypot(STD, first.sigma[0]))
     moments = oracles.marginal_moments(solver, 0.3, STD, start=start)
     np.testing.assert_allclose(oracles.marginal_moments(solver, 0.3, STD), moments, rtol=1e-12)
     np.testing.assert_allclose(oracles.marginal_moments(padded, 0.3, STD), moments, rtol=1e-12)
+
+
+@functools.cache
+def one_program():
+    return jax.jit(lambda key, solver, x: dfn.sample(key, oracles.gaussian(0.0, STD), solver, x))
 
 
 @pytest.mark.usefixtures("quick_runs")
@@ -78,7 +83,7 @@ def test_predictor_corrector_reaches_the_std_of_the_data_at_1000_steps(name):
     levels = process(uniform(process, 1000))
     solver = solvers.predictor_corrector(solvers.reverse_diffusion(levels), solvers.langevin(levels, 0.1))
     x = levels.sigma[0] * jax.random.normal(jax.random.key(0), (80, 1000))
-    samples = jax.jit(dfn.sample, static_argnums=1)(jax.random.key(1), oracles.gaussian(0.0, STD), solver, x)
+    samples = one_program()(jax.random.key(1), solver, x)
     # 80,000 numbers: the standard error of their std is .25%, so 1% is 4 of them.
     assert float(jnp.std(samples.x0)) == pytest.approx(STD, rel=0.01)
 
@@ -142,8 +147,10 @@ def test_the_gradient_in_eta_passes_pure_noise():
     denoise = oracles.gaussian(0.3, 0.5)
     for make in (solvers.ddim, solvers.dpmpp_1_sde, solvers.dpmpp_2m_sde, solvers.dpmpp_3m_sde):
         total = lambda eta, make=make: dfn.sample(jax.random.key(1), denoise, make(levels, eta), x).x0.sum()  # noqa: E731
-        by_differences = (total(jnp.float32(0.51)) - total(jnp.float32(0.49))) / 0.02
-        np.testing.assert_allclose(jax.grad(total)(0.5), by_differences, rtol=5e-3, atol=5e-4)  # 1e-6 / 0.02, a few
+        run = jax.jit(jax.value_and_grad(total))
+        (above, _), (below, _), (_, slope) = run(0.51), run(0.49), run(0.5)
+        by_differences = (above - below) / 0.02
+        np.testing.assert_allclose(slope, by_differences, rtol=5e-3, atol=5e-4)  # 1e-6 / 0.02, a few
     through = jax.grad(lambda p: jnp.sum(solvers.ddim(processes.flow()(jnp.linspace(1, 0.05, 6) ** p), 1.0).rows.noise))
     assert np.isfinite(through(1.2))
 
@@ -241,7 +248,7 @@ def with_last(solver, **columns):
 
 
 def song_predictor(sde, name, probability_flow):
-    """N rows, N hops: the authors' last one goes beyond the last level, by a rule of its own."""
+    """N rows for N steps: the last step of the authors goes beyond the last level, by a rule of its own."""
     process, clean = SONG[sde]["process"], dfn.Level(1.0, 0.0, 0.0)
     if name == "euler_maruyama" or (sde == "subvp" and name == "reverse_diffusion"):
         solver = solvers.euler_maruyama(
@@ -334,7 +341,7 @@ def test_the_samples_of_score_sde(x64, ordered_noise, key):
 
 @pytest.mark.parametrize("predictor", ["ancestral_sampling", "reverse_diffusion"])
 def test_the_authors_noiseless_end_is_the_final_denoise_for_ve(predictor):
-    """Their last hop goes to sigma = 0."""
+    """Their last step goes to sigma = 0."""
     rows = song_predictor("ve", predictor, probability_flow=False).rows
     np.testing.assert_allclose(rows.x[-1] + rows.x0[-1], 1.0)  # x = x0_hat + sigma eps_hat
     np.testing.assert_allclose(rows.x[-1, 0] * rows.level.sigma[-1] + rows.eps[-1], 0.0, atol=1e-12)
@@ -356,13 +363,13 @@ def test_the_samples_of_sit(x64, ordered_noise, key):
     end = 0.04 if last != "None" else 0.0 if model == "velocity" and path != "VP" else 1e-3
     t = np.linspace(start, end, 25)
     diffusion = (lambda t: 2 * process(t).sigma) if form == "sigma" else None  # w is twice theirs
-    if end == 0.0:  # the last hop ends on clean data, no level of a plan: hand in its length instead
+    if end == 0.0:  # the last step ends on clean data, which is no level of a plan: pass its length instead
         solver = solvers.euler_maruyama(process, np.append(t[:-1], 1e-3), diffusion, dt=-np.diff(t))
     else:
         solver = (solvers.euler_maruyama if method == "Euler" else solvers.heun_sde)(process, t, diffusion)
     rows = solver.rows.x0.shape[0] - 1
     draws = golden["noise_bank"][:, None]
-    if method == "Heun":  # the second row of a hop adds no noise
+    if method == "Heun":  # the second row of a step adds no noise
         draws = np.stack([draws, 0 * draws], axis=1).reshape(rows, *draws.shape[1:])
     if last == "Tweedie":  # the final denoise
         draws = np.concatenate([draws, draws[-1:]])
@@ -371,9 +378,11 @@ def test_the_samples_of_sit(x64, ordered_noise, key):
         cut = dataclasses.replace(solver, rows=jax.tree.map(lambda a: a[:-1], solver.rows))
         actual = ordered_noise.run(exact_denoiser(dist), cut, jnp.asarray(golden["xT"]), draws)
         if last != "None":  # one more step as far as t = 0, of the SDE's drift (Mean) or of the ODE (Euler)
-            hop = solvers.euler_maruyama(process, np.array([0.04, 1e-3]), diffusion if last == "Mean" else 0.0, dt=0.04)
-            hop = dataclasses.replace(hop, rows=dataclasses.replace(hop.rows, noise=None), stochastic=False)
-            actual = dfn.sample(None, exact_denoiser(dist), hop, actual, final_denoise=False).x0
+            step = solvers.euler_maruyama(
+                process, np.array([0.04, 1e-3]), diffusion if last == "Mean" else 0.0, dt=0.04
+            )
+            step = dataclasses.replace(step, rows=dataclasses.replace(step.rows, noise=None), stochastic=False)
+            actual = dfn.sample(None, exact_denoiser(dist), step, actual, final_denoise=False).x0
     # Pure noise: the slopes there are good to 1e-8 (see `_drift`), elsewhere to rounding.
     np.testing.assert_allclose(actual, golden[key], rtol=1e-6 if start == 1.0 else 1e-9, atol=1e-7)
 
@@ -629,8 +638,8 @@ def test_no_step_passes_over_the_part_where_x_moves():
     x = jnp.array([[0.5, -1.0]])
     run = jax.jit(lambda solver: dfn.sample(None, oracles.gaussian(0.0, STD), solver, x, final_denoise=False).x0)
     errors = [
-        float(jnp.max(jnp.abs(run(solvers.adaptive(levels, longest=longest)) - x * (std[1] / std[0]))))
-        for longest in (2.0, 100.0)
+        float(jnp.max(jnp.abs(run(solvers.adaptive(levels, max_step_size=max_step_size)) - x * (std[1] / std[0]))))
+        for max_step_size in (2.0, 100.0)
     ]
     assert errors[0] < 2e-5 < 5e-4 < errors[1]
 
@@ -701,7 +710,7 @@ def test_bad_input_is_refused():
         (lambda: solvers.langevin(levels, num_steps=0), "at least one step"),
         (lambda: solvers.annealed_langevin(levels, scale=-1.0), "scale must not be negative"),
         (lambda: solvers.adaptive(levels, 0.0), "rtol must be one positive"),
-        (lambda: solvers.adaptive(levels, longest=0.0), "longest must be one positive"),
+        (lambda: solvers.adaptive(levels, max_step_size=0.0), "max_step_size must be one positive"),
         (lambda: solvers.adaptive(levels, max_steps=0), "max_steps"),
         (lambda: solvers.adaptive(flow(np.array([1.0, 0.5]))), "alpha > 0"),
         (

@@ -1,7 +1,7 @@
-"""Other people's runs with several evaluations a hop, or with churn, replayed in double precision from our rows.
+"""Other people's runs with several evaluations per step, or with churn, replayed in double precision from our rows.
 
-diffusers (single-step DPM-Solver, KDPM2), k-diffusion, EDM, SiT and the authors of DPM-Solver, on exact denoisers. A
-run's configuration says which solver of ours it is.
+diffusers (single-step DPM-Solver, KDPM2), k-diffusion, EDM, SiT and the authors of DPM-Solver, on exact denoisers. The
+configuration of each run determines our solver.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import exact_denoiser, load, meta
-from solver_checks import states
+from solver_checks import recorded_denoisers, states
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, processes, solvers
@@ -20,24 +20,7 @@ META = meta("singlestep")
 ANALYTIC = load("traj/analytic")
 
 
-def gaussian(x, alpha, sigma):
-    mean, std = ANALYTIC["mu"], ANALYTIC["sd"]
-    residual = (x - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
-    return mean + alpha * std**2 * residual, sigma * residual
-
-
-def mixture(x, alpha, sigma):
-    each = lambda a: a.reshape(-1, *(1,) * x.ndim)  # noqa: E731
-    weights, stds, means = each(ANALYTIC["gmm_w"]), each(ANALYTIC["gmm_s"]), ANALYTIC["gmm_m"]
-    var = (alpha * stds) ** 2 + sigma**2
-    residual = (x - alpha * means) / var
-    logits = np.log(weights) - 0.5 * np.log(var) - 0.5 * var * residual**2
-    r = np.exp(logits - logits.max(axis=0))
-    r = r / r.sum(axis=0)
-    return np.sum(r * (means + alpha * stds**2 * residual), axis=0), np.sum(r * sigma * residual, axis=0)
-
-
-DENOISERS = {"gauss": gaussian, "gmm": mixture}
+DENOISERS = recorded_denoisers(ANALYTIC)
 
 
 def close(x, wanted, rtol=1e-9):
@@ -57,7 +40,7 @@ def edm_plan(sigma):
 
 
 def in_turn(num_steps, order, lower, zero):
-    """The orders of hops where a library runs its orders 1, 2, 3 in turn; with `zero` the last one is our denoise."""
+    """The orders of steps where a library runs orders 1, 2, 3 in turn; with `zero` the last is our final denoise."""
     whole, rest = divmod(num_steps, order)
     if not lower:
         return [order] * whole
@@ -94,8 +77,8 @@ def solver_of(run, golden):
 RUNS = {run["key"]: run for run in META["runs"]["rows"]}
 
 
-def at_hop_ends(draws, solver, num_stages, *, before=False):
-    """The draws of hops laid out for rows of so many stages."""
+def at_step_ends(draws, solver, num_stages, *, before=False):
+    """The draws per step as draws per row, for steps of num_stages stages."""
     laid = np.zeros((solver.rows.x.shape[0], *draws.shape[1:]))
     rows = laid[(0 if before else num_stages - 1) :: num_stages]
     rows[:] = draws[: rows.shape[0]]
@@ -109,7 +92,7 @@ def test_runs_of_diffusers(key):
     wanted = golden[f"{key}/traj_f64"]
     draws = None
     if run["noise_key"]:
-        draws = at_hop_ends(golden[run["noise_key"]], solver, 2)
+        draws = at_step_ends(golden[run["noise_key"]], solver, 2)
     ours = states(solver, DENOISERS[run["dist"]], wanted[0], draws)
     ours = ours if final_denoise else ours[:-1]
     close(ours if wanted.shape[0] > 2 else ours[[0, -1]], wanted)
@@ -123,7 +106,7 @@ def test_runs_of_diffusers_through_sample(name, replayed_noise):
     wanted = golden[f"{name}/gmm/traj_f64"]
     key, scan = None, jax.lax.scan
     if solver.stochastic:
-        key, scan = jax.random.key(0), replayed_noise.scan(at_hop_ends(golden[run["noise_key"]], solver, 2))
+        key, scan = jax.random.key(0), replayed_noise.scan(at_step_ends(golden[run["noise_key"]], solver, 2))
     emit = lambda step: step.x_next  # noqa: E731
     options = {"emit": emit, "final_denoise": final_denoise, "scan": scan}
     ours = dfn.sample(key, exact_denoiser("gmm"), solver, jnp.asarray(wanted[0]), **options)
@@ -149,7 +132,7 @@ def test_runs_of_diffusers_in_single_precision(name):
 def churned_after_asking(sigma, hat, after, of_x, of_out):
     """x^ = x + sqrt(hat^2 - sigma^2) z,  D = of_x x^ + of_out F(x),  x' = x^ + (after - hat) (x^ - D) / hat.
 
-    The network is such that x0_hat of ours is of_out F(x): a row's other columns say what becomes of x and z.
+    Our x0_hat is of_out F(x); the other columns of the row give the parts of x and z.
     """
     h = (after - hat) / hat
     gain = 1 + h * (1 - of_x)
@@ -172,7 +155,7 @@ def test_a_churn_that_is_not_offered(name, i):
     else:  # of the level before it
         of_x, of_out = 1 / (1 + sigma**2), -sigma / np.hypot(1.0, sigma)
     solver = churned_after_asking(sigma, hat, max(after, 1e-12), of_x, of_out)
-    network = lambda x, alpha, sigma: (of_out * golden["model_output"], 0.0)  # noqa: E731
+    network = lambda x, level: (of_out * golden["model_output"], 0.0)  # noqa: E731
     ours = states(solver, network, golden["xt"], golden["noise"][None].repeat(2, axis=0))[1]
     close(ours, golden[f"{name}/i{i}/prev_f64"], rtol=1e-9)
 
@@ -196,9 +179,9 @@ K_SAMPLERS = {
     "dpmpp_sde_eta0": lambda levels: solvers.dpmpp_sde(levels, np.array(0.0)),
     "euler_a_eta0.5": lambda levels: solvers.euler_ancestral(levels, 0.5),
     "euler_churn": lambda levels: solvers.euler_churn(levels, **CHURN),
-    "heun_churn": lambda levels: solvers.edm_stochastic(levels, **CHURN),
+    "heun_churn": lambda levels: solvers.heun_churn(levels, **CHURN),
 }
-EVERY_EVALUATION = ("dpmpp_sde", "dpmpp_sde_eta0")  # draws noise there, not once a hop
+EVERY_EVALUATION = ("dpmpp_sde", "dpmpp_sde_eta0")  # draws noise there, not once per step
 
 
 @pytest.mark.parametrize("index", [i for i, key in enumerate(META["kdiffusion"]["keys"]) if "dpm_fast" not in key])
@@ -209,14 +192,14 @@ def test_samples_of_k_diffusion(index):
     solver = K_SAMPLERS[name](edm_plan(sigma))
     num_stages = 1 if name in (*EVERY_EVALUATION, "euler_a_eta0.5", "euler_churn") else 2
     draws = golden["noise_bank"]
-    noise, churn = (at_hop_ends(draws, solver, num_stages, before=before) for before in (False, True))
+    noise, churn = (at_step_ends(draws, solver, num_stages, before=before) for before in (False, True))
     ours = states(solver, DENOISERS[dist], golden["xT_unit"] * sigma[0], noise, churn)[-1]
     close(ours, golden["samples"][index])
 
 
 @pytest.mark.parametrize("index", [i for i, key in enumerate(META["kdiffusion"]["keys"]) if "dpm_fast" in key])
 def test_samples_of_dpm_fast(index):
-    """With eta = 1, which clamps each hop at the last level; it draws once a hop and ends without a denoise."""
+    """With eta = 1, which clamps each step at the last level; it draws once per step and ends without a denoise."""
     golden = load("singlestep/kdiffusion")
     _, dist, _, num_evaluations = META["kdiffusion"]["keys"][index].split("/")
     orders = solvers.fast_orders(int(num_evaluations))
@@ -255,7 +238,7 @@ AUTHORS = META["authors"]["keys"]
 
 @pytest.mark.parametrize("index", range(len(AUTHORS)))
 def test_samples_of_dpm_solver(index):
-    """The ends of hops are those of their grid, or of one as long as there are hops; within, the same kind of grid."""
+    """Steps end at levels of their grid, or of one with a level per step; the levels inside are of the same kind."""
     _, schedule, dist, algorithm, skip, method, order, kind, _, num_steps = AUTHORS[index].split("/")
     order, num_steps = int(order[1:]), int(num_steps)
     path, time = authors_path(schedule)
@@ -266,7 +249,7 @@ def test_samples_of_dpm_solver(index):
         ends = authors_times(skip, path, time, 1.0, 1e-3, len(orders))
     else:
         ends = authors_times(skip, path, time, 1.0, 1e-3, sum(orders))[np.cumsum([0, *orders])]
-    inside = [authors_times(skip, path, time, *hop, p)[:-1] for *hop, p in zip(ends[:-1], ends[1:], orders)]
+    inside = [authors_times(skip, path, time, *step, p)[:-1] for *step, p in zip(ends[:-1], ends[1:], orders)]
     levels = path(np.append(np.concatenate(inside), ends[-1]))
     form = data_prediction if algorithm.endswith("++") else noise_prediction
     solver = solvers.singlestep(levels, orders, form, taylor=kind == "taylor")
@@ -282,7 +265,7 @@ def test_samples_of_edm(index):
     golden = load("singlestep/edm")
     _, dist, _, num_steps = META["edm"]["keys"][index].split("/")
     levels = grids.karras(int(num_steps))
-    solver = solvers.edm_stochastic(levels, np.array(0.0))
+    solver = solvers.heun_churn(levels, np.array(0.0))
     no_draws = np.zeros((solver.rows.x.shape[0], 1, 1, 1, 1))
     x = golden["latents"] * levels.sigma[0]
     for same in (solver, solvers.heun(levels)):
@@ -336,7 +319,7 @@ def edm_sigmas(discretization, num):
     "index", [i for i, key in enumerate(META["edm"]["keys"]) if key.endswith(("a1/12", "a0.5/12"))]
 )
 def test_samples_of_the_general_sampler_of_edm(index):
-    """Up to the last level by our table; the last hop, which is Euler's to t = 0 there and x0_hat here, by hand."""
+    """Up to the last level by our table; the last step, Euler's to t = 0 there and x0_hat here, by hand."""
     golden = load("singlestep/edm")
     _, dist, name, num_steps = META["edm"]["keys"][index].split("/")
     method, discretization, schedule, scaling, fraction = name.split("_")
@@ -347,7 +330,7 @@ def test_samples_of_the_general_sampler_of_edm(index):
     solver = solvers.runge_kutta_in_time(process, t, tableau)
     level = solver.rows.level
     x = states(solver, DENOISERS[dist], golden["latents"] * level.sigma[0])[-2]
-    x0, eps = DENOISERS[dist](x, level.alpha[-1], level.sigma[-1])
+    x0, eps = DENOISERS[dist](x, level[-1])
     f, g2 = process.rates(t[-1])
     slope = x0 * f * level.alpha[-1] + eps * (f * level.sigma[-1] + g2 / (2 * level.sigma[-1]))
     # Their table of iDDPM sigmas is of single precision.
@@ -358,9 +341,9 @@ def test_a_churned_sample_of_edm():
     golden = load("singlestep/edm")
     index = META["edm"]["keys"].index("ablation/gauss/heun_edm_linear_none_churn/12")
     levels = grids.karras(12)
-    solver = solvers.edm_stochastic(levels, 30.0, 0.05, 50.0, 1.003)
-    churn = at_hop_ends(golden["noise_bank"], solver, 2, before=True)
-    ours = states(solver, gaussian, golden["latents"] * levels.sigma[0], churn=churn)[-1]
+    solver = solvers.heun_churn(levels, 30.0, 0.05, 50.0, 1.003)
+    churn = at_step_ends(golden["noise_bank"], solver, 2, before=True)
+    ours = states(solver, DENOISERS["gauss"], golden["latents"] * levels.sigma[0], churn=churn)[-1]
     close(ours, golden["samples"][index])
 
 
@@ -381,7 +364,7 @@ def by_hand(tableau, process, denoise, t, t_next, x):
     for node, weights in zip(tableau.nodes, tableau.stages):
         now = t + node * (t_next - t)
         level, (f, g2) = process(now), process.rates(now)
-        x0, eps = denoise(x + (t_next - t) * sum(w * d for w, d in zip(weights, slopes)), level.alpha, level.sigma)
+        x0, eps = denoise(x + (t_next - t) * sum(w * d for w, d in zip(weights, slopes)), level)
         with np.errstate(divide="ignore", invalid="ignore"):
             d_sigma = f * level.sigma + np.where(level.sigma == 0, process_slope(process), g2 / (2 * level.sigma))
         slopes.append(x0 * f * level.alpha + eps * d_sigma)

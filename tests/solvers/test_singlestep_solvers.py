@@ -1,4 +1,4 @@
-"""Solvers with several evaluations a hop, and churn: order, what they share with each other, closed recursions."""
+"""Solvers with several evaluations per step, and churn: their order, equal tables, exact moments."""
 
 import functools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_checks import START, edm, flow, gaussian, graded, mixture, replay, slope, states, vp
+from solver_checks import START, edm, flow, gaussian, graded, measured_order, mixture, replay, states, vp
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, oracles, processes, solvers
@@ -49,7 +49,7 @@ ORDERS = {
 def test_order_of_convergence(name, levels_of, denoise):
     make, of_mixture, of_gaussian, sizes = ORDERS[name]
     order = of_gaussian if denoise is gaussian else of_mixture
-    assert slope(make, levels_of, denoise, sizes) == pytest.approx(order, abs=0.15)
+    assert measured_order(make, levels_of, denoise, sizes) == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_inner_levels_lie_on_the_process(name, process):
     np.testing.assert_allclose(visited.alpha, own.alpha, rtol=1e-9)
     np.testing.assert_allclose(visited.sigma, own.sigma, rtol=1e-9)
     _, order, _, sizes = ORDERS[name]
-    assert slope(make, levels_of, mixture, sizes) == pytest.approx(order, abs=0.15)
+    assert measured_order(make, levels_of, mixture, sizes) == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("process", [processes.vp(), processes.cosine(), processes.flow(), processes.edm()])
@@ -74,7 +74,7 @@ def test_order_in_time(process, tableau, order):
 
     levels_of = lambda n: processes.at_log_snr(process, -2 * graded(4.0, -3.0, n))  # noqa: E731
     sizes = (100, 200) if order == 4 else (400, 800)
-    assert slope(make, levels_of, mixture, sizes) == pytest.approx(order, abs=0.15)
+    assert measured_order(make, levels_of, mixture, sizes) == pytest.approx(order, abs=0.15)
 
 
 # What is the same as what.
@@ -99,7 +99,7 @@ ALIKE = {
         lambda levels: solvers.dpmpp_1_sde(levels, 0.6, noise_prediction),
     ),
     "ancestral without noise": (lambda levels: solvers.dpm2_ancestral(levels, 0), solvers.dpm2),
-    "churn without churn": (lambda levels: solvers.edm_stochastic(levels), solvers.heun),
+    "churn without churn": (lambda levels: solvers.heun_churn(levels), solvers.heun),
 }
 
 
@@ -121,7 +121,7 @@ def test_dpm_solver_is_singlestep_on_its_own_levels(form, taylor, levels_of):
 
 @pytest.mark.parametrize("form", [data_prediction, noise_prediction])
 def test_one_state_is_as_good_as_three(form):
-    """Rows that go on from the stage before, and rows that start from their hop's start (with noise of 0)."""
+    """Rows that continue from the stage before, and rows that start from their step's start (with noise of 0)."""
     levels, orders = vp(12), [3, 2, 1, 3, 2]
     one = solvers.singlestep(levels, orders, form, taylor=True)
     three = solvers.singlestep(levels, orders, form, taylor=True, eta=np.array(0.0))
@@ -138,7 +138,11 @@ def test_dpmpp_sde_is_the_reverse_sde_at_eta_one():
 def test_on_flow_the_midpoint_and_rk4_are_the_textbooks():
     """The velocity eps - x0 at the middle sigma, by hand."""
     sigma = np.array([1.0, 0.7, 0.3])
-    velocity = lambda x, s: mixture(x, 1 - s, s)[1] - mixture(x, 1 - s, s)[0]  # noqa: E731
+
+    def velocity(x, s):
+        x0, eps = mixture(x, dfn.Level(1 - s, s, s))
+        return eps - x0
+
     for make in (solvers.midpoint, solvers.rk4):
         x = START
         for s, h in zip(sigma[:-1], np.diff(sigma)):
@@ -154,8 +158,8 @@ def test_on_flow_the_midpoint_and_rk4_are_the_textbooks():
             np.testing.assert_allclose(solver.rows.level.t, solver.rows.level.sigma, rtol=1e-12)
 
 
-def test_labels_inside_hops():
-    """On EDM levels log(sigma) / 4 without being told the process; on others from the process."""
+def test_labels_inside_steps():
+    """On EDM levels log(sigma) / 4 without the process; on others from the process."""
     for make in (solvers.midpoint, solvers.rk4, solvers.dpmpp_3s, solvers.dpm2_ancestral):
         level = make(edm(6)).rows.level
         np.testing.assert_allclose(level.t, np.log(level.sigma) / 4, rtol=1e-9, atol=1e-12)
@@ -177,14 +181,14 @@ def test_pure_noise_may_start_where_nothing_lies_between():
     ):
         rows = make(pure).rows
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(rows))
-    x0, _ = gaussian(replay(solvers.rk4(pure), gaussian, START), 0.95, 0.05)
+    x0, _ = gaussian(replay(solvers.rk4(pure), gaussian, START), dfn.Level(0.95, 0.05, 0.05))
     np.testing.assert_allclose(x0, 0.3 + 0.5 * START, atol=0.01)
     zero_snr = processes.cosine()(np.array([1.0, 0.8, 0.5]))
     assert np.all(np.isfinite(solvers.midpoint(zero_snr, processes.cosine()).rows.level.t))
 
 
 def test_the_orders_of_fast():
-    """As many evaluations as asked for, and at least one hop of each order below at the end."""
+    """As many evaluations as asked for, and the remaining evaluations at the end."""
     for num in range(1, 30):
         for order in (1, 2, 3):
             orders = solvers.fast_orders(num, order)
@@ -224,12 +228,12 @@ def test_the_spread_of_stochastic_samples_converges(name, levels_of):
     assert np.log2(errors[0] / errors[1]) > order - 0.2
 
 
-@pytest.mark.parametrize("name", ["dpm2_ancestral", "dpmpp_sde", "dpmpp_sde_half", "edm_stochastic", "dpm2_churn"])
+@pytest.mark.parametrize("name", ["dpm2_ancestral", "dpmpp_sde", "dpmpp_sde_half", "heun_churn", "dpm2_churn"])
 def test_samples_of_an_asymmetric_mixture(name):
     """Mean, spread and skew of 20 000 samples from the exact marginal, within four standard errors."""
     weights, means, stds = np.array([0.3, 0.7]), np.array([-0.9, 0.6]), np.array([0.2, 0.5])
     levels, size = edm(121), 20_000
-    make = {"edm_stochastic": CHURNED["heun"], "dpm2_churn": CHURNED["dpm2"]}.get(name)
+    make = {"heun_churn": CHURNED["heun"], "dpm2_churn": CHURNED["dpm2"]}.get(name)
     solver = make(levels, s_churn=20.0, s_max=5.0) if make else STOCHASTIC[name][0](levels)
     start, key = jax.random.split(jax.random.key(3))
     data = oracles.draw_mixture(jax.random.fold_in(start, 0), weights, means[:, None], stds[:, None], size)
@@ -255,7 +259,7 @@ def test_s_noise_multiplies_the_noise_alone():
 # Churn.
 
 KNOBS = {"s_churn": 3.0, "s_min": 0.05, "s_max": 5.0, "s_noise": 1.01}
-CHURNED = {"euler": solvers.euler_churn, "heun": solvers.edm_stochastic, "dpm2": solvers.dpm2_churn}
+CHURNED = {"euler": solvers.euler_churn, "heun": solvers.heun_churn, "dpm2": solvers.dpm2_churn}
 
 
 def variance_of_algorithm_2(sigma, method, s_churn, s_min, s_max, s_noise, data_std=0.5):
@@ -328,7 +332,7 @@ def test_churn_knobs_compile_once():
     @jax.jit
     def run(key, s_churn, s_min, s_max, s_noise):
         traces.append(None)
-        solver = solvers.edm_stochastic(grids.karras(6), s_churn, s_min, s_max, s_noise)
+        solver = solvers.heun_churn(grids.karras(6), s_churn, s_min, s_max, s_noise)
         x = 80.0 * jnp.ones((2, 3))
         return dfn.sample(key, oracles.gaussian(0.3, 0.5), solver, x).x0
 
@@ -351,14 +355,14 @@ MAKERS = {
     "dpmpp_sde": solvers.dpmpp_sde,
     "dpm_fast": lambda levels: solvers.dpm_solver(levels, 3, eta=1.0),
     "singlestep": lambda levels: solvers.singlestep(levels, in_blocks(levels, 3), eta=0.5),
-    "edm_stochastic": with_options(solvers.edm_stochastic, **KNOBS),
+    "heun_churn": with_options(solvers.heun_churn, **KNOBS),
     "dpm2_churn": with_options(solvers.dpm2_churn, **KNOBS),
 }
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_traced_levels_give_the_same_rows(name):
-    make, levels = MAKERS[name], edm(7) if "churn" in name or "stochastic" in name else vp(7)
+    make, levels = MAKERS[name], edm(7) if "churn" in name else vp(7)
     host = make(levels).rows
     assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(host))
     with jax.enable_x64(True):
@@ -367,7 +371,7 @@ def test_traced_levels_give_the_same_rows(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_plan_an_example(name):
+def test_a_plan_per_example(name):
     """Levels [N, B]: each example's column is the table of its own plan."""
     make = MAKERS[name]
     single = [edm(7), dfn.Level(np.ones(7), edm(7).sigma * 0.9, np.log(edm(7).sigma * 0.9) / 4)]
@@ -392,7 +396,7 @@ def test_solvers_of_equal_shape_share_one_compilation():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("make", [solvers.dpmpp_sde, solvers.dpm2_ancestral, MAKERS["edm_stochastic"]])
+@pytest.mark.parametrize("make", [solvers.dpmpp_sde, solvers.dpm2_ancestral, MAKERS["heun_churn"]])
 def test_padding_changes_no_sample(make):
     solver, x, key = make(edm(4)), 10.0 * jnp.ones((2, 3)), jax.random.key(0)
     one, other = (dfn.sample(key, oracles.gaussian(0.3, 0.5), s, x).x0 for s in (solver, solvers.pad(solver, 12)))
@@ -417,7 +421,7 @@ def test_inversion_and_back(make):
 @pytest.mark.usefixtures("x64")
 def test_gradients_with_respect_to_the_levels(name):
     """Of the rows, against differences."""
-    make = MAKERS.get(name, lambda levels: solvers.with_restarts(MAKERS["edm_stochastic"], levels, [(1, 3, 1)]))
+    make = MAKERS.get(name, lambda levels: solvers.with_restarts(MAKERS["heun_churn"], levels, [(1, 3, 1)]))
     weights = np.random.default_rng(0).normal(size=200)
     direction = 1e-2 * edm(7).sigma * np.cos(np.arange(7.0))
 
@@ -434,7 +438,7 @@ def test_gradients_with_respect_to_the_levels(name):
 
 def test_gradients_with_respect_to_the_knobs():
     def spread(knobs):
-        rows = solvers.edm_stochastic(grids.karras(5), *knobs).rows
+        rows = solvers.heun_churn(grids.karras(5), *knobs).rows
         return jnp.sum(rows.churn)
 
     gradient = jax.jit(jax.grad(spread))(jnp.array([1.0, 0.1, 20.0, 1.0]))
@@ -468,7 +472,7 @@ ZERO_SNR = processes.cosine()(np.array([1.0, 0.8, 0.5]))
         (lambda: solvers.dpm_solver(PLAN, 4), "orders must be 1, 2 or 3 each"),
         (lambda: solvers.dpm_solver(PLAN, [3, 3]), "their number 7 on this plan"),
         (lambda: solvers.fast_orders(0), "num_evaluations positive; got 3 and 0"),
-        (lambda: solvers.two_stage(0.0), r"in \(0, 1\] of the hop; got 0"),
+        (lambda: solvers.two_stage(0.0), r"in \(0, 1\] of the step; got 0"),
         (lambda: solvers.runge_kutta(PLAN, solvers.Tableau((0.0, 0.5), ((), ()), (0.0, 1.0))), "a tableau needs"),
         (lambda: solvers.runge_kutta(PLAN, solvers.Tableau((0.0, 1.5), ((), (1.5,)), (0.0, 1.0))), "a tableau needs"),
         (lambda: solvers.midpoint(ZERO_SNR), "pass the process"),
@@ -476,11 +480,11 @@ ZERO_SNR = processes.cosine()(np.array([1.0, 0.8, 0.5]))
         (lambda: solvers.dpmpp_2s_ancestral(PURE), "needs alpha > 0 at every level"),
         (lambda: solvers.dpmpp_sde(PURE), "needs alpha > 0 at every level"),
         (lambda: solvers.dpm2(PURE), "needs alpha > 0 at every level"),
-        (lambda: solvers.edm_stochastic(PURE, 1.0), "needs alpha > 0 at every level"),
+        (lambda: solvers.heun_churn(PURE, 1.0), "needs alpha > 0 at every level"),
         (lambda: solvers.singlestep(PURE, [2, 1]), "needs alpha > 0 at every level"),
         (lambda: solvers.dpm2_ancestral(PLAN, 1.5), r"eta must lie in \[0, 1\]; got 1.5"),
-        (lambda: solvers.edm_stochastic(PLAN, 1.0), "churned levels lie on the process alone: pass it"),
-        (lambda: solvers.edm_stochastic(edm(5), -1.0), "s_churn must be one number, not negative; got -1.0"),
+        (lambda: solvers.heun_churn(PLAN, 1.0), "churned levels lie on the process alone: pass it"),
+        (lambda: solvers.heun_churn(edm(5), -1.0), "s_churn must be one number, not negative; got -1.0"),
         (lambda: solvers.euler_churn(edm(5), 1.0, s_noise=np.ones(2)), "s_noise must be one number"),
         (lambda: solvers.runge_kutta_in_time(processes.vp(), 0.5, solvers.EULER), r"t must be the \[N\] times"),
         *[

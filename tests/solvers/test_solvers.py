@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from solver_checks import MEAN, MEANS, START, STD, STDS, WEIGHTS, edm, gaussian, mixture, vp
 
 import diffusers_fn as dfn
-from diffusers_fn import grids, parameterizations, solvers
+from diffusers_fn import grids, oracles, parameterizations, solvers
 
 LINEAR = dfn.make_noise_schedule(dfn.linear_betas(1000))
 # A plan off the VP circle.
@@ -248,9 +249,20 @@ def test_pure_noise_may_start_a_plan():
     assert levels.alpha[0] == 0.0
     for solver in (solvers.ddim(levels), solvers.ddim(levels, 1.0), solvers.ancestral(levels)):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(solver.rows))
-    # The exact denoiser of N(mean, std^2) knows there the mean alone, so the first hop is to alpha' mean + sigma' eps.
+    # The exact denoiser of N(mean, std^2) returns the mean there, so the first step goes to alpha' mean + sigma' eps.
     x = jnp.array([[1.0, -2.0]])
     first = dfn.sample(
         None, dfn.oracles.gaussian(0.3, 0.5), solvers.ddim(levels), x, emit=lambda step: step.x_next
     ).trace[0]
     np.testing.assert_allclose(first, levels.alpha[1] * 0.3 + levels.sigma[1] * np.asarray(x), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_denoisers_in_numpy_are_the_oracles():
+    for level in (vp(3)[1], edm(3)[0]):
+        for ours, oracle in (
+            (gaussian, oracles.gaussian(MEAN, STD)),
+            (mixture, oracles.mixture(WEIGHTS, MEANS, STDS, independent=True)),
+        ):
+            wanted = oracle(jnp.asarray(START), level)
+            np.testing.assert_allclose(ours(START, level), (wanted.x0, wanted.eps), rtol=1e-12)
