@@ -35,6 +35,8 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
     flags.mark_flags_as_required(["config", "workdir"])
+    for name in ("config", "workdir"):  # --help lists them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 def run(main: Callable[[ConfigDict, Path], Any]) -> None:
@@ -54,6 +56,7 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
             raise SystemExit(f"error: {error}\n(--debug shows where)") from None
 
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
     compilation.define_flags()
     app.run(with_flags, flags_parser=_parse_flags)
 

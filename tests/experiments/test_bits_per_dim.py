@@ -40,7 +40,7 @@ def run(binary, variant, workdir, *options):
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("variant", ["hybrid", "vlb"])
 def test_train_and_score(variant, tmp_path):
     workdir = tmp_path / variant
