@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from experiments import runs
 from experiments.benchmarks import machine, report
 from experiments.benchmarks.measure import Settings, count_ticks, measure
 from experiments.benchmarks.work import Comparison
@@ -108,9 +110,14 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    default = str(Path(__file__).parent / "benchmarks" / "config.py")
     config_flags.DEFINE_config_file(
-        "config", default, "What to measure: FILE.py or FILE.py:variant (full, quick, tiny).", lock_config=True
+        "config",
+        None,
+        "What to measure: FILE.py or FILE.py:variant (full, quick, tiny). Default: experiments/benchmarks/config.py.",
+        lock_config=True,
     )
     flags.DEFINE_string("output", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
-    app.run(main)
+    if not any(argument.startswith(("--config=", "-config=")) for argument in sys.argv):
+        # Not the flag's default: that is read before the flags are parsed, where a wrong field ends in a traceback.
+        sys.argv.insert(1, f"--config={Path(__file__).parent / 'benchmarks' / 'config.py'}")
+    app.run(main, flags_parser=runs.parse_flags)

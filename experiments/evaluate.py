@@ -25,7 +25,13 @@ __all__ = ["evaluate", "table"]
 
 
 def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
-    """Writes evaluation.json and prints it as a table."""
+    """Draws samples, writes evaluation.json and prints it as a table.
+
+    Args:
+      config: config of the trained run; the settings in config.sampler and config.evaluation may differ.
+      workdir: its work directory.
+      seed: random seed of the samples.
+    """
     train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
     diffusion, networks, step = trained.load_trained(config, workdir)

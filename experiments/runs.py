@@ -58,7 +58,7 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
     compilation.define_flags()
-    app.run(with_flags, flags_parser=_parse_flags)
+    app.run(with_flags, flags_parser=parse_flags)
 
 
 def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
@@ -208,7 +208,7 @@ def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, re
         save_sequences(path, samples[:100, :, None], columns)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; a wrong --config field, value or variant ends in one line that names the valid ones."""
     try:
         return flags.FLAGS(argv)

@@ -30,9 +30,18 @@ from experiments.checkpoints import Checkpoints
 from experiments.compilation import compile_now
 from experiments.curves import save_curves
 from experiments.metric_log import MetricLog
-from experiments.tasks import make_task
+from experiments.tasks import Task, make_task
 
-__all__ = ["StopSignal", "check_intervals", "closed_on_error", "mean_metrics", "train"]
+__all__ = [
+    "StopSignal",
+    "check_intervals",
+    "closed_on_error",
+    "device_batches",
+    "make_train_steps",
+    "mean_metrics",
+    "start_or_resume",
+    "train",
+]
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -49,51 +58,29 @@ def train(config: ConfigDict, workdir: Path) -> None:
     settings = config.training
     check_intervals(config, jax.device_count())
     key = runs.random_key(config, config.seed)
-    optimizer = runs.make_optimizer(config)
-    step_fn = dfn.training.make_train_step(
-        task.loss, optimizer, ema_decay=settings.ema_decay, update_extras=task.update_extras
-    )
+    init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(key, 0), 3)
     mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    def advance(state: Any, key: jax.Array, batches: Any) -> Any:  # steps_per_call steps; metrics are stacked
-        return jax.lax.scan(lambda state, batch: step_fn(state, key, batch), state, batches)
-
-    train_steps = jax.jit(advance, donate_argnums=0, out_shardings=everywhere)
+    train_steps = make_train_steps(config, task, mesh)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
     runs.open_workdir(workdir, config, create=True)  # the last check; records the config in a new folder
 
-    init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(key, 0), 3)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
-    restored = checkpoints.restore(runs.state_like(config, task.init, task.extras_like))
-    if restored is not None:
-        start, state = restored
-        print(f"resuming at step {start} of {settings.num_steps}")
-    else:
-        start, extras = 0, task.make_extras(dataset)
-        make_state = lambda key, extras: dfn.training.make_train_state(task.init(key), optimizer, extras)  # noqa: E731
-        state = jax.jit(make_state)(init_key, extras)
-
+    start, state = start_or_resume(config, task, checkpoints, init_key, dataset)
     state, run_key = dfn.training.replicate((state, run_key), mesh)
     (workdir / "samples").mkdir(exist_ok=True)
     draw = task.make_pictures(dataset, grid_key)
     log = MetricLog(workdir, start)
-    examples = task.examples(examples, state.extras)
-    batches = data.batches(examples, settings.batch_size, config.seed, start_step=start, flip=config.data.flip)
-    if config.data.coupling == "ot":
-        batches = data.coupled(batches, config.seed, start_step=start)
-    stacks = (jax.tree.map(lambda *each: np.stack(each), *group) for group in zip(*[batches] * settings.steps_per_call))
-    on_devices: Iterator[Any] = (dfn.training.split_batch(stack, mesh, axis=1) for stack in stacks)
+    batches = device_batches(config, task.examples(examples, state.extras), start, mesh)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{len(dataset)} examples, {num_params:,} parameters, {jax.device_count()} {jax.default_backend()} device(s)")
 
     if start < settings.num_steps:
-        first = next(on_devices)
+        first = next(batches)
         train_steps = compile_now("the training step", train_steps, state, run_key, first)
-        on_devices = itertools.chain([first], on_devices)
+        batches = itertools.chain([first], batches)
 
     stop = StopSignal()
     step = saved = start
@@ -102,7 +89,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     bar = tqdm(total=settings.num_steps, initial=start, unit="step", desc="training", mininterval=0.5)
     with closed_on_error(checkpoints), bar:
         while step < settings.num_steps and not stop.requested:
-            state, metrics = train_steps(state, run_key, next(on_devices))
+            state, metrics = train_steps(state, run_key, next(batches))
             window.append(metrics)
             step += settings.steps_per_call
             bar.update(settings.steps_per_call)
@@ -134,6 +121,54 @@ def train(config: ConfigDict, workdir: Path) -> None:
     draw(state.ema, state.extras, workdir / "samples.png")
     save_curves(workdir / "curve.png", log.path)
     print(f"done: samples in {workdir / 'samples.png'}, loss curve in {workdir / 'curve.png'}, all else in {workdir}")
+
+
+def make_train_steps(config: ConfigDict, task: Task, mesh: jax.sharding.Mesh) -> Any:
+    """Returns train_steps(state, key, batches) -> (state, metrics), jitted: training.steps_per_call steps in one call.
+
+    The state is donated and replicated over the mesh; batches and metrics have the steps as their first axis.
+    """
+    step = dfn.training.make_train_step(
+        task.loss,
+        runs.make_optimizer(config),
+        ema_decay=config.training.ema_decay,
+        update_extras=task.update_extras,
+    )
+
+    def train_steps(state: Any, key: jax.Array, batches: Any) -> Any:
+        return jax.lax.scan(lambda state, batch: step(state, key, batch), state, batches)
+
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(train_steps, donate_argnums=0, out_shardings=everywhere)
+
+
+def start_or_resume(
+    config: ConfigDict, task: Task, checkpoints: Checkpoints, key: jax.Array, dataset: data.Dataset
+) -> tuple[int, Any]:
+    """Returns (step, state) of the last checkpoint, or (0, a new state initialised with the key)."""
+    restored = checkpoints.restore(runs.state_like(config, task.init, task.extras_like))
+    if restored is not None:
+        print(f"resuming at step {restored[0]} of {config.training.num_steps}")
+        return restored
+    optimizer = runs.make_optimizer(config)
+
+    @jax.jit
+    def make_state(key: jax.Array, extras: Any) -> Any:
+        return dfn.training.make_train_state(task.init(key), optimizer, extras)
+
+    return 0, make_state(key, task.make_extras(dataset))
+
+
+def device_batches(
+    config: ConfigDict, examples: data.Dataset, start_step: int, mesh: jax.sharding.Mesh
+) -> Iterator[Any]:
+    """Returns batches on the devices from a step on, stacked [steps_per_call, B, ...], with B split over the mesh."""
+    settings = config.training
+    batches = data.batches(examples, settings.batch_size, config.seed, start_step=start_step, flip=config.data.flip)
+    if config.data.coupling == "ot":
+        batches = data.coupled(batches, config.seed, start_step=start_step)
+    stacks = (jax.tree.map(lambda *each: np.stack(each), *group) for group in zip(*[batches] * settings.steps_per_call))
+    return (dfn.training.split_batch(stack, mesh, axis=1) for stack in stacks)
 
 
 @contextlib.contextmanager

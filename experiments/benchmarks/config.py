@@ -38,6 +38,7 @@ VARIANTS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the settings of a variant."""
     config = ConfigDict()
     config.sections = (
         "networks,samplers,scaling,data,scans,recompilations,memory,startup"  # comma-separated, measured in this order

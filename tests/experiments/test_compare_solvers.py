@@ -11,6 +11,11 @@ from experiments import compare_solvers
 from experiments.compare_solvers import MEANS, SOLVERS, STDS, WEIGHTS
 
 
+@pytest.fixture(autouse=True)
+def fewer_samples(monkeypatch):
+    monkeypatch.setattr(compare_solvers, "NUM_SAMPLES", 20_000)
+
+
 def test_quantiles_are_those_of_the_mixture():
     clean = compare_solvers.mixture_quantiles(Level(1.0, 0.0, 0.0), 20_000)
     assert np.mean(clean) == pytest.approx(WEIGHTS @ MEANS, abs=1e-3)
