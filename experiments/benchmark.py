@@ -1,21 +1,23 @@
-"""Measures speed, memory and compilation against torch, diffusers and scans written by hand, in interleaved runs.
+"""Measures speed, memory and compilation against torch, diffusers and hand-written scans, in interleaved runs.
 
     python -m experiments.benchmark --output=runs/benchmark
     python -m experiments.benchmark --config=experiments/benchmarks/config.py:quick --config.sections=networks
 
-Every contender is a process of its own that does its work when it is asked: A B C, B C A, C A B, ... Tables say
-medians, the smallest and the largest time, and the median of the ratios within a round. Contenders that compute the
-same are compared first; where their outputs differ the row is refused. Peers (torch with diffusers, artifex) are
-optional, and may live in another environment: --config.peer_python. The folder gets benchmark.json with every time,
-and benchmark.md.
+Each contender is a process of its own, and the contenders of a comparison take turns: A B C, B C A, C A B, ... Outputs
+of contenders that compute the same thing are compared first; if they differ, nothing is timed. The tables show the
+median, smallest and largest time of each contender, and the median of the ratios within a round. Peers (torch with
+diffusers, artifex) are optional and may be installed in another environment: --config.peer_python. Two files are
+written into the output folder: benchmark.json with every time, and benchmark.md.
 
-`experiments/benchmarks/config.py` has the fields, `experiments/benchmarks/` a file for each section.
+The fields of --config are listed in `experiments/benchmarks/config.py`; each section is a file in
+`experiments/benchmarks/`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,55 +26,58 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from experiments import runs
 from experiments.benchmarks import machine, report
-from experiments.benchmarks.rows import Settings, measure, ticks
-from experiments.benchmarks.work import Row
+from experiments.benchmarks.measure import Settings, count_ticks, measure
+from experiments.benchmarks.work import Comparison
 from experiments.files import write_text
+
+__all__ = ["SECTIONS", "main", "run", "section_comparisons", "section_names", "write"]
 
 SECTIONS = ("networks", "samplers", "scaling", "data", "scans", "recompilations", "memory", "startup")
 
 
 def run(config: ConfigDict, output: Path) -> dict[str, Any]:
-    """Returns what benchmark.json says; both files are written again after every row.
+    """Returns the contents of benchmark.json; both files are written again after every comparison.
 
     Raises:
-      ValueError: if config.sections names a section that is not there, or rounds is not positive.
+      ValueError: if config.sections names an unknown section, or rounds is not positive.
     """
     if config.rounds < 1:
         raise ValueError(f"config.rounds must be at least 1; got {config.rounds}")
     settings = Settings(
         config.rounds, config.turn_seconds, config.tolerance, config.timeout_s, peer_python=config.peer_python
     )
-    plan = [(name, row) for name in section_names(config.sections) for row in section_rows(name, config)]
+    plan = [(name, each) for name in section_names(config.sections) for each in section_comparisons(name, config)]
     results: dict[str, Any] = {
         "machine": machine.describe(),
         "versions": {},
         "config": config.to_dict(),
         "sections": {},
     }
-    total = sum(ticks(row, settings) for _, row in plan)
+    total = sum(count_ticks(comparison, settings) for _, comparison in plan)
     with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit="turn", mininterval=0.5) as bar:
         done = 0
-        for name, row in plan:
-            bar.set_description(f"{name}: {row.title}")
-            load = machine.busy()
-            found = measure(row, settings, Path(folder), bar.update)
-            done += ticks(row, settings)
+        for name, comparison in plan:
+            bar.set_description(f"{name}: {comparison.title}")
+            load = machine.load_average()
+            found = measure(comparison, settings, Path(folder), bar.update)
+            done += count_ticks(comparison, settings)
             bar.update(done - bar.n)
             results["sections"].setdefault(name, []).append(
-                {**found, "timed": row.timed, "rate": row.rate, "load_before": load}
+                {**found, "timed": comparison.timed, "rate": comparison.rate, "load_before": load}
             )
             for entry in found["contenders"].values():
-                results["versions"] = entry.pop("versions", {}) | results["versions"]  # ours, where peers have others
+                results["versions"] = entry.pop("versions", {}) | results["versions"]  # our versions take precedence
             write(results, output)
     return results
 
 
 def section_names(sections: str) -> list[str]:
-    """Returns the sections of "a,b".
+    """Returns the names in "a,b".
 
     Raises:
-      ValueError: if there is no such section.
+      ValueError: if one of them is not a section.
 
     >>> section_names("networks")
     ['networks']
@@ -84,9 +89,9 @@ def section_names(sections: str) -> list[str]:
     return names
 
 
-def section_rows(name: str, config: ConfigDict) -> list[Row]:
-    """Returns the rows of a section."""
-    return list(importlib.import_module(f"experiments.benchmarks.{name}").rows(config))
+def section_comparisons(name: str, config: ConfigDict) -> list[Comparison]:
+    """Returns the comparisons of a section."""
+    return list(importlib.import_module(f"experiments.benchmarks.{name}").comparisons(config))
 
 
 def write(results: dict[str, Any], output: Path) -> None:
@@ -96,7 +101,7 @@ def write(results: dict[str, Any], output: Path) -> None:
 
 
 def main(_: list[str]) -> None:
-    """Measures and prints."""
+    """Measures and prints the report."""
     try:
         results = run(flags.FLAGS.config, Path(flags.FLAGS.output))
     except ValueError as error:
@@ -105,7 +110,14 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    default = str(Path(__file__).parent / "benchmarks" / "config.py")
-    config_flags.DEFINE_config_file("config", default, "What to measure, FILE.py or FILE.py:variant.", lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "What to measure: FILE.py or FILE.py:variant (full, quick, tiny). Default: experiments/benchmarks/config.py.",
+        lock_config=True,
+    )
     flags.DEFINE_string("output", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
-    app.run(main)
+    if not any(argument.startswith(("--config=", "-config=")) for argument in sys.argv):
+        # Not the flag's default: that is read before the flags are parsed, where a wrong field ends in a traceback.
+        sys.argv.insert(1, f"--config={Path(__file__).parent / 'benchmarks' / 'config.py'}")
+    app.run(main, flags_parser=runs.parse_flags)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: written in the background, verified when read, never half trusted."""
+"""Checkpoints of a training run: written in the background and verified by a checksum when they are read."""
 
 from __future__ import annotations
 
@@ -13,45 +13,53 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+__all__ = ["Checkpoints", "checksum"]
+
 
 class Checkpoints:
-    """The checkpoints of one work directory, on orbax.
+    """The checkpoints of one work directory, written by orbax.
 
-    A save copies the state to the host and returns; writing goes on in the background, into a folder that gets its
-    name only when it is complete. A restore takes the newest checkpoint whose contents have the checksum that was
-    stored with them. Nothing is ever deleted for being unreadable.
+    `save` copies the state to the host and returns; the files are written in the background, into a folder that is
+    renamed only when it is complete. `restore` reads the newest checkpoint whose contents match the stored checksum.
+    Unreadable checkpoints are never deleted.
     """
 
     def __init__(self, workdir: Path, keep: int = 3, *, read_only: bool = False):
-        """Opens the folder `checkpoints` of a work directory; keeps the newest `keep`, or only reads."""
+        """Opens the folder `checkpoints` of a work directory.
+
+        Args:
+          workdir: the work directory.
+          keep: number of checkpoints to keep; older ones are deleted.
+          read_only: whether nothing in the work directory may be changed.
+        """
         self._damaged = workdir / "damaged"
         self._directory = (workdir / "checkpoints").absolute()
         self._keep, self._read_only = keep, read_only
         self._open()
 
     def save(self, step: int, state: Any) -> None:
-        """Saves the state under its step; waits for the save before it, if that one is still being written.
+        """Saves the state as the checkpoint of a step, after waiting for an unfinished earlier save.
 
         Raises:
           OSError: if this save or the one before it failed, for instance on a full disk; complete checkpoints stay.
         """
-        # Copies: the training step donates the arrays that it was given.
+        # Copied, because the training step donates its arguments.
         state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
         meta = {"checksum": checksum(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._explain_failure(lambda: self._manager.save(step, args=args))
 
     def restore(self, template: Any) -> tuple[int, Any] | None:
-        """Returns (step, state) of the newest sound checkpoint, or None if there is no checkpoint at all.
+        """Returns (step, state) of the newest intact checkpoint, or None if there is no checkpoint.
 
-        Damaged newer ones are warned of and, unless this was opened to read only, moved aside into `damaged/`, so that
-        their steps can be saved again; where none is sound, all stay in place.
+        For each damaged newer checkpoint a warning is logged. Unless `read_only`, it is moved into `damaged/`, so that
+        its step can be saved again. If no checkpoint is intact, all stay in place.
 
         Args:
-          template: a tree of arrays or jax.ShapeDtypeStruct like the state.
+          template: a tree of arrays or jax.ShapeDtypeStruct with the structure of the state.
 
         Raises:
-          ValueError: if there are checkpoints and none of them could be read.
+          ValueError: if there are checkpoints and none of them can be read.
         """
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
         failures: dict[int, str] = {}
@@ -60,12 +68,12 @@ class Checkpoints:
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore())
                 restored = self._manager.restore(step, args=args)
                 if checksum(restored.state) != restored.meta["checksum"]:
-                    raise ValueError("its contents do not have the checksum stored with them")
+                    raise ValueError("its contents do not match the stored checksum")
             except Exception as error:
                 failures[step] = _first_line(error)
                 continue
             for damaged, reason in failures.items():
-                logging.warning("Checkpoint %d is damaged, going on from %d: %s", damaged, step, reason)
+                logging.warning("Checkpoint %d is damaged, using checkpoint %d: %s", damaged, step, reason)
                 if not self._read_only:
                     self._set_aside(damaged)
             return step, restored.state
@@ -73,12 +81,12 @@ class Checkpoints:
             raise ValueError(
                 f"none of the checkpoints in {self._directory} could be read ("
                 + "; ".join(f"{step}: {reason}" for step, reason in failures.items())
-                + "): put back a copy, or start again in a new --workdir"
+                + "): restore a backup, or train again in a new --workdir"
             )
         return None
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises OSError if it failed."""
+        """Waits until the last save is on disk; raises OSError if it failed."""
         self._explain_failure(self._manager.wait_until_finished)
 
     def close(self) -> None:
@@ -90,8 +98,8 @@ class Checkpoints:
             save()
         except Exception as error:
             raise OSError(
-                f"a checkpoint could not be written to {self._directory} (is the disk full?); complete ones are kept "
-                f"and the same command resumes from the newest: {_first_line(error)}"
+                f"a checkpoint could not be written to {self._directory} (is the disk full?); complete checkpoints are "
+                f"kept, and the same command resumes from the newest: {_first_line(error)}"
             ) from error
 
     def _open(self) -> None:

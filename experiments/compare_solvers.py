@@ -1,10 +1,13 @@
-"""Error against network evaluations for every solver, on a mixture whose exact answer is known.
+"""Plots the error of every solver over network evaluations, on a Gaussian mixture with a known exact solution.
 
     python -m experiments.compare_solvers --output=runs/solvers
 
-Writes solvers.png and solvers.json: for deterministic solvers the root mean square distance to the exact probability
-flow, for stochastic ones the Wasserstein distance of their samples to the exact distribution, both at the last noisy
-level of a variance-preserving process. In double precision; about two minutes on two cores.
+Writes solvers.png and solvers.json. The error of a deterministic solver is the root mean square distance to the exact
+probability flow, that of a stochastic solver the Wasserstein distance of its samples to the exact distribution; both at
+the last noisy level of a variance-preserving process, in double precision.
+
+SOLVERS lists the solvers with their orders of convergence. A new solver is one line there: this figure and
+tests/solvers/test_all_solvers.py (with `oracles.check_solver`) read the table.
 """
 
 from __future__ import annotations
@@ -28,47 +31,65 @@ from diffusers_fn.processes import Process
 from experiments import compilation
 from experiments.files import write_atomically, write_text
 
+__all__ = [
+    "MEANS",
+    "SOLVERS",
+    "STDS",
+    "WEIGHTS",
+    "Entry",
+    "distribution_error",
+    "draw",
+    "evaluations",
+    "flow_error",
+    "levels_only",
+    "main",
+    "measure",
+    "mixture_quantiles",
+    "run",
+    "with_process",
+]
+
 WEIGHTS, MEANS, STDS = np.array([0.35, 0.65]), np.array([-0.8, 0.6]), np.array([0.15, 0.3])
-SIZES = (5, 8, 12, 18, 27, 40, 60, 90, 135, 200)
-MOST_EVALUATIONS = 256
+SIZES = (5, 8, 12, 18, 27, 40, 60, 90, 135, 200)  # numbers of levels
+MAX_EVALUATIONS = 256
 NUM_PATHS, NUM_SAMPLES = 256, 50_000
 
 
 class Entry(NamedTuple):
-    """A solver of the table.
+    """An entry of SOLVERS.
 
     Attributes:
       make: (levels, process) -> Solver.
-      order: of convergence on a mixture; None for a stochastic solver.
-      least: number of levels that it needs.
-      gaussian_order: where the leading error vanishes on a Gaussian, the order there.
+      order: order of convergence on a mixture; None for a stochastic solver.
+      min_levels: smallest number of levels that the solver accepts.
+      gaussian_order: order of convergence on a Gaussian, if the leading error term vanishes there.
     """
 
     make: Callable[[Level, Process], Solver]
     order: float | None
-    least: int = 2
+    min_levels: int = 2
     gaussian_order: float | None = None
 
 
 def levels_only(make: Callable[..., Solver], **options: Any) -> Callable[[Level, Process], Solver]:
-    """Returns the entry's function of a solver that takes levels alone."""
+    """Returns (levels, process) -> Solver for a constructor that takes levels alone."""
     return lambda levels, process: make(levels, **options)
 
 
 def with_process(make: Callable[..., Solver], **options: Any) -> Callable[[Level, Process], Solver]:
-    """Returns the entry's function of a solver whose inner stages visit levels of the process."""
+    """Returns (levels, process) -> Solver for a solver with stages at other levels of the process."""
     return lambda levels, process: make(levels, process=process, **options)
 
 
-noise = {"form": solvers.noise_prediction}
+NOISE_PREDICTION = {"form": solvers.noise_prediction}
 SOLVERS = {
     "ddim": Entry(levels_only(solvers.ddim), 1, 1),
     "euler": Entry(levels_only(solvers.euler), 1),
     "dpmpp_1": Entry(levels_only(solvers.dpmpp_1), 1),
-    "dpm_1": Entry(levels_only(solvers.dpmpp_1, **noise), 1),
+    "dpm_1": Entry(levels_only(solvers.dpmpp_1, **NOISE_PREDICTION), 1),
     "heun": Entry(levels_only(solvers.heun), 2),
     "dpmpp_2m": Entry(levels_only(solvers.dpmpp_2m), 2),
-    "dpm_2m": Entry(levels_only(solvers.dpmpp_2m, **noise), 2),
+    "dpm_2m": Entry(levels_only(solvers.dpmpp_2m, **NOISE_PREDICTION), 2),
     "dpmpp_3m": Entry(levels_only(solvers.dpmpp_3m), 2, 3),
     "deis (2)": Entry(levels_only(solvers.deis, order=2), 2, 3),
     "deis (3)": Entry(levels_only(solvers.deis, order=3), 3, 4),
@@ -105,7 +126,7 @@ SOLVERS = {
 def flow_error(make: Callable[[Level, Process], Solver], process: Process, num_levels: int) -> tuple[int, float]:
     """Returns (network evaluations, root mean square distance to the exact flow) of a deterministic solver."""
     levels = grids.uniform_log_snr(process, num_levels)
-    first, last = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (0, -1))
+    first, last = levels[0], levels[-1]
     start = mixture_quantiles(first, NUM_PATHS)
     solver = make(levels, process)
     x = run(solver, jnp.asarray(start)[:, None], None)
@@ -116,9 +137,9 @@ def flow_error(make: Callable[[Level, Process], Solver], process: Process, num_l
 def distribution_error(
     make: Callable[[Level, Process], Solver], process: Process, num_levels: int
 ) -> tuple[int, float]:
-    """Returns (network evaluations, Wasserstein-1 distance of the samples to the exact marginal) of any solver."""
+    """Returns (network evaluations, Wasserstein-1 distance of the samples to the exact marginal) of a solver."""
     levels = grids.uniform_log_snr(process, num_levels)
-    first, last = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (0, -1))
+    first, last = levels[0], levels[-1]
     solver = make(levels, process)
     start = mixture_quantiles(first, NUM_SAMPLES)
     x = run(solver, jnp.asarray(start)[:, None], jax.random.key(0))
@@ -129,20 +150,20 @@ def distribution_error(
 
 @jax.jit
 def run(solver: Solver, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    """Returns the state at the last level; solvers of equal shape share a compilation."""
+    """Returns the state at the last level; solvers of equal shapes share a compilation."""
     denoise = oracles.mixture(WEIGHTS, MEANS, STDS, independent=True)
     return sample(key if solver.stochastic else None, denoise, solver, x, final_denoise=False).x0
 
 
 def evaluations(solver: Solver) -> int:
-    """Returns how often a run with its final denoise calls the network."""
+    """Returns the number of network evaluations of a run, the final denoising included."""
     return jax.tree.leaves(solver.rows)[0].shape[0]
 
 
 def mixture_quantiles(level: Level, num: int) -> np.ndarray:
-    """Returns the quantiles (i + 1/2) / num of the marginal at a level: where the flow takes those of pure noise."""
+    """Returns the quantiles (i + 1/2) / num of the marginal at a level, by the flow of the quantiles of pure noise."""
     normal = ndtri((np.arange(num) + 0.5) / num)
-    # A table of the flow is enough for many quantiles: it is smooth.
+    # The flow is smooth, so many quantiles are interpolated in a table of it.
     nodes = np.linspace(normal[0], normal[-1], min(num, 4001))
     flowed = oracles.mixture_flow(WEIGHTS, MEANS, STDS, nodes, Level(0.0, 1.0, 0.0), level)
     return np.interp(normal, nodes, flowed)
@@ -154,9 +175,9 @@ def measure(process: Process, names: list[str]) -> dict[str, dict[str, Any]]:
     for name in tqdm(names, desc="solvers"):
         entry, points = SOLVERS[name], []
         for num_levels in SIZES:
-            if num_levels >= max(entry.least, 2):
+            if num_levels >= max(entry.min_levels, 2):
                 count = evaluations(entry.make(grids.uniform_log_snr(process, num_levels), process))
-                if count <= MOST_EVALUATIONS:
+                if count <= MAX_EVALUATIONS:
                     error = distribution_error if entry.order is None else flow_error
                     points.append(error(entry.make, process, num_levels))
         counts, errors = zip(*points)
@@ -165,7 +186,7 @@ def measure(process: Process, names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
-    """Writes the picture: a panel for each order and one for the stochastic solvers."""
+    """Writes the picture: one panel per order of convergence and one for the stochastic solvers."""
     panels = {
         "order 1": lambda order: order == 1,
         "order 2": lambda order: order == 2,
@@ -179,7 +200,9 @@ def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
             axes.plot(curve["evaluations"], curve["error"], label=name, color=f"C{i % 10}", **style)
         if title == "stochastic":
             spread = np.sqrt(WEIGHTS @ (STDS**2 + (MEANS - WEIGHTS @ MEANS) ** 2))
-            axes.axhline(spread / NUM_SAMPLES**0.5, color="0.6", linestyle=":", label="about what exact samples have")
+            axes.axhline(
+                spread / NUM_SAMPLES**0.5, color="0.6", linestyle=":", label="about the distance of exact samples"
+            )
             axes.set_ylabel("Wasserstein distance to the exact distribution")
         else:
             axes.set_ylabel("distance to the exact flow (rms)")
@@ -190,7 +213,7 @@ def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
 
 
 def main(_: list[str]) -> None:
-    """Measures, writes both files and says where they are."""
+    """Measures all solvers and writes both files."""
     jax.config.update("jax_enable_x64", True)
     compilation.use_cache(flags.FLAGS.compilation_cache)
     output, begin = Path(flags.FLAGS.output), time.time()

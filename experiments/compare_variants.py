@@ -1,10 +1,10 @@
-"""Trains, samples and scores the variants on digits, one after the other, into one table and one picture.
+"""Trains, samples and scores the variants on digits, and writes one table and one picture.
 
     python -m experiments.compare_variants --root=runs/variants
 
-Each variant is what `experiments.train`, `evaluate` and `bits_per_dim` make of its config, in ROOT/NAME; what is there
-already is kept, so that the same command goes on where it was stopped. `--only=ve,edm` takes some of them. Writes
-variants.json, variants.md (the table of the README) and variants.png (a row of samples a variant, a column a class).
+Each variant is a config that `experiments.train`, `evaluate`, `sample` and `bits_per_dim` run in ROOT/NAME. Existing
+results are kept, so that the same command continues after an interruption. `--only=score_ve,edm` runs some of them.
+Writes variants.json, variants.md (a table) and variants.png (one row of samples per variant, one column per class).
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from tqdm import tqdm
 from experiments.files import write_text
 from experiments.pictures import save_grid
 
+__all__ = ["VARIANTS", "Variant", "choose", "draw", "main", "read_figures", "run_variant", "table"]
+
 
 class Variant(NamedTuple):
-    """A row of the table.
+    """A variant, one line of the table.
 
     Attributes:
-      name: of its work directory.
+      name: name of its work directory.
       config: FILE.py or FILE.py:variant.
-      text: what it is.
-      options: overrides, ROOT standing for the folder of all runs.
-      needs: a variant that must be trained before.
-      bits: whether its bits per dimension are measured.
-      scored: whether it makes samples.
+      text: description in the table.
+      options: config overrides, in which ROOT stands for the folder of all runs.
+      needs: name of a variant that must be trained before.
+      bits: whether bits per dimension are measured.
+      scored: whether it is sampled and evaluated.
     """
 
     name: str
@@ -79,7 +81,7 @@ VARIANTS = (
 
 
 def main(_: list[str]) -> None:
-    """Trains and scores what is missing, then writes the table and the picture."""
+    """Runs the commands whose results are missing, then writes the table and the picture."""
     root = Path(flags.FLAGS.root)
     try:
         chosen = choose(flags.FLAGS.only)
@@ -99,10 +101,10 @@ def main(_: list[str]) -> None:
 
 
 def choose(only: Sequence[str] | None) -> list[Variant]:
-    """Returns the variants to run, those that they need before them.
+    """Returns the variants to run, in order, including those that they need.
 
     Raises:
-      ValueError: if there is none of a name.
+      ValueError: if a name is unknown.
     """
     known = {variant.name: variant for variant in VARIANTS}
     unknown = [name for name in only or () if name not in known]
@@ -114,7 +116,7 @@ def choose(only: Sequence[str] | None) -> list[Variant]:
 
 
 def run_variant(variant: Variant, root: Path, overrides: Sequence[str] = ()) -> None:
-    """Runs the commands of a variant whose results are not there yet.
+    """Runs the commands of a variant whose results are missing.
 
     Raises:
       SystemExit: if a command fails; its output is in ROOT/NAME.log.
@@ -146,7 +148,7 @@ def _call(binary: str, arguments: Sequence[str], log: Path) -> None:
 
 
 def read_figures(variant: Variant, root: Path) -> dict[str, Any]:
-    """Returns what the commands of a variant wrote: {"evaluation": ..., "bits_per_dim": ..., "seconds": ...}."""
+    """Returns the results of a variant's commands: {"evaluation": ..., "bits_per_dim": ..., "seconds": ...}."""
     figures: dict[str, Any] = {"text": variant.text, "config": variant.config}
     for name in ("evaluation", "bits_per_dim"):
         path = root / variant.name / f"{name}.json"
@@ -159,7 +161,7 @@ def read_figures(variant: Variant, root: Path) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Returns the Markdown table of all variants, held-out data first."""
+    """Returns the Markdown table of all variants, with held-out data in the first line."""
     head = "| | `configs/` | training | evaluations | class accuracy | Fréchet | precision | recall | bits/dim |"
     lines = [head, "|---" * 9 + "|"]
     scored = {name: each["evaluation"] for name, each in figures.items() if "evaluation" in each}
@@ -182,7 +184,7 @@ def _row(text: str, config: str, seconds: str, calls: str, evaluation: Any, colu
 
 
 def _bits(each: dict[str, Any]) -> str:
-    """The bound, where there is one, and the probability flow's figure with uniform dequantisation."""
+    """Returns the variational bound, if any, and the bits by the probability flow with uniform dequantisation."""
     found = each.get("bits_per_dim", {}).get("bits_per_dim", {})
     return " / ".join(
         f"{name.split(',')[0]} {found[name]['mean']:.2f}" for name in ("bound", "flow, uniform") if name in found
@@ -190,7 +192,7 @@ def _bits(each: dict[str, Any]) -> str:
 
 
 def draw(figures: dict[str, Any], root: Path) -> None:
-    """Writes variants.png: a row of samples a variant, in the table's order, a column a class."""
+    """Writes variants.png: one row of samples per variant, in the order of the table, one column per class."""
     rows = []
     for name in figures:
         path = root / name / "sampled" / "samples.npz"
@@ -201,7 +203,7 @@ def draw(figures: dict[str, Any], root: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("root", "runs/variants", "Folder of all the runs.")
-    flags.DEFINE_list("only", None, "Names of the variants to run; default: all.")
-    flags.DEFINE_multi_string("override", [], "A further --config.a.b=value for every command.")
+    flags.DEFINE_string("root", "runs/variants", "Folder of all work directories and of the results.")
+    flags.DEFINE_list("only", None, "Comma-separated names of the variants to run; default: all.")
+    flags.DEFINE_multi_string("override", [], "A config override such as --config.a.b=value, passed to every command")
     app.run(main)

@@ -1,4 +1,4 @@
-"""Compiling: the cache on disk that the binaries share, and programs compiled ahead of their first call."""
+"""Compilation: the persistent cache that the binaries share, and programs compiled before their first call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import platform
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -17,35 +18,38 @@ from typing import Any
 import jax
 from absl import flags
 
-MAX_BYTES = 2 << 30  # of the cache: what was not used for longest makes room
+__all__ = ["MAX_BYTES", "compile_now", "define_flags", "machine", "prune", "return_memory", "use_cache"]
+
+MAX_BYTES = 2 << 30  # largest size of the cache; the least recently used files are removed first
 _HIT = "/jax/compilation_cache/cache_hits"
 
 
 def define_flags() -> None:
-    """Defines --compilation_cache."""
+    """Defines --compilation_cache, and lists it in the --help of the binary."""
     flags.DEFINE_string(
         "compilation_cache",
         None,
-        "Folder that keeps compiled programs from run to run, or off. Default: $JAX_COMPILATION_CACHE_DIR if it is "
-        "set, else diffusers_fn/jax in the user's cache folder ($XDG_CACHE_HOME or ~/.cache).",
+        "Folder of the compilation cache, or 'off' for none. Default: $JAX_COMPILATION_CACHE_DIR if it is set, else "
+        "diffusers_fn/jax in the user's cache folder ($XDG_CACHE_HOME or ~/.cache).",
     )
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["compilation_cache"])
 
 
 def use_cache(folder: str | None = None) -> Path | None:
-    """Turns JAX's persistent compilation cache on; returns its folder, or None where there is none.
+    """Enables JAX's persistent compilation cache and returns its folder, or None if there is none.
 
-    Nothing about it stops a run: a folder that cannot be made or written is said in one line, damaged entries and a
-    full disk are JAX's warnings. It may be deleted at any time.
+    Problems with the cache never stop a run: if the folder cannot be created or written, one line is printed; for
+    damaged entries and a full disk JAX logs warnings. The folder may be deleted at any time.
 
     Args:
-      folder: what --compilation_cache says: a folder, "off", or None for the default. In it, each kind of machine has
-        a folder of its own: programs for a CPU use instructions that another one may lack.
+      folder: the value of --compilation_cache: a folder, "off", or None for the default. Each kind of machine has a
+        subfolder of its own, because programs compiled for one CPU may use instructions that another one lacks.
     """
     if folder == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return None
     config: Any = jax.config
-    if folder is None and config.jax_compilation_cache_dir:  # the user's own choice, which JAX has read
+    if folder is None and config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR, which JAX has read
         return Path(config.jax_compilation_cache_dir)
     try:
         path = (Path(folder).expanduser() if folder else _user_cache() / "diffusers_fn" / "jax") / machine()
@@ -53,8 +57,8 @@ def use_cache(folder: str | None = None) -> Path | None:
         if not os.access(path, os.W_OK):
             raise PermissionError(f"{path} is not writable")
         prune(path, MAX_BYTES)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        print(f"no compilation cache ({error}): --compilation_cache names another folder, or off")
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        print(f"no compilation cache ({error}): set --compilation_cache to another folder, or to off")
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -63,22 +67,22 @@ def use_cache(folder: str | None = None) -> Path | None:
 
 
 def machine() -> str:
-    """Returns a name of this kind of machine: its architecture, and a checksum of what its CPU can do.
+    """Returns a name of this kind of machine: its architecture and a checksum of its CPU's features.
 
     >>> machine() == machine()
     True
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        told = next(line for line in lines if line.startswith(("flags", "Features")))
+        flags_line = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):  # not Linux
-        told = platform.processor()
-    features = " ".join(sorted(told.partition(":")[2].split()) or [told])
+        flags_line = platform.processor()
+    features = " ".join(sorted(flags_line.partition(":")[2].split()) or [flags_line])
     return f"{platform.machine() or 'any'}-{zlib.crc32(features.encode()):08x}"
 
 
 def prune(folder: Path, max_bytes: int) -> None:
-    """Removes the files of a folder that were not used for longest, until the rest holds no more than max_bytes."""
+    """Removes the least recently used files of a folder until the rest holds at most `max_bytes`."""
     found = []
     for path in folder.iterdir():
         if path.is_file():
@@ -93,12 +97,12 @@ def prune(folder: Path, max_bytes: int) -> None:
 
 
 def compile_now(what: str, function: Any, *args: Any) -> Any:
-    """Returns a jitted function, compiled for arguments like these and no others, and prints how long that took.
+    """Returns a jitted function compiled for the shapes of the arguments, and prints the compilation time.
 
     Args:
-      what: is compiled, for the line that is printed.
-      function: of jax.jit; donation and shardings stay.
-      args: as it will be called with, or their shapes.
+      what: name of the program in the printed line.
+      function: a function returned by jax.jit; donation and shardings are kept.
+      args: example arguments, or their shapes.
 
     >>> double = compile_now("double", jax.jit(lambda x: 2 * x), 1.0)  # doctest: +ELLIPSIS
     compiling double ... ...s...
@@ -108,7 +112,7 @@ def compile_now(what: str, function: Any, *args: Any) -> Any:
     print(f"compiling {what} ...", end=" ", flush=True)
     hits, start = _cache_hits(), time.monotonic()
     before = len(hits)
-    with _without_collecting():
+    with _without_garbage_collection():
         lowered = function.lower(*args)
     compiled = lowered.compile()
     return_memory()
@@ -117,35 +121,35 @@ def compile_now(what: str, function: Any, *args: Any) -> Any:
 
 
 def return_memory() -> None:
-    """Gives the memory that the compiler no longer uses back to the system; glibc would keep most of it.
+    """Returns memory that the compiler has freed to the system; glibc would keep most of it.
 
-    For a large training step that is more than half a gigabyte. Other systems' allocators are left alone.
+    Does nothing with other C libraries.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Keeps Python from looking for unreachable cycles: tracing makes millions of objects, and all of them live."""
-    collects = gc.isenabled()
+def _without_garbage_collection() -> Iterator[None]:
+    """Disables the search for cycles: tracing creates millions of objects, and all of them stay alive."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
 
 
 @functools.cache
 def _cache_hits() -> list[str]:
-    """A list that gets an entry for every program that is read from the cache."""
+    """Returns a list that grows by one entry per program read from the cache."""
     hits: list[str] = []
     jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event == _HIT else None)
     return hits
 
 
 def _user_cache() -> Path:
-    """The folder for caches of the XDG base directory specification; a relative one is to be ignored."""
+    """Returns the cache folder of the XDG base directory specification, which ignores relative paths."""
     named = Path(os.environ.get("XDG_CACHE_HOME") or ".")
     return named if named.is_absolute() else Path.home() / ".cache"

@@ -1,13 +1,13 @@
-"""Encodes a data set with a trained autoencoder, once, so that training on its latents need not run the encoder.
+"""Encodes a data set with a trained autoencoder, so that training on the latents does not run the encoder.
 
     python -m experiments.encode --config=configs/autoencoder.py --workdir=runs/autoencoder
     python -m experiments.train --config=configs/latent.py --workdir=runs/latent \\
         --config.latent.autoencoder_workdir=runs/autoencoder --config.latent.cache=runs/autoencoder/latents.npz
 
-Writes --output, by default WORKDIR/latents.npz: `mean` and `logvar` [N, ...] of the training data in their order, not
-scaled, and `labels` where there are some; `heldout_mean`, `heldout_logvar` and `heldout_labels`, unless
-data.heldout_fraction is 0; `checksum`, of the autoencoder. All of it has to fit into memory. Each training step draws
-latents anew from mean and logvar. A network on latents without this autoencoder reads the means alone:
+Writes --output, by default WORKDIR/latents.npz, with the arrays `mean` and `logvar` [N, ...] of the training data,
+unscaled and in their order, and `labels` if any; `heldout_mean`, `heldout_logvar` and `heldout_labels`, unless
+data.heldout_fraction is 0; and `checksum`, that of the autoencoder's parameters. All arrays must fit into memory. Each
+training step draws new latents from mean and logvar. To train on the means alone, without the autoencoder, use
 --config.data.name=arrays --config.data.images_key=mean --config.data.normalize=False.
 """
 
@@ -27,22 +27,25 @@ from experiments import data, runs
 from experiments.checkpoints import checksum
 from experiments.files import write_atomically
 
+__all__ = ["encode", "main"]
+
 
 def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, batch_size: int = 500) -> Path:
-    """Returns the file that it writes: the latents of both splits by the averaged parameters of the newest checkpoint.
+    """Writes the latents of both splits, by the averaged parameters of the newest checkpoint; returns the file's path.
 
     Args:
-      config, workdir: of a run of the task "autoencoder".
+      config: config of an autoencoder run (task "autoencoder").
+      workdir: its work directory.
       output: the .npz file; WORKDIR/latents.npz by default.
-      batch_size: how many examples at once.
+      batch_size: number of examples that are encoded at a time.
 
     Raises:
-      ValueError: if the run is none of an autoencoder, or has no checkpoint, or the data do not fit it.
+      ValueError: if it is not an autoencoder run, or has no checkpoint, or the data do not fit it.
     """
     if config.task != "autoencoder":
-        raise ValueError(f"config.task is {config.task!r}: only runs of the task 'autoencoder' encode")
+        raise ValueError(f"config.task is {config.task!r}: only runs of the task 'autoencoder' can encode data")
     splits = {"": "train", "heldout_": "heldout"}
-    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # which has files of its own for it
+    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # idx has separate held-out files
         del splits["heldout_"]
     datasets = {prefix: data.load(runs.data_seed(config), split) for prefix, split in splits.items()}
     runs.check_data_fits(config, datasets[""])
@@ -55,7 +58,7 @@ def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, bat
     for prefix, dataset in datasets.items():
         parts = []
         for start in tqdm(range(0, len(dataset), batch_size), desc=f"encoding {splits[prefix]}", unit="batch"):
-            chosen = np.arange(start, start + batch_size) % len(dataset)  # one shape, one compilation
+            chosen = np.arange(start, start + batch_size) % len(dataset)  # the last batch is filled up
             coded = run(params, data.float_images(dataset, chosen))
             parts.append([np.asarray(part)[: len(dataset) - start] for part in coded])
         arrays[f"{prefix}mean"], arrays[f"{prefix}logvar"] = (np.concatenate(each) for each in zip(*parts))
@@ -70,13 +73,13 @@ def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, bat
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Calls `encode` with the command line's flags."""
+    """Calls `encode` with the flags of the command line."""
     given = flags.FLAGS
     encode(config, workdir, output=Path(given.output) if given.output else None, batch_size=given.batch_size)
 
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_string("output", None, "The .npz file; default: WORKDIR/latents.npz.")
-    flags.DEFINE_integer("batch_size", 500, "How many examples at once.", lower_bound=1)
+    flags.DEFINE_string("output", None, "The .npz file to write; default: WORKDIR/latents.npz.")
+    flags.DEFINE_integer("batch_size", 500, "Number of examples that are encoded at a time.", lower_bound=1)
     runs.run(main)

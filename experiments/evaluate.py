@@ -1,10 +1,10 @@
-"""Scores a trained model beside held-out real data.
+"""Evaluates the samples of a trained model beside held-out real data.
 
     python -m experiments.evaluate --config=configs/ddpm_digits.py --workdir=runs/digits
 
-Draws config.evaluation.num_samples samples, equally many a class, and writes evaluation.json into the work
+Draws config.evaluation.num_samples samples, the same number of each class, and writes evaluation.json into the work
 directory: class accuracy by an independent classifier, Fréchet distance, precision and recall, distances to the
-nearest training image, spread of the pixels; each beside the same figure of held-out real data.
+nearest training image, and standard deviations of the pixels; each beside the same figure of held-out real data.
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ from experiments import data, runs, trained
 from experiments.files import write_text
 from experiments.metrics import evaluate_samples
 
+__all__ = ["evaluate", "table"]
+
 
 def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
-    """Writes evaluation.json and prints it as a table."""
+    """Draws samples, writes evaluation.json and prints it as a table.
+
+    Args:
+      config: config of the trained run; the settings in config.sampler and config.evaluation may differ.
+      workdir: its work directory.
+      seed: random seed of the samples.
+    """
     train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
     diffusion, networks, step = trained.load_trained(config, workdir)
@@ -41,9 +49,9 @@ def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Returns the figures as lines of text, samples beside held-out real data."""
+    """Returns the figures as a table of text: one line per figure, with samples beside held-out real data."""
     rows = (
-        [f"{figures['network_evaluations']} network evaluations a sample"] if "network_evaluations" in figures else []
+        [f"{figures['network_evaluations']} network evaluations per sample"] if "network_evaluations" in figures else []
     )
     rows += [f"{'':34}{'samples':>12}{'held-out':>12}"]
     for name, value in figures.items():
@@ -58,5 +66,5 @@ def table(figures: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Random seed of the samples.", lower_bound=0)
     runs.run(lambda config, workdir: evaluate(config, workdir, seed=flags.FLAGS.seed))

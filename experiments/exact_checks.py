@@ -1,15 +1,15 @@
-"""Score SDEs, likelihoods and guidance against exact answers, as one picture.
+"""Compares score SDEs, likelihoods and guidance with exact solutions, in one picture.
 
     python -m experiments.exact_checks --output=runs/exact
 
-Data whose scores are known replace the network. Writes exact_checks.json and exact_checks.png:
+The exact scores of simple distributions replace the network. Writes exact_checks.json and exact_checks.png:
 
-- the spread of samples of N(0, 0.5^2) by the reverse-time equations, by number of levels: exact is 0.5;
+- the standard deviation of samples of N(0, 0.5^2) by the reverse-time equations, by number of levels; exact: 0.5;
 - the error of a Gaussian's negative log-likelihood by the probability flow, in nats per dimension;
-- a mixture guided by its exact classifier at scale 1: the share of samples on the side of the class that was asked
-  for, for one sample at a time and for 64, beside the class itself;
-- the posterior mean of a Gaussian given a measurement: the error of DPS and PiGDM over how far the measurement moves
-  it.
+- a mixture guided by its exact classifier at scale 1: the share of samples on the side of the requested class, for
+  batches of 1 and 64, beside samples of that class alone;
+- the error of the posterior mean of a Gaussian given a measurement, by DPS and PiGDM, relative to the shift of the mean
+  by the measurement.
 """
 
 from __future__ import annotations
@@ -29,12 +29,23 @@ from diffusers_fn import Level, grids, guidance, likelihood, oracles, processes,
 from experiments import compilation
 from experiments.files import write_atomically, write_text
 
+__all__ = [
+    "PROCESSES",
+    "STD",
+    "class_shares",
+    "draw",
+    "likelihoods",
+    "main",
+    "posterior_errors",
+    "spreads",
+]
+
 STD = 0.5
 PROCESSES = {"VP": processes.vp(), "sub-VP": processes.sub_vp(), "VE": processes.ve(0.01, 10.0)}
 
 
 def spreads(sizes: list[int]) -> dict[str, Any]:
-    """Returns the exact standard deviation of samples, by recursion over the solver's rows."""
+    """Returns the standard deviation of samples per process and solver, by an exact recursion over the steps."""
     figures: dict[str, Any] = {"levels": sizes}
     for name, process in PROCESSES.items():
         for method in ("reverse_diffusion", "euler_maruyama"):
@@ -53,7 +64,7 @@ def spreads(sizes: list[int]) -> dict[str, Any]:
 
 
 def likelihoods(sizes: list[int]) -> dict[str, Any]:
-    """Returns |error| of the mean negative log-likelihood, nats per dimension, with the exact trace."""
+    """Returns |error| of the negative log-likelihood per process, in nats per dimension, with the exact trace."""
     figures: dict[str, Any] = {"levels": sizes}
     for name, process in PROCESSES.items():
         found = []
@@ -77,7 +88,7 @@ def likelihoods(sizes: list[int]) -> dict[str, Any]:
 
 
 def class_shares(num_samples: int = 512) -> dict[str, float]:
-    """Returns how many samples fall on their class' side, of a guided mixture and of the class alone."""
+    """Returns the share of samples on the side of their class, of a guided mixture and of the class alone."""
     weights, means, stds = jnp.array([0.5, 0.5]), jnp.array([[-0.5], [0.5]]), jnp.array([0.4, 0.4])
     levels = grids.karras(40)
     solver = solvers.heun(levels)
@@ -98,7 +109,7 @@ def class_shares(num_samples: int = 512) -> dict[str, float]:
 
 
 def posterior_errors(sizes: list[int]) -> dict[str, Any]:
-    """Returns the error of the samples' mean over the shift that a measurement of the first of two entries makes."""
+    """Returns the error of the samples' mean relative to its shift by a measurement of the first of two entries."""
     y, noise = jnp.full((4_096, 1), 0.8), 0.5
     exact = 0.8 * STD**2 / (STD**2 + noise**2)
     operator = lambda x: x[:, :1]  # noqa: E731
@@ -120,7 +131,7 @@ def posterior_errors(sizes: list[int]) -> dict[str, Any]:
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    """Writes the four as one picture."""
+    """Writes the picture with one panel per check."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     spread, nll, classes, posterior = figure.subplots(2, 2).ravel()
     for ax, part, ylabel in (
@@ -143,7 +154,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 
 def main(_: list[str]) -> None:
-    """Measures, writes and prints."""
+    """Computes, writes and prints the figures."""
     compilation.use_cache(flags.FLAGS.compilation_cache)
     output = Path(flags.FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -161,9 +172,9 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", "runs/exact", "Folder for the picture and the figures.")
-    flags.DEFINE_list("sizes", ["20", "50", "100", "200", "500", "1000"], "Numbers of levels.")
-    whole = lambda sizes: bool(sizes) and all(size.isdecimal() and int(size) >= 2 for size in sizes)  # noqa: E731
-    flags.register_validator("sizes", whole, "must be integers of at least 2, commas between")
+    flags.DEFINE_string("output", "runs/exact", "Folder for exact_checks.json and exact_checks.png.")
+    flags.DEFINE_list("sizes", ["20", "50", "100", "200", "500", "1000"], "Comma-separated numbers of noise levels.")
+    valid = lambda sizes: bool(sizes) and all(size.isdecimal() and int(size) >= 2 for size in sizes)  # noqa: E731
+    flags.register_validator("sizes", valid, "must be comma-separated integers of at least 2")
     compilation.define_flags()
     app.run(main)

@@ -1,15 +1,17 @@
-"""Files that are replaced as a whole."""
+"""Writing files atomically."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+__all__ = ["write_atomically", "write_text"]
+
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Calls `write(file)` on a new file beside `path`, then puts it in place of `path`; makes the folder.
+    """Writes a temporary file by `write(file)` and renames it to `path`; creates the folder if needed.
 
-    A reader, or a run that is killed half way, sees the old file or the new one and nothing between.
+    A reader sees either the old file or the complete new one, also if the process is killed on the way.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,5 +25,5 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes text in UTF-8, as `write_atomically` does."""
+    """Writes text as UTF-8, atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))

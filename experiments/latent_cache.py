@@ -1,4 +1,4 @@
-"""Latents that `experiments.encode` wrote, in place of the images that they were made from."""
+"""Latents written by `experiments.encode`, read in place of the images that they encode."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ from ml_collections import ConfigDict
 from experiments import data
 from experiments.checkpoints import checksum
 
+__all__ = ["in_place_of", "read", "split"]
+
 
 def read(config: ConfigDict, params: Any) -> dict[str, np.ndarray]:
-    """Returns what the file config.latent.cache holds of the training data: mean, logvar and, if any, labels.
+    """Returns the arrays in the file config.latent.cache for the training data: mean, logvar and labels, if any.
+
+    Args:
+      config: config of the run.
+      params: parameters of the autoencoder, compared by checksum.
 
     Raises:
-      ValueError: if there is no such file, or the autoencoder that made it did not have these parameters.
+      ValueError: if there is no such file, or an autoencoder with other parameters wrote it.
     """
     arrays = _load(config)
     if int(arrays["checksum"]) != checksum(params):
         raise ValueError(
-            f"config.latent.cache = {config.latent.cache!r} was made by another autoencoder than that of "
-            "config.latent.autoencoder_workdir (a run that has begun keeps its own), or at another of its steps: run "
+            f"config.latent.cache = {config.latent.cache!r} was made by another autoencoder, or at another training "
+            "step, than that of config.latent.autoencoder_workdir (a run that has begun keeps its own copy): run "
             "experiments.encode again, or set it to ''"
         )
     return arrays
 
 
 def in_place_of(config: ConfigDict, dataset: data.Dataset, params: Any) -> data.Dataset:
-    """Returns the training data with mean and logvar, side by side on the last axis, for images.
+    """Returns the training data with mean and logvar, concatenated on the last axis, in place of the images.
 
     Raises:
-      ValueError: as `read`; if the latents are not those of the data set, as far as numbers and labels tell; if images
-        are to be mirrored.
+      ValueError: as `read`; if the number of latents or their labels differ from those of the data set; if
+        config.data.flip is set.
     """
     arrays = read(config, params)
     moments = np.concatenate([arrays["mean"], arrays["logvar"]], axis=-1)
@@ -46,7 +52,7 @@ def in_place_of(config: ConfigDict, dataset: data.Dataset, params: Any) -> data.
     if len(moments) != len(dataset) or not same:
         raise ValueError(
             f"config.latent.cache = {config.latent.cache!r} holds {len(moments)} latents of other data, or of another "
-            f"split of them, than the {len(dataset)} of config.data and config.seed: run experiments.encode with these"
+            f"split, than the {len(dataset)} examples of config.data and config.seed: run experiments.encode with these"
         )
     if config.data.flip:
         raise ValueError("latents cannot be mirrored: set config.data.flip to False, or config.latent.cache to ''")
@@ -54,7 +60,7 @@ def in_place_of(config: ConfigDict, dataset: data.Dataset, params: Any) -> data.
 
 
 def split(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns a batch of `in_place_of` as `latents.in_latent_space` reads it.
+    """Returns a batch from `in_place_of` in the format of `latents.in_latent_space`: mean and logvar apart.
 
     >>> sorted(split({"image": jnp.zeros((2, 6)), "label": jnp.arange(2)}))
     ['label', 'logvar', 'mean']
@@ -67,7 +73,7 @@ def split(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 def _load(config: ConfigDict) -> dict[str, np.ndarray]:
     path = Path(config.latent.cache).expanduser()
     if not path.is_file():
-        raise ValueError(f"config.latent.cache = {str(path)!r} is no file: run experiments.encode, or set it to ''")
+        raise ValueError(f"config.latent.cache = {str(path)!r} does not exist: run experiments.encode, or set it to ''")
     try:
         with np.load(path, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in ("mean", "logvar", "labels", "checksum") if name in loaded.files}

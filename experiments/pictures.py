@@ -1,10 +1,7 @@
-"""Pictures of a run: grids of images, clouds of points, curves. Each is a PNG that is replaced as a whole."""
+"""Pictures of samples: grids of images, scatter plots, line plots. Each is a PNG file, replaced as a whole."""
 
-import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +10,15 @@ from PIL import Image
 
 from experiments.files import write_atomically
 
+__all__ = ["image_grid", "save_grid", "save_line", "save_points", "save_sequences", "to_uint8"]
+
 _GAP = 2  # pixels between the images of a grid
 _BACKGROUND = 96  # grey level of the gaps
-_MIN_WIDTH = 600  # pixels, of a grid whose scale is not given
-
-Curve = tuple[np.ndarray, np.ndarray]
+_MIN_WIDTH = 600  # pixels; smallest width of a grid without a given scale
 
 
 def to_uint8(images: Any) -> np.ndarray:
-    """Returns images in [-1, 1] as bytes 0..255, rounded to the nearest; values outside are clipped.
+    """Returns images in [-1, 1] as uint8 0..255, rounded to nearest; values outside [-1, 1] are clipped.
 
     Raises:
       ValueError: if an entry is NaN.
@@ -42,11 +39,11 @@ def image_grid(images: Any, columns: int | None = None, scale: int | None = None
 
     Args:
       images: `[n, H, W, C]` in [-1, 1], C = 1 or 3.
-      columns: images in a row; None: as near to a square as can be.
-      scale: each pixel becomes a square of this side; None: the smallest that makes the grid 600 pixels wide.
+      columns: images per row; None makes the grid about square.
+      scale: side of the square that each pixel becomes; None takes the smallest with a grid at least 600 pixels wide.
 
     Raises:
-      ValueError: for another shape, no images, NaN, or a number of columns or a scale below 1.
+      ValueError: if the shape is wrong, there are no images, an entry is NaN, or columns or scale is below 1.
 
     >>> image_grid(np.zeros((4, 8, 8, 1)), scale=1).shape
     (22, 22, 1)
@@ -81,13 +78,13 @@ def save_grid(path: str | os.PathLike[str], images: Any, columns: int | None = N
 
 
 def save_points(path: str | os.PathLike[str], points: Any, reference: Any = None, title: str = "") -> None:
-    """Writes a scatter plot of points `[n, 2]`, over reference points `[m, 2]` in grey if there are any.
+    """Writes a scatter plot of points `[n, 2]`, above reference points `[m, 2]` in grey if they are given.
 
-    The axes show the reference (or the points) and no more than three times as much, so that one stray point
-    does not shrink the rest; the legend counts the points outside.
+    The axes cover at most three times the extent of the reference (or of the points), so that a single outlier does not
+    shrink the rest; the legend counts the points outside.
 
     Raises:
-      ValueError: for another shape, or NaN or infinite points.
+      ValueError: if the shape is wrong, or a point is NaN or infinite.
     """
     points = _check_points(points, "points")
     frame = points if reference is None else _check_points(reference, "reference")
@@ -115,15 +112,15 @@ def save_points(path: str | os.PathLike[str], points: Any, reference: Any = None
 
 
 def save_sequences(path: str | os.PathLike[str], sequences: Any, columns: int | None = None) -> None:
-    """Writes sequences `[n, L, C]` as small plots, a line a channel, laid out row by row on common axes.
+    """Writes sequences `[n, L, C]` as small plots on common axes, row by row, with one line per channel.
 
     Args:
       path: the PNG file.
-      sequences: the sequences.
-      columns: plots in a row; None: as near to a square as can be.
+      sequences: `[n, L, C]`.
+      columns: plots per row; None makes the picture about square.
 
     Raises:
-      ValueError: for another shape, or NaN or infinite values.
+      ValueError: if the shape is wrong, or a value is NaN or infinite.
     """
     sequences = np.asarray(sequences, np.float64)
     if sequences.ndim != 3 or 0 in sequences.shape:
@@ -144,115 +141,14 @@ def save_sequences(path: str | os.PathLike[str], sequences: Any, columns: int | 
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
-def save_curves(
-    path: str | os.PathLike[str],
-    metrics: str | os.PathLike[str] | Mapping[str, Any],
-    names: Sequence[str] = ("loss",),
-    *,
-    smoothing: float | None = None,
-    title: str = "Training",
-) -> None:
-    """Writes curves over training steps: raw values faint, their running mean in full.
-
-    The vertical axis is logarithmic if all the values are positive. Gaps stay where a value is NaN or
-    infinite.
-
-    Args:
-      path: the PNG file.
-      metrics: a file of JSON lines such as `{"step": 100, "loss": 0.25}`, or a mapping from a name to values,
-        or to a pair (steps, values). A last line that was cut off by the end of a run is passed over.
-      names: which of the metrics to draw; those that have no values are left out.
-      smoothing: decay of the running mean between one value and the next, in [0, 1). None: so that the mean
-        reaches back over a fiftieth of the curve; a curve of few values is left as it is.
-      title: written above the plot.
-
-    Raises:
-      ValueError: if none of `names` has a value, or a line before the last is not JSON.
-    """
-    if smoothing is not None and not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"smoothing must lie in [0, 1); got {smoothing}")
-    if isinstance(metrics, Mapping):
-        found = {name: _as_curve(metrics[name]) for name in names if name in metrics}
-    else:
-        found = read_curves(metrics, names)
-    curves = {name: curve for name, curve in found.items() if len(curve[0])}
-    if not curves:
-        raise ValueError(f"no values of {', '.join(names)} to draw")
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for i, (name, (steps, values)) in enumerate(curves.items()):
-        decay = 1.0 - 1.0 / max(1.0, len(values) / 50) if smoothing is None else smoothing
-        axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
-        axes.plot(steps, running_mean(values, decay), color=f"C{i}", linewidth=1.8, label=name)
-    finite = np.concatenate([values[np.isfinite(values)] for _, values in curves.values()])
-    axes.set(xlabel="training step", ylabel=" / ".join(curves), title=title)
-    if finite.size and finite.min() > 0:
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
-
-
 def save_line(path: str | os.PathLike[str], x: Any, y: Any, xlabel: str, ylabel: str) -> None:
-    """Writes y over x, both [n], the horizontal axis logarithmic."""
+    """Writes a line plot of y `[n]` over x `[n]`, with a logarithmic horizontal axis."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(np.asarray(x), np.asarray(y), marker=".")
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
     axes.grid(alpha=0.3)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
-
-
-def read_curves(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Curve]:
-    """Returns {name: (steps, values)} from a file of JSON lines with a `step` in each.
-
-    A step that comes twice (a run that was resumed from an earlier checkpoint) keeps its last value.
-    """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    curves: dict[str, dict[float, float]] = {name: {} for name in names}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        for name in names:
-            if name in record and "step" in record:
-                value = record[name]
-                curves[name][float(record["step"])] = math.nan if value is None else float(value)
-    return {name: _as_curve((sorted(points), [points[s] for s in sorted(points)])) for name, points in curves.items()}
-
-
-def running_mean(values: Any, decay: float) -> np.ndarray:
-    """Returns the exponentially weighted mean of the values so far, sum_j d^(i-j) v_j / sum_j d^(i-j).
-
-    Values that are NaN or infinite count for nothing.
-
-    >>> running_mean([1.0, 3.0], 0.5).round(3).tolist()
-    [1.0, 2.333]
-    """
-    values = np.asarray(values, np.float64)
-    means = np.full(len(values), np.nan)
-    total = weight = 0.0
-    for i, value in enumerate(values):
-        total, weight = decay * total, decay * weight
-        if np.isfinite(value):
-            total, weight = total + value, weight + 1.0
-        if weight > 0:
-            means[i] = total / weight
-    return means
-
-
-def _as_curve(curve: Any) -> Curve:
-    paired = isinstance(curve, tuple) and len(curve) == 2
-    values = np.asarray(curve[1] if paired else curve, np.float64)
-    steps = np.asarray(curve[0], np.float64) if paired else np.arange(len(values), dtype=np.float64)
-    if values.ndim != 1 or steps.shape != values.shape:
-        raise ValueError(f"a curve needs one step for each value; got {steps.shape} and {values.shape}")
-    return steps, values
 
 
 def _check_points(points: Any, what: str) -> np.ndarray:

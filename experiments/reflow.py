@@ -5,10 +5,11 @@
     python -m experiments.train --config=configs/flow.py:reflow --workdir=runs/reflow \\
         --config.data.pairs=runs/flow/pairs.npz
 
-Writes --output, by default WORKDIR/pairs.npz: `noise` and `images` [N, ...], and `labels` where there are classes,
-equally many of each. Where the first flow takes noise is where the second learns to go in a straight line, so that it
-needs few steps, down to one. Liu et al., "Flow Straight and Fast" (2022), https://arxiv.org/abs/2209.03003, algorithm
-1. Sampler settings, such as the guidance scale, may be those of the command line and become part of the pairs.
+Writes --output, by default WORKDIR/pairs.npz, with the arrays `noise` and `images` [N, ...], and `labels` if there are
+classes, the same number of each. The second flow learns straight paths between noise and the samples of the first flow,
+so that it needs few sampler steps, down to one. Liu et al., "Flow Straight and Fast" (2022),
+https://arxiv.org/abs/2209.03003, algorithm 1. Sampler settings, such as the guidance scale, may be given on the command
+line and influence the pairs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from diffusers_fn.solvers import start_level
 from experiments import runs, trained
 from experiments.files import write_atomically
 
+__all__ = ["check_plan", "main", "reflow"]
+
 
 def reflow(
     config: ConfigDict,
@@ -38,23 +41,24 @@ def reflow(
     batch_size: int = 1_000,
     output: Path | None = None,
 ) -> Path:
-    """Returns the file that it writes: pairs by the averaged parameters of the newest checkpoint.
+    """Writes pairs drawn with the averaged parameters of the newest checkpoint; returns the file's path.
 
     Args:
-      config, workdir: as trained; the sampler's settings may differ.
-      num_pairs: how many.
-      seed: of the noise.
-      batch_size: how many at once; it does not change them.
+      config: config of the trained run; the sampler's settings may differ.
+      workdir: its work directory.
+      num_pairs: number of pairs.
+      seed: random seed of the noise.
+      batch_size: number of pairs that are drawn at a time; it does not change them.
       output: the .npz file; WORKDIR/pairs.npz by default.
 
     Raises:
-      ValueError: if noise does not determine the sample, or the process does not start at pure noise.
+      ValueError: if the sampler is stochastic, or the process does not start at pure noise.
     """
     check_plan(config)
     model, params, step = trained.load_trained(config, workdir)
     num_classes = config.backbone.num_classes
     labels = np.resize(np.arange(num_classes, dtype=np.int32), num_pairs) if num_classes else None
-    key = jax.random.fold_in(runs.random_key(config, seed), 2)  # 0 trains, 1 samples
+    key = jax.random.fold_in(runs.random_key(config, seed), 2)  # 0 is for training, 1 for samples
 
     def draw(params: Any, keys: jax.Array, cond: Any) -> tuple[jax.Array, jax.Array]:
         emit = lambda step: (step.x, step.level.sigma)  # noqa: E731
@@ -73,14 +77,14 @@ def reflow(
 
 
 def check_plan(config: ConfigDict) -> None:
-    """Raises ValueError unless the config's sampler takes noise, and nothing else, to a sample."""
+    """Raises ValueError unless the sampler maps pure noise to a sample deterministically."""
     if config.latent.enabled:
         raise ValueError("config.latent.enabled: reflow straightens flows of data, not of latents")
     solver = make_plan(config.sampler, make_noise(config.noise_schedule), VARIANCES[config.variance])()
     if solver.stochastic:
         raise ValueError(
-            f"config.sampler.name is {config.sampler.name!r}, which draws noise on the way: noise and sample are no "
-            "pair. Set it to 'heun', or another deterministic one"
+            f"config.sampler.name is {config.sampler.name!r}, which draws noise on the way, so that the initial noise "
+            "does not determine the sample: set it to 'heun' or another deterministic solver"
         )
     if start_level(solver).alpha[0] != 0:
         raise ValueError(
@@ -90,7 +94,7 @@ def check_plan(config: ConfigDict) -> None:
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Calls `reflow` with the command line's flags."""
+    """Calls `reflow` with the flags of the command line."""
     given = flags.FLAGS
     reflow(
         config,
@@ -104,8 +108,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_integer("num_pairs", 20_000, "How many pairs.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
-    flags.DEFINE_integer("batch_size", 1_000, "How many pairs at once.", lower_bound=1)
-    flags.DEFINE_string("output", None, "The .npz file; default: WORKDIR/pairs.npz.")
+    flags.DEFINE_integer("num_pairs", 20_000, "Number of pairs.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Random seed of the noise.", lower_bound=0)
+    flags.DEFINE_integer(
+        "batch_size", 1_000, "Number of pairs that are drawn at a time; it does not change them.", lower_bound=1
+    )
+    flags.DEFINE_string("output", None, "The .npz file to write; default: WORKDIR/pairs.npz.")
     runs.run(main)

@@ -35,6 +35,8 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
     flags.mark_flags_as_required(["config", "workdir"])
+    for name in ("config", "workdir"):  # --help lists them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 def run(main: Callable[[ConfigDict, Path], Any]) -> None:
@@ -54,8 +56,9 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
             raise SystemExit(f"error: {error}\n(--debug shows where)") from None
 
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
     compilation.define_flags()
-    app.run(with_flags, flags_parser=_parse_flags)
+    app.run(with_flags, flags_parser=parse_flags)
 
 
 def open_workdir(workdir: Path, config: ConfigDict, *, create: bool) -> None:
@@ -204,8 +207,8 @@ def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, re
         save_sequences(path, samples[:100, :, None], columns)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a wrong --config field, value or variant ends in one line that lists the valid ones."""
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; a wrong --config field, value or variant ends in one line that names the valid ones."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:

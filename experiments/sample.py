@@ -1,10 +1,10 @@
 """Draws samples from a trained model.
 
-    python -m experiments.sample --config=configs/ddpm_digits.py --workdir=runs/digits --num_samples=100 \
+    python -m experiments.sample --config=configs/ddpm_digits.py --workdir=runs/digits --num_samples=100 \\
         --config.sampler.cfg_scale=3.0
 
-Writes samples.npz (`samples`, and `labels` where there are classes) and samples.png into --output, by default the
-work directory's folder `sampled`. The sampler's settings may differ from those of training.
+Writes samples.npz (`samples`, and `labels` if there are classes) and samples.png into --output, by default
+WORKDIR/sampled. The settings in config.sampler may differ from those of training.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 from experiments import runs, trained
 from experiments.files import write_atomically
 
+__all__ = ["choose_labels", "main", "sample"]
+
 
 def sample(
     config: ConfigDict,
@@ -30,14 +32,15 @@ def sample(
     batch_size: int = 100,
     output: Path | None = None,
 ) -> None:
-    """Draws samples with the averaged parameters of the newest checkpoint and writes them as numbers and picture.
+    """Draws samples with the averaged parameters of the newest checkpoint and writes samples.npz and samples.png.
 
     Args:
-      config, workdir: as trained; the sampler's settings may differ.
-      num_samples: how many.
-      labels: see `choose_labels`.
-      seed: of the samples.
-      batch_size: how many samples at once; it does not change them.
+      config: config of the trained run; the sampler's settings may differ.
+      workdir: its work directory.
+      num_samples: number of samples.
+      labels: class labels as on the command line, see `choose_labels`.
+      seed: random seed of the samples.
+      batch_size: number of samples that are drawn at a time; it does not change them.
       output: folder for samples.npz and samples.png; WORKDIR/sampled by default.
     """
     chosen = choose_labels(labels, runs.sampled_classes(config), num_samples)
@@ -48,7 +51,7 @@ def sample(
     arrays: dict[str, Any] = {"samples": samples} | ({} if chosen is None else {"labels": chosen})
     write_atomically(output / "samples.npz", lambda file: np.savez(file, **arrays))
     columns = None
-    if chosen is not None:  # a column a class, as often as makes the picture about square
+    if chosen is not None:  # one column per class, repeated until the picture is about square
         period = len(labels or range(runs.sampled_classes(config)))
         columns = period * max(1, round(num_samples**0.5 / period))
     runs.save_picture(output / "samples.png", samples, columns)
@@ -56,15 +59,15 @@ def sample(
 
 
 def choose_labels(given: list[str] | None, num_classes: int, num_samples: int) -> np.ndarray | None:
-    """Returns the labels [num_samples] that --labels asks for, repeated in turn; None for no condition.
+    """Returns the class labels [num_samples] of the samples, cycling through --labels; None for no condition.
 
     Args:
-      given: ["3", "5"] and the like, ["none"] for no condition, None for all classes.
-      num_classes: of the model; 0 is unconditional.
-      num_samples: how many labels.
+      given: value of --labels: ["3", "5"] or similar, ["none"] for no condition, None for all classes.
+      num_classes: number of classes of the model; 0 is unconditional.
+      num_samples: number of labels.
 
     Raises:
-      ValueError: if a label is no class of the model.
+      ValueError: if a label is not a class of the model.
 
     >>> choose_labels(["3", "5"], num_classes=10, num_samples=4)
     array([3, 5, 3, 5], dtype=int32)
@@ -85,7 +88,7 @@ def choose_labels(given: list[str] | None, num_classes: int, num_samples: int) -
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Calls `sample` with the command line's flags."""
+    """Calls `sample` with the flags of the command line."""
     given = flags.FLAGS
     sample(
         config,
@@ -100,9 +103,15 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_integer("num_samples", 100, "How many samples.", lower_bound=1)
-    flags.DEFINE_list("labels", None, "Classes to draw in turn, e.g. 3 or 0,1,2 (default: all), or none for no class.")
-    flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0)
-    flags.DEFINE_integer("batch_size", 100, "How many samples at once.", lower_bound=1)
-    flags.DEFINE_string("output", None, "Folder for the samples; default: WORKDIR/sampled.")
+    flags.DEFINE_integer("num_samples", 100, "Number of samples.", lower_bound=1)
+    flags.DEFINE_list(
+        "labels",
+        None,
+        "Comma-separated class labels, drawn in turn, such as 3 or 0,1,2 (default: all classes); none: no label.",
+    )
+    flags.DEFINE_integer("seed", 0, "Random seed of the samples.", lower_bound=0)
+    flags.DEFINE_integer(
+        "batch_size", 100, "Number of samples that are drawn at a time; it does not change them.", lower_bound=1
+    )
+    flags.DEFINE_string("output", None, "Folder for samples.npz and samples.png; default: WORKDIR/sampled.")
     runs.run(main)

@@ -1,1 +1,1 @@
-"""The parts of `experiments.benchmark`. What torch's processes import needs neither JAX nor this project's packages."""
+"""The parts of `experiments.benchmark`. Modules that torch's processes import need neither JAX nor diffusers_fn."""

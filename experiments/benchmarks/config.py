@@ -1,4 +1,4 @@
-"""What `experiments.benchmark` measures.
+"""Default settings of `experiments.benchmark`.
 
     python -m experiments.benchmark --output=runs/benchmark
     python -m experiments.benchmark --config=experiments/benchmarks/config.py:quick --output=runs/quick
@@ -6,12 +6,14 @@
 
     python -m experiments.benchmark --config.sections=networks --config.networks.networks="('unet',)"
 
-Variants: `full` (the default), `quick` (few rounds, batch 8 alone), `tiny` (networks of a few parameters, for tests).
+Variants: `full` (the default), `quick` (few rounds, batch 8 only), `tiny` (networks of a few parameters, for tests).
 """
 
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.defaults import customise, pick
+
+__all__ = ["VARIANTS", "get_config"]
 
 VARIANTS = {
     "full": {},
@@ -36,26 +38,27 @@ VARIANTS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the settings of a variant."""
     config = ConfigDict()
     config.sections = (
-        "networks,samplers,scaling,data,scans,recompilations,memory,startup"  # in this order, commas between
+        "networks,samplers,scaling,data,scans,recompilations,memory,startup"  # comma-separated, measured in this order
     )
-    config.rounds = 7  # turns of each contender
-    config.turn_seconds = 0.2  # quick work is repeated to fill a turn; slow work is done once
-    config.tolerance = 1e-3  # relative difference of outputs above which a row is refused
-    config.timeout_s = 900.0  # of one answer of a contender, which may be its compilation
-    config.peer_python = ""  # interpreters that have torch, diffusers, artifex, commas between; "" is this one
+    config.rounds = 7  # turns per contender
+    config.turn_seconds = 0.2  # work that is faster than this is repeated to fill a turn
+    config.tolerance = 1e-3  # largest relative difference of outputs that may be compared
+    config.timeout_s = 900.0  # longest wait for one answer of a contender, compilation included
+    config.peer_python = ""  # comma-separated interpreters that have torch, diffusers or artifex; "" is this one
 
     config.networks = ConfigDict()
     config.networks.networks = ("unet", "dit", "uvit")
     config.networks.batches = (1, 8, 32)
     config.networks.work = ("forward", "train")
-    config.networks.torch_compile = False  # needs a C++ compiler, and minutes a row
+    config.networks.torch_compile = False  # needs a C++ compiler, and minutes per comparison
 
     config.samplers = ConfigDict()
-    config.samplers.shape = (4, 32, 32, 3)  # of the samples of a network that is free
+    config.samplers.shape = (4, 32, 32, 3)  # shape of the samples where the network is 0.1 x
     config.samplers.steps = 1000
-    config.samplers.network = "unet"  # of the samples of a network that is not
+    config.samplers.network = "unet"  # the network of the last comparison, with its batch and number of steps
     config.samplers.batch = 4
     config.samplers.network_steps = 50
 
@@ -64,17 +67,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.scaling.steps = (10, 100, 1000)
     config.scaling.depths = (2, 6, 12)
     config.scaling.batches = (1, 8, 32)
-    config.scaling.cached_network = "unet"  # its training step is compiled cold and from the persistent cache
+    config.scaling.cached_network = "unet"  # its training step is compiled with an empty and with a full cache
     config.scaling.cached_batch = 8
 
     config.data = ConfigDict()
-    config.data.network = "unet"  # its training takes the batches
+    config.data.network = "unet"  # the network whose training consumes the batches
     config.data.batches = (8, 32)
     config.data.num_examples = 50_000
 
     config.scans = ConfigDict()
     config.scans.networks = ("small_unet", "unet", "dit", "uvit")
-    config.scans.batches = (32, 8, 8, 8)  # of each network
+    config.scans.batches = (32, 8, 8, 8)  # batch size of each network
     config.scans.length = 4
 
     config.recompilations = ConfigDict()

@@ -1,4 +1,4 @@
-"""Section `data`: how fast batches come, against how fast training takes them; times are of one example."""
+"""Section `data`: how fast batches are produced, against how fast training consumes them; times are per example."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from experiments.benchmarks import networks
-from experiments.benchmarks.work import Contender, Row
+from experiments.benchmarks.work import Comparison, Contender
+
+__all__ = ["comparisons"]
 
 
-def rows(config: ConfigDict) -> Iterator[Row]:
-    """Yields a row for each batch size."""
+def comparisons(config: ConfigDict) -> Iterator[Comparison]:
+    """Yields one comparison per batch size."""
     section = config.data
     for batch in section.batches:
-        given = networks.arguments(section.network, batch)
-        pipeline = {"shape": given["shape"], "num_examples": section.num_examples, "flip": True}
-        yield Row(
-            f"an example, batch {batch}",
+        arguments = networks.arguments(section.network, batch)
+        pipeline = {"shape": arguments["shape"], "num_examples": section.num_examples, "flip": True}
+        yield Comparison(
+            f"one example, batch {batch}",
             (
                 Contender("pipeline alone", "experiments.benchmarks.jax_data:batches", pipeline),
                 Contender(
                     f"training of {section.network}",
                     "experiments.benchmarks.jax_networks:train",
-                    {**given, "of_an_example": True},
+                    {**arguments, "per_example": True},
                 ),
             ),
             same=(),

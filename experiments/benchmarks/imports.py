@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from experiments.benchmarks.work import Work
 
+__all__ = ["start"]
+
 
 def start(modules: Sequence[str]) -> Work:
-    """Starts the interpreter, imports modules and ends."""
+    """Starts the interpreter, imports the modules and exits."""
     command = [sys.executable, "-c", "import " + ", ".join(modules)]
     return Work(run=lambda: subprocess.run(command, check=True))

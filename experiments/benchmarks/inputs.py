@@ -1,4 +1,4 @@
-"""Inputs that every contender draws for itself, the same ones."""
+"""Random inputs that every contender draws for itself; the same seed gives the same inputs in each process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["Inputs", "draw"]
+
 
 class Inputs(NamedTuple):
-    """Of a network in training, channels last.
+    """Inputs of a training step, channels last.
 
     Attributes:
       x: [B, H, W, C] float32, noisy images.
-      t: [B] int32, time labels in 0 ... 999.
+      t: [B] int32, timesteps in 0 ... 999.
       labels: [B] int32, or None.
-      noise: [B, H, W, C] float32, what it is to say.
+      noise: [B, H, W, C] float32, the target of the network.
     """
 
     x: np.ndarray
@@ -25,7 +27,7 @@ class Inputs(NamedTuple):
 
 
 def draw(shape: Sequence[int], num_classes: int = 0, seed: int = 0) -> Inputs:
-    """Returns inputs for x of a shape [B, H, W, C].
+    """Returns inputs whose x has the shape [B, H, W, C].
 
     >>> draw((2, 4, 4, 3), 10).labels.shape
     (2,)

@@ -1,4 +1,4 @@
-"""How long programs take to compile and how much memory they need, without parameters and without a run."""
+"""Compilation time and memory of programs, without allocating parameters and without running them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from experiments.benchmarks.jax_networks import LEARNING_RATE, make_module, make
 from experiments.benchmarks.jax_samplers import schedule
 from experiments.benchmarks.work import Work
 
+__all__ = ["facts", "forward", "sample", "stable_diffusion", "train"]
+
 
 def facts(function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Returns seconds to trace and to compile, and what the compiler says of memory, in MB of 10^6 bytes.
+    """Returns the seconds of tracing and of compiling, and the compiler's memory analysis in MB (10^6 bytes).
 
     >>> sorted(facts(jnp.sin, jax.ShapeDtypeStruct((2,), jnp.float32)))[:2]
     ['arguments_MB', 'backend']
@@ -42,13 +44,13 @@ def facts(function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
 
 
 def train(name: str, batch: int, changes: Mapping[str, Any] | None = None, **fields: Any) -> Work:
-    """A training step of a network of `networks.NETWORKS`, its state donated.
+    """A training step of a network from `networks.NETWORKS`, with the state donated.
 
     Args:
-      name: of the network.
-      batch: examples.
-      changes: to the reference's config.
-      **fields: of the module, changed.
+      name: name of the network.
+      batch: batch size.
+      changes: fields of the reference's config to replace.
+      **fields: fields of the module to replace.
     """
     module, params, given = _network(name, batch, changes, fields)
     optimizer = optax.adam(LEARNING_RATE)
@@ -57,14 +59,14 @@ def train(name: str, batch: int, changes: Mapping[str, Any] | None = None, **fie
 
 
 def forward(name: str, batch: int, changes: Mapping[str, Any] | None = None, **fields: Any) -> Work:
-    """One evaluation of a network."""
+    """One forward pass of a network."""
     module, params, given = _network(name, batch, changes, fields)
     apply = lambda params, given: module.apply({"params": params}, given.x, given.t, given.labels)  # noqa: E731
     return Work(facts=lambda: facts(apply, params, given))
 
 
 def sample(name: str, batch: int, steps: int, changes: Mapping[str, Any] | None = None, **fields: Any) -> Work:
-    """DDIM with a network, x donated."""
+    """DDIM sampling with a network, with x donated."""
     module, params, given = _network(name, batch, changes, fields)
     solver = jax.eval_shape(lambda: _ddim(steps))
 
@@ -76,13 +78,13 @@ def sample(name: str, batch: int, steps: int, changes: Mapping[str, Any] | None 
 
 
 def stable_diffusion(batch: int, steps: int, doubled: bool, dtype: str = "bfloat16") -> Work:
-    """DDIM of Stable Diffusion 1.5's network at 512 x 512 pixels, guided classifier-free; x donated.
+    """DDIM sampling with Stable Diffusion 1.5's UNet at 512 x 512 pixels and classifier-free guidance, with x donated.
 
     Args:
-      batch: images.
-      steps: how many.
-      doubled: with and without the text in one batch, not in two passes.
-      dtype: of parameters and computation.
+      batch: number of images.
+      steps: number of sampler steps.
+      doubled: whether one batch of twice the size holds both predictions, instead of two forward passes.
+      dtype: dtype of parameters and computation.
     """
     module = dfn.backbones.UNet2DCondition.sd1(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
     x = jax.ShapeDtypeStruct((batch, 64, 64, 4), jnp.float32)
@@ -108,7 +110,7 @@ def _ddim(steps: int) -> dfn.Solver:
 def _network(
     name: str, batch: int, changes: Mapping[str, Any] | None, fields: Mapping[str, Any]
 ) -> tuple[nn.Module, Any, inputs.Inputs]:
-    """Returns (module, shapes of its parameters, shapes of its inputs)."""
+    """Returns (module, shapes of the parameters, shapes of the inputs)."""
     family, config, shape, num_classes = networks.NETWORKS[name]
     types = {field: jnp.dtype(fields[field]) for field in ("dtype", "param_dtype") if field in fields}
     module = make_module(family, {**config, **(changes or {})}).copy(**{**fields, **types})

@@ -1,4 +1,4 @@
-"""The data pipeline, alone."""
+"""The data pipeline on its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import diffusers_fn as dfn
 from experiments import data
 from experiments.benchmarks.work import Work
 
+__all__ = ["batches"]
+
 
 def batches(shape: Sequence[int], num_examples: int, flip: bool) -> Work:
-    """Draws batches of bytes in memory, shuffled, as experiments.train does, onto the devices; times are of an example.
+    """Draws shuffled batches of uint8 images in memory onto the devices, as experiments.train does.
+
+    Times are per example.
 
     Args:
-      shape: of a batch, [B, H, W, C].
-      num_examples: in the data set.
-      flip: mirror at random.
+      shape: [B, H, W, C], the shape of a batch.
+      num_examples: size of the data set.
+      flip: whether images are mirrored at random.
     """
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (num_examples, *shape[1:]), np.uint8)

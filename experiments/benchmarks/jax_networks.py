@@ -1,4 +1,4 @@
-"""Networks of this library: written for others to read, evaluated, trained."""
+"""Networks of this library: saved for the other contenders, evaluated, trained."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from experiments.benchmarks import inputs
 from experiments.benchmarks.work import Work
 from experiments.compilation import compile_now
 
+__all__ = ["LEARNING_RATE", "forward", "make_module", "make_step", "random_parameter", "save", "train"]
+
 LEARNING_RATE = 1e-4
 
 
 def make_module(family: str, config: Mapping[str, Any]) -> nn.Module:
-    """Returns the module of a family's config.
+    """Returns the module that a config of the family describes.
 
     >>> make_module("unet2d", {"block_out_channels": [32, 64], "down_block_types": ["DownBlock2D"] * 2,
     ...                        "up_block_types": ["UpBlock2D"] * 2}).widths()
@@ -32,7 +34,7 @@ def make_module(family: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def save(folder: str, family: str, config: Mapping[str, Any]) -> Work:
-    """Writes a network of random parameters, none of them zero, unless the folder is there already."""
+    """Writes a network with random, non-zero parameters, unless the folder exists already."""
     if not Path(folder).exists():
         module, found = make_module(family, config), find_family(family, {})
         shapes = jax.eval_shape(module.init, jax.random.key(0), *found.inputs(module))["params"]
@@ -43,7 +45,7 @@ def save(folder: str, family: str, config: Mapping[str, Any]) -> Work:
 
 
 def random_parameter(rng: np.random.Generator, name: str, shape: Sequence[int]) -> np.ndarray:
-    """Returns a parameter: norms near one, biases small, kernels that keep the size of what goes through them.
+    """Returns a random parameter: scales near one, small biases, and kernels that preserve the variance of their input.
 
     >>> bool(np.all(random_parameter(np.random.default_rng(0), "scale", (8,)) > 0.5))
     True
@@ -58,7 +60,7 @@ def random_parameter(rng: np.random.Generator, name: str, shape: Sequence[int]) 
 
 
 def forward(folder: str, shape: Sequence[int], num_classes: int = 0) -> Work:
-    """Evaluates the network of a folder at x of a shape [B, H, W, C]."""
+    """One forward pass of the network saved in a folder, for x of the shape [B, H, W, C]."""
     module, params = dfn.pretrained.load(folder)
     given = inputs.draw(shape, num_classes)
     args = jax.tree.map(jnp.asarray, (given.x, given.t, given.labels))
@@ -70,10 +72,10 @@ def forward(folder: str, shape: Sequence[int], num_classes: int = 0) -> Work:
     )
 
 
-def train(folder: str, shape: Sequence[int], num_classes: int = 0, of_an_example: bool = False) -> Work:
-    """Trains the network of a folder by Adam on one batch; the output is its first two losses.
+def train(folder: str, shape: Sequence[int], num_classes: int = 0, per_example: bool = False) -> Work:
+    """Trains the network saved in a folder by Adam on one batch; the output is the first two losses.
 
-    Times are of a step, or of an example. It is compiled as in the training binary.
+    Times are per step, or per example. The step is compiled as in experiments.train.
     """
     module, params = dfn.pretrained.load(folder)
     given = jax.tree.map(jnp.asarray, inputs.draw(shape, num_classes))
@@ -91,11 +93,11 @@ def train(folder: str, shape: Sequence[int], num_classes: int = 0, of_an_example
         jax.block_until_ready(state)
         losses.append(float(loss))
 
-    return Work(run=run, output=lambda: np.array(losses[:2]), units=shape[0] if of_an_example else 1)
+    return Work(run=run, output=lambda: np.array(losses[:2]), units=shape[0] if per_example else 1)
 
 
 def make_step(module: nn.Module, optimizer: optax.GradientTransformation) -> Any:
-    """Returns step((params, optimizer state), inputs) -> (both after it, the loss): the mean squared error of noise."""
+    """Returns step((params, optimizer state), inputs) -> (new state, loss): the mean squared error of noise."""
 
     def step(state: Any, given: inputs.Inputs) -> tuple[Any, jax.Array]:
         def mse(params: Any) -> jax.Array:

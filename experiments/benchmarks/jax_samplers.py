@@ -1,4 +1,4 @@
-"""Samplers of this library, and scans written by hand for the same steps."""
+"""Samplers of this library, and hand-written scans over the same steps."""
 
 from __future__ import annotations
 
@@ -14,24 +14,40 @@ from diffusers_fn import Level, Prediction, Solver, grids, solvers
 from experiments.benchmarks import inputs
 from experiments.benchmarks.work import Work
 
+__all__ = [
+    "BY_NAME",
+    "by_hand",
+    "by_table",
+    "denoise",
+    "deterministic",
+    "forwards",
+    "network",
+    "noisy",
+    "products",
+    "schedule",
+    "shortest_ddim",
+    "start",
+    "tenth",
+]
+
 BY_NAME = {"ddim": solvers.ddim, "euler": solvers.euler, "dpmpp_2m": solvers.dpmpp_2m}
 
 
-# Solvers as tables against their products written out, with a denoiser of two products.
+# The sampler against the same products written out; the denoiser is two products.
 
 
 def denoise(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-    """A denoiser of two products."""
+    """Returns 0.9 x and 0.1 x as the prediction."""
     return Prediction(0.9 * x, 0.1 * x)
 
 
 def by_table(solver: Solver, x: jax.Array) -> jax.Array:
-    """The sampler."""
+    """Returns the sample that `dfn.sample` computes."""
     return dfn.sample(None, denoise, solver, x).x0
 
 
 def by_hand(solver: Solver, x: jax.Array) -> jax.Array:
-    """The products of a row with one state and at most two kept predictions, written out."""
+    """Returns the same sample by the products of each row written out, for one or two kept predictions."""
     rows = solver.rows
     columns = (rows.x[:, 0], rows.x0, rows.eps, rows.m)
 
@@ -52,7 +68,7 @@ def by_hand(solver: Solver, x: jax.Array) -> jax.Array:
 
 
 def shortest_ddim(solver: Solver, x: jax.Array) -> jax.Array:
-    """x' = alpha' x0_hat + sigma' eps_hat and nothing else."""
+    """Returns the same sample by x' = alpha' x0_hat + sigma' eps_hat alone."""
 
     def body(x: jax.Array, row: Any) -> tuple[jax.Array, None]:
         prediction = denoise(x, solver.rows.level)
@@ -61,24 +77,24 @@ def shortest_ddim(solver: Solver, x: jax.Array) -> jax.Array:
     return jax.lax.scan(body, x, (solver.rows.x0, solver.rows.eps))[0]
 
 
-def products(shape: Sequence[int], steps: int, solver: str, way: str) -> Work:
-    """Runs a solver's rows in one of three ways: table, hand or shortest."""
+def products(shape: Sequence[int], steps: int, solver: str, method: str) -> Work:
+    """Samples by one of three methods: table, hand or shortest."""
     levels = grids.uniform_log_snr(schedule(), steps)
     plan = jax.tree.map(jnp.float32, BY_NAME[solver](levels))
-    return _repeat({"table": by_table, "hand": by_hand, "shortest": shortest_ddim}[way], plan, start(shape))
+    return _repeat({"table": by_table, "hand": by_hand, "shortest": shortest_ddim}[method], plan, start(shape))
 
 
-# Sampling with the network 0.1 x, which predicts noise: what peers can do too.
+# Sampling with the network 0.1 x, which predicts noise; the peers use it too.
 
 
 def deterministic(shape: Sequence[int], steps: int, by_hand: bool = False, constant: bool = False) -> Work:
-    """DDIM, with the sampler or by a scan of its formula.
+    """DDIM, by the sampler or by a hand-written scan.
 
     Args:
-      shape: of the samples.
-      steps: how many.
-      by_hand: the scan.
-      constant: the solver is known to the compiled sampler, not an argument of it.
+      shape: shape of the samples.
+      steps: number of sampler steps.
+      by_hand: whether the hand-written scan runs.
+      constant: whether the solver is a constant of the compiled sampler instead of an argument.
     """
     levels = grids.leading(schedule(), steps)
     if not by_hand:
@@ -99,21 +115,25 @@ def deterministic(shape: Sequence[int], steps: int, by_hand: bool = False, const
 
 
 def noisy(
-    shape: Sequence[int], steps: int, each: bool = False, generator: str = "threefry2x32", by_hand: bool = False
+    shape: Sequence[int],
+    steps: int,
+    key_per_example: bool = False,
+    generator: str = "threefry2x32",
+    by_hand: bool = False,
 ) -> Work:
-    """Ancestral sampling, with the sampler or by a scan of its formula that makes the keys of its steps beforehand.
+    """Ancestral sampling, by the sampler or by a hand-written scan that derives the keys of all steps beforehand.
 
     Args:
-      shape: of the samples.
-      steps: how many.
-      each: one key an example, not one for the batch.
-      generator: of the keys.
-      by_hand: the scan.
+      shape: shape of the samples.
+      steps: number of sampler steps.
+      key_per_example: whether each example has a key of its own instead of one key for the batch.
+      generator: JAX's name of the random number generator.
+      by_hand: whether the hand-written scan runs.
     """
     levels, key = grids.leading(schedule(), steps), jax.random.key(0, impl=generator)
     solver = jax.tree.map(jnp.float32, solvers.ancestral(levels))
     if not by_hand:
-        keys = jax.random.split(key, shape[0]) if each else key
+        keys = jax.random.split(key, shape[0]) if key_per_example else key
         run = lambda given, x: dfn.sample(given[0], tenth(), given[1], x).x0  # noqa: E731
         return _repeat(run, (keys, solver), start(shape))
 
@@ -133,11 +153,11 @@ def noisy(
     return _repeat(hand, (key, columns), start(shape))
 
 
-# Sampling with a network.
+# Sampling with a real network.
 
 
 def network(folder: str, shape: Sequence[int], steps: int) -> Work:
-    """DDIM with the network of a folder."""
+    """DDIM with the network saved in a folder."""
     module, params = dfn.pretrained.load(folder)
     apply: Any = lambda params, x, t, cond: module.apply({"params": params}, x, t, cond)  # noqa: E731
 
@@ -150,7 +170,7 @@ def network(folder: str, shape: Sequence[int], steps: int) -> Work:
 
 
 def forwards(folder: str, shape: Sequence[int], steps: int) -> Work:
-    """So many evaluations of the network of a folder, one after another: what sampling cannot do without."""
+    """`steps` evaluations of the network saved in a folder, one after another: the least that sampling can cost."""
     module, params = dfn.pretrained.load(folder)
     apply = jax.jit(lambda params, x, t: module.apply({"params": params}, x, t))
     x, t = start(shape), jnp.float32(500)
@@ -163,17 +183,17 @@ def forwards(folder: str, shape: Sequence[int], steps: int) -> Work:
 
 
 def schedule() -> dfn.NoiseSchedule:
-    """The table of all samplers here."""
+    """Returns the noise schedule of all samplers in this file."""
     return dfn.make_noise_schedule(dfn.linear_betas(1000))
 
 
 def start(shape: Sequence[int]) -> jax.Array:
-    """The noise that all samplers start from."""
+    """Returns the noise that all samplers start from."""
     return jnp.asarray(inputs.draw(shape).x)
 
 
 def tenth() -> dfn.Denoiser:
-    """The denoiser of the network 0.1 x."""
+    """Returns the denoiser whose network is 0.1 x."""
     return dfn.make_denoiser(lambda params, x, t, cond: 0.1 * x, None, dfn.parameterizations.epsilon)
 
 

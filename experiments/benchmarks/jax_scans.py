@@ -1,4 +1,4 @@
-"""The same work alone and as the body of a scan: training steps, and sampler steps that differentiate."""
+"""The same work on its own and as the body of a scan: training steps, and sampler steps with a gradient."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from experiments.benchmarks.jax_networks import LEARNING_RATE, make_step, random
 from experiments.benchmarks.jax_samplers import schedule, start
 from experiments.benchmarks.work import Work
 
+__all__ = ["guided", "train"]
+
 
 def train(folder: str, shape: Sequence[int], length: int, in_scan: bool, num_classes: int = 0) -> Work:
-    """Trains the network of a folder on as many batches as `length`, in one scan or call by call; times are of a step.
+    """Trains the network saved in a folder on `length` batches, in one scan or one call per batch.
 
-    The output is the losses of the first batches.
+    Times are per step. The output is the losses of the first `length` steps.
     """
     module, params = dfn.pretrained.load(folder)
     batches = [jax.tree.map(jnp.asarray, inputs.draw(shape, num_classes, seed)) for seed in range(length)]
@@ -53,10 +55,10 @@ def train(folder: str, shape: Sequence[int], length: int, in_scan: bool, num_cla
 
 
 def guided(folder: str, shape: Sequence[int], length: int, in_scan: bool, classifier: Mapping[str, Any]) -> Work:
-    """Samples with as many steps as `length`, guided by a classifier, in one scan or its parts call by call.
+    """Samples in `length` steps with classifier guidance, in one scan, or runs the parts of each step on their own.
 
-    The parts are an evaluation of the network and a gradient of the classifier for each step, at the noise that
-    sampling starts from. Times are of a step.
+    The parts are one forward pass of the network and one gradient of the classifier per step, at the noise that
+    sampling starts from. Times are per step.
     """
     module, params = dfn.pretrained.load(folder)
     net = Classifier(**classifier)
@@ -84,7 +86,7 @@ def guided(folder: str, shape: Sequence[int], length: int, in_scan: bool, classi
 
     forward = jax.jit(apply)
     gradient = jax.jit(jax.grad(lambda x, weights, level, labels: jnp.sum(log_prob(weights)(x, level, labels))))
-    visited = [jax.tree.map(lambda a, i=i: a[i], levels) for i in range(length)]
+    visited = list(levels)
 
     def run() -> None:
         for level in visited:

@@ -1,4 +1,4 @@
-"""A session that changes everything that may change without a compilation, and counts compilations."""
+"""A session that changes every setting that should need no compilation, and counts compilations."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from diffusers_fn import grids, solvers
 from experiments.benchmarks.jax_samplers import schedule
 from experiments.benchmarks.work import Work
 
-COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX records it for every program
+__all__ = ["COMPILED", "count_compilations", "session"]
+
+COMPILED = "/jax/core/compile/backend_compile_duration"  # recorded by JAX for every program
 
 
 @contextmanager
 def count_compilations() -> Iterator[list[float]]:
-    """Collects the seconds that each program took that is compiled inside.
+    """Collects the compilation time in seconds of each program that is compiled inside the `with` block.
 
     >>> with count_compilations() as seconds:
     ...     _ = jax.jit(lambda x: 3 * x + 7)(np.ones(5, np.float32))
@@ -40,14 +42,14 @@ def count_compilations() -> Iterator[list[float]]:
     try:
         yield seconds
     finally:
-        counting = False  # a listener can only be taken back together with all others
+        counting = False  # JAX has no way to remove a single listener
 
 
 def session(calls: int, batch: int, max_steps: int) -> Work:
-    """Samples and trains the digits' network `calls` times over with other values, after once with the first ones.
+    """Samples from and trains the network for digits once, then `calls` more times with other settings.
 
-    What changes: eta, the guidance scale, the number of steps (padded to `max_steps`), labels, keys, the contents of
-    the batch. The facts count the programs that were compiled, in the first call and in all others.
+    What changes: eta, the guidance scale, the number of steps (padded to `max_steps`), labels, keys and the contents
+    of the batch. The facts are the numbers of compiled programs in the first call and in all later calls.
     """
     diffusion = dfn.build(ddpm_digits.get_config())
     shape, null, optimizer = (8, 8, 1), 10, optax.adam(1e-3)

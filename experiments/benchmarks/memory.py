@@ -1,4 +1,4 @@
-"""Section `memory`: temporary memory of large programs as they are compiled, with no parameter allocated."""
+"""Section `memory`: temporary memory of large compiled programs, without allocating parameters."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.benchmarks.work import Contender, Row
+from experiments.benchmarks.work import Comparison, Contender
+
+__all__ = ["MODULE", "XL", "comparisons"]
 
 MODULE = "experiments.benchmarks.jax_compilation"
 XL = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28}
 
 
-def rows(config: ConfigDict) -> Iterator[Row]:
-    """Yields Stable Diffusion 1.5 at 512 x 512, guided in two ways, and DiT-XL/2 at 256 x 256."""
+def comparisons(config: ConfigDict) -> Iterator[Comparison]:
+    """Yields two ways to guide Stable Diffusion 1.5 at 512 x 512, and three programs of DiT-XL/2 at 256 x 256."""
     section = config.memory
-    given: dict[str, Any] = {"batch": section.batch, "steps": section.steps}
+    arguments: dict[str, Any] = {"batch": section.batch, "steps": section.steps}
     if section.stable_diffusion:
-        yield Row(
+        yield Comparison(
             f"Stable Diffusion 1.5, 512 x 512, bfloat16, {section.steps} steps guided, batch {section.batch}",
             tuple(
-                Contender(name, f"{MODULE}:stable_diffusion", {**given, "doubled": doubled})
+                Contender(name, f"{MODULE}:stable_diffusion", {**arguments, "doubled": doubled})
                 for name, doubled in (("one doubled batch", True), ("two passes", False))
             ),
             timed=False,
@@ -29,7 +31,7 @@ def rows(config: ConfigDict) -> Iterator[Row]:
     size = {"dit": "DiT-XL/2, 256 x 256", "tiny_unet": "a tiny UNet"}[section.network]
     fields: dict[str, Any] = {"name": section.network, "dtype": "bfloat16"}
     fields |= {"changes": XL} if section.network == "dit" else {}
-    yield Row(
+    yield Comparison(
         f"{size}, bfloat16",
         (
             Contender(

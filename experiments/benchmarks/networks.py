@@ -1,4 +1,4 @@
-"""Section `networks`: forward and training step of the same network here and in torch."""
+"""Section `networks`: forward pass and training step of the same network here and in torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.benchmarks.work import Contender, Row
+from experiments.benchmarks.work import Comparison, Contender
 
-HERE = "diffusers_fn"
+__all__ = ["LAYOUTS", "NETWORKS", "OURS", "arguments", "comparisons", "saved", "torch_contender"]
+
+OURS = "diffusers_fn"
 LAYOUTS = {"torch eager": "eager", "torch channels-last": "channels_last", "torch.compile": "compiled"}
 
-# Name -> (family, config of the reference, example's shape, classes).
+# Name -> (family, config of the reference, shape of one example, number of classes).
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int]] = {
-    "unet": (  # DDPM's for CIFAR-10, 35.7M parameters
+    "unet": (  # DDPM for CIFAR-10, 35.7M parameters
         "unet2d",
         {
             "in_channels": 3,
@@ -79,27 +81,30 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int]] = {
 }
 
 
-def rows(config: ConfigDict) -> Iterator[Row]:
-    """Yields a row for each network, batch and kind of work."""
+def comparisons(config: ConfigDict) -> Iterator[Comparison]:
+    """Yields one comparison per network, batch size and kind of work."""
     section = config.networks
     for name in section.networks:
         layouts = ["eager"] + ["channels_last"] * ("unet" in name) + ["compiled"] * section.torch_compile
         for batch in section.batches:
             for what in section.work:
-                given = arguments(name, batch)
-                theirs = [(label, layout) for label, layout in LAYOUTS.items() if layout in layouts]
-                yield Row(
+                kwargs = arguments(name, batch)
+                torch_layouts = [(label, layout) for label, layout in LAYOUTS.items() if layout in layouts]
+                yield Comparison(
                     f"{name}, {what}, batch {batch}",
                     (
-                        Contender(HERE, f"experiments.benchmarks.jax_networks:{what}", given),
-                        *(torch_contender(label, what, {**given, "layout": layout}) for label, layout in theirs),
+                        Contender(OURS, f"experiments.benchmarks.jax_networks:{what}", kwargs),
+                        *(
+                            torch_contender(label, what, {**kwargs, "layout": layout})
+                            for label, layout in torch_layouts
+                        ),
                     ),
                     prepare=saved(name),
                 )
 
 
 def arguments(name: str, batch: int) -> dict[str, Any]:
-    """Returns what contenders are told of a network: where it is and what it is evaluated at.
+    """Returns the arguments of every contender that evaluates a network: its folder and the shape of its input.
 
     >>> arguments("unet", 8)
     {'folder': 'weights_unet', 'shape': [8, 32, 32, 3], 'num_classes': 0}
@@ -109,14 +114,14 @@ def arguments(name: str, batch: int) -> dict[str, Any]:
 
 
 def saved(name: str) -> Contender:
-    """Returns the writer of a network's weights."""
+    """Returns the contender that writes a network's weights."""
     family, config, _, _ = NETWORKS[name]
     target = "experiments.benchmarks.jax_networks:save"
     return Contender("weights", target, {"folder": f"weights_{name}", "family": family, "config": config})
 
 
 def torch_contender(label: str, what: str, kwargs: dict[str, Any]) -> Contender:
-    """Returns a contender of torch; all need the diffusers library, whose networks they are."""
+    """Returns a torch contender; the networks come from the diffusers library."""
     return Contender(
         label, f"experiments.benchmarks.peers.torch_networks:{what}", kwargs, package="diffusers", peer=True
     )

@@ -1,4 +1,4 @@
-"""Contenders' processes, seen from the benchmark: started, asked in turn, ended."""
+"""The benchmark's side of the contenders' processes: starts them, sends them orders and ends them."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from typing import Any
 import experiments
 from experiments.benchmarks.work import Contender
 
+__all__ = ["ROOT", "Missing", "Worker", "WorkerError", "file_name", "interpreters"]
+
 ROOT = Path(experiments.__file__).parents[1]
 
 
 class WorkerError(Exception):
-    """A contender's process ended, failed or was too slow; the message says which."""
+    """A contender's process ended, failed or exceeded the time limit."""
 
 
 class Missing(Exception):
-    """A package, or the interpreter, that a contender needs is not installed."""
+    """The interpreter or a package that a contender needs is not installed."""
 
 
 class Worker:
-    """A running process of a contender: use it in a `with` statement.
+    """A contender's running process, a context manager.
 
     Attributes:
-      started: what it said of its start.
+      started: the answer to the first order, with the times of setting up and of the first runs.
 
     Raises:
-      Missing: if it lacks its package.
-      WorkerError: if it cannot start.
+      Missing: if the interpreter or the contender's package is not installed.
+      WorkerError: if the process cannot start.
     """
 
     def __init__(self, contender: Contender, folder: Path, python: str, timeout: float, output: str = "") -> None:
-        """Starts the process and does its work twice.
+        """Starts the process and runs its work twice.
 
         Args:
-          contender: what it does.
-          folder: where it works; its standard error goes there, as NAME.log.
+          contender: the contender.
+          folder: working directory of the process; its standard error is written to NAME.log there.
           python: the interpreter.
-          timeout: seconds that an answer may take.
-          output: the file to write its output to, or "".
+          timeout: longest wait for an answer, in seconds.
+          output: file that the process writes its output to, or "" for none.
         """
         self._timeout = timeout
         self._log = folder / f"{file_name(contender.name)}.log"
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        # Compiles are measured: none is read from a cache unless the contender names one.
+        # Compilation is measured: nothing is read from a cache unless the contender sets one.
         inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
         try:
             self._process = subprocess.Popen(
@@ -74,11 +76,11 @@ class Worker:
             raise Missing(self.started["missing"])
 
     def run(self, calls: int) -> float:
-        """Returns the mean seconds of a unit of work over some calls in a row."""
+        """Returns the mean seconds per unit of work over `calls` consecutive calls."""
         return self._ask({"calls": calls})["seconds"]
 
     def finish(self) -> dict[str, Any]:
-        """Returns its facts, memory and versions."""
+        """Returns the facts, memory and package versions of the process."""
         return self._ask({})
 
     def close(self) -> None:
@@ -102,26 +104,26 @@ class Worker:
             self._orders.write(json.dumps(order).encode() + b"\n")
             self._orders.flush()
         except BrokenPipeError:
-            raise WorkerError(f"the process ended: {self._last_words()}") from None
+            raise WorkerError(f"the process ended: {self._last_log_line()}") from None
         ready, _, _ = select.select([self._answers], [], [], self._timeout)
         if not ready:
             self._process.kill()
-            raise WorkerError(f"no answer in {self._timeout:g} s")
+            raise WorkerError(f"no answer within {self._timeout:g} s (config.timeout_s)")
         line = self._answers.readline()
         if not line:
-            raise WorkerError(f"the process ended: {self._last_words()}")
+            raise WorkerError(f"the process ended: {self._last_log_line()}")
         answer = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit status {self._process.poll()}"
 
 
 def file_name(name: str) -> str:
-    """Returns a name for files of a contender.
+    """Returns a file name for a contender, without suffix.
 
     >>> file_name("torch, channels-last")
     'torch__channels_last'
@@ -130,7 +132,7 @@ def file_name(name: str) -> str:
 
 
 def interpreters(contender: Contender, peer_python: str) -> list[str]:
-    """Returns the interpreters that may have what a contender needs.
+    """Returns the interpreters to try for a contender, in order.
 
     >>> interpreters(Contender("torch", "m:f", peer=True), "/opt/torch/bin/python,/opt/artifex/bin/python")
     ['/opt/torch/bin/python', '/opt/artifex/bin/python']

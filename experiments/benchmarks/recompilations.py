@@ -1,4 +1,4 @@
-"""Section `recompilations`: a session that changes what may change, and the programs that it compiles: none."""
+"""Section `recompilations`: counts the programs compiled while settings change that should need no compilation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from experiments.benchmarks.work import Contender, Row
+from experiments.benchmarks.work import Comparison, Contender
+
+__all__ = ["comparisons"]
 
 
-def rows(config: ConfigDict) -> Iterator[Row]:
-    """Yields the one row."""
-    given = config.recompilations.to_dict()
-    contender = Contender("diffusers_fn", "experiments.benchmarks.jax_session:session", given)
-    yield Row("eta, guidance scale, padded steps, labels, keys and batches change", (contender,), timed=False)
+def comparisons(config: ConfigDict) -> Iterator[Comparison]:
+    """Yields the only comparison."""
+    arguments = config.recompilations.to_dict()
+    contender = Contender("diffusers_fn", "experiments.benchmarks.jax_session:session", arguments)
+    yield Comparison("eta, guidance scale, padded steps, labels, keys and batches change", (contender,), timed=False)

@@ -1,47 +1,59 @@
-"""Results as Markdown: a table for each section, one line for each contender of each row."""
+"""The results as Markdown: tables per section, with one line per contender of each comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-TIMED = ("", "", "median ms", "min - max", "first / it", "compile s", "peak MB", "peak MB, running")
+__all__ = [
+    "TIMED",
+    "complaints",
+    "factor",
+    "facts_table",
+    "machine_line",
+    "number",
+    "render",
+    "table",
+    "timed_lines",
+]
+
+TIMED = ("", "", "median ms", "min - max", "first / this", "compile s", "peak MB", "peak MB, running")
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """Returns the report of what `experiments.benchmark` writes as JSON."""
+    """Returns the report of the results that `experiments.benchmark` writes as JSON."""
     parts = [machine_line(results)]
-    for section, rows in results["sections"].items():
+    for section, comparisons in results["sections"].items():
         parts.append(f"## {section}")
-        timed = [row for row in rows if row["timed"]]
-        facts = [row for row in rows if not row["timed"]]
+        timed = [each for each in comparisons if each["timed"]]
+        facts = [each for each in comparisons if not each["timed"]]
         if timed:
-            parts.append(table(TIMED, [line for row in timed for line in timed_lines(row)]))
+            parts.append(table(TIMED, [line for each in timed for line in timed_lines(each)]))
         if facts:
             parts.append(facts_table(facts))
-        parts += [line for row in rows for line in complaints(row)]
+        parts += [line for each in comparisons for line in complaints(each)]
     return "\n\n".join(parts) + "\n"
 
 
 def machine_line(results: Mapping[str, Any]) -> str:
-    """Returns the machine and the versions in a sentence each."""
+    """Returns one line with the machine and the package versions."""
     machine, versions = results["machine"], results["versions"]
     sets = ", ".join(machine["instruction_sets"]) or "unknown instruction sets"
     memory = f", {machine['memory_gb']:g} GB" if "memory_gb" in machine else ""
-    load = f"; load before the first row {machine['load']:g}" if "load" in machine else ""
+    load = f"; load before the first comparison {machine['load']:g}" if "load" in machine else ""
     known = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     return f"{machine['cpu']}, {machine['cores']} cores ({sets}){memory}, {machine['system']}{load}. {known}."
 
 
-def timed_lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
-    """Yields the lines of a row that was timed."""
-    for name, entry in row["contenders"].items():
-        title = row["title"] if entry is next(iter(row["contenders"].values())) else ""
+def timed_lines(comparison: Mapping[str, Any]) -> Iterable[list[str]]:
+    """Yields the lines of a timed comparison, one per contender."""
+    for name, entry in comparison["contenders"].items():
+        title = comparison["title"] if entry is next(iter(comparison["contenders"].values())) else ""
         if "median" not in entry:
-            yield [title, name, row["status"] if entry["status"] == "ok" else entry["status"], *[""] * 5]
+            yield [title, name, comparison["status"] if entry["status"] == "ok" else entry["status"], *[""] * 5]
             continue
-        ratio = row["ratios"].get(name)
-        rate = f" ({number(1 / entry['median'])} {row['rate']})" if row["rate"] else ""
+        ratio = comparison["ratios"].get(name)
+        rate = f" ({number(1 / entry['median'])} {comparison['rate']})" if comparison["rate"] else ""
         yield [
             title,
             name + rate,
@@ -54,25 +66,26 @@ def timed_lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
         ]
 
 
-def complaints(row: Mapping[str, Any]) -> Iterable[str]:
-    """Yields why a row was refused and why contenders failed."""
-    if row["status"] != "ok":
-        yield f"{row['title']}: {row['status']}: {row['why']}"
-    for name, entry in row["contenders"].items():
+def complaints(comparison: Mapping[str, Any]) -> Iterable[str]:
+    """Yields the reasons why a comparison was refused and why contenders failed."""
+    if comparison["status"] != "ok":
+        yield f"{comparison['title']}: {comparison['status']}: {comparison['why']}"
+    for name, entry in comparison["contenders"].items():
         if entry["status"] == "failed":
-            yield f"{row['title']}: {name}: {entry['status']}: {entry['why']}"
+            yield f"{comparison['title']}: {name}: {entry['status']}: {entry['why']}"
 
 
-def facts_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the table of rows that say facts, a column for each."""
-    names = list(dict.fromkeys(n for row in rows for e in row["contenders"].values() for n in e.get("facts", {})))
+def facts_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table of the comparisons that report facts, one column per fact."""
+    entries = [entry for comparison in comparisons for entry in comparison["contenders"].values()]
+    names = list(dict.fromkeys(name for entry in entries for name in entry.get("facts", {})))
     lines = []
-    for row in rows:
-        for i, (contender, entry) in enumerate(row["contenders"].items()):
+    for comparison in comparisons:
+        for i, (contender, entry) in enumerate(comparison["contenders"].items()):
             facts = entry.get("facts", {})
-            said = "" if entry["status"] == "ok" else f" ({entry['status']})"
+            status = "" if entry["status"] == "ok" else f" ({entry['status']})"
             cells = [number(facts[name]) if name in facts else "" for name in names]
-            lines.append(["" if i else row["title"], contender + said, *cells])
+            lines.append(["" if i else comparison["title"], contender + status, *cells])
     return table(["", "", *(name.replace("_", " ") for name in names)], lines)
 
 
@@ -88,7 +101,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: Any) -> str:
-    """Returns a number with three digits that count; whole numbers and words as they are.
+    """Returns a float with three significant digits; integers and strings are unchanged.
 
     >>> number(0.01234), number(3412.6), number(7), number("cpu")
     ('0.0123', '3413', '7', 'cpu')
@@ -99,7 +112,7 @@ def number(value: Any) -> str:
 
 
 def factor(value: float) -> str:
-    """Returns a ratio with two digits behind the point, small ones with two that count.
+    """Returns a ratio with two decimal places, or two significant digits if it is below 0.1.
 
     >>> factor(1.0), factor(0.00123)
     ('1.00', '0.0012')

@@ -1,4 +1,4 @@
-"""Section `scans`: what a step costs as the body of a scan, against the same step alone."""
+"""Section `scans`: the cost of a step as the body of a scan, against the same step on its own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.benchmarks import networks
-from experiments.benchmarks.work import Contender, Row
+from experiments.benchmarks.work import Comparison, Contender
 
-# The classifiers that guide, by network.
+__all__ = ["CLASSIFIERS", "comparisons"]
+
+# Fields of the classifier that guides each network.
 CLASSIFIERS: dict[str, dict[str, Any]] = {
     "unet": {"channels": 64, "channel_multipliers": [1, 2, 2], "attention_resolutions": [16, 8], "num_res_blocks": 2},
     "small_unet": {"channels": 32, "channel_multipliers": [1, 2], "attention_resolutions": [], "num_res_blocks": 1},
@@ -25,24 +27,26 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(config: ConfigDict) -> Iterator[Row]:
-    """Yields rows for each network: a training step, and for a UNet a sampler's step guided by a classifier."""
+def comparisons(config: ConfigDict) -> Iterator[Comparison]:
+    """Yields per network a training step and, for a UNet, a sampler step with classifier guidance."""
     section = config.scans
     for name, batch in zip(section.networks, section.batches, strict=True):
-        given = {**networks.arguments(name, batch), "length": section.length}
-        yield _row("training step", "train", name, batch, given, "alone")
+        kwargs = {**networks.arguments(name, batch), "length": section.length}
+        yield _comparison("training step", "train", name, batch, kwargs, "alone")
         if name not in CLASSIFIERS:
             continue
-        size = given["shape"][1]
+        size = kwargs["shape"][1]
         classifier = {"num_classes": 10, "image_size": size, **CLASSIFIERS[name]}
-        del given["num_classes"]
-        yield _row("guided step", "guided", name, batch, {**given, "classifier": classifier}, "its two parts alone")
+        del kwargs["num_classes"]
+        yield _comparison(
+            "guided step", "guided", name, batch, {**kwargs, "classifier": classifier}, "its two parts alone"
+        )
 
 
-def _row(what: str, function: str, name: str, batch: int, given: dict[str, Any], alone: str) -> Row:
+def _comparison(what: str, function: str, name: str, batch: int, kwargs: dict[str, Any], alone: str) -> Comparison:
     target = f"experiments.benchmarks.jax_scans:{function}"
     contenders = (
-        Contender(f"in a scan of {given['length']}", target, {**given, "in_scan": True}),
-        Contender(alone, target, {**given, "in_scan": False}),
+        Contender(f"in a scan of {kwargs['length']}", target, {**kwargs, "in_scan": True}),
+        Contender(alone, target, {**kwargs, "in_scan": False}),
     )
-    return Row(f"{what}, {name}, batch {batch}", contenders, prepare=networks.saved(name))
+    return Comparison(f"{what}, {name}, batch {batch}", contenders, prepare=networks.saved(name))

@@ -1,4 +1,4 @@
-"""Numbers from interleaved runs."""
+"""Statistics of interleaved runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["ratio", "relative_difference", "summary", "turns"]
+
 
 def turns(count: int, round_number: int) -> list[int]:
-    """Returns the order of a round: everyone once, each round begun by the next one.
+    """Returns the order of contenders in a round: rotated by one from round to round.
 
     >>> [turns(3, k) for k in range(3)]
     [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
@@ -27,7 +29,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Returns the summary of the ratios within a round, in which a slow machine slows both.
+    """Returns the summary of the ratios per round; a slow moment of the machine slows both and cancels.
 
     >>> ratio([1.0, 2.0, 6.0], [2.0, 4.0, 2.0])["median"]
     0.5
@@ -36,7 +38,7 @@ def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 
 
 def relative_difference(a: Any, b: Any) -> float:
-    """Returns the largest difference over the largest number of b; infinite for other shapes or numbers not finite.
+    """Returns max |a - b| / max |b|; infinite if the shapes differ or an entry is not finite.
 
     >>> relative_difference([1.0, 4.0], [2.0, 4.0])
     0.25

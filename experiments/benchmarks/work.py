@@ -1,4 +1,4 @@
-"""What is measured: a contender, a row of contenders, and the work that a contender's process does."""
+"""What is measured: contenders, comparisons of contenders, and the work that a contender's process repeats."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+__all__ = ["Comparison", "Contender", "Work"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One way to do a row's work, in a process of its own.
+    """One implementation of a comparison's work, run in a process of its own.
 
     Attributes:
-      name: what the table calls it.
-      target: "module:function"; the function, called with kwargs in the process, returns its `Work`.
-      kwargs: what JSON can hold.
-      package: what must be installed there ("torch"); where it is not, the row says so and goes on.
-      peer: whether its interpreter is one of config.peer_python, and not this one.
-      env: environment variables of the process, beside those of this one.
+      name: its name in the report.
+      target: "module:function"; the process calls the function with kwargs, which returns its `Work`.
+      kwargs: arguments of the function, JSON-serialisable.
+      package: the package that the process needs ("torch"); if it is not installed, the report notes that and the other
+        contenders are measured.
+      peer: whether it runs under one of the interpreters in config.peer_python instead of this one.
+      env: environment variables of the process, in addition to those of this process.
     """
 
     name: str
@@ -29,16 +32,16 @@ class Contender:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """Contenders that do the same work, the first of which is compared to the others.
+class Comparison:
+    """Contenders that do the same work; each of the others is compared with the first.
 
     Attributes:
-      title: of the row, one of its own in the section.
-      contenders: the first is ours.
-      timed: whether they run in turns; otherwise each is started once, says its facts and ends.
-      same: names of contenders whose output must be the first one's; None for all that have an output.
-      rate: what is done in the time that is measured, "examples/s"; the table then says how many a second, too.
-      prepare: run to its end before the others start: writes what they read.
+      title: its title in the report, unique within the section.
+      contenders: the first one is the reference for ratios and outputs.
+      timed: whether the contenders run in turns; otherwise each is started once, reports its facts and ends.
+      same: names of the contenders whose output must equal the first one's; None for all that have an output.
+      rate: unit of the work done per unit of time, such as "examples/s"; the report then shows the rate too.
+      prepare: a contender that is run to its end before the others start, and writes the files that they read.
     """
 
     title: str
@@ -51,13 +54,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a process repeats.
+    """What a contender's process repeats.
 
     Attributes:
-      run: does it once and returns when it is done; None where there are facts alone.
-      output: () -> array, compared between contenders. Called after two runs and before any that is timed.
-      units: how many equal pieces a run does, such as steps of a scan; times are of one piece.
-      facts: () -> more to report, what JSON can hold. Called last.
+      run: does the work once and returns when it is finished; None if there are only facts.
+      output: () -> array, compared between contenders. Called after two runs and before the timed runs.
+      units: number of equal parts of one run, such as steps of a scan; times are per part.
+      facts: () -> further JSON-serialisable figures for the report. Called last.
     """
 
     run: Callable[[], Any] | None = None

@@ -1,16 +1,16 @@
-"""A contender's process: told in lines of JSON what to do, it answers in lines of JSON.
+"""A contender's process: reads orders as lines of JSON and writes answers as lines of JSON.
 
     {"target", "kwargs", "package", "output": a file}  ->  {"setup_s", "compile_s", "run_s", "peak_mb", "output"}
     {"calls": 3}                                       ->  {"seconds": of one unit of work}
     {}                                                 ->  {"facts", "run_peak_mb", "versions"}
 
-run_peak_mb is the largest memory after the first two runs: setting up and compiling may have needed more (peak_mb).
+peak_mb is the largest memory of setting up, compiling and the first two runs; run_peak_mb that of the later runs.
 
-Before the calls that are timed one is not: while the others had their turns, the memory that a step or a sampler takes
-anew went back to the system. So the times are those of steps in a row.
+One call precedes the timed ones, because memory of a step or a sampler was returned to the system while other
+contenders had their turns. The times are therefore those of consecutive steps.
 
-What it prints goes to standard error. Between two lines it sleeps, so that thread pools do not fight. This file needs
-the standard library alone, because it also runs where JAX is not installed.
+Output of the work itself goes to standard error. The process sleeps between two orders, so that thread pools do not
+compete. This file needs only the standard library, because it also runs where JAX is not installed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from typing import Any, TextIO
 
 from experiments.benchmarks.work import Work
 
+__all__ = ["PACKAGES", "forget_peak", "peak_mb", "serve", "start", "timed", "versions"]
+
 PACKAGES = {
     "numpy": "numpy",
     "jax": "jax",
@@ -39,11 +41,11 @@ PACKAGES = {
     "torch": "torch",
     "diffusers": "diffusers",
     "artifex": "avitai-artifex",
-}  # what is imported -> what is installed
+}  # name of the module -> name of the distribution
 
 
 def start(order: dict[str, Any]) -> tuple[Work | None, dict[str, Any]]:
-    """Returns (the work, the answer): made, and done twice, of which the first run also compiles."""
+    """Returns (work, answer) after two runs of the work; the first run also compiles."""
     if order["package"] and importlib.util.find_spec(order["package"]) is None:
         return None, {"missing": order["package"]}
     begin = time.perf_counter()
@@ -64,7 +66,7 @@ def start(order: dict[str, Any]) -> tuple[Work | None, dict[str, Any]]:
 
 
 def timed(work: Work, calls: int = 1) -> float:
-    """Returns the seconds that a unit of work takes, a mean over some calls in a row."""
+    """Returns the seconds per unit of work, the mean over `calls` consecutive calls."""
     assert work.run is not None
     begin = time.perf_counter()
     for _ in range(calls):
@@ -73,9 +75,9 @@ def timed(work: Work, calls: int = 1) -> float:
 
 
 def peak_mb() -> float:
-    """Returns the largest resident memory of this process so far, or since `forget_peak`, in MB of 10^6 bytes.
+    """Returns the largest resident memory of this process so far, or since `forget_peak`, in MB (10^6 bytes).
 
-    Linux says it of this very program; getrusage also counts what the process was before it became this program.
+    It is read from /proc on Linux, because getrusage also counts the parent's memory from before the exec.
 
     >>> peak_mb() > 1
     True
@@ -87,7 +89,7 @@ def peak_mb() -> float:
 
 
 def forget_peak() -> bool:
-    """Starts the count of `peak_mb` anew; returns whether the system can."""
+    """Resets the maximum that `peak_mb` returns; returns whether the system supports that."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True
@@ -95,7 +97,7 @@ def forget_peak() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the packages in `PACKAGES` that this process has imported, and Python's."""
+    """Returns the versions of Python and of the packages in `PACKAGES` that this process has imported."""
     found = {"python": sys.version.split()[0]}
     for name, distribution in PACKAGES.items():
         if name in sys.modules:
@@ -105,27 +107,27 @@ def versions() -> dict[str, str]:
 
 
 def serve(orders: TextIO, answers: TextIO) -> None:
-    """Answers orders until there are no more; an error ends it."""
+    """Answers orders until the end of the input or the first error."""
 
-    def say(answer: dict[str, Any]) -> None:
+    def send(answer: dict[str, Any]) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
     try:
         work, answer = start(json.loads(orders.readline()))
-        say(answer)
+        send(answer)
         for line in orders:
             order = json.loads(line)
             assert work is not None
             if "calls" in order:
                 timed(work)
-                say({"seconds": timed(work, order["calls"])})
+                send({"seconds": timed(work, order["calls"])})
             else:
                 run_peak = peak_mb()
-                say({"facts": dict(work.facts()), "run_peak_mb": run_peak, "versions": versions()})
-    except Exception as error:  # of any kind: the other contenders go on without this one
+                send({"facts": dict(work.facts()), "run_peak_mb": run_peak, "versions": versions()})
+    except Exception as error:  # the other contenders continue without this one
         traceback.print_exc()
-        say({"error": f"{type(error).__name__}: {error}"})
+        send({"error": f"{type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data for the experiments: `load` a data set by config, then draw `batches` from it."""
+"""Data for the experiments: `load` returns the data set of a config, `batches` draws from it."""
 
 from experiments.data.coupling import coupled, optimal_pairing
 from experiments.data.dataset import UNREADABLE, Dataset, float_images, split_indices
@@ -19,3 +19,7 @@ __all__ = [
     "paired",
     "split_indices",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

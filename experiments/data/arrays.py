@@ -1,4 +1,4 @@
-"""Examples from a NumPy file."""
+"""Data sets in NumPy files."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,16 @@ import numpy as np
 
 from experiments.data.dataset import UNREADABLE, Dataset, check_labels, field, select_split
 
+__all__ = ["check_images", "load_arrays"]
+
 
 def load_arrays(config: Any, split: str) -> Dataset:
-    """Returns one part of the arrays in `data.path`: an .npy of images, or an .npz of images and labels.
+    """Returns one split of the arrays in `data.path`: an .npy of images, or an .npz of images and labels.
 
     With `data.shape` = (L, C) the examples are sequences `[n, L, C]`.
 
-    uint8 images are kept and mapped to [-1, 1] by the pipeline; float images must lie in [-1, 1] already, or
-    `data.normalize=False` takes them as they are (latents, standardised measurements).
+    uint8 images stay uint8 and are mapped to [-1, 1] by the pipeline. Float images must lie in [-1, 1], unless
+    `data.normalize=False` accepts any range (latents, standardised measurements).
     """
     if field(config, "path") is None:
         raise ValueError("data.path is not set; set --config.data.path to an .npy or .npz file")
@@ -34,8 +36,8 @@ def check_images(images: np.ndarray, where: str, *, normalize: bool = True, sequ
     """Returns the images as uint8 or float32, `[n, H, W, C]` or `[n, D]`, or sequences `[n, L, C]`.
 
     Raises:
-      ValueError: for another rank or dtype, for no examples, for NaN or infinite entries, for channel-first
-        images, and for floats outside [-1, 1] unless `normalize` is False.
+      ValueError: for a wrong rank or dtype, no examples, NaN or infinite entries, channel-first images, and floats
+        outside [-1, 1] unless `normalize` is False.
     """
     shape = list(images.shape)
     if sequences and (images.ndim != 3 or 0 in shape):
@@ -65,7 +67,7 @@ def check_images(images: np.ndarray, where: str, *, normalize: bool = True, sequ
     if normalize and not -1.0 <= low <= high <= 1.0:
         raise ValueError(
             f"{where}: float images must lie within [-1, 1]; got [{low:g}, {high:g}]; rescale them, store "
-            "uint8, or set data.normalize=False to take them as they are"
+            "uint8, or set data.normalize=False to accept them unchanged"
         )
     return images
 
@@ -84,6 +86,6 @@ def _read(path: Path, images_key: str, labels_key: str) -> tuple[np.ndarray, np.
         raise ValueError(f"{path}: cannot be read as NumPy arrays ({error})") from error
     if images_key not in arrays:
         raise ValueError(
-            f"{path}: no array {images_key!r}; it holds {', '.join(names) or 'nothing'}; set data.images_key"
+            f"{path}: no array {images_key!r}; it holds {', '.join(names) or 'no arrays'}; set data.images_key"
         )
     return arrays[images_key], arrays.get(labels_key)

@@ -1,4 +1,4 @@
-"""What a data set is, how it is split, and what is checked about it. Shared by every kind of data."""
+"""The data set type, its split into train and held-out examples, and checks. Shared by every kind of data."""
 
 import dataclasses
 import zipfile
@@ -8,9 +8,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Pixel value 0..255 -> [-1, 1]; a table look-up is exact and needs no float64 in between.
+__all__ = [
+    "UNREADABLE",
+    "Dataset",
+    "ImageSource",
+    "check_labels",
+    "check_shape",
+    "field",
+    "float_images",
+    "philox",
+    "select_split",
+    "split_indices",
+]
+
+# Pixel value 0..255 -> [-1, 1]; a table look-up is exact without float64 images.
 _FLOAT_OF_UINT8 = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
-# What np.load raises for files that are none of NumPy's, cut short or damaged.
+# Exceptions that np.load raises for files that are truncated, damaged or of another format.
 UNREADABLE = (
     ValueError,
     OSError,
@@ -25,7 +38,7 @@ _SPLIT_STREAM = 2**64 - 1  # the second half of the Philox key; the epochs of th
 
 
 class ImageSource(Protocol):
-    """Images that are read when they are asked for: `source[i]` is a uint8 array `[H, W, C]`."""
+    """Images that are read on demand: `source[i]` is a uint8 array `[H, W, C]`."""
 
     def __len__(self) -> int: ...
 
@@ -37,12 +50,12 @@ class Dataset:
     """Examples of one shape, with or without class labels.
 
     Attributes:
-      images: `[n, *shape]`, float32 in [-1, 1], or uint8 0..255 where float32 would take four times the
-        memory, or an `ImageSource` of n uint8 images. `float_images` turns each of them into float32.
+      images: `[n, *shape]`, float32 in [-1, 1] or, to save memory, uint8 0..255; or an `ImageSource` of n uint8
+        images. `float_images` converts each of them to float32.
       labels: int32 `[n]` in 0..num_classes-1, or None.
       shape: the shape of one example, such as `(8, 8, 1)` or `(2,)`.
-      num_classes: the number of classes of the whole data set, train and held-out; 0 without labels.
-      noise: float32 `[n, *shape]`, the noise that each example is paired with, or None.
+      num_classes: number of classes of the whole data set, train and held-out; 0 without labels.
+      noise: float32 `[n, *shape]`, the noise paired with each example, or None.
     """
 
     images: np.ndarray | ImageSource
@@ -75,16 +88,16 @@ def split_indices(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns sorted (train, held-out) indices: disjoint, all of 0..num_examples-1, stratified by label.
 
-    With m = round(heldout_fraction * n), the examples are laid out by class, in random order within a class,
-    and position i is held out where floor((i+1) m / n) > floor(i m / n). So m examples are held out, and each
-    class loses less than one example more or fewer than its share m/n. The random order comes from raw Philox
-    bits, which NumPy guarantees to stay the same from version to version.
+    With m = round(heldout_fraction * n), the examples are ordered by class, in random order within a class, and
+    position i is held out if floor((i+1) m / n) > floor(i m / n). So m examples are held out, and the number per class
+    differs from the share m/n of the class by less than one. The random order comes from raw Philox bits, which NumPy
+    guarantees to be the same in every version.
 
     Args:
       num_examples: n.
       heldout_fraction: in [0, 1).
       seed: an integer >= 0.
-      labels: `[n]` integers, or None for a split that knows no classes.
+      labels: `[n]` integers, or None to ignore classes.
 
     Raises:
       ValueError: if `heldout_fraction` or `seed` is out of range.
@@ -105,7 +118,10 @@ def split_indices(
 
 
 def philox(seed: int, stream: int) -> np.random.Philox:
-    """Returns the counter-based bit generator of one (seed, stream) pair; streams are independent.
+    """Returns the counter-based bit generator of a pair (seed, stream); streams are independent.
+
+    Raises:
+      ValueError: if the seed is not an integer in [0, 2**63).
 
     >>> bool(philox(0, 1).random_raw() == philox(0, 1).random_raw())
     True
@@ -122,20 +138,20 @@ def field(config: Any, name: str, default: Any = None) -> Any:
 
 
 def check_shape(config: Any, shape: tuple[int, ...]) -> None:
-    """Raises a ValueError if `config.shape` is set and is not the shape that the examples have."""
+    """Raises ValueError if `config.shape` is set and differs from the shape of the examples."""
     expected = field(config, "shape")
     if expected is not None and tuple(expected) != shape:
         raise ValueError(
             f"data.shape is {tuple(expected)}, but the examples of this data set ({config.name}) have the shape "
-            f"{shape}; set data.shape to it"
+            f"{shape}; set data.shape to that"
         )
 
 
 def check_labels(labels: Any, num_images: int, num_classes: int | None, where: str) -> tuple[np.ndarray, int]:
-    """Returns (int32 labels `[n]`, number of classes); `num_classes=None` takes the largest label plus one.
+    """Returns (int32 labels `[n]`, number of classes); `num_classes=None` derives it from the largest label.
 
     Raises:
-      ValueError: unless there is one integer label in 0..num_classes-1 for every image.
+      ValueError: unless there is one integer label in 0..num_classes-1 per image.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -160,7 +176,7 @@ def check_labels(labels: Any, num_images: int, num_classes: int | None, where: s
 
 
 def select_split(dataset: Dataset, split: str, heldout_fraction: float, seed: int, where: str) -> Dataset:
-    """Returns the "train" or the "heldout" part of a whole data set, by `split_indices`."""
+    """Returns the "train" or the "heldout" split of a whole data set, by `split_indices`."""
     train, heldout = split_indices(len(dataset), heldout_fraction, seed, dataset.labels)
     indices = train if split == "train" else heldout
     if not len(indices):

@@ -1,4 +1,4 @@
-"""Images from a folder of PNG and JPEG files."""
+"""Data sets in folders of PNG and JPEG files."""
 
 import dataclasses
 import struct
@@ -12,9 +12,11 @@ from tqdm import tqdm
 
 from experiments.data.dataset import Dataset, check_shape, field, select_split
 
+__all__ = ["ImageFiles", "decode", "list_images", "load_images"]
+
 _SUFFIXES = (".png", ".jpg", ".jpeg")
-_HINT = "set --config.data.path to a folder of .png, .jpg or .jpeg files, or of one sub-folder per class"
-# What Pillow raises for damaged files of these two formats.
+_HINT = "set --config.data.path to a folder of .png, .jpg or .jpeg files, or to one with a sub-folder per class"
+# Exceptions that Pillow raises for damaged files of these two formats.
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -24,16 +26,16 @@ _DAMAGED = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_TELLING = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what Pillow calls a PNG's chunks that may tell it
+_PNG_ORIENTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # PNG chunks that may hold an orientation
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 exchange width and height
 
 
 def load_images(config: Any, split: str) -> Dataset:
-    """Returns one part of the images in the folder `data.path`, uint8 `[H, W, C]` each.
+    """Returns one split of the images in the folder `data.path`, each uint8 `[H, W, C]`.
 
-    Files that lie in sub-folders get labels, by the sorted names of the sub-folders. The files of the split
-    are decoded at once, with a progress bar, if they take at most `data.memory_limit_mb`; otherwise each is
-    decoded when it is asked for, and a damaged file is found only then.
+    Files in sub-folders get labels by the sorted names of the sub-folders. The files of the split are decoded
+    at once, with a progress bar, if they need at most `data.memory_limit_mb`; otherwise each file is decoded on
+    demand, and a damaged file is only found then.
     """
     if field(config, "path") is None:
         raise ValueError(f"data.path is not set; {_HINT}")
@@ -45,11 +47,11 @@ def load_images(config: Any, split: str) -> Dataset:
             f"data.channels, by default the last axis of data.shape, must be 1 (grey) or 3 (RGB); got {channels!r}"
         )
     if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"data.image_size must be 0 (as they are) or a whole number of pixels; got {size!r}")
+        raise ValueError(f"data.image_size must be 0 (unchanged) or a positive integer, in pixels; got {size!r}")
     files, labels, num_classes = list_images(folder)
     height, width = (size, size) if size else _common_size(files)
     shape = (height, width, channels)
-    check_shape(config, shape)  # before the long work
+    check_shape(config, shape)  # before the images are decoded
     whole = Dataset(ImageFiles(tuple(files), shape, crop=size is not None), labels, shape, num_classes)
     part = select_split(whole, split, field(config, "heldout_fraction", 0.2), field(config, "seed", 0), str(folder))
     if len(part) * height * width * channels > field(config, "memory_limit_mb", 1024) * 2**20:
@@ -62,7 +64,7 @@ def load_images(config: Any, split: str) -> Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """Image files, decoded when asked for: `files[i]` is uint8 of shape `shape`; see `decode`."""
+    """Image files that are decoded on demand: `files[i]` is uint8 of the shape `shape`; see `decode`."""
 
     paths: tuple[Path, ...]
     shape: tuple[int, int, int]
@@ -76,12 +78,15 @@ class ImageFiles:
 
 
 def decode(path: Path, shape: tuple[int, int, int], *, crop: bool) -> np.ndarray:
-    """Returns the pixels of one file as uint8 `[H, W, C]`, turned as its EXIF data say.
+    """Returns the pixels of one file as uint8 `[H, W, C]`, rotated by its EXIF orientation.
 
-    With `crop` the largest centred square is resized (bicubic, antialiased) to H x W.
+    Args:
+      path: the file.
+      shape: (H, W, C).
+      crop: whether the largest centred square is resized (bicubic, antialiased) to H x W.
 
     Raises:
-      ValueError: naming the file, if it is damaged, of more than 8 bits a channel, or of another size.
+      ValueError: if the file is damaged, has more than 8 bits per channel, or another size.
     """
     height, width, channels = shape
     try:
@@ -91,11 +96,13 @@ def decode(path: Path, shape: tuple[int, int, int], *, crop: bool) -> np.ndarray
     except _DAMAGED as error:
         raise ValueError(f"{path}: not a readable image ({error}); remove or replace the file") from error
     if mode.startswith(("I", "F")):
-        raise ValueError(f"{path}: pixel mode {mode} is not 8 bits a channel; convert the file")
+        raise ValueError(f"{path}: pixel mode {mode} is not 8 bits per channel; convert the file")
     if crop:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side))  # resize(box=...) would look beyond the box
+        square = image.crop(
+            (left, top, left + side, top + side)
+        )  # resize(box=...) would also read pixels outside the box
         image = square.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
     if pixels.shape != shape:
@@ -104,7 +111,11 @@ def decode(path: Path, shape: tuple[int, int, int], *, crop: bool) -> np.ndarray
 
 
 def list_images(folder: Path) -> tuple[list[Path], np.ndarray | None, int]:
-    """Returns (sorted files, int32 labels or None, number of classes) of a folder or its sub-folders."""
+    """Returns (sorted files, int32 labels or None, number of classes) of a folder or its sub-folders.
+
+    Raises:
+      ValueError: if there are no images, or they lie both in the folder and in sub-folders.
+    """
     if not folder.is_dir():
         raise ValueError(f"data.path is not a folder: {folder}; {_HINT}")
     flat = _images_in(folder)
@@ -112,14 +123,14 @@ def list_images(folder: Path) -> tuple[list[Path], np.ndarray | None, int]:
     if flat and classes:
         raise ValueError(
             f"{folder}: images lie both in the folder ({flat[0].name}) and beside sub-folders "
-            f"({classes[0].name}); use one or the other"
+            f"({classes[0].name}); put all of them in sub-folders, one per class, or none"
         )
     if flat:
         return flat, None, 0
     members = [_images_in(p) for p in classes]
-    for place, files in zip(classes, members):
+    for subfolder, files in zip(classes, members):
         if not files:
-            raise ValueError(f"{place}: this class sub-folder holds no images; remove it or fill it")
+            raise ValueError(f"{subfolder}: this class sub-folder holds no images; remove it or fill it")
     if not classes:
         raise ValueError(f"{folder}: no images; {_HINT}")
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in members])
@@ -133,7 +144,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _common_size(files: list[Path]) -> tuple[int, int]:
-    """Returns (height, width) that all files share, reading headers only."""
+    """Returns the common (height, width) of all files, reading only their headers."""
     first = _header_size(files[0])
     for file in files[1:]:
         if (size := _header_size(file)) != first:
@@ -148,8 +159,9 @@ def _header_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            told = image.format == "JPEG" or _TELLING & image.info.keys()  # to ask another PNG is to decode all of it
-            turned = told and image.getexif().get(_ORIENTATION, 1) >= 5
+            # getexif() would decode a PNG without such a chunk completely.
+            has_exif = image.format == "JPEG" or _PNG_ORIENTATION & image.info.keys()
+            turned = has_exif and image.getexif().get(_ORIENTATION, 1) >= 5
     except _DAMAGED as error:
         raise ValueError(f"{file}: not a readable image ({error}); remove or replace the file") from error
     return (width, height) if turned else (height, width)

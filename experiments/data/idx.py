@@ -1,4 +1,4 @@
-"""Images and labels in the IDX files of MNIST and its relatives (Fashion-MNIST, KMNIST, ...), gzipped or not.
+"""Data sets in the IDX files of MNIST and its relatives (Fashion-MNIST, KMNIST, ...), gzipped or not.
 
 Format: http://yann.lecun.com/exdb/mnist/ : two zero bytes, a type byte (0x08: unsigned byte), the rank, the
 sizes as big-endian 32-bit integers, then the entries in C order.
@@ -15,16 +15,18 @@ import numpy as np
 
 from experiments.data.dataset import Dataset, check_labels, field
 
+__all__ = ["load_idx", "read_idx"]
+
 _HINT = (
-    "set --config.data.path to a folder with MNIST's four files; Fashion-MNIST comes as Debian's package "
-    "dataset-fashion-mnist, which puts them in /usr/share/datasets/fashion-mnist"
+    "set --config.data.path to a folder with the four files of MNIST; Debian's package dataset-fashion-mnist "
+    "installs those of Fashion-MNIST in /usr/share/datasets/fashion-mnist"
 )
 
 
 def load_idx(config: Any, split: str) -> Dataset:
     """Returns the `train-*` files ("train") or the `t10k-*` files ("heldout") of the folder `data.path`.
 
-    Images stay uint8 `[n, H, W, 1]`; the pipeline maps them to [-1, 1].
+    Images are uint8 `[n, H, W, 1]`; the pipeline maps them to [-1, 1].
     """
     path = field(config, "path")
     if path is None:
@@ -47,13 +49,13 @@ def load_idx(config: Any, split: str) -> Dataset:
 
 
 def read_idx(path: str | Path, rank: int) -> np.ndarray:
-    """Returns the unsigned bytes of one IDX file, uint8 with `rank` axes.
+    """Returns the contents of one IDX file as uint8 with `rank` axes.
 
-    A gzip file is known by its first bytes, whatever its name.
+    A gzip file is recognised by its first bytes, not by its name.
 
     Raises:
-      ValueError: naming the file, if it is not IDX of unsigned bytes with that rank, if it is shorter or
-        longer than its header says, or if its gzip wrapping is damaged.
+      ValueError: if the file is not IDX of unsigned bytes with that rank, if its length does not match its header, or
+        if gzip cannot read it.
     """
     path = Path(path)
     try:
@@ -61,7 +63,7 @@ def read_idx(path: str | Path, rank: int) -> np.ndarray:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); fetch the file again") from error
+        raise ValueError(f"{path}: cannot be read ({error}); download the file again") from error
     header = 4 + 4 * rank
     magic = bytes([0, 0, 8, rank])
     if data[:4] != magic:
@@ -76,8 +78,8 @@ def read_idx(path: str | Path, rank: int) -> np.ndarray:
     if len(data) != expected:
         state = "truncated" if len(data) < expected else "too long"
         raise ValueError(
-            f"{path}: {state}: the header promises sizes {list(sizes)}, {expected} bytes in all; got "
-            f"{len(data)}; fetch the file again"
+            f"{path}: {state}: its header has the sizes {list(sizes)}, {expected} bytes in all; got "
+            f"{len(data)}; download the file again"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)
 
@@ -86,4 +88,4 @@ def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"{folder}: neither {name} nor {name}.gz is there; {_HINT}")
+    raise ValueError(f"{folder}: contains neither {name} nor {name}.gz; {_HINT}")

@@ -1,22 +1,22 @@
-"""Turns `config.data` into a data set.
+"""Loads the data set that `config.data` describes.
 
-Fields of `config.data` (an absent field, None or "" takes the default):
+Fields of `config.data` (if a field is absent, None or "", its default holds):
 
 | field | kinds | meaning |
 |---|---|---|
 | `name` | all | `digits`, `idx`, `images`, `arrays` or `toy2d` |
-| `shape` | all | of one example; None: found in the data; else the data must have it; (L, C): `arrays` of sequences |
-| `num_classes` | all | None: found in the data; 0: drop the labels; else a bound that labels must keep |
-| `heldout_fraction` | all but `idx` | share of the examples that is held out (0.2) |
+| `shape` | all | shape of one example, which is checked; None: any; (L, C): `arrays` of sequences |
+| `num_classes` | all | None: taken from the data; 0: no labels; else labels must be smaller than this |
+| `heldout_fraction` | all but `idx` | share of the examples in the held-out split (0.2) |
 | `seed` | all but `idx` | seed of the split, and of the points of `toy2d` (0) |
 | `path` | `idx`, `images`, `arrays` | folder or file |
-| `image_size` | `images` | None or 0: all must be of one size; S: centre-crop and resize to S x S |
-| `channels` | `images` | 1 (grey) or 3 (RGB); the last axis of `shape`, or else 3 |
-| `memory_limit_mb` | `images` | decode at once up to this many MB of uint8, else on demand (1024) |
-| `images_key`, `labels_key` | `arrays` | names inside an .npz (`images`, `labels`) |
-| `normalize` | `arrays` | False: take float arrays as they are, such as latents (True) |
+| `image_size` | `images` | None or 0: all images must have the same size; S: centre-crop and resize to S x S |
+| `channels` | `images` | 1 (grey) or 3 (RGB); default: the last axis of `shape`, or 3 |
+| `memory_limit_mb` | `images` | decode at once if uint8 images need at most this many MB, else on demand (1024) |
+| `images_key`, `labels_key` | `arrays` | names of the arrays in an .npz (`images`, `labels`) |
+| `normalize` | `arrays` | False: float arrays, such as latents, may leave [-1, 1] (True) |
 | `variant` | `toy2d` | `moons`, `two_spirals`, `swiss_roll`, `checkerboard`, `eight_gaussians`, `rings` |
-| `num_examples` | `toy2d` | how many points are drawn, train and held-out together (10000) |
+| `num_examples` | `toy2d` | number of points, train and held-out together (10000) |
 """
 
 import dataclasses
@@ -31,19 +31,20 @@ from experiments.data.folders import load_images
 from experiments.data.idx import load_idx
 from experiments.data.toy2d import load_toy2d
 
+__all__ = ["KINDS", "load", "load_digits"]
+
 
 def load(data_config: Any, split: str) -> Dataset:
-    """Returns the "train" or the "heldout" part of the data set that `data_config` describes.
+    """Returns the "train" or the "heldout" split of the data set that `data_config` describes.
 
-    The two parts are disjoint and the same in every run. Images lie in [-1, 1] after `float_images`.
+    The two splits are disjoint and the same in every run. Images lie in [-1, 1] after `float_images`.
 
     Args:
-      data_config: an object with the fields above, such as an `ml_collections.ConfigDict`.
+      data_config: an object with the fields above as attributes, such as an `ml_collections.ConfigDict`.
       split: "train" or "heldout".
 
     Raises:
-      ValueError: for an unknown name or split, and for data that is missing, damaged or out of range; the
-        message says what was given, what is allowed and what to do.
+      ValueError: if the name or split is unknown, or the data are missing, damaged or out of range.
 
     >>> from types import SimpleNamespace
     >>> digits = load(SimpleNamespace(name="digits"), "train")

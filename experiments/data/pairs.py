@@ -1,4 +1,4 @@
-"""Pairs of noise and example that `experiments.reflow` wrote, in place of the data."""
+"""Pairs of noise and example written by `experiments.reflow`, read in place of the data."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import numpy as np
 
 from experiments.data.dataset import UNREADABLE, Dataset
 
+__all__ = ["paired"]
+
 
 def paired(path: str, dataset: Dataset) -> Dataset:
-    """Returns the pairs of a file as a data set with `noise`, of the shape and classes of the data that they replace.
+    """Returns the pairs in a file as a data set with `noise`.
 
     Args:
-      path: config.data.pairs.
-      dataset: the data.
+      path: the file, config.data.pairs.
+      dataset: the data that the pairs replace; shape and classes must match.
 
     Raises:
-      ValueError: if there is no such file, or its pairs have another shape or other classes.
+      ValueError: if the file does not exist or cannot be read, or its pairs have another shape or other classes.
     """
     where = f"config.data.pairs = {path!r}"
     if not Path(path).expanduser().is_file():
-        raise ValueError(f"{where} is no file: write one with experiments.reflow, or set it to ''")
+        raise ValueError(f"{where} does not exist: write it with experiments.reflow, or set it to ''")
     try:
         with np.load(Path(path).expanduser(), allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in ("images", "noise", "labels") if name in loaded.files}
@@ -29,7 +31,7 @@ def paired(path: str, dataset: Dataset) -> Dataset:
         raise ValueError(f"{where} cannot be read ({error}): write it again with experiments.reflow") from error
     missing = {"images", "noise"} - set(arrays)
     if missing:
-        raise ValueError(f"{where} holds no array {sorted(missing)[0]!r}: write it with experiments.reflow")
+        raise ValueError(f"{where} has no array {sorted(missing)[0]!r}: write the file with experiments.reflow")
     images, noise = (np.asarray(arrays[name], np.float32) for name in ("images", "noise"))
     labels = np.asarray(arrays["labels"], np.int32) if "labels" in arrays else None
     if images.shape != noise.shape or images.shape[1:] != tuple(dataset.shape) or not len(images):

@@ -1,4 +1,4 @@
-"""Batches in a shuffled order that any step of a run can be restarted from."""
+"""Shuffled batches, as a pure function of the step: a run can resume at any step."""
 
 import functools
 from collections.abc import Iterator
@@ -8,8 +8,10 @@ import numpy as np
 
 from experiments.data.dataset import Dataset, float_images, philox
 
-_ENDLESS = 2**62  # batches; a length that no run comes to the end of
-_THREADED_BYTES = 2**18  # of float32 a batch: below, a thread costs about what it hides
+__all__ = ["batch_at", "batches"]
+
+_ENDLESS = 2**62  # number of batches, more than any run uses
+_THREADED_BYTES = 2**18  # of float32 per batch; for smaller batches a thread gains nothing
 
 
 def batches(
@@ -24,30 +26,30 @@ def batches(
     """Returns an endless iterator of batches: number `start_step`, `start_step + 1`, and so on.
 
     Batch number k is `batch_at(dataset, batch_size, seed, k, flip=flip)`, a pure function: a run resumed at
-    step k sees what an uninterrupted run sees. A Grain `MapDataset` runs over batch numbers, not over
-    examples, so that its fixed cost is paid once a batch; the gather is vectorised.
+    step k sees the batches of an uninterrupted run. The Grain `MapDataset` has one element per batch, not per
+    example, so that its overhead arises once per batch; the gather is vectorised.
 
     Args:
       dataset: the examples.
-      batch_size: B, at least 1; more than the data set holds is allowed, and then examples recur in a batch.
-      seed: seed of the order and of the flips, an integer >= 0.
-      start_step: the first batch number, at least 0.
-      flip: mirror each image left to right with probability 1/2, anew in every epoch.
-      num_threads: threads that prepare batches ahead. None decides by the work in a batch: none for small
-        in-memory batches, one for large ones, four where images are decoded on demand.
+      batch_size: B, at least 1; if it exceeds the size of the data set, examples recur within a batch.
+      seed: random seed of the order and of the flips, an integer >= 0.
+      start_step: number of the first batch, at least 0.
+      flip: whether each image is mirrored left to right with probability 1/2, drawn anew in every epoch.
+      num_threads: number of threads that prepare batches in advance. None chooses 0 for small in-memory batches, 1 for
+        large ones, and 4 if images are decoded on demand.
 
     Returns:
       An iterator of dicts: `image`, float32 `[B, *shape]`, and, if there are labels, `label`, int32 `[B]`.
 
     Raises:
-      ValueError: at the call, if an argument is out of range.
+      ValueError: if an argument is out of range; raised by the call, before the first batch is drawn.
 
     >>> d = Dataset(np.zeros((3, 2), np.float32), np.arange(3, dtype=np.int32), (2,), 3)
     >>> sorted(next(batches(d, 3, seed=0))["label"].tolist())
     [0, 1, 2]
     """
     _check(dataset, batch_size, start_step, flip)
-    philox(seed, 0)  # raises for a bad seed here rather than in a thread
+    philox(seed, 0)  # raises for a bad seed here, not in a thread
     if num_threads is None:
         in_memory = isinstance(dataset.images, np.ndarray)
         small = 4 * batch_size * int(np.prod(dataset.shape)) < _THREADED_BYTES
@@ -61,8 +63,8 @@ def batches(
 def batch_at(dataset: Dataset, batch_size: int, seed: int, step: int, *, flip: bool = False) -> dict[str, np.ndarray]:
     """Returns batch number `step`: examples step * B to (step + 1) * B - 1 of the endless stream of epochs.
 
-    Each epoch is a permutation of the data set, drawn by a counter-based generator keyed with (seed, epoch);
-    batches cut the stream where they fall, across epochs too. The stream and its flips are the same for any B.
+    Each epoch is a permutation of the data set, drawn by a counter-based generator with the key (seed, epoch). A batch
+    may span epochs. The stream of examples and flips does not depend on B.
 
     >>> d = Dataset(np.zeros((4, 2), np.float32), np.arange(4, dtype=np.int32), (2,), 4)
     >>> joined = [batch_at(d, 2, 0, k)["label"] for k in (0, 1)]
@@ -86,9 +88,8 @@ def batch_at(dataset: Dataset, batch_size: int, seed: int, step: int, *, flip: b
     return batch
 
 
-# Raw bits and a stable sort, for NumPy keeps the bits of Philox the same from version to version, which it
-# does not promise of Generator.permutation. The caches hold the current epoch and what threads prefetch
-# around it.
+# Raw bits and a stable sort: NumPy guarantees the bits of Philox in every version, but not the result of
+# Generator.permutation. The caches hold the current epoch and those that threads prefetch.
 
 
 @functools.lru_cache(maxsize=8)

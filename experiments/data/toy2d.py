@@ -1,4 +1,4 @@
-"""Point clouds in the plane: the smallest data on which a diffusion model can be seen to work."""
+"""Point clouds in the plane: the smallest data on which a diffusion model can be tested."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,12 +7,14 @@ import numpy as np
 
 from experiments.data.dataset import Dataset, field, philox, select_split
 
+__all__ = ["CLOUDS", "Cloud", "load_toy2d", "sample_cloud"]
+
 _SCALE = 0.4  # root mean square of the coordinates of every cloud
 _POINT_STREAM = 2**64 - 2  # the second half of the Philox key
 
 
 class Cloud(NamedTuple):
-    """A curve `curve(u, label) -> [n, 2]` run through by u in [0, 1], and how far points scatter about it."""
+    """A curve `curve(u, label) -> [n, 2]` with parameter u in [0, 1], and the scatter of points around it."""
 
     curve: Callable[[np.ndarray, np.ndarray], np.ndarray]
     num_classes: int
@@ -20,7 +22,7 @@ class Cloud(NamedTuple):
 
 
 def load_toy2d(config: Any, split: str) -> Dataset:
-    """Returns one part of `data.num_examples` points of the cloud `data.variant`, float32 `[n, 2]`."""
+    """Returns one split of `data.num_examples` points of the cloud `data.variant`, float32 `[n, 2]`."""
     name, count = field(config, "variant", "moons"), field(config, "num_examples", 10_000)
     seed = field(config, "seed", 0)
     points, labels = sample_cloud(name, count, seed)
@@ -30,14 +32,14 @@ def load_toy2d(config: Any, split: str) -> Dataset:
 
 
 def sample_cloud(name: str, num_points: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns (float32 points `[n, 2]`, int32 labels `[n]` or None), the classes in turn.
+    """Returns (float32 points `[n, 2]`, int32 labels `[n]` or None), cycling through the classes.
 
     Every cloud has mean 0, root mean square 0.4 over both coordinates, and lies inside (-1, 1)^2: the scatter
-    is Gaussian, cut off at three standard deviations. Labels: the moon, the arm, the ring, the Gaussian, or
-    the square of the checkerboard; `swiss_roll` has none.
+    around the curve is Gaussian, truncated at three standard deviations. The label is the index of the moon, arm,
+    ring, Gaussian or square of the checkerboard; `swiss_roll` has no labels.
 
     Raises:
-      ValueError: for an unknown cloud or fewer points than classes.
+      ValueError: if the cloud is unknown, or there are fewer points than classes.
 
     >>> points, labels = sample_cloud("eight_gaussians", 16, seed=0)
     >>> points.shape, labels[:3].tolist()
@@ -52,7 +54,7 @@ def sample_cloud(name: str, num_points: int, seed: int) -> tuple[np.ndarray, np.
     labels = np.arange(num_points, dtype=np.int32) % cloud.num_classes
     mean, rms = _moments(cloud)
     points = cloud.curve(rng.random(num_points), labels)
-    if name == "checkerboard":  # fills squares of side 1, not a curve
+    if name == "checkerboard":  # its points fill squares of side 1 around the curve
         points = points + rng.random((num_points, 2)) - 0.5
         rms = np.sqrt(rms**2 + 1 / 12)
     points = (points - mean) * np.sqrt(_SCALE**2 - cloud.noise**2) / rms
@@ -61,7 +63,7 @@ def sample_cloud(name: str, num_points: int, seed: int) -> tuple[np.ndarray, np.
 
 
 def _moments(cloud: Cloud) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean [2] and the root mean square of the curve, by the midpoint rule over u."""
+    """Returns the mean [2] and the root mean square of the curve, by the midpoint rule in u."""
     u = (np.arange(8192) + 0.5) / 8192
     curve = np.concatenate([cloud.curve(u, np.full(u.shape, c)) for c in range(cloud.num_classes)])
     mean = curve.mean(axis=0)
@@ -85,7 +87,7 @@ def _moons(u: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def _two_spirals(u: np.ndarray, label: np.ndarray) -> np.ndarray:
-    radius = np.sqrt(0.02 + 0.98 * u)  # even density along the arm
+    radius = np.sqrt(0.02 + 0.98 * u)  # uniform density along the arm
     return _polar(radius, 3 * np.pi * radius + np.pi * label)
 
 

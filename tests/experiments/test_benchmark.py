@@ -1,4 +1,4 @@
-"""The benchmark: turns, statistics, refusals, and that every contender is asked for what it takes."""
+"""The benchmark: turns, statistics, refusals, and that the arguments of every contender fit its function."""
 
 import ast
 import importlib
@@ -11,17 +11,19 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmarks import config as benchmark_config
-from experiments.benchmarks import inputs, jax_samplers, jax_session, machine, report, rows, samplers, stats, worker
-from experiments.benchmarks.work import Contender, Row, Work
+from experiments.benchmarks import inputs, jax_samplers, jax_session, machine, report, samplers, stats, worker
+from experiments.benchmarks.measure import Settings, count_ticks, measure
+from experiments.benchmarks.processes import file_name
+from experiments.benchmarks.work import Comparison, Contender, Work
 
-# Contenders that need the standard library alone; the processes find them where they work.
+# Contenders that need only the standard library; the processes find them in their working directory.
 FAKES = """
 import os
 from experiments.benchmarks.work import Work
 
 def note(name, value=1.0, units=1):
     def run():
-        print("what a contender prints is no answer")
+        print("output of a contender is not an answer")
         with open("turns.txt", "a") as file:
             file.write(name + " ")
     return Work(run=run, output=lambda: [value, 2 * value], units=units, facts=lambda: {"length": len(name)})
@@ -42,7 +44,7 @@ def write(path):
     open(path, "x").close()
     return Work()
 """
-SETTINGS = rows.Settings(rounds=3, turn_seconds=0.0, timeout_s=60.0)
+SETTINGS = Settings(rounds=3, turn_seconds=0.0, timeout_s=60.0)
 
 
 @pytest.fixture
@@ -60,11 +62,11 @@ def fake(name, function="note", **kwargs):
 
 def test_contenders_take_turns_in_rotated_order(folder):
     ticks = []
-    row = Row("row", (fake("a"), fake("b"), fake("c")))
-    found = rows.measure(row, SETTINGS, folder, lambda: ticks.append(1))
-    # Each is started alone and does its work twice; then come the rounds, each turn with a call that is not timed.
+    comparison = Comparison("it", (fake("a"), fake("b"), fake("c")))
+    found = measure(comparison, SETTINGS, folder, lambda: ticks.append(1))
+    # Each is started alone and does its work twice; then come the rounds, where an untimed call precedes each turn.
     assert (folder / "turns.txt").read_text().split() == [*"aabbcc", *"aabbcc", *"bbccaa", *"ccaabb"]
-    assert len(ticks) == rows.ticks(row, SETTINGS) == 6
+    assert len(ticks) == count_ticks(comparison, SETTINGS) == 6
     assert found["status"] == "ok"
     assert found["differences"] == {"b": 0.0, "c": 0.0}
     assert set(found["ratios"]) == {"b", "c"}
@@ -77,7 +79,7 @@ def test_contenders_take_turns_in_rotated_order(folder):
 
 def test_statistics_by_hand():
     assert stats.summary([4.0, 1.0, 2.0, 3.0]) == {"median": 2.5, "min": 1.0, "max": 4.0}
-    # A slow round slows both: the ratio is taken within it, and is not that of the medians.
+    # A slow round slows both contenders: ratios are taken per round, not of the medians.
     assert stats.ratio([1.0, 10.0, 3.0], [2.0, 20.0, 1.0]) == {"median": 0.5, "min": 0.5, "max": 3.0}
     assert stats.relative_difference([1.0, -7.0], [1.0, -8.0]) == 0.125
     assert stats.relative_difference([0.0], [0.0]) == 0
@@ -86,16 +88,16 @@ def test_statistics_by_hand():
     assert stats.relative_difference([1.0, 1.0], [1.0]) == np.inf
 
 
-def test_a_time_is_of_one_unit_of_one_call(monkeypatch):
+def test_times_are_per_unit_and_per_call(monkeypatch):
     clock = iter([10.0, 16.0])
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
     assert worker.timed(Work(run=lambda: None, units=4), calls=3) == 0.5
 
 
-def test_the_peak_is_of_this_process():
+def test_peak_memory_is_that_of_this_process():
     before = worker.peak_mb()
     block = np.ones(60_000_000, np.uint8)
-    assert worker.peak_mb() > before + 40 or before > 2_000  # a larger peak may lie behind
+    assert worker.peak_mb() > before + 40 or before > 2_000  # unless an earlier test had a larger peak
     del block
 
 
@@ -103,8 +105,8 @@ def test_the_peak_is_of_this_process():
 
 
 @pytest.mark.parametrize("value", [1.01, float("nan")])
-def test_a_row_of_other_outputs_is_refused(folder, value):
-    found = rows.measure(Row("row", (fake("a"), fake("b", value=value))), SETTINGS, folder)
+def test_a_comparison_of_different_outputs_is_refused(folder, value):
+    found = measure(Comparison("it", (fake("a"), fake("b", value=value))), SETTINGS, folder)
     assert found["status"] == "invalid"
     assert "of b differs from that of a" in found["why"]
     assert found["differences"]["b"] == (None if np.isnan(value) else pytest.approx(0.01))
@@ -114,24 +116,24 @@ def test_a_row_of_other_outputs_is_refused(folder, value):
 
 
 def test_outputs_that_need_not_be_the_same_are_not_compared(folder):
-    row = Row("row", (fake("a"), fake("b", value=2.0), fake("c")), same=("c",))
-    found = rows.measure(row, SETTINGS._replace(rounds=1), folder)
+    comparison = Comparison("it", (fake("a"), fake("b", value=2.0), fake("c")), same=("c",))
+    found = measure(comparison, SETTINGS._replace(rounds=1), folder)
     assert (found["status"], found["differences"]) == ("ok", {"c": 0.0})
 
 
-def test_what_is_not_installed_is_said_and_the_others_go_on(folder):
+def test_a_missing_package_is_reported_and_the_others_continue(folder):
     absent = Contender("peer", "nowhere:nothing", package="a_package_of_nobody", peer=True)
-    row = Row("row", (fake("a"), absent))
+    comparison = Comparison("it", (fake("a"), absent))
     for python in ("", "/nowhere/python", "/nowhere/python,/nor/here"):
-        found = rows.measure(row, SETTINGS._replace(rounds=1, peer_python=python), folder)
+        found = measure(comparison, SETTINGS._replace(rounds=1, peer_python=python), folder)
         assert found["status"] == "ok"
         assert found["contenders"]["peer"]["status"] == "not installed"
         assert len(found["contenders"]["a"]["seconds"]) == 1
 
 
 def test_a_contender_that_fails_does_not_stop_the_others(folder):
-    row = Row("row", (fake("a"), fake("b", "broken"), fake("c", "dies", after=0), fake("d", "dies", after=3)))
-    found = rows.measure(row, SETTINGS, folder)
+    contenders = (fake("a"), fake("b", "broken"), fake("c", "dies", after=0), fake("d", "dies", after=3))
+    found = measure(Comparison("it", contenders), SETTINGS, folder)
     entries = found["contenders"]
     assert [entries[name]["status"] for name in "abcd"] == ["ok", "failed", "failed", "failed"]
     assert entries["b"]["why"] == "RuntimeError: cannot be made"
@@ -140,18 +142,18 @@ def test_a_contender_that_fails_does_not_stop_the_others(folder):
     assert found["ratios"] == {}
 
 
-def test_a_row_whose_first_contender_or_preparation_fails_has_failed(folder):
-    found = rows.measure(Row("row", (fake("a", "broken"), fake("b"))), SETTINGS, folder)
+def test_a_comparison_fails_with_its_first_contender_or_its_preparation(folder):
+    found = measure(Comparison("it", (fake("a", "broken"), fake("b"))), SETTINGS, folder)
     assert (found["status"], found["why"]) == ("failed", "RuntimeError: cannot be made")
     (folder / "there").touch()
-    found = rows.measure(Row("row", (fake("a"),), prepare=fake("it", "write", path="there")), SETTINGS, folder)
+    found = measure(Comparison("it", (fake("a"),), prepare=fake("it", "write", path="there")), SETTINGS, folder)
     assert found["status"] == "failed"
     assert found["why"].startswith("it: FileExistsError")
 
 
-def test_what_is_prepared_is_there_before_the_others_start(folder):
-    row = Row("row", (fake("a"),), timed=False, prepare=fake("it", "write", path="made"))
-    found = rows.measure(row, SETTINGS, folder)
+def test_the_preparation_ends_before_the_others_start(folder):
+    comparison = Comparison("it", (fake("a"),), timed=False, prepare=fake("it", "write", path="made"))
+    found = measure(comparison, SETTINGS, folder)
     assert (folder / "made").exists()
     assert found["contenders"]["a"]["facts"] == {"length": 1}
     assert "seconds" not in found["contenders"]["a"]
@@ -167,16 +169,16 @@ def tiny(**changes):
 
 
 def test_results_are_written_with_machine_and_versions(monkeypatch, tmp_path):
-    def section_rows(name, config):
+    def section_comparisons(name, config):
         return [
-            Row(f"{name} timed", (fake_in_place("a"), fake_in_place("b")), rate="runs/s"),
-            Row(f"{name} facts", (fake_in_place("a"), Contender("gone", "x:y", package="nobodys")), timed=False),
+            Comparison(f"{name} timed", (fake_in_place("a"), fake_in_place("b")), rate="runs/s"),
+            Comparison(f"{name} facts", (fake_in_place("a"), Contender("gone", "x:y", package="nobodys")), timed=False),
         ]
 
     def fake_in_place(name):
         return Contender(name, "experiments.benchmarks.imports:start", {"modules": ["sys"]})
 
-    monkeypatch.setattr(benchmark, "section_rows", section_rows)
+    monkeypatch.setattr(benchmark, "section_comparisons", section_comparisons)
     results = benchmark.run(tiny(sections="data, memory"), tmp_path)
     held = json.loads((tmp_path / "benchmark.json").read_text())
     assert list(held["sections"]) == ["data", "memory"]
@@ -209,20 +211,20 @@ def test_the_machine_is_read_from_the_list_of_processors():
 
 @pytest.mark.parametrize("variant", benchmark_config.VARIANTS)
 @pytest.mark.parametrize("section", benchmark.SECTIONS)
-def test_contenders_take_what_they_are_given(section, variant):
-    every = benchmark.section_rows(section, benchmark_config.get_config(variant))
+def test_the_arguments_of_contenders_fit_their_functions(section, variant):
+    every = benchmark.section_comparisons(section, benchmark_config.get_config(variant))
     assert every
-    assert len({row.title for row in every}) == len(every)
-    for row in every:
-        assert len({rows.file_name(contender.name) for contender in row.contenders}) == len(row.contenders)
-        assert set(row.same or ()) <= {contender.name for contender in row.contenders[1:]}
-        for contender in [*row.contenders, *([row.prepare] if row.prepare else [])]:
+    assert len({each.title for each in every}) == len(every)
+    for each in every:
+        assert len({file_name(contender.name) for contender in each.contenders}) == len(each.contenders)
+        assert set(each.same or ()) <= {contender.name for contender in each.contenders[1:]}
+        for contender in [*each.contenders, *([each.prepare] if each.prepare else [])]:
             assert json.loads(json.dumps(dict(contender.kwargs))) == dict(contender.kwargs)
             parameters(contender.target).bind(**contender.kwargs)
 
 
 def parameters(target):
-    """The signature of a target; of a peer's, whose module cannot be imported here, from its text."""
+    """Returns the signature of a target; a peer's module cannot be imported here, so its source is parsed."""
     module, name = target.split(":")
     if ".peers." not in module:
         return inspect.signature(getattr(importlib.import_module(module), name))
@@ -236,7 +238,7 @@ def parameters(target):
     )
 
 
-def test_peers_need_nothing_of_this_package_or_of_jax_unless_it_is_theirs():
+def test_torch_peers_import_neither_this_package_nor_jax():
     shared = ["inputs.py", "work.py", "worker.py", "__init__.py"]
     folder = pathlib.Path(inputs.__file__).parent
     for path in [folder / name for name in shared] + sorted((folder / "peers").glob("torch_*.py")):
@@ -246,13 +248,13 @@ def test_peers_need_nothing_of_this_package_or_of_jax_unless_it_is_theirs():
             assert not {name.split(".")[0] for name in names} & {"jax", "flax", "optax", "diffusers_fn", "configs"}
 
 
-# What is compared computes the same.
+# Contenders that are compared compute the same outputs.
 
 
 @pytest.mark.parametrize("solver", jax_samplers.BY_NAME)
-def test_a_table_and_its_products_by_hand_give_the_same_samples(solver):
-    row = samplers.products(solver, {"shape": [2, 4, 4, 3], "steps": 6})
-    outputs = [jax_samplers.products(**contender.kwargs).output() for contender in row.contenders]
+def test_the_sampler_and_products_by_hand_give_the_same_samples(solver):
+    comparison = samplers.products(solver, {"shape": [2, 4, 4, 3], "steps": 6})
+    outputs = [jax_samplers.products(**contender.kwargs).output() for contender in comparison.contenders]
     assert np.std(outputs[0]) > 0
     for output in outputs[1:]:
         np.testing.assert_allclose(output, outputs[0], rtol=1e-5, atol=1e-6)
@@ -271,10 +273,10 @@ def test_a_session_recompiles_nothing():
     assert facts["recompilations"] == 0
 
 
-@pytest.mark.slow
-def test_our_sampler_goes_through_processes_of_its_own(tmp_path):
-    row = samplers.products("ddim", {"shape": [2, 4, 4, 3], "steps": 5})
-    found = rows.measure(row, SETTINGS, tmp_path)  # eager outputs of three processes are compared
+@pytest.mark.long  # three processes that import JAX
+def test_our_sampler_is_measured_in_processes_of_its_own(tmp_path):
+    comparison = samplers.products("ddim", {"shape": [2, 4, 4, 3], "steps": 5})
+    found = measure(comparison, SETTINGS, tmp_path)  # outputs of three processes are compared
     assert found["status"] == "ok"
-    assert set(found["ratios"]) == set(found["differences"]) == {c.name for c in row.contenders[1:]}
+    assert set(found["ratios"]) == set(found["differences"]) == {c.name for c in comparison.contenders[1:]}
     assert all(entry["versions"]["jax"] for entry in found["contenders"].values())

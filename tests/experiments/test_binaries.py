@@ -1,4 +1,7 @@
-"""The command lines, as a user types them: train, kill, resume, sample, evaluate; and what a mistake says."""
+"""The command lines, as a user types them: train, kill, resume, sample, evaluate; and the messages of mistakes.
+
+Most of them run in this process, which has imported JAX already. Those that need a process of their own are `long`.
+"""
 
 import json
 import os
@@ -9,8 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from experiments.checkpoints import Checkpoints, ocp
+from experiments.metric_log import MetricLog
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -25,34 +32,56 @@ SMALL = (
     "--config.sampler.num_inference_steps=5",
     "--config.evaluation.num_samples=200",
 )
+# More steps than are done before the signal; with a constant learning rate their number changes nothing else.
+ENDLESS = (
+    "--config.training.num_steps=1000000",
+    "--config.training.steps_per_call=5",
+    "--config.training.lr_schedule=constant",
+    "--config.training.checkpoint_every=500000",  # none is due before the signal
+)
 
 
-def command(binary, config, workdir, *options):
-    return [
-        sys.executable,
-        "-m",
-        f"experiments.{binary}",
-        f"--config=configs/{config}",
-        f"--workdir={workdir}",
-        *options,
-    ]
+def arguments(config, workdir, *options):
+    return [f"--config=configs/{config}", f"--workdir={workdir}", *SMALL, *options]
 
 
-def environment(**extra):
+@pytest.fixture(scope="module")
+def run(command):
+    """Returns run(binary, config, workdir, *options, code=0) -> output, within this process."""
+
+    def run(binary, config, workdir, *options, code=0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            return command(binary, *arguments(config, workdir, *options), code=code)
+
+    return run
+
+
+def start(binary, config, workdir, *options):
+    """Starts a binary in a process of its own."""
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return {**env, "PYTHONPATH": str(ROOT), **extra}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{binary}", *arguments(config, workdir, *options)],
+        cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
-def run(binary, config, workdir, *options, code=0, **extra):
-    arguments = command(binary, config, workdir, *SMALL, *options)
-    done = subprocess.run(arguments, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
+def finished(process, code=0):
+    """Returns the output of a process when it has ended."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
 
 
 def final_parameters(workdir, step=60):
-    from experiments.checkpoints import Checkpoints, ocp
-
     checkpoints = Checkpoints(workdir)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
     restored = checkpoints._manager.restore(step, args=args)
@@ -60,126 +89,28 @@ def final_parameters(workdir, step=60):
     return restored.state, restored.meta["checksum"]
 
 
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A work directory whose run was never interrupted."""
+def trained(run, tmp_path_factory):
+    """A work directory whose run was never interrupted, and the output of the run; tests only read it."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    output = run("train", "ddpm_digits.py", workdir)
-    return workdir, output
+    return workdir, run("train", "ddpm_digits.py", workdir)
 
 
-@pytest.mark.slow
-def test_round_trip_writes_its_figures(trained, tmp_path):
-    workdir = tmp_path / "copy"
-    shutil.copytree(trained[0], workdir)
-    output = run("round_trip", "ddpm_digits.py", workdir, "--num_images=4", "--sizes=5,8")
-    assert "coupled" in output
-    figures = json.loads((workdir / "round_trip.json").read_text())["figures"]
-    assert figures["coupled"]["rmse"][1] < 1e-3 < figures["ddim"]["rmse"][1]
-    assert (workdir / "round_trip.png").stat().st_size > 10_000
-
-
-@pytest.mark.slow
 def test_train_leaves_what_it_promises(trained):
     workdir, output = trained
     assert f"done: samples in {workdir / 'samples.png'}, loss curve in {workdir / 'curve.png'}" in output
     for name in ("samples.png", "curve.png", "config.json", "metrics.jsonl"):
         assert (workdir / name).stat().st_size > 100
     assert list((workdir / "tensorboard").iterdir())
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [10, 20, 30, 40, 50, 60]
+    assert [entry["step"] for entry in metrics_of(workdir)] == [10, 20, 30, 40, 50, 60]
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [40, 50, 60]  # keep_checkpoints
 
 
-@pytest.mark.slow
-def test_killed_run_resumes_to_the_same_bits(trained, tmp_path):
-    workdir = tmp_path / "killed"
-    slow = command("train", "ddpm_digits.py", workdir, *SMALL, "--config.training.sample_every=15")
-    process = subprocess.Popen(slow, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
-    while not (workdir / "checkpoints" / "10").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (workdir / "samples.png").exists()  # it was killed on the way
-
-    output = run("train", "ddpm_digits.py", workdir)
-    assert "resuming at step" in output
-    state, checksum = final_parameters(workdir)
-    whole, whole_checksum = final_parameters(trained[0])
-    assert checksum == whole_checksum
-    assert int(state["step"]) == 60
-    for name in ("params", "ema"):
-        for one, other in zip(leaves(state[name]), leaves(whole[name])):
-            np.testing.assert_array_equal(one, other)
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps))
-
-
-@pytest.mark.slow
-def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
-    workdir = tmp_path / "diverged"
-    options = ("--config.training.learning_rate=1e30", "--config.training.grad_clip=0.0")
-    every = ("--config.training.checkpoint_every=1", "--config.training.log_every=1")
-    output = run("train", "ddpm_digits.py", workdir, *options, *every, code=1)
-    assert "the last checkpoint is kept" in output
-    assert "Traceback" not in output
-    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    assert names  # the steps before the loss was not finite, each whole
-    assert all(name.isdigit() for name in names)
-
-
-@pytest.mark.slow
-def test_steps_in_one_call_are_the_steps_of_as_many_calls(trained, tmp_path):
-    workdir = tmp_path / "scanned"
-    run("train", "ddpm_digits.py", workdir, "--config.training.steps_per_call=5")
-    state, _ = final_parameters(workdir)
-    whole, _ = final_parameters(trained[0])
-    assert int(state["step"]) == 60
-    for name in ("params", "ema", "opt_state"):
-        for one, other in zip(leaves(state[name]), leaves(whole[name]), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    metrics, expected = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (workdir, trained[0])
-    )
-    assert [entry["step"] for entry in metrics] == [10, 20, 30, 40, 50, 60]
-    np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in expected], rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_exits_cleanly(trained, tmp_path):
-    workdir = tmp_path / "stopped"
-    # More steps than can be done before the signal; the config must be that of the whole run to be comparable.
-    options = [
-        *SMALL,
-        "--config.training.num_steps=1000000",
-        "--config.training.steps_per_call=5",
-        "--config.training.lr_schedule=constant",
-        "--config.training.checkpoint_every=500000",  # none is due before the signal
-    ]
-    process = subprocess.Popen(
-        command("train", "ddpm_digits.py", workdir, *options),
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not ((workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text()):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    assert "the same command resumes from there" in output
-    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert newest % 5 == 0  # a call is finished first
-    assert f"stopped at step {newest} of 1000000" in output
-
-
-@pytest.mark.slow
-def test_truncated_newest_checkpoint_falls_back_with_a_warning(trained, tmp_path):
+def test_a_truncated_newest_checkpoint_falls_back_with_a_warning(run, trained, tmp_path):
     workdir = tmp_path / "damaged"
     shutil.copytree(trained[0], workdir)
     largest = max((workdir / "checkpoints" / "60" / "state").rglob("*"), key=lambda path: path.stat().st_size)
@@ -191,26 +122,62 @@ def test_truncated_newest_checkpoint_falls_back_with_a_warning(trained, tmp_path
     assert final_parameters(workdir)[1] == final_parameters(trained[0])[1]
 
 
-@pytest.mark.slow
-def test_sample_and_evaluate(trained):
-    workdir, _ = trained
+def test_a_run_that_diverges_keeps_its_last_checkpoint(run, tmp_path):
+    workdir = tmp_path / "diverged"
+    options = ("--config.training.learning_rate=1e30", "--config.training.grad_clip=0.0")
+    every = ("--config.training.checkpoint_every=1", "--config.training.log_every=1")
+    output = run("train", "ddpm_digits.py", workdir, *options, *every, code=1)
+    assert "the last checkpoint is kept" in output
+    assert "Traceback" not in output
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert names  # the steps before the loss was not finite, each complete
+    assert all(name.isdigit() for name in names)
+
+
+def test_steps_in_one_call_are_those_of_single_calls(run, trained, tmp_path):
+    workdir = tmp_path / "scanned"
+    run("train", "ddpm_digits.py", workdir, "--config.training.steps_per_call=5")
+    state, _ = final_parameters(workdir)
+    whole, _ = final_parameters(trained[0])
+    assert int(state["step"]) == 60
+    for name in ("params", "ema", "opt_state"):
+        for one, other in zip(jax.tree.leaves(state[name]), jax.tree.leaves(whole[name]), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    metrics, expected = metrics_of(workdir), metrics_of(trained[0])
+    assert [entry["step"] for entry in metrics] == [10, 20, 30, 40, 50, 60]
+    np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in expected], rtol=1e-5)
+
+
+def check_stopped(workdir, output):
+    assert "the same command resumes from there" in output
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert newest % 5 == 0  # a call is finished first
+    assert f"stopped at step {newest} of 1000000" in output
+
+
+def test_sigterm_saves_a_checkpoint(run, tmp_path, monkeypatch):
+    write = MetricLog.write
+
+    def write_and_stop(self, *args):
+        write(self, *args)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(MetricLog, "write", write_and_stop)
+    check_stopped(tmp_path / "run", run("train", "ddpm_digits.py", tmp_path / "run", *ENDLESS))
+
+
+def test_sample_and_evaluate(run, trained, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained[0], workdir)
     output = run("sample", "ddpm_digits.py", workdir, "--num_samples=12", "--labels=3,5", "--batch_size=5")
     arrays = np.load(workdir / "sampled" / "samples.npz")
     assert arrays["samples"].shape == (12, 8, 8, 1)
     assert np.isfinite(arrays["samples"]).all()
     assert arrays["labels"].tolist() == [3, 5] * 6
     assert "samples.png" in output
-    # A sample depends on its own key: another batch size draws the same ones.
-    run(
-        "sample",
-        "ddpm_digits.py",
-        workdir,
-        "--num_samples=12",
-        "--labels=3,5",
-        "--batch_size=12",
-        "--output",
-        str(workdir / "b"),
-    )
+    # A sample depends on its own key alone: another batch size draws the same samples.
+    options = ("--num_samples=12", "--labels=3,5", "--batch_size=12", f"--output={workdir / 'b'}")
+    run("sample", "ddpm_digits.py", workdir, *options)
     np.testing.assert_allclose(np.load(workdir / "b" / "samples.npz")["samples"], arrays["samples"], atol=1e-4)
 
     run("evaluate", "ddpm_digits.py", workdir)
@@ -219,7 +186,16 @@ def test_sample_and_evaluate(trained):
     assert figures["num_samples"] == 200
 
 
-@pytest.mark.slow
+def test_round_trip_writes_its_figures(run, trained, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained[0], workdir)
+    output = run("round_trip", "ddpm_digits.py", workdir, "--num_images=4", "--sizes=8")
+    assert "coupled" in output
+    figures = json.loads((workdir / "round_trip.json").read_text())["figures"]
+    assert figures["coupled"]["rmse"][0] < 1e-3 < figures["ddim"]["rmse"][0]
+    assert (workdir / "round_trip.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("binary", "config", "options", "message"),
     [
@@ -249,7 +225,7 @@ def test_sample_and_evaluate(trained):
         ("sample", "ddpm_digits.py", ("--labels=11",), r"--labels must lie in [0, 9]; got 11"),
     ],
 )
-def test_mistakes_end_in_one_line(trained, binary, config, options, message):
+def test_mistakes_end_in_one_line(run, trained, binary, config, options, message):
     before = sorted(path.name for path in trained[0].iterdir())
     output = run(binary, config, trained[0], *options, code=1)
     assert message in output
@@ -257,13 +233,46 @@ def test_mistakes_end_in_one_line(trained, binary, config, options, message):
     assert sorted(path.name for path in trained[0].iterdir()) == before
 
 
-@pytest.mark.slow
-def test_sampling_before_training_says_so(tmp_path):
+def test_sampling_before_training_is_refused(run, tmp_path):
     assert "holds no run: train first" in run("sample", "ddpm_digits.py", tmp_path / "nothing", code=1)
     assert not (tmp_path / "nothing").exists()
 
 
-def leaves(tree):
-    import jax
+@pytest.mark.long  # processes that are killed and stopped
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    finished(start("train", "ddpm_digits.py", tmp_path / "whole"))
+    workdir = tmp_path / "killed"
+    process = start("train", "ddpm_digits.py", workdir, "--config.training.sample_every=15")
+    wait_for((workdir / "checkpoints" / "10").exists, process)
+    process.kill()
+    process.communicate()
+    assert not (workdir / "samples.png").exists()  # it was killed on the way
 
-    return jax.tree.leaves(tree)
+    assert "resuming at step" in finished(start("train", "ddpm_digits.py", workdir))
+    state, checksum = final_parameters(workdir)
+    whole, whole_checksum = final_parameters(tmp_path / "whole")
+    assert checksum == whole_checksum
+    assert int(state["step"]) == 60
+    for name in ("params", "ema"):
+        for one, other in zip(jax.tree.leaves(state[name]), jax.tree.leaves(whole[name])):
+            np.testing.assert_array_equal(one, other)
+    steps = [entry["step"] for entry in metrics_of(workdir)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.long
+def test_sigterm_ends_a_process_cleanly(tmp_path):
+    workdir = tmp_path / "stopped"
+    process = start("train", "ddpm_digits.py", workdir, *ENDLESS)
+    log = workdir / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    check_stopped(workdir, finished(process))
+
+
+@pytest.mark.long
+def test_a_process_ends_a_mistake_in_one_line(tmp_path):
+    output = finished(start("train", "ddpm_digits.py", tmp_path / "run", "--config.training.log_every=0"), code=1)
+    assert "training.log_every must be at least 1; got 0" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()

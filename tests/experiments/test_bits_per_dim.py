@@ -1,8 +1,6 @@
 """Bits per dimension of a trained model, from the command line and against exact answers."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -31,27 +29,19 @@ SMALL = [
 ]
 
 
-def run(binary, variant, workdir, *options):
-    command = [sys.executable, "-m", f"experiments.{binary}", f"--config=configs/learned_variance.py:{variant}"]
-    done = subprocess.run(
-        [*command, f"--workdir={workdir}", *SMALL, *options], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("variant", ["hybrid", "vlb"])
-def test_train_and_score(variant, tmp_path):
+def test_train_and_score(variant, command, tmp_path):
     workdir = tmp_path / variant
-    run("train", variant, workdir)
-    output = run("bits_per_dim", variant, workdir, "--num_images=12", "--steps=4", "--num_probes=1")
+    arguments = [f"--config={ROOT}/configs/learned_variance.py:{variant}", f"--workdir={workdir}", *SMALL]
+    command("train", *arguments)
+    output = command("bits_per_dim", *arguments, "--num_images=12", "--steps=4", "--num_probes=1")
     assert "12 held-out examples (17 grey levels)" in output
     figures = json.loads((workdir / "bits_per_dim.json").read_text())
     assert set(figures["bits_per_dim"]) == {"bound", "flow, uniform", "flow, noise"}
     assert all(np.isfinite(figure["mean"]) for figure in figures["bits_per_dim"].values())
     if variant == "hybrid":
-        assert "class_accuracy" in run("evaluate", variant, workdir)
+        assert "class_accuracy" in command("evaluate", *arguments)
 
 
 def test_grey_levels_are_found():

@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trip, checksums, damage, the work directory's guard, the metric log."""
+"""Checkpoints: exact round trip, checksums, damage; the check of the work directory; the metric log."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_damage_falls_back_to_the_checkpoint_before(tmp_path, state, damage):
     step, restored = checkpoints.restore(state)
     assert step == 1
     np.testing.assert_array_equal(restored["w"], state["w"])
-    checkpoints.save(2, state)  # the number is free again
+    checkpoints.save(2, state)  # its step can be saved again
     checkpoints.wait()
     assert checkpoints.restore(state)[0] == 2
     checkpoints.close()
@@ -69,14 +69,14 @@ def test_when_all_are_damaged_nothing_starts_over_silently(tmp_path, state):
         if path.is_file():
             os.truncate(path, 0)
     checkpoints = Checkpoints(tmp_path)
-    for _ in range(2):  # and not the second time either
+    for _ in range(2):  # the second attempt fails, too
         with pytest.raises(ValueError, match=r"none of the checkpoints in .* could be read"):
             checkpoints.restore(state)
     checkpoints.close()
     assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
-def test_a_reader_moves_nothing(tmp_path, state):
+def test_read_only_moves_nothing(tmp_path, state):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state)
     checkpoints.save(2, state)
@@ -103,7 +103,7 @@ def test_workdir_of_another_config_is_refused(tmp_path):
     runs.open_workdir(tmp_path, config, create=True)
     config.training.log_every = 2
     config.sampler.eta = 1.0
-    runs.open_workdir(tmp_path, config, create=True)  # does not touch what is learned
+    runs.open_workdir(tmp_path, config, create=True)  # these fields do not affect what is learned
     config.seed = 1
     with pytest.raises(ValueError, match=r"another config \(seed: 0 there, 1 here\)"):
         runs.open_workdir(tmp_path, config, create=True)
@@ -124,7 +124,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_metric_log_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path):
+def test_metric_log_removes_entries_after_the_checkpoint_of_a_killed_run(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "loss": 0.5}\n{"step": 30, "lo')
     log = metric_log.MetricLog(tmp_path, start_step=10)
@@ -136,7 +136,7 @@ def test_metric_log_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path)
     ]
 
 
-def test_a_log_whose_writer_died_says_so_and_does_not_wait_for_ever(tmp_path, monkeypatch):
+def test_a_log_whose_writer_thread_ended_raises_instead_of_blocking(tmp_path, monkeypatch):
     log = metric_log.MetricLog(tmp_path)
     log.write(1, {"loss": 1.0})
     monkeypatch.setattr(log._events.file_writer.event_writer._worker, "is_alive", lambda: False)  # as on a full disk

@@ -1,4 +1,4 @@
-"""The cache of compiled programs: where it is, that it is used, and that nothing about it stops a run."""
+"""The cache of compiled programs: its folder, that it is used, and that problems with it never stop a run."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ print("result:", run(jnp.array([3.0, 1.0, 2.0])).tolist())
 
 
 def run(*options, **extra):
-    """Output of a process that uses the cache."""
+    """Returns the output of a process that uses the cache."""
     env = {name: value for name, value in os.environ.items() if name not in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *options],
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     output = run(str(tmp_path / "file"))
     assert "no compilation cache (" in output
-    assert "--compilation_cache names another folder, or off" in output
+    assert "set --compilation_cache to another folder, or to off" in output
 
 
 def test_a_full_disk_and_damaged_entries_stop_nothing(tmp_path):
@@ -79,10 +79,10 @@ def test_a_full_disk_and_damaged_entries_stop_nothing(tmp_path):
     assert max(path.stat().st_size for path in damaged) <= 100
     output = run(str(tmp_path))
     assert "from the cache" not in output
-    assert "Error reading persistent compilation cache entry" in output  # said, and gone on without
+    assert "Error reading persistent compilation cache entry" in output  # a warning; the run continues without
 
 
-def test_an_unwritable_folder_is_said_in_a_line(tmp_path, monkeypatch, capsys):
+def test_an_unwritable_folder_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert compilation.use_cache(str(tmp_path)) is None
     assert "is not writable" in capsys.readouterr().out
@@ -95,13 +95,13 @@ def test_an_unwritable_folder_is_said_in_a_line(tmp_path, monkeypatch, capsys):
 
 def test_other_cpus_have_other_folders(monkeypatch):
     names = []
-    for told in ("flags : fma avx2\n", "flags : avx2 fma\n", "flags : avx2 fma avx512f\n"):
-        monkeypatch.setattr(Path, "read_text", lambda self, told=told: "processor : 0\n" + told)
+    for flags in ("flags : fma avx2\n", "flags : avx2 fma\n", "flags : avx2 fma avx512f\n"):
+        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: "processor : 0\n" + flags)
         names.append(compilation.machine())
     assert names[0] == names[1] != names[2]
 
 
-def test_what_was_not_used_for_longest_makes_room(tmp_path):
+def test_the_least_recently_used_files_are_removed(tmp_path):
     for age, name in enumerate("abc"):
         (tmp_path / name).write_bytes(bytes(10))
         os.utime(tmp_path / name, (1_000 - age, 1_000 - age))
@@ -111,7 +111,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_program_compiled_ahead_donates_and_takes_no_other_shape(capsys):
+def test_a_program_compiled_ahead_donates_and_rejects_other_shapes(capsys):
     run = compilation.compile_now(
         "it", jax.jit(lambda x: x + 1, donate_argnums=0), jax.ShapeDtypeStruct((3,), "float32")
     )

@@ -1,4 +1,4 @@
-"""Minibatch optimal transport: the cheapest of all pairings, within classes, the same for a resumed run."""
+"""Minibatch optimal transport: the cheapest pairing within classes, the same for a resumed run."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The data of the experiments: splits, formats, and the law that a resumed run sees the same batches."""
+"""The data of the experiments: splits, formats, and that a resumed run sees the same batches."""
 
 import gzip
 import io
@@ -93,7 +93,7 @@ def test_num_classes_bounds_or_drops_labels():
         ({"name": "toy2d", "variant": "rings", "num_examples": 1}, "train", "at least 2; got 1"),
     ],
 )
-def test_bad_configs_say_what_to_do(fields, split, message):
+def test_errors_of_bad_configs_name_the_remedy(fields, split, message):
     with pytest.raises(ValueError, match=message):
         data.load(config(**fields), split)
 
@@ -125,7 +125,7 @@ def test_idx_round_trip(tmp_path, zipped):
         loaded = data.load(config(name="idx", path=str(tmp_path)), split)
         np.testing.assert_array_equal(loaded.images[..., 0], written[part][0])
         np.testing.assert_array_equal(loaded.labels, written[part][1])
-        assert loaded.num_classes == 3  # of both files, though t10k shows two of them
+        assert loaded.num_classes == 3  # from both files, although t10k has only two of them
         assert loaded.shape == (5, 4, 1)
         np.testing.assert_allclose(data.float_images(loaded), loaded.images / 127.5 - 1, rtol=0, atol=2**-24)
 
@@ -139,7 +139,7 @@ def test_idx_damage_names_the_file(tmp_path):
         return str(caught.value)
 
     good = idx_bytes(np.zeros((6, 5, 4), np.uint8))
-    assert "truncated: the header promises sizes [6, 5, 4], 136 bytes in all; got 135" in complaint(good[:-1])
+    assert "truncated: its header has the sizes [6, 5, 4], 136 bytes in all; got 135" in complaint(good[:-1])
     assert "too long" in complaint(good + b"x")
     assert "truncated inside its header" in complaint(good[:9])
     assert "empty file" in complaint(b"")
@@ -152,7 +152,7 @@ def test_idx_damage_names_the_file(tmp_path):
     with pytest.raises(ValueError, match="5 labels for 6 images"):
         data.load(config(name="idx", path=str(tmp_path)), "train")
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(ValueError, match=r"neither t10k-labels-idx1-ubyte nor .*gz is there.*data.path"):
+    with pytest.raises(ValueError, match=r"contains neither t10k-labels-idx1-ubyte nor .*gz; .*data.path"):
         data.load(config(name="idx", path=str(tmp_path)), "train")
 
 
@@ -186,14 +186,14 @@ def test_npy_holds_images_alone(tmp_path):
     assert loaded.shape == (2,)
 
 
-def test_floats_beyond_the_range_are_taken_only_on_request(tmp_path):
+def test_floats_outside_the_range_need_normalize_false(tmp_path):
     latents = np.full((10, 2, 2, 4), 3.0, np.float32)
     with pytest.raises(ValueError, match=r"within \[-1, 1\]; got \[3, 3\].*normalize=False"):
         load_arrays(tmp_path, images=latents)
     assert (load_arrays(tmp_path, images=latents, normalize=False).images == 3.0).all()
 
 
-def test_a_shape_of_two_numbers_means_sequences(tmp_path):
+def test_a_shape_of_two_numbers_loads_sequences(tmp_path):
     sequences = np.linspace(-1, 1, 10 * 6 * 2).reshape(10, 6, 2)
     loaded = load_arrays(tmp_path, images=sequences, shape=(6, 2), heldout_fraction=0.0)
     assert loaded.shape == (6, 2)
@@ -295,7 +295,7 @@ def test_rotated_photographs_are_turned_upright(tmp_path, suffix):
     assert part.shape == (8, 4, 3)
 
 
-def test_unequal_sizes_name_two_files_and_the_way_out(tmp_path):
+def test_unequal_sizes_name_two_files_and_the_remedy(tmp_path):
     write_image(tmp_path / "a.png", size=(6, 4))
     write_image(tmp_path / "b.png", size=(5, 4))
     with pytest.raises(ValueError, match=r"a.png is 6x4 and .*b.png is 5x4; set data.image_size"):
@@ -304,7 +304,7 @@ def test_unequal_sizes_name_two_files_and_the_way_out(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_damaged_images_are_named_wherever_the_damage_lies(tmp_path, suffix):
+def test_damaged_images_are_named_wherever_the_damage_is(tmp_path, suffix):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -315,7 +315,7 @@ def test_damaged_images_are_named_wherever_the_damage_lies(tmp_path, suffix):
         (tmp_path / f"broken.{suffix}").write_bytes(good[:length])
         with pytest.raises(ValueError, match=rf"broken.{suffix}: not a readable image"):
             data.load(fields, "train")
-    for _ in range(30):  # whatever a flipped byte does, it is an image or a ValueError
+    for _ in range(30):  # a flipped byte leaves an image or raises ValueError
         damaged = bytearray(good)
         damaged[rng.integers(len(good))] ^= 0xFF
         (tmp_path / f"broken.{suffix}").write_bytes(damaged)
@@ -365,7 +365,7 @@ def test_clouds_share_mean_scale_and_frame(name):
     assert (sample_cloud(name, n, seed=2)[0] != points).any()
 
 
-def test_labels_of_clouds_mean_what_they_say():
+def test_labels_of_clouds_match_the_positions():
     points, labels = sample_cloud("eight_gaussians", 4000, seed=0)
     angle = np.arctan2(points[:, 1], points[:, 0])
     np.testing.assert_array_equal(np.round(angle / (np.pi / 4)).astype(int) % 8, labels)
@@ -382,7 +382,7 @@ def test_labels_of_clouds_mean_what_they_say():
 
 
 def numbered(n, *, labels=True):
-    """A data set whose images carry their own index."""
+    """Returns a data set whose images encode their own index."""
     images = np.tile(np.arange(n, dtype=np.float32)[:, None, None, None] / n, (1, 1, 2, 1))
     images[:, 0, 1] = -1.0  # left differs from right
     return data.Dataset(images, np.arange(n, dtype=np.int32) if labels else None, (1, 2, 1), n * labels)
@@ -395,7 +395,7 @@ def take(iterator, count):
 @pytest.mark.parametrize("num_threads", [0, 1, 4])
 @pytest.mark.parametrize("start", [0, 1, 3, 17, 1000])
 def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(num_threads, start):
-    dataset = numbered(11)  # 11 examples, batches of 4: an epoch ends in nearly every third batch
+    dataset = numbered(11)  # 11 examples in batches of 4: about every third batch contains the end of an epoch
     options = {"flip": True, "num_threads": num_threads}
     if start < 100:
         whole = take(data.batches(dataset, 4, 5, **options), start + 6)[start:]
@@ -410,7 +410,7 @@ def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(num_threads, sta
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 25])
-def test_every_epoch_shows_every_example_once_in_another_order(batch_size):
+def test_every_epoch_has_every_example_once_in_another_order(batch_size):
     n, epochs = 11, 6
     stream = data.batches(numbered(n), batch_size, seed=2)
     labels = np.concatenate([b["label"] for b in take(stream, -(-n * epochs // batch_size))])[: n * epochs]
@@ -439,11 +439,11 @@ def test_every_order_of_three_is_equally_likely():
     counts = dict.fromkeys(itertools.permutations(range(3)), 0)
     for epoch in range(3000):
         counts[tuple(data.batch_at(numbered(3), 3, 0, epoch)["label"].tolist())] += 1
-    # Binomial(3000, 1/6): mean 500, standard deviation 20.4; five of them.
+    # Binomial(3000, 1/6): mean 500, standard deviation 20.4; the tolerance is five of them.
     assert all(abs(count - 500) < 102 for count in counts.values())
 
 
-def test_flips_mirror_half_of_the_images_anew_each_epoch():
+def test_flips_mirror_half_of_the_images_and_differ_between_epochs():
     n = 1000
     dataset = numbered(n)
     flipped = []
@@ -458,7 +458,7 @@ def test_flips_mirror_half_of_the_images_anew_each_epoch():
         assert abs(share - 0.5) < 5 * 0.5 / n**0.5
 
 
-def test_unlabelled_batches_hold_images_alone_and_batches_may_be_written_to():
+def test_unlabelled_batches_hold_only_images_and_batches_may_be_modified():
     dataset = numbered(5, labels=False)
     before = dataset.images.copy()
     batch = next(data.batches(dataset, 5, 0))

@@ -1,4 +1,4 @@
-"""Latents on disk: encoded once, trained on as if they were encoded in every step; and what is refused."""
+"""Latents on disk: training on them equals encoding in every step; files that do not fit are refused."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from experiments.encode import encode
 from experiments.sample import sample
 from experiments.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signal_handlers")]
+pytestmark = pytest.mark.usefixtures("signal_handlers")
 
 
 def tiny(name, **sections):
@@ -30,7 +30,7 @@ def tiny(name, **sections):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """The work directory of an autoencoder, and its latents."""
+    """Returns the work directory of an autoencoder and the file of its latents."""
     workdir = tmp_path_factory.mktemp("stage") / "autoencoder"
     train(tiny("autoencoder"), workdir)
     return workdir, encode(tiny("autoencoder"), workdir, batch_size=1000)
@@ -44,7 +44,7 @@ def losses_of(workdir):
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_file_holds_what_the_autoencoder_makes_of_both_splits(stage):
+def test_the_file_holds_the_latents_of_both_splits(stage):
     workdir, path = stage
     config = tiny("autoencoder")
     net = dfn.build_autoencoder(config)
@@ -62,7 +62,7 @@ def test_the_file_holds_what_the_autoencoder_makes_of_both_splits(stage):
 
 
 def test_training_on_the_file_is_training_on_the_images(stage, tmp_path):
-    """The same draws and the same batches: the same losses, to the rounding of another program."""
+    """The draws and the batches are the same, so the losses agree up to the rounding of different programs."""
     train(second(stage), tmp_path / "cached")
     train(second(stage, cache=""), tmp_path / "images")
     np.testing.assert_allclose(losses_of(tmp_path / "cached"), losses_of(tmp_path / "images"), rtol=1e-5)
@@ -71,7 +71,7 @@ def test_training_on_the_file_is_training_on_the_images(stage, tmp_path):
     assert np.load(tmp_path / "cached" / "sampled" / "samples.npz")["samples"].shape == (10, 8, 8, 1)
 
 
-def test_latents_of_another_autoencoder_are_refused_at_the_start_and_when_a_run_goes_on(stage, tmp_path):
+def test_latents_of_another_autoencoder_are_refused_at_the_start_and_on_resuming(stage, tmp_path):
     other = tmp_path / "other.npz"
     held = dict(np.load(stage[1]))
     np.savez(other, **{**held, "checksum": held["checksum"] + 1})
@@ -90,7 +90,7 @@ def test_latents_of_another_autoencoder_are_refused_at_the_start_and_when_a_run_
         ({}, {"seed": 1}, "holds 1438 latents of other data, or of another split"),
         ({}, {"data": {"flip": True}}, "set config.data.flip to False, or config.latent.cache to ''"),
         ({"mean": None}, {}, "was not written by experiments.encode"),
-        (None, {}, "is no file: run experiments.encode, or set it to ''"),
+        (None, {}, "does not exist: run experiments.encode, or set it to ''"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(stage, tmp_path, monkeypatch, change, sections, message):
@@ -104,7 +104,7 @@ def test_a_file_that_does_not_fit_is_refused(stage, tmp_path, monkeypatch, chang
         latent_cache.in_place_of(config, data.load(runs.data_seed(config), "train"), None)
 
 
-def test_where_nothing_is_held_out_all_is_encoded(tmp_path, capsys):
+def test_without_held_out_data_all_examples_are_encoded(tmp_path, capsys):
     config = tiny("autoencoder", data={"heldout_fraction": 0.0}, training={"num_steps": 1})
     train(config, tmp_path)
     held = np.load(encode(config, tmp_path, batch_size=1797))
@@ -114,5 +114,5 @@ def test_where_nothing_is_held_out_all_is_encoded(tmp_path, capsys):
 
 
 def test_only_autoencoders_encode(tmp_path):
-    with pytest.raises(ValueError, match=r"config.task is 'diffusion': only runs of the task 'autoencoder' encode"):
+    with pytest.raises(ValueError, match=r"task is 'diffusion': only runs of the task 'autoencoder' can encode data"):
         encode(tiny("latent"), tmp_path)

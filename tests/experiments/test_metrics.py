@@ -1,4 +1,4 @@
-"""Evaluation figures against closed forms, identities and counts made by hand."""
+"""Evaluation figures against closed forms, identities and counts by hand."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import data, metrics
+from experiments import data, feature_metrics, features, metrics
 
 
 def with_moments(rng, n, mean, covariance):
@@ -32,7 +32,7 @@ def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
     std_a, std_b = rng.uniform(0.1, 3, (2, 5))
     a, b = (with_moments(rng, 40, m, np.diag(s**2)) for m, s in ((mean_a, std_a), (mean_b, std_b)))
     expected = np.sum((mean_a - mean_b) ** 2) + np.sum((std_a - std_b) ** 2)
-    np.testing.assert_allclose(metrics.frechet_distance(a, b), expected, rtol=1e-10)
+    np.testing.assert_allclose(feature_metrics.frechet_distance(a, b), expected, rtol=1e-10)
 
 
 def test_frechet_distance_in_two_dimensions_is_the_closed_form():
@@ -43,21 +43,21 @@ def test_frechet_distance_in_two_dimensions_is_the_closed_form():
     root = np.sqrt(np.trace(first @ second) + 2 * np.sqrt(np.linalg.det(first) * np.linalg.det(second)))
     expected = np.trace(first) + np.trace(second) - 2 * root + 25.0
     a, b = with_moments(rng, 30, [0, 0], first), with_moments(rng, 50, [3, 4], second)
-    np.testing.assert_allclose(metrics.frechet_distance(a, b), expected, rtol=1e-10)
+    np.testing.assert_allclose(feature_metrics.frechet_distance(a, b), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("n", [3, 20, 500])
 def test_frechet_distance_laws_hold_without_full_rank_too(n):
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(n, 30)), rng.normal(size=(n, 30)) * 0.3 + 0.2
-    distance = metrics.frechet_distance(a, b)
+    distance = feature_metrics.frechet_distance(a, b)
     scale = np.sum(a**2) / n
-    assert metrics.frechet_distance(a, a) < 1e-12 * scale
-    np.testing.assert_allclose(metrics.frechet_distance(b, a), distance, rtol=1e-9)
+    assert feature_metrics.frechet_distance(a, a) < 1e-12 * scale
+    np.testing.assert_allclose(feature_metrics.frechet_distance(b, a), distance, rtol=1e-9)
     rotation = np.linalg.qr(rng.normal(size=(30, 30)))[0]
-    np.testing.assert_allclose(metrics.frechet_distance(a @ rotation, b @ rotation), distance, rtol=1e-9)
-    np.testing.assert_allclose(metrics.frechet_distance(3 * a + 1, 3 * b + 1), 9 * distance, rtol=1e-9)
-    np.testing.assert_allclose(metrics.frechet_distance(a, a + 0.5), 0.25 * 30, rtol=1e-9)
+    np.testing.assert_allclose(feature_metrics.frechet_distance(a @ rotation, b @ rotation), distance, rtol=1e-9)
+    np.testing.assert_allclose(feature_metrics.frechet_distance(3 * a + 1, 3 * b + 1), 9 * distance, rtol=1e-9)
+    np.testing.assert_allclose(feature_metrics.frechet_distance(a, a + 0.5), 0.25 * 30, rtol=1e-9)
 
 
 def test_frechet_distance_agrees_with_a_matrix_square_root():
@@ -68,12 +68,12 @@ def test_frechet_distance_agrees_with_a_matrix_square_root():
     covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = sqrtm(covariances[0] @ covariances[1]).real
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(covariances[0] + covariances[1] - 2 * root)
-    np.testing.assert_allclose(metrics.frechet_distance(a, b), expected, rtol=1e-8)
+    np.testing.assert_allclose(feature_metrics.frechet_distance(a, b), expected, rtol=1e-8)
 
 
 def test_frechet_distance_of_one_feature():
     a, b = np.array([[0.0], [2.0]]), np.array([[5.0], [5.0]])
-    np.testing.assert_allclose(metrics.frechet_distance(a, b), 16 + 2)
+    np.testing.assert_allclose(feature_metrics.frechet_distance(a, b), 16 + 2)
 
 
 @pytest.mark.parametrize(
@@ -87,42 +87,42 @@ def test_frechet_distance_of_one_feature():
 )
 def test_frechet_distance_refuses_what_has_no_covariance(a, b, message):
     with pytest.raises(ValueError, match=message):
-        metrics.frechet_distance(a, b)
+        feature_metrics.frechet_distance(a, b)
 
 
 # --- precision and recall -----------------------------------------------------------------------------------
 
 
-def test_precision_and_recall_tell_lost_modes_from_bad_samples():
+def test_precision_and_recall_distinguish_lost_modes_from_bad_samples():
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 100, 2)) * 0.1 + np.array([[[0.0, 0.0]], [[10.0, 0.0]]])
     real = np.concatenate([one, other])
-    precision, recall = metrics.precision_recall(real, one)
+    precision, recall = feature_metrics.precision_recall(real, one)
     assert precision == 1.0  # copies of real examples
     assert recall == 0.5  # of one mode of two
-    assert metrics.precision_recall(one, real) == (recall, precision)  # the definition is symmetric
+    assert feature_metrics.precision_recall(one, real) == (recall, precision)  # the definition is symmetric
 
 
 def test_precision_and_recall_counted_by_hand_on_a_line():
     real = np.array([[0.0], [1.0], [3.0], [7.0]])  # k = 1: radii 1, 1, 2, 4
     fake = np.array([[-1.0], [-1.5], [11.0], [11.5]])  # radii 0.5, 0.5, 0.5, 0.5
-    assert metrics.precision_recall(real, fake, k=1) == (0.5, 0.0)  # -1 and 11 lie on the rim of a ball
-    # k = 2: radii 3, 2, 3, 6 about the real ones, so all but none of -1, -1.5, 11, 11.5 are inside;
-    # about the fakes 12, 12.5, 12, 12.5 (each reaches across), and so all real ones are inside.
-    assert metrics.precision_recall(real, fake, k=2) == (1.0, 1.0)
+    assert feature_metrics.precision_recall(real, fake, k=1) == (0.5, 0.0)  # -1 and 11 lie on the boundary of a ball
+    # k = 2: the radii of the real ones are 3, 2, 3, 6, so -1, -1.5, 11 and 11.5 are all inside;
+    # those of the fakes are 12, 12.5, 12, 12.5 (each reaches across the gap), so all real ones are inside.
+    assert feature_metrics.precision_recall(real, fake, k=2) == (1.0, 1.0)
 
 
 def test_precision_refuses_too_few_examples():
     with pytest.raises(ValueError, match=r"n >= 4; got \[3, 2\]"):
-        metrics.precision_recall(np.zeros((9, 2)), np.zeros((3, 2)))
+        feature_metrics.precision_recall(np.zeros((9, 2)), np.zeros((3, 2)))
     with pytest.raises(ValueError, match="k must be at least 1; got 0"):
-        metrics.precision_recall(np.zeros((9, 2)), np.zeros((9, 2)), k=0)
+        feature_metrics.precision_recall(np.zeros((9, 2)), np.zeros((9, 2)), k=0)
 
 
 # --- memorisation -------------------------------------------------------------------------------------------
 
 
-def test_nearest_distance_is_that_of_brute_force_in_blocks(monkeypatch):
+def test_nearest_distance_in_blocks_equals_brute_force(monkeypatch):
     rng = np.random.default_rng(0)
     train, images = rng.uniform(-1, 1, (53, 3, 2, 1)), rng.uniform(-1, 1, (29, 3, 2, 1))
     images[4] = train[50]
@@ -141,22 +141,24 @@ def test_nearest_distance_is_that_of_brute_force_in_blocks(monkeypatch):
 
 def test_memorised_fraction_is_one_for_copies_and_the_quantile_for_fresh_data():
     heldout = np.arange(1.0, 1001.0)
-    assert metrics.memorised_fraction(np.zeros(7), heldout) == 1.0
-    assert metrics.memorised_fraction(heldout, heldout, 0.1) == 0.1
-    assert metrics.memorised_fraction(heldout + 1000, heldout) == 0.0
-    assert metrics.memorised_fraction([0.0, 0.0, 50.0], np.zeros(20)) == pytest.approx(2 / 3)  # twins in the data
+    assert feature_metrics.memorised_fraction(np.zeros(7), heldout) == 1.0
+    assert feature_metrics.memorised_fraction(heldout, heldout, 0.1) == 0.1
+    assert feature_metrics.memorised_fraction(heldout + 1000, heldout) == 0.0
+    assert feature_metrics.memorised_fraction([0.0, 0.0, 50.0], np.zeros(20)) == pytest.approx(
+        2 / 3
+    )  # duplicates in the data
     for bad in ({"quantile": 1.5}, {"fake_distances": []}):
         with pytest.raises(ValueError, match=r"quantile must lie in \[0, 1\]"):
-            metrics.memorised_fraction(**{"fake_distances": [1.0], "heldout_distances": heldout, **bad})
+            feature_metrics.memorised_fraction(**{"fake_distances": [1.0], "heldout_distances": heldout, **bad})
 
 
 # --- spread -------------------------------------------------------------------------------------------------
 
 
-def test_pixel_std_ratio_of_scaled_data_is_the_scale_wherever_it_lies():
+def test_pixel_std_ratio_of_scaled_data_is_the_scale():
     rng = np.random.default_rng(0)
     real = rng.normal(size=(30, 4, 4, 1)) * rng.uniform(0.5, 1, (4, 4, 1))
-    real[:, 0] = -1.0  # a border that never changes
+    real[:, 0] = -1.0  # a constant border
     np.testing.assert_allclose(metrics.pixel_std_ratio(0.7 * real + 0.1, real), [0.7] * 3)
     doubled = real.copy()
     doubled[:, 2, 1] *= 2
@@ -172,40 +174,40 @@ def test_pixel_std_ratio_of_scaled_data_is_the_scale_wherever_it_lies():
 # --- classifier ---------------------------------------------------------------------------------------------
 
 
-def test_the_classifier_knows_held_out_digits(digits):
+def test_the_classifier_predicts_held_out_digits(digits):
     train, heldout = digits
-    classifier = metrics.fit_classifier(train.images, train.labels, seed=0)
-    # 98.5% expected; the standard error over 359 images is 0.64%, and three of them are taken off.
-    assert metrics.class_accuracy(classifier, heldout.images, heldout.labels) > 0.966
-    assert metrics.class_accuracy(classifier, heldout.images, (heldout.labels + 1) % 10) < 0.02
-    features = classifier.features(heldout.images)
-    assert features.shape == (359, 10)
-    assert np.mean(features.argmax(axis=1) == classifier.predict(heldout.images)) > 0.95
+    classifier = features.fit_classifier(train.images, train.labels, seed=0)
+    # 98.5% is expected, with a standard error of 0.64% over 359 images; the bound is three of them below.
+    assert features.class_accuracy(classifier, heldout.images, heldout.labels) > 0.966
+    assert features.class_accuracy(classifier, heldout.images, (heldout.labels + 1) % 10) < 0.02
+    decisions = classifier.features(heldout.images)
+    assert decisions.shape == (359, 10)
+    assert np.mean(decisions.argmax(axis=1) == classifier.predict(heldout.images)) > 0.95
 
 
-def test_the_classifier_goes_through_components_for_larger_images(digits):
+def test_the_classifier_uses_principal_components_for_larger_images(digits):
     train, heldout = digits
     larger = [d.images.repeat(3, axis=1).repeat(3, axis=2) for d in digits]  # the same digits, 24 x 24
-    classifier = metrics.fit_classifier(larger[0], train.labels, seed=0, max_examples=1000)
-    assert metrics.class_accuracy(classifier, larger[1], heldout.labels) > 0.96
+    classifier = features.fit_classifier(larger[0], train.labels, seed=0, max_examples=1000)
+    assert features.class_accuracy(classifier, larger[1], heldout.labels) > 0.96
 
 
 def test_the_classifier_of_two_classes_has_two_features():
     points, labels = np.array([[-1.0], [-0.9], [0.9], [1.0]]), np.array([0, 0, 1, 1])
-    classifier = metrics.fit_classifier(points, labels)
+    classifier = features.fit_classifier(points, labels)
     assert classifier.predict(points).tolist() == labels.tolist()
     assert classifier.features(points).argmax(axis=1).tolist() == labels.tolist()
     with pytest.raises(ValueError, match="at least two classes"):
-        metrics.fit_classifier(points, np.zeros(4, int))
+        features.fit_classifier(points, np.zeros(4, int))
     with pytest.raises(ValueError, match="one label for each image"):
-        metrics.fit_classifier(points, labels[:3])
+        features.fit_classifier(points, labels[:3])
     with pytest.raises(ValueError, match="one label for each image"):
-        metrics.class_accuracy(classifier, points, labels[:3])
+        features.class_accuracy(classifier, points, labels[:3])
 
 
 def test_full_components_are_a_rotation_of_the_pixels(digits):
     images = digits[0].images[:200]
-    space = metrics.pca_features(images, 64)
+    space = features.pca_features(images, 64)
     assert space.name == "pixels-PCA-64"
     a, b = space.features(images[:50]), images[:50].reshape(50, 64).astype(np.float64)
     np.testing.assert_allclose(
@@ -235,7 +237,7 @@ def test_real_data_given_as_samples_score_as_real_data(verdicts):
             assert figure["samples"] == figure["heldout"]
 
 
-def test_each_failing_has_its_figure(verdicts):
+def test_each_kind_of_failure_shows_in_its_figure(verdicts):
     copies, noise, one = verdicts["copies"], verdicts["noise"], verdicts["one class"]
     assert copies["memorised_fraction"]["samples"] == 1.0
     assert copies["memorised_fraction"]["heldout"] < 0.02

@@ -1,4 +1,4 @@
-"""Pictures: the right pixels in the right place, and files that are whole or absent."""
+"""Pictures and curves: the right pixels in the right place, and files that are complete or absent."""
 
 import json
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import pictures, runs
+from experiments import curves, files, pictures, runs
 
 
 def ramp(n, height=2, width=3, channels=1):
-    """Images of one value each: -1, ..., 1."""
+    """Returns n constant images with values from -1 to 1."""
     return np.broadcast_to(np.linspace(-1, 1, n)[:, None, None, None], (n, height, width, channels))
 
 
@@ -26,7 +26,7 @@ def test_grid_puts_image_i_at_row_i_over_columns(tmp_path, channels):
         assert (pixels[top : top + 10, left : left + 15] == value).all()
         assert (pixels[top - 2 : top, left : left + 15] == 96).all()
         assert (pixels[top : top + 10, left - 2 : left] == 96).all()
-    assert (pixels[12:, 2 + 2 * 17 :] == 96).all()  # no image, no pixels
+    assert (pixels[12:, 2 + 2 * 17 :] == 96).all()  # background where there is no image
 
 
 def test_small_images_are_magnified_without_blurring():
@@ -40,7 +40,7 @@ def test_small_images_are_magnified_without_blurring():
     assert pictures.image_grid(np.zeros((4, 512, 512, 3))).shape == (2 * 514 + 2, 2 * 514 + 2, 3)
 
 
-def test_every_byte_survives_the_way_to_floats_and_back():
+def test_bytes_to_floats_and_back_is_the_identity():
     assert pictures.to_uint8(np.arange(256) / 127.5 - 1).tolist() == list(range(256))
     assert pictures.to_uint8([-np.inf, -3, 3, np.inf]).tolist() == [0, 0, 255, 255]
 
@@ -74,14 +74,14 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
-        pictures.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
-    pictures.write_atomically(path, lambda file: file.write(b"new"))
+    files.write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
 
 
-def test_points_are_drawn_where_they_are(tmp_path):
+def test_points_are_drawn_at_their_coordinates(tmp_path):
     points = np.array([[0.5, 0.5]] * 10)
     reference = np.array([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])
     pictures.save_points(tmp_path / "a.png", points, reference, title="points")
@@ -106,46 +106,46 @@ def write_lines(path, records, tail=""):
     return path
 
 
-def test_curves_are_read_by_step_and_a_line_cut_off_is_passed_over(tmp_path):
+def test_curves_are_read_by_step_and_an_incomplete_line_is_skipped(tmp_path):
     records = [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)] + [{"step": 3, "eval_loss": 7.0}]
-    records += [{"step": 2, "loss": 5.0}]  # the run was resumed from step 1
+    records += [{"step": 2, "loss": 5.0}]  # of a run resumed from step 1
     path = write_lines(tmp_path / "m.jsonl", records, tail='{"step": 4, "lo')
-    curves = pictures.read_curves(path, ["loss", "eval_loss", "absent"])
-    assert [c.tolist() for c in curves["loss"]] == [[1, 2, 3], [1.0, 5.0, 1 / 3]]
-    assert [c.tolist() for c in curves["eval_loss"]] == [[3], [7.0]]
-    assert not len(curves["absent"][0])
+    found = curves.read_curves(path, ["loss", "eval_loss", "absent"])
+    assert [c.tolist() for c in found["loss"]] == [[1, 2, 3], [1.0, 5.0, 1 / 3]]
+    assert [c.tolist() for c in found["eval_loss"]] == [[3], [7.0]]
+    assert not len(found["absent"][0])
     with pytest.raises(ValueError, match="line 2: not JSON"):
-        pictures.read_curves(write_lines(path, [{"step": 1}], tail='{"st\n{"step": 2}\n'), ["loss"])
+        curves.read_curves(write_lines(path, [{"step": 1}], tail='{"st\n{"step": 2}\n'), ["loss"])
 
 
 def test_curve_pictures_are_written_from_files_and_mappings(tmp_path):
     path = write_lines(tmp_path / "m.jsonl", [{"step": s, "loss": 0.1 * s} for s in range(1, 20)])
-    pictures.save_curves(tmp_path / "a.png", path)
+    curves.save_curves(tmp_path / "a.png", path)
     mapping = {"loss": [1.0, np.nan, -0.5], "eval": (np.array([0, 2]), np.array([1.0, 2.0]))}
-    pictures.save_curves(tmp_path / "b.png", mapping, ["loss", "eval", "absent"], smoothing=0.0)
+    curves.save_curves(tmp_path / "b.png", mapping, ["loss", "eval", "absent"], smoothing=0.0)
     for name in ("a.png", "b.png"):
         assert Image.open(tmp_path / name).size == (960, 600)
     with pytest.raises(ValueError, match="no values of absent"):
-        pictures.save_curves(tmp_path / "c.png", path, ["absent"])
+        curves.save_curves(tmp_path / "c.png", path, ["absent"])
     with pytest.raises(ValueError, match="one step for each value"):
-        pictures.save_curves(tmp_path / "c.png", {"loss": ([1, 2], [1.0])})
+        curves.save_curves(tmp_path / "c.png", {"loss": ([1, 2], [1.0])})
     with pytest.raises(ValueError, match=r"smoothing must lie in \[0, 1\); got 1.0"):
-        pictures.save_curves(tmp_path / "c.png", path, smoothing=1.0)
+        curves.save_curves(tmp_path / "c.png", path, smoothing=1.0)
 
 
 def test_running_mean_is_the_weighted_mean_of_the_finite_values_so_far():
     values = np.array([np.nan, 2.0, 5.0, np.inf, -1.0])
-    means = pictures.running_mean(values, 0.9)
+    means = curves.running_mean(values, 0.9)
     assert np.isnan(means[0])
     for i in range(1, 5):
         finite = np.isfinite(values[: i + 1])
         weights = 0.9 ** (i - np.arange(i + 1))
         np.testing.assert_allclose(means[i], np.average(values[: i + 1][finite], weights=weights[finite]))
-    np.testing.assert_allclose(pictures.running_mean([3.0] * 50, 0.98), 3.0)
-    np.testing.assert_array_equal(pictures.running_mean([1.0, 2.0], 0.0), [1.0, 2.0])
+    np.testing.assert_allclose(curves.running_mean([3.0] * 50, 0.98), 3.0)
+    np.testing.assert_array_equal(curves.running_mean([1.0, 2.0], 0.0), [1.0, 2.0])
 
 
-def test_sequences_are_lines_of_their_own_on_common_axes(tmp_path):
+def test_sequences_are_separate_plots_on_common_axes(tmp_path):
     path = tmp_path / "lines.png"
     t = np.linspace(0, 1, 16)
     pictures.save_sequences(path, np.stack([np.stack([t, -t], -1), np.stack([0 * t, 0 * t], -1)] * 3), columns=4)
@@ -154,7 +154,7 @@ def test_sequences_are_lines_of_their_own_on_common_axes(tmp_path):
     coloured = np.ptp(pixels, axis=-1) > 60
     boxes = [coloured[r : r + 80, c : c + 100] for r in (0, 80) for c in (0, 100, 200, 300)]
     heights = [np.ptp(np.nonzero(box)[0]) if box.any() else None for box in boxes]
-    assert min(heights[0], heights[2], heights[4]) > 50  # they use the height that all share
+    assert min(heights[0], heights[2], heights[4]) > 50  # they use the full height of the common axes
     assert max(heights[1], heights[3], heights[5]) < 5
     assert heights[6:] == [None, None]  # no sequence, no line
 
@@ -166,7 +166,7 @@ def test_sequences_that_cannot_be_drawn_are_refused(tmp_path, sequences):
     assert not list(tmp_path.iterdir())
 
 
-def test_every_kind_of_data_has_the_picture_that_fits(tmp_path):
+def test_every_kind_of_data_has_a_picture(tmp_path):
     path = tmp_path / "picture.png"
     latents = np.zeros((1, 8, 8, 4))
     latents[..., 2] = 1.0

@@ -1,4 +1,4 @@
-"""Pairs of noise and sample: drawn by a flow, read in place of the data, what does not go with them."""
+"""Pairs of noise and sample: drawn by a flow, read in place of the data; settings that exclude them."""
 
 import importlib
 
@@ -26,14 +26,14 @@ def tiny(variant, **sections):
     return customise(config, **sections)
 
 
-@pytest.mark.slow
-def test_pairs_are_noise_and_where_the_flow_takes_it_and_are_trained_on(tmp_path):
+@pytest.mark.long  # two trainings
+def test_pairs_are_noise_and_its_sample_by_the_flow_and_can_be_trained_on(tmp_path):
     config = tiny("uniform", sampler={"num_inference_steps": 3, "cfg_scale": 1.0})
     train(config, tmp_path / "flow")
     path = reflow(config, tmp_path / "flow", num_pairs=25, batch_size=10)
     pairs = np.load(path)
     np.testing.assert_array_equal(pairs["labels"], np.arange(25) % 10)
-    assert abs(pairs["noise"].mean()) < 0.1  # of 1600 numbers, four standard errors
+    assert abs(pairs["noise"].mean()) < 0.1  # four standard errors of the mean of 1600 numbers
     assert abs(pairs["noise"].std() - 1) < 0.07
 
     # The same path by the library's own parts.
@@ -74,7 +74,7 @@ def test_pairs_of_other_data_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             data.paired(write(tmp_path / f"{name}.npz", **arrays), dataset)
-    with pytest.raises(ValueError, match=r"is no file: write one with experiments.reflow"):
+    with pytest.raises(ValueError, match=r"does not exist: write it with experiments.reflow"):
         data.paired(str(tmp_path / "none.npz"), dataset)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:100])
     np.save(tmp_path / "one.npy", blank)
@@ -83,7 +83,7 @@ def test_pairs_of_other_data_are_refused(tmp_path):
             data.paired(str(tmp_path / name), dataset)
 
 
-def test_what_does_not_go_with_pairs_is_refused():
+def test_settings_that_exclude_pairs_are_refused():
     with pytest.raises(ValueError, match="draws noise on the way"):
         check_plan(tiny("uniform", sampler={"name": "euler_ancestral"}))
     with pytest.raises(ValueError, match="does not start at pure noise"):

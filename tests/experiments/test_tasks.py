@@ -12,7 +12,7 @@ from experiments.evaluate import evaluate
 from experiments.sample import sample
 from experiments.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signal_handlers")]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("signal_handlers")]
 
 
 def tiny(name, variant=None, **sections):

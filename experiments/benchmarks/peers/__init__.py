@@ -1,1 +1,1 @@
-"""Contenders that other libraries make. Their processes need those libraries, and neither JAX nor this one."""
+"""Contenders from other libraries. Their processes need those libraries, and neither JAX nor diffusers_fn."""

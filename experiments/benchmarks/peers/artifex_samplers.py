@@ -1,4 +1,4 @@
-"""Sampling by artifex's models, their backbone replaced by one that costs next to nothing; called as documented."""
+"""Sampling by artifex's models, with a trivial backbone in place of theirs; called as documented."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from flax import nnx
 
 from experiments.benchmarks.work import Work
 
+__all__ = ["Tenth", "sample"]
+
 
 class Tenth(nnx.Module):
     """The network 0.1 x."""
@@ -22,7 +24,7 @@ class Tenth(nnx.Module):
 
 
 def sample(shape: Sequence[int], steps: int, deterministic: bool = False) -> Work:
-    """Samples by DDPM, or by DDIM with eta 0, whose model clips its estimates: outputs are not comparable."""
+    """Samples by DDPM, or by DDIM with eta 0. Both clip their x0 estimates, so outputs are not comparable."""
     backbone = configuration.UNetBackboneConfig(
         name="unet", hidden_dims=(8,), activation="gelu", in_channels=shape[-1], out_channels=shape[-1]
     )

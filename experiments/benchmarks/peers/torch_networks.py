@@ -1,4 +1,4 @@
-"""The same networks in torch: diffusers' own, or the authors' layout; evaluated and trained."""
+"""The same networks in torch: from diffusers, or in the authors' layout; evaluated and trained."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import torch
 from experiments.benchmarks import inputs
 from experiments.benchmarks.work import Work
 
+__all__ = ["LEARNING_RATE", "forward", "load", "tensors", "train"]
+
 LEARNING_RATE = 1e-4
 
 
 def load(folder: str, layout: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
-    """Returns (network, forward(x [B, C, H, W], t, labels) -> output) of a folder.
+    """Returns (network, forward), with forward(x [B, C, H, W], t, labels) -> output.
 
     Args:
-      folder: that `pretrained.save` wrote.
+      folder: a folder written by `pretrained.save`.
       layout: eager, channels_last or compiled.
     """
     kind = json.loads((Path(folder) / "config.json").read_text())["_class_name"]
@@ -32,7 +34,7 @@ def load(folder: str, layout: str) -> tuple[torch.nn.Module, Callable[..., torch
         import diffusers
 
         network = getattr(diffusers, kind).from_pretrained(folder)
-    network.eval()  # no dropout of labels, on either side
+    network.eval()  # no label dropout, as in the JAX contender
     if layout == "channels_last":
         network = network.to(memory_format=torch.channels_last)
     called = torch.compile(network) if layout == "compiled" else network
@@ -55,7 +57,7 @@ def tensors(shape: Sequence[int], num_classes: int, layout: str) -> list[torch.T
 
 
 def forward(folder: str, shape: Sequence[int], num_classes: int = 0, layout: str = "eager") -> Work:
-    """Evaluates the network of a folder; the output has channels last."""
+    """One forward pass of the network saved in a folder; the output has channels last."""
     _, call = load(folder, layout)
     x, t, labels, _ = tensors(shape, num_classes, layout)
 
@@ -67,7 +69,7 @@ def forward(folder: str, shape: Sequence[int], num_classes: int = 0, layout: str
 
 
 def train(folder: str, shape: Sequence[int], num_classes: int = 0, layout: str = "eager") -> Work:
-    """Trains the network of a folder by Adam, fused, on one batch; the output is its first two losses."""
+    """Trains the network saved in a folder by fused Adam on one batch; the output is the first two losses."""
     network, call = load(folder, layout)
     x, t, labels, noise = tensors(shape, num_classes, layout)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)

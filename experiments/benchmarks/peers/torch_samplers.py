@@ -1,4 +1,4 @@
-"""Sampling loops around diffusers' schedulers, with a network that costs next to nothing and with a real one."""
+"""Sampling loops around diffusers' schedulers, with a trivial network and with a real one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from experiments.benchmarks.peers import torch_networks
 from experiments.benchmarks.work import Work
 
+__all__ = ["TABLE", "sample"]
+
 TABLE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
 
@@ -22,14 +24,14 @@ def sample(
     folder: str = "",
     layout: str = "eager",
 ) -> Work:
-    """Samples as diffusers' pipelines do; the output, channels last, is there for what draws no noise.
+    """Samples as diffusers' pipelines do; only deterministic samplers have an output, with channels last.
 
     Args:
-      shape: of the samples, channels last.
-      steps: how many.
-      scheduler: of diffusers.
-      eta: of DDIM.
-      folder: of the network; "" is the network 0.1 x.
+      shape: shape of the samples, channels last.
+      steps: number of sampler steps.
+      scheduler: name of the scheduler class in diffusers.
+      eta: eta of DDIM.
+      folder: folder of the network; "" is the network 0.1 x.
       layout: see `torch_networks.load`.
     """
     start = torch_networks.tensors(shape, 0, layout)[0]

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+__all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "UViT", "load"]
+
 
 def load(folder: str) -> nn.Module:
-    """Returns the network of a folder that `pretrained.save` wrote; it must be unconditional."""
+    """Returns the unconditional network of a folder written by `pretrained.save`."""
     from safetensors.torch import load_file
 
     config = json.loads((Path(folder) / "config.json").read_text())
@@ -40,7 +42,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU between."""
+    """Two dense layers with a GELU in between."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block, on the way out with a skip mixed in."""
+    """A pre-norm transformer block; in the second half of the network it merges a skip connection first."""
 
     def __init__(self, width: int, heads: int, skip: bool) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens."""
+    """Patch embedding: images [B, C, H, W] -> tokens [B, L, D]."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class PatchEmbed(nn.Module):
 
 
 class UViT(nn.Module):
-    """The network without condition: x [B, C, H, W], t [B] -> [B, C, H, W]."""
+    """The unconditional network: x [B, C, H, W], t [B] -> [B, C, H, W]."""
 
     def __init__(self, size: int, patch: int, channels: int, width: int, depth: int, heads: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Measures a row: outputs compared first, then turns in rotated order, or facts one after another."""
+"""Measures a comparison: outputs are compared first, then contenders take turns; or each reports its facts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import numpy as np
 
 from experiments.benchmarks import stats
 from experiments.benchmarks.processes import Missing, Worker, WorkerError, file_name, interpreters
-from experiments.benchmarks.work import Contender, Row
+from experiments.benchmarks.work import Comparison, Contender
+
+__all__ = ["Settings", "count_ticks", "measure"]
 
 
 class Settings(NamedTuple):
-    """How rows are measured.
+    """Settings of a measurement.
 
     Attributes:
-      rounds: turns of each contender.
-      turn_seconds: what quick work is repeated to fill in a turn; slow work is done once.
-      tolerance: relative difference of outputs above which a row is refused.
-      timeout_s: longest wait for an answer.
-      peer_python: interpreters of peers, commas between, each peer's the first that has its package; "" is this one.
+      rounds: number of turns per contender.
+      turn_seconds: work that is faster than this is repeated to fill a turn.
+      tolerance: largest relative difference of outputs that may be compared.
+      timeout_s: longest wait for an answer, in seconds.
+      peer_python: comma-separated interpreters; a peer runs under the first that has its package; "" is ours.
     """
 
     rounds: int
@@ -33,29 +35,40 @@ class Settings(NamedTuple):
     peer_python: str = ""
 
 
-def measure(row: Row, settings: Settings, folder: Path, tick: Callable[[], Any] = lambda: None) -> dict[str, Any]:
-    """Returns what the JSON file says of a row.
+def measure(
+    comparison: Comparison, settings: Settings, folder: Path, tick: Callable[[], Any] = lambda: None
+) -> dict[str, Any]:
+    """Returns the JSON entry of a comparison.
 
-    `folder` is where the processes work, and keeps what `prepare` wrote for other rows; `tick` is called
-    `ticks(row, settings)` times.
+    Its `status` is "ok", "failed" if the first contender did not run, or "invalid" if outputs differ, in which case
+    nothing is timed. The status of a contender is "ok", "not installed" or "failed"; `why` holds the reason.
 
-    status is "ok", "failed" where the first contender did not run, or "invalid" where outputs differ: then nothing is
-    timed. A contender's own status is "ok", "not installed" or "failed", and says why.
+    Args:
+      comparison: the contenders.
+      settings: the settings.
+      folder: working directory of the processes; files written by `prepare` stay there for later comparisons.
+      tick: called `count_ticks(comparison, settings)` times, for a progress bar.
     """
-    found: dict[str, Any] = {"title": row.title, "status": "ok", "contenders": {}, "ratios": {}, "differences": {}}
+    found: dict[str, Any] = {
+        "title": comparison.title,
+        "status": "ok",
+        "contenders": {},
+        "ratios": {},
+        "differences": {},
+    }
     with contextlib.ExitStack() as stack:
-        if row.prepare is not None:
+        if comparison.prepare is not None:
             try:
-                with _start(row.prepare, folder, settings) as worker:
+                with _start(comparison.prepare, folder, settings) as worker:
                     worker.finish()
             except (Missing, WorkerError) as error:
-                return found | {"status": "failed", "why": f"{row.prepare.name}: {error}"}
+                return found | {"status": "failed", "why": f"{comparison.prepare.name}: {error}"}
         workers: dict[str, Worker] = {}
-        for contender in row.contenders:
+        for contender in comparison.contenders:
             try:
-                worker = stack.enter_context(_start(contender, folder, settings, row.timed))
+                worker = stack.enter_context(_start(contender, folder, settings, comparison.timed))
                 entry: dict[str, Any] = {"status": "ok", **worker.started}
-                if row.timed:
+                if comparison.timed:
                     workers[contender.name] = worker
                 else:
                     entry |= worker.finish()
@@ -66,11 +79,11 @@ def measure(row: Row, settings: Settings, folder: Path, tick: Callable[[], Any] 
                 entry = {"status": "failed", "why": str(error)}
             found["contenders"][contender.name] = entry
             tick()
-        first = row.contenders[0].name
+        first = comparison.contenders[0].name
         if found["contenders"][first]["status"] != "ok":
             return found | {"status": "failed", "why": found["contenders"][first].get("why", "")}
-        if row.timed:
-            found |= _compare(found["contenders"], first, row, settings.tolerance)
+        if comparison.timed:
+            found |= _compare(found["contenders"], first, comparison, settings.tolerance)
             if found["status"] == "ok":
                 _time(found, workers, settings, tick)
         for entry in found["contenders"].values():
@@ -78,9 +91,9 @@ def measure(row: Row, settings: Settings, folder: Path, tick: Callable[[], Any] 
     return found
 
 
-def ticks(row: Row, settings: Settings) -> int:
-    """Returns how often `measure` ticks if nothing goes wrong: at each start and each round."""
-    return len(row.contenders) + (settings.rounds if row.timed else 0)
+def count_ticks(comparison: Comparison, settings: Settings) -> int:
+    """Returns the number of calls of `tick` by `measure` without failures: one per contender and one per round."""
+    return len(comparison.contenders) + (settings.rounds if comparison.timed else 0)
 
 
 def _start(contender: Contender, folder: Path, settings: Settings, keep: bool = False) -> Worker:
@@ -94,26 +107,24 @@ def _start(contender: Contender, folder: Path, settings: Settings, keep: bool = 
     raise missing
 
 
-def _compare(entries: dict[str, Any], first: str, row: Row, tolerance: float) -> dict[str, Any]:
-    """Returns the relative difference of each output to the first one's, and the status that they make."""
+def _compare(entries: dict[str, Any], first: str, comparison: Comparison, tolerance: float) -> dict[str, Any]:
+    """Returns the relative difference of each output to that of the first contender, and the status."""
     outputs = {name: np.load(entry["output"]) for name, entry in entries.items() if "output" in entry}
     differences = {
         name: stats.relative_difference(output, outputs[first])
         for name, output in outputs.items()
-        if name != first and first in outputs and (row.same is None or name in row.same)
+        if name != first and first in outputs and (comparison.same is None or name in comparison.same)
     }
     wrong = {name: value for name, value in differences.items() if not value <= tolerance}
-    said = {
-        name: value if math.isfinite(value) else None for name, value in differences.items()
-    }  # JSON has no infinity
+    finite = {name: value if math.isfinite(value) else None for name, value in differences.items()}  # for JSON
     if not wrong:
-        return {"differences": said}
+        return {"differences": finite}
     why = ", ".join(f"the output of {name} differs from that of {first} by {wrong[name]:.2g}" for name in wrong)
-    return {"differences": said, "status": "invalid", "why": why}
+    return {"differences": finite, "status": "invalid", "why": why}
 
 
 def _time(found: dict[str, Any], workers: dict[str, Worker], settings: Settings, tick: Callable[[], Any]) -> None:
-    """Asks the workers in turn; adds seconds, memory, versions, facts and ratios."""
+    """Runs the workers in turn and adds seconds, memory, versions, facts and ratios to `found`."""
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     calls = {
         name: min(max(math.ceil(settings.turn_seconds / max(worker.started["run_s"], 1e-6)), 1), 1000)
