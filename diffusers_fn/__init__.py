@@ -1,7 +1,7 @@
 """Functional, stateless JAX toolkit for diffusion models.
 
 Every Gaussian diffusion here is x = alpha * x0 + sigma * eps; the pair (alpha, sigma) with the network's time label
-is a noise level. Schedules and grids make levels, parameterizations say what a network's output means, solvers are
+is a noise level. Schedules and grids make levels, parameterizations define what a network's output means, solvers are
 tables of numbers over levels, and `sample` runs them in one scan.
 """
 
@@ -68,8 +68,7 @@ from diffusers_fn.sampling import Samples, python_scan, sample, while_scan
 from diffusers_fn.solvers import Solver, start_level
 from diffusers_fn.variances import Variance, fixed_large, fixed_small, learned, learned_range
 
-# Networks, and what is made of them, are imported when they are first asked for: most of the time that an import of
-# this package would take beside that of jax and flax.
+# Networks and everything built from them are imported on first use: they would double the time of this import.
 if typing.TYPE_CHECKING:
     from diffusers_fn import backbones, latents, pretrained
     from diffusers_fn.from_config.autoencoder import Autoencoder, build_autoencoder
@@ -77,27 +76,8 @@ if typing.TYPE_CHECKING:
     from diffusers_fn.from_config.defaults import customise, default_config, pick
     from diffusers_fn.from_config.diffusion import Diffusion, build, build_denoiser, build_objective
     from diffusers_fn.from_config.objectives import Objective
-else:
-    _LATER = {
-        "from_config.autoencoder": ("Autoencoder", "build_autoencoder"),
-        "from_config.classifier": ("NoisyClassifier", "build_classifier"),
-        "from_config.defaults": ("customise", "default_config", "pick"),
-        "from_config.diffusion": ("Diffusion", "build", "build_denoiser", "build_objective"),
-        "from_config.objectives": ("Objective",),
-    }
 
-    def __getattr__(name):
-        if name in ("backbones", "latents", "pretrained"):
-            return importlib.import_module(f"{__name__}.{name}")
-        for module, names in _LATER.items():
-            if name in names:
-                globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-                return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__():
-        return sorted({*globals(), *__all__})
-
+__version__ = "0.1.0"
 
 __all__ = [
     "Autoencoder",
@@ -192,3 +172,34 @@ __all__ = [
     "while_scan",
     "zero_terminal_snr",
 ]
+
+# Name -> the module that it is imported from on first use; None for a module of its own.
+_ON_FIRST_USE = {
+    "Autoencoder": "from_config.autoencoder",
+    "Diffusion": "from_config.diffusion",
+    "NoisyClassifier": "from_config.classifier",
+    "Objective": "from_config.objectives",
+    "backbones": None,
+    "build": "from_config.diffusion",
+    "build_autoencoder": "from_config.autoencoder",
+    "build_classifier": "from_config.classifier",
+    "build_denoiser": "from_config.diffusion",
+    "build_objective": "from_config.diffusion",
+    "customise": "from_config.defaults",
+    "default_config": "from_config.defaults",
+    "latents": None,
+    "pick": "from_config.defaults",
+    "pretrained": None,
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name] or name}")
+    globals()[name] = getattr(module, name) if _ON_FIRST_USE[name] else module
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return __all__

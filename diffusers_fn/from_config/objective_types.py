@@ -53,7 +53,7 @@ class ObjectiveEntry(NamedTuple):
       make: (config.loss, inputs) -> the loss; raises ValueError for numbers that it does not allow.
       requires: values that other fields of the config must have.
       learned_variance: whether it trains a learned variance, and needs one.
-      two_times: whether its network takes two times (`backbones.TwoTimeConditioned`), which a sampler of two times needs.
+      two_times: whether its network takes two times (`backbones.TwoTimeConditioned`), as a sampler of two times needs.
       self_conditioning: whether it trains a network on its previous estimate of x0.
       denoiser: whether its network predicts x0 at every noise level, as likelihoods and inversion need.
     """

@@ -19,7 +19,7 @@ from diffusers_fn.pretrained.family import Family, read_config
 from diffusers_fn.pretrained.guided_unet import encoder_entries
 from diffusers_fn.pretrained.layouts import heads_out, joint_qkv, pointwise
 
-__all__ = ["POOL_WIDTH", "entries", "family", "from_config", "inputs", "to_config"]
+__all__ = ["POOL_HIDDEN_SIZE", "entries", "family", "from_config", "inputs", "to_config"]
 
 POOL_HIDDEN_SIZE = 2048
 
