@@ -55,8 +55,8 @@ def sample(
 
     Args:
       key: one key, or [B] keys. With [B] keys the noise of an example depends on its own key alone, so every device
-        layout and batch split gives the same samples (except with "rbg" and "unsafe_rbg" keys, see `_random`). None
-        is allowed for a deterministic solver.
+        layout and batch split gives the same samples (except that JAX draws the noise of the whole batch from the first
+        of [B] "rbg" or "unsafe_rbg" keys). None is allowed for a deterministic solver.
       denoise: the denoiser, its conditioning bound (see `bind`).
       solver: the plan, e.g. `solvers.ddim(levels)`.
       x: [B, ...] the state at the first level, e.g. levels.sigma[0] times standard normal noise.

@@ -30,9 +30,8 @@ def test_img2img_of_a_gaussian_is_its_closed_form(strength, visited, replayed_no
 def test_img2img_with_one_key_per_example():
     keys, x0 = jax.random.split(jax.random.key(0), 3), jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)
     make = lambda levels: solvers.ddim(levels, 1.0)  # noqa: E731
-    together = dfn.img2img(keys, DENOISE, make, LEVELS, x0, strength=0.2).x0
-    moved = dfn.img2img(keys[::-1], DENOISE, make, LEVELS, x0[::-1], strength=0.2).x0
-    np.testing.assert_array_equal(together, moved[::-1])
+    vary = jax.jit(lambda keys, x0: dfn.img2img(keys, DENOISE, make, LEVELS, x0, strength=0.2).x0)
+    np.testing.assert_array_equal(vary(keys, x0), vary(keys[::-1], x0[::-1])[::-1])
 
 
 @pytest.mark.parametrize("make", [solvers.ddim, solvers.dpmpp_2m, solvers.heun, solvers.ancestral])
@@ -40,10 +39,10 @@ def test_inpainting_keeps_the_known_and_paints_the_rest(make):
     """The coordinates of this Gaussian are independent: the painted ones are as without inpainting."""
     x = 20.0 * jax.random.normal(jax.random.key(1), (2000, 2))
     known, keep = jnp.full((2000, 2), 0.7), jnp.array([[1.0, 0.0]])
-    painted = dfn.inpaint(jax.random.key(2), DENOISE, make(LEVELS), x, known, keep).x0
+    painted = jax.jit(lambda x: dfn.inpaint(jax.random.key(2), DENOISE, make(LEVELS), x, known, keep).x0)(x)
     np.testing.assert_array_equal(painted[:, 0], known[:, 0])
     if not make(LEVELS).stochastic:
-        alone = dfn.sample(None, DENOISE, make(LEVELS), x).x0
+        alone = jax.jit(lambda x: dfn.sample(None, DENOISE, make(LEVELS), x).x0)(x)
         np.testing.assert_allclose(painted[:, 1], alone[:, 1], rtol=1e-6, atol=1e-6)
     # Four standard errors and the step's bias.
     assert abs(float(painted[:, 1].mean()) - 0.3) < 4 * 0.5 / np.sqrt(2000)
@@ -100,15 +99,16 @@ def test_the_known_region_is_as_noisy_as_its_level_with_churn_too(prepared):
 def test_slerp_keeps_the_norm_and_divides_the_angle():
     start = jnp.array([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
     end = jnp.array([[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
+    slerp = jax.jit(dfn.slerp)
     for fraction in (0.0, 0.25, 0.5, 1.0):
-        point = np.asarray(dfn.slerp(start, end, fraction))
+        point = np.asarray(slerp(start, end, fraction))
         np.testing.assert_allclose(np.linalg.norm(point, axis=1), [2.0, 3.0], rtol=1e-6)
         angle = np.arccos(np.clip(np.sum(point * start, axis=1) / np.array([4.0, 9.0]), -1, 1))
         np.testing.assert_allclose(angle, fraction * np.pi / 2, atol=5e-4)
-    np.testing.assert_allclose(dfn.slerp(start, 2.0 * start, 0.5), 1.5 * start, rtol=1e-6)
-    each = dfn.slerp(start, end, jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(slerp(start, 2.0 * start, 0.5), 1.5 * start, rtol=1e-6)
+    each = slerp(start, end, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(each, jnp.stack([start[0], end[1]]), atol=1e-6)
-    gradient = jax.grad(lambda a: dfn.slerp(a, start, 0.3).sum())(start)  # parallel: no NaN
+    gradient = jax.jit(jax.grad(lambda a: slerp(a, start, 0.3).sum()))(start)  # parallel: no NaN
     assert np.all(np.isfinite(gradient))
 
 

@@ -62,12 +62,16 @@ def test_a_config_trains_and_samples_with_it(impl):
     model, optimizer = dfn.build(config), optax.sgd(1e-3)
     key = jax.random.key(1, impl=impl)
     params = jax.jit(model.init)(key)
-    step = jax.jit(dfn.training.make_train_step(model.loss, optimizer))
-    sample = jax.jit(model.sample, static_argnums=2)
-    for keys in (key, jax.random.split(key, 6)):
+    step = dfn.training.make_train_step(model.loss, optimizer)
+
+    @jax.jit
+    def train_and_sample(params, keys):
         state, metrics = step(dfn.training.make_train_state(params, optimizer), keys, {"image": jnp.ones((6, 2))})
-        assert bool(jnp.isfinite(metrics["loss"]))
-        samples = sample(state.params, keys, 6).x0
+        return metrics["loss"], model.sample(state.params, keys, 6).x0
+
+    for keys in (key, jax.random.split(key, 6)):
+        loss, samples = train_and_sample(params, keys)
+        assert bool(jnp.isfinite(loss))
         assert samples.shape == (6, 2)
         assert len(np.unique(samples)) == 12
 

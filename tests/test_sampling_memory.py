@@ -54,9 +54,10 @@ def test_guidance_in_one_batch_and_in_two_passes_are_the_same(name):
         model = dfn.build(customise(config, backbone={"hidden_size": 16, "depth": 1}))
         params = jax.tree.map(lambda p: p + 0.02, jax.jit(model.init)(jax.random.key(0)))
         run = lambda params, model=model: model.sample(params, jax.random.key(1), 3, cond=np.array([0, 1, 2])).x0  # noqa: E731
-        text = str(jax.make_jaxpr(run)(params))
+        traced = jax.jit(run).trace(params)
+        text = str(traced.jaxpr)
         widths.append(("f32[6,16]" in text, "f32[3,16]" in text))
-        samples.append(jax.jit(run)(params))
+        samples.append(traced.lower().compile()(params))
     assert widths[0][0]
     assert not widths[1][0]  # no batch is doubled
     np.testing.assert_allclose(*samples, rtol=1e-4, atol=1e-5)

@@ -52,16 +52,19 @@ def test_time_inverts_log_snr(process):
     assert np.all(np.diff(dfn.log_snr(level)) < 0)
 
 
+def derivatives_and_rates(process, t):
+    """Returns ((log alpha, sigma^2), their derivatives) and the rates at t, from one program."""
+    level = lambda t: (jnp.log(process(t).alpha), process(t).sigma ** 2)  # noqa: E731
+    return jax.jit(lambda t: (jax.jvp(level, (t,), (jnp.ones_like(t),)), process.rates(t)))(t)
+
+
 @each_process
 def test_rates_are_the_derivatives_of_the_level(process, x64):
     t = jnp.asarray(inside(process))
-    (_, variance), (d_log_alpha, d_variance) = jax.jvp(
-        lambda t: (jnp.log(process(t).alpha), process(t).sigma ** 2), (t,), (jnp.ones_like(t),)
-    )
+    ((_, variance), (d_log_alpha, d_variance)), traced = derivatives_and_rates(process, t)
     f, g2 = process.rates(np.asarray(t))
     np.testing.assert_allclose(f, d_log_alpha, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(g2, d_variance - 2 * d_log_alpha * variance, rtol=1e-10)
-    traced = jax.jit(process.rates)(t)
     np.testing.assert_allclose(traced, [f, g2], rtol=1e-10, atol=1e-300)
 
 
@@ -98,12 +101,12 @@ def test_numpy_gives_float64_and_jax_the_same_numbers(process):
     host = process(t)
     assert {values.dtype for values in (host.alpha, host.sigma, host.t)} == {np.dtype(np.float64)}
     assert process(float(t[0])) == process.level(float(t[0]))
-    level = jax.jit(jax.vmap(process.level))(jnp.asarray(t))
+    sigma = lambda t: process(t).sigma  # noqa: E731
+    level, gradient = jax.jit(lambda t: (jax.vmap(process.level)(t), jax.grad(sigma)(t[3])))(jnp.asarray(t))
     assert level.sigma.dtype == jnp.float32
     # log SNR of a dozen has a rounding of 1e-6, and sigma half of it as its relative error.
     np.testing.assert_allclose([level.alpha, level.sigma], [host.alpha, host.sigma], rtol=5e-6)
     np.testing.assert_allclose(level.t, host.t, rtol=5e-6, atol=5e-7)
-    gradient = jax.grad(lambda t: process(t).sigma)(jnp.float32(t[3]))
     np.testing.assert_allclose(gradient, (process(t[3] * 1.0001).sigma - host.sigma[3]) / (t[3] * 1e-4), rtol=2e-2)
 
 
@@ -281,13 +284,14 @@ def test_between_off_the_circle_stays_on_the_ray_and_the_chord():
 
 
 def test_between_traces(x64):
+    sigma = lambda fraction, ends: processes.between(*ends, fraction).sigma.sum()  # noqa: E731
+    both = jax.jit(lambda fraction, ends: (processes.between(*ends, fraction), jax.grad(sigma)(fraction, ends)))
     for process in (processes.vp(), processes.flow(), processes.edm()):
         t = inside(process)[::-1]
         start, end = process(t[:-1]), process(t[1:])
         wanted = processes.between(start, end, 0.5)
-        traced = jax.jit(processes.between)(*jax.tree.map(jnp.asarray, (start, end)), 0.5)
+        traced, gradient = both(0.5, jax.tree.map(jnp.asarray, (start, end)))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), traced, wanted)
-        gradient = jax.grad(lambda fraction, ends: processes.between(*ends, fraction).sigma.sum())(0.5, (start, end))
         assert np.isfinite(gradient)
 
 
@@ -336,10 +340,7 @@ def test_an_exchanged_process_is_a_process(name):
     np.testing.assert_array_equal([there.alpha, there.sigma, there.t], [level.sigma, level.alpha, level.t])
     np.testing.assert_allclose(swapped.time(dfn.log_snr(there)), t, rtol=1e-10)
     f, g2 = swapped.rates(t)
-    t = jnp.asarray(t)
-    (_, variance), (d_log_alpha, d_variance) = jax.jvp(
-        lambda t: (jnp.log(swapped(t).alpha), swapped(t).sigma ** 2), (t,), (jnp.ones_like(t),)
-    )
+    ((_, variance), (d_log_alpha, d_variance)), _ = derivatives_and_rates(swapped, jnp.asarray(t))
     np.testing.assert_allclose(f, d_log_alpha, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(g2, d_variance - 2 * d_log_alpha * variance, rtol=1e-9, atol=1e-12)
     back = processes.exchanged(swapped).rates(np.asarray(t))
