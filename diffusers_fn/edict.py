@@ -36,7 +36,7 @@ def __dir__() -> list[str]:
 
 
 Sum = tuple[jax.Array, jax.Array]  # a number as an unevaluated sum (leading part, rest)
-Step = tuple[Level, jax.Array]  # a sampler step: its level and rho' - rho
+_Step = tuple[Level, jax.Array]  # a sampler step: its level and rho' - rho
 
 
 @jax.tree_util.register_dataclass
@@ -109,7 +109,7 @@ def invert_coupled(
     steps = jax.tree.map(lambda a: a[::-1], _steps(levels, start.u))
     unmix, _ = _mixing(mixing, start.u)
 
-    def body(paths: tuple[Sum, Sum], step: Step) -> tuple[tuple[Sum, Sum], None]:
+    def body(paths: tuple[Sum, Sum], step: _Step) -> tuple[tuple[Sum, Sum], None]:
         u, v = paths
         v = _add(v, _times(_add(v, _minus(u)), unmix))  # v <- (v - (1 - p) u) / p
         u = _add(u, _times(_add(u, _minus(v)), unmix))
@@ -152,7 +152,7 @@ def sample_coupled(
     steps = _steps(levels, state.u)
     _, mix = _mixing(mixing, state.u)
 
-    def body(paths: tuple[Sum, Sum], step: Step) -> tuple[tuple[Sum, Sum], None]:
+    def body(paths: tuple[Sum, Sum], step: _Step) -> tuple[tuple[Sum, Sum], None]:
         u, v = paths
         u = _add(u, _change(denoise, step, v))
         v = _add(v, _change(denoise, step, u))
@@ -164,7 +164,7 @@ def sample_coupled(
     return u[0]
 
 
-def _steps(levels: Level, u: jax.Array) -> Step:
+def _steps(levels: Level, u: jax.Array) -> _Step:
     """Returns the N steps, from each level to the next and from the last one to the clean data."""
     check_plan(levels)
     check_alpha(levels)
@@ -186,7 +186,7 @@ def _mixing(mixing: Any, u: jax.Array) -> tuple[Sum, Sum]:
     return (quotient, ((mix[0] - product[0]) - product[1] + mix[1]) / p), mix
 
 
-def _change(denoise: Denoiser, step: Step, path: Sum) -> Sum:
+def _change(denoise: Denoiser, step: _Step, path: Sum) -> Sum:
     """Returns (rho' - rho) eps_hat, evaluated at the leading part of a path."""
     level, rho_change = step
     x = expand(level.alpha, path[0]) * path[0]

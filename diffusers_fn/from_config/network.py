@@ -71,12 +71,12 @@ AUTOENCODERS: Mapping[str, BackboneEntry] = {
     "autoencoder_kl": BackboneEntry(backbones.AutoencoderKL),
 }
 
-ALL: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
+_NETWORKS: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = ALL) -> list[Field]:
+def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = _NETWORKS) -> list[Field]:
     """Returns the fields that config.backbone has beside `name`: the plain fields of the network's module.
 
     Raises:
@@ -94,7 +94,7 @@ def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = ALL) -> l
     return fields
 
 
-def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[str, BackboneEntry] = ALL) -> None:
+def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[str, BackboneEntry] = _NETWORKS) -> None:
     """Raises ValueError unless the field of config.backbone exists for the network `name` and may hold this value.
 
     >>> check_backbone_field("dit", "depth", 12)

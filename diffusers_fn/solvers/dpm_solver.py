@@ -25,7 +25,7 @@ from diffusers_fn.solvers.stages import solver_from_stages
 __all__ = ["dpm2", "dpm_solver", "dpmpp_2s", "dpmpp_3s", "level_towards"]
 
 # Where DPM-Solver-1, -2 and -3 have the levels inside a step, as shares of its length in lambda.
-SHARES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+_SHARES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
 def dpm_solver(
@@ -83,11 +83,11 @@ def dpm_solver(
     for first, num, p in runs(orders):
         part = slice(first, first + num)
         if noise is None:
-            inside = [between(start[part], end[part], share, process) for share in SHARES[p]]
+            inside = [between(start[part], end[part], share, process) for share in _SHARES[p]]
             segments.append(stages_of[p](start[part], *inside, end[part], form))
         else:
             ends = start[part], down[part], end[part]
-            inside = [level_towards(*ends, levels[-1:], share, process) for share in SHARES[p]]
+            inside = [level_towards(*ends, levels[-1:], share, process) for share in _SHARES[p]]
             *earlier, last = stages_of[p](start[part], *inside, down[part], form)
             segments.append([*earlier, last._replace(noise=s_noise * noise[part])])
     return solver_from_stages(segments, levels[-1:])
