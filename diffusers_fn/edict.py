@@ -35,7 +35,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-Sum = tuple[jax.Array, jax.Array]  # a number as an unevaluated sum (leading part, rest)
+_Sum = tuple[jax.Array, jax.Array]  # a number as an unevaluated sum (leading part, rest)
 _Step = tuple[Level, jax.Array]  # a sampler step: its level and rho' - rho
 
 
@@ -109,7 +109,7 @@ def invert_coupled(
     steps = jax.tree.map(lambda a: a[::-1], _steps(levels, start.u))
     unmix, _ = _mixing(mixing, start.u)
 
-    def body(paths: tuple[Sum, Sum], step: _Step) -> tuple[tuple[Sum, Sum], None]:
+    def body(paths: tuple[_Sum, _Sum], step: _Step) -> tuple[tuple[_Sum, _Sum], None]:
         u, v = paths
         v = _add(v, _times(_add(v, _minus(u)), unmix))  # v <- (v - (1 - p) u) / p
         u = _add(u, _times(_add(u, _minus(v)), unmix))
@@ -152,7 +152,7 @@ def sample_coupled(
     steps = _steps(levels, state.u)
     _, mix = _mixing(mixing, state.u)
 
-    def body(paths: tuple[Sum, Sum], step: _Step) -> tuple[tuple[Sum, Sum], None]:
+    def body(paths: tuple[_Sum, _Sum], step: _Step) -> tuple[tuple[_Sum, _Sum], None]:
         u, v = paths
         u = _add(u, _change(denoise, step, v))
         v = _add(v, _change(denoise, step, u))
@@ -174,7 +174,7 @@ def _steps(levels: Level, u: jax.Array) -> _Step:
     return jax.tree.map(lambda a: jnp.asarray(a, u.dtype), (levels, rho_change))
 
 
-def _mixing(mixing: Any, u: jax.Array) -> tuple[Sum, Sum]:
+def _mixing(mixing: Any, u: jax.Array) -> tuple[_Sum, _Sum]:
     """Returns (1 - p) / p, which undoes the mixing, and 1 - p, which mixes, as sums."""
     known = concrete(mixing)
     if known is not None and not (known.shape == () and 0 < known <= 1):
@@ -186,7 +186,7 @@ def _mixing(mixing: Any, u: jax.Array) -> tuple[Sum, Sum]:
     return (quotient, ((mix[0] - product[0]) - product[1] + mix[1]) / p), mix
 
 
-def _change(denoise: Denoiser, step: _Step, path: Sum) -> Sum:
+def _change(denoise: Denoiser, step: _Step, path: _Sum) -> _Sum:
     """Returns (rho' - rho) eps_hat, evaluated at the leading part of a path."""
     level, rho_change = step
     x = expand(level.alpha, path[0]) * path[0]
@@ -199,34 +199,34 @@ def _change(denoise: Denoiser, step: _Step, path: Sum) -> Sum:
 # Arithmetic of sums of two floats (Dekker, "A floating-point technique for extending the available precision", 1971).
 
 
-def _two_sum(a: jax.Array, b: jax.Array) -> Sum:
+def _two_sum(a: jax.Array, b: jax.Array) -> _Sum:
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
 
 
-def _two_product(a: jax.Array, b: jax.Array) -> Sum:
+def _two_product(a: jax.Array, b: jax.Array) -> _Sum:
     product = a * b
     (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
     return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
-def _halves(a: jax.Array) -> Sum:
+def _halves(a: jax.Array) -> _Sum:
     """Returns a as a sum of two numbers with half its digits each."""
     scaled = (2.0 ** ((jnp.finfo(a.dtype).nmant + 2) // 2) + 1.0) * a
     high = scaled - (scaled - a)
     return high, a - high
 
 
-def _add(a: Sum, b: Sum) -> Sum:
+def _add(a: _Sum, b: _Sum) -> _Sum:
     total, rest = _two_sum(a[0], b[0])
     return _two_sum(total, rest + (a[1] + b[1]))
 
 
-def _minus(a: Sum) -> Sum:
+def _minus(a: _Sum) -> _Sum:
     return -a[0], -a[1]
 
 
-def _times(a: Sum, b: Sum) -> Sum:
+def _times(a: _Sum, b: _Sum) -> _Sum:
     product, rest = _two_product(a[0], b[0])
     return _two_sum(product, rest + (a[0] * b[1] + a[1] * b[0]))
