@@ -1,11 +1,11 @@
-"""Mean flows: a network that knows where a step goes learns the average velocity between two times.
+"""Mean flows: a network of two times learns the average velocity of the flow between them.
 
 On the straight process x = (1 - t) x0 + t eps with velocity v = eps - x0,
 
     u(x, r, t) = 1 / (t - r) times the integral of v from r to t along the flow,   x_r = x_t - (t - r) u(x_t, r, t).
 
-`jump` takes such steps, one or more; u(x, t, t) is v, which any other solver can use. A network of two times is told
-t = (t, r), see `backbones.TwoTimeConditioned`. Shapes: B is the batch.
+`jump` samples with such steps, one or more; u(x, t, t) is v, which any other solver can use. The time label of the
+network is the pair (t, r), see `backbones.TwoTimeConditioned`. Shapes: B is the batch.
 """
 
 from __future__ import annotations
@@ -23,32 +23,35 @@ from diffusers_fn.levels import Level
 from diffusers_fn.losses import TimeSampler
 from diffusers_fn.solvers import Solver, ddim
 
+__all__ = ["TwoTimeNetwork", "adaptive_mse", "draw_two_times", "jump", "mean_flow_target"]
+
 TwoTimeNetwork = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def mean_flow_target(
     net: TwoTimeNetwork, x: jax.Array, t: jax.Array, r: jax.Array, velocity: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (u, target), both [B, ...]: the network's output u(x, r, t) and what it should be.
+    """Returns (u, target), both [B, ...]: the network's output u(x, r, t) and its regression target.
 
         target = v - (t - r) du/dt,   du/dt = v . grad_x u + d_t u
 
-    Where u is the average velocity, the target is u itself if v is the velocity of the exact flow, and u on average
-    over what led to x if it is that of the data. No gradient passes through the target. Geng et al., "Mean Flows for
+    If u is the average velocity, the target equals u for the velocity v of the exact flow, and equals u on average over
+    (x0, eps) given x for the velocity of the data. No gradient passes through the target. Geng et al., "Mean Flows for
     One-step Generative Modeling", 2025, https://arxiv.org/abs/2505.13447, eq. 6 and 8-11.
 
     Args:
       net: (x, t, r) -> u [B, ...]. Dropout masks must be the same at each call.
       x: [B, ...] noisy data.
-      t: [B] where x is.
-      r: [B] where the step goes, at most t.
-      velocity: [B, ...] v = eps - x0. Guidance is learned from `apply_guidance(eps - x0, u(x, t, t) of the network
-        without condition, scale)`, section 4.2 there: samples then cost one evaluation a step.
+      t: [B] the time of x.
+      r: [B] the time at the end of the step, at most t.
+      velocity: [B, ...] v = eps - x0. To train with guidance (section 4.2 of the paper), pass
+        `apply_guidance(eps - x0, u, scale)` with u = u(x, t, t) of the network without condition; sampling then takes
+        one network evaluation per step.
 
     Raises:
       ValueError: if shapes or dtypes do not agree.
 
-    >>> net = lambda x, t, r: x / t[:, None]  # data that are all 0: x = t eps moves straight to 0
+    >>> net = lambda x, t, r: x / t[:, None]  # for data that are 0, x = t eps
     >>> x, velocity = jnp.full((1, 2), 0.6), jnp.full((1, 2), 3.0)
     >>> mean_flow_target(net, x, jnp.array([0.2]), jnp.array([0.1]), velocity)[1]
     Array([[3., 3.]], dtype=float32)
@@ -59,10 +62,16 @@ def mean_flow_target(
 
 
 def adaptive_mse(out: jax.Array, wanted: jax.Array, *, power: float = 1.0, c: float = 1e-3) -> jax.Array:
-    """Returns the loss [B] w |out - wanted|^2 with w = stop(1 / (|out - wanted|^2 + c)^power), |.|^2 a sum.
+    """Returns the loss [B] w |out - wanted|^2 with w = stop(1 / (|out - wanted|^2 + c)^power), where |.|^2 is a sum.
 
-    With power = 1 every example pulls alike, however far it is; power = 0 is the squared error. Geng et al. 2025,
+    With power = 1 all examples have similar weight; power = 0 is the squared error. Geng et al. 2025,
     https://arxiv.org/abs/2505.13447, section 4.3, with power = 1.
+
+    Args:
+      out: [B, ...] the network's output.
+      wanted: [B, ...] its target.
+      power: the paper's p.
+      c: positive, avoids division by zero.
 
     Raises:
       ValueError: if shapes do not agree, or c is not positive.
@@ -80,16 +89,16 @@ def adaptive_mse(out: jax.Array, wanted: jax.Array, *, power: float = 1.0, c: fl
 def draw_two_times(
     key: jax.Array, batch_size: int, draw: TimeSampler, *, share: float = 0.25
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (t, r), each [B]: the larger and the smaller of two draws, for all but a share r = t instead.
+    """Returns times (t, r), each [B]: the larger and the smaller of two draws, with r = t outside a share of examples.
 
-    Geng et al. 2025, https://arxiv.org/abs/2505.13447, section 4.3: logit-normal times with mean -0.4 and deviation 1,
-    and a quarter of the examples with r < t.
+    Geng et al. 2025, https://arxiv.org/abs/2505.13447, section 4.3, with logit-normal times of mean -0.4 and standard
+    deviation 1, and share 0.25.
 
     Args:
       key: one key, or [B] keys.
       batch_size: B.
-      draw: (key, B) -> [B] in [0, 1), from `losses`.
-      share: of examples with r < t, in [0, 1].
+      draw: (key, B) -> times [B] in [0, 1), from `losses`.
+      share: the probability of r < t, in [0, 1].
 
     Raises:
       ValueError: unless share lies in [0, 1].
@@ -100,7 +109,7 @@ def draw_two_times(
     True
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share, of the examples with r < t, must lie in [0, 1]; got {share}")
+        raise ValueError(f"share, the probability of r < t, must lie in [0, 1]; got {share}")
     first_key, second_key, share_key = _random.split(key, 3)
     first, second = draw(first_key, batch_size), draw(second_key, batch_size)
     apart = _random.draw(jax.random.uniform, share_key, (batch_size,), jnp.result_type(float)) < share
@@ -109,20 +118,20 @@ def draw_two_times(
 
 
 def jump(levels: Level, clean: Any = 0.0) -> Solver:
-    """Returns the solver that takes a step of a network of two times from each level to the next.
+    """Returns the solver for a network of two times, with one network evaluation per step from each level to the next.
 
-        x' = alpha' x0_hat + sigma' eps_hat,   (x0_hat, eps_hat) on the chord from x to where the flow takes it
+        x' = alpha' x0_hat + sigma' eps_hat,   (x0_hat, eps_hat) = denoise(x, (level, level'))
 
-    It is `ddim`, and what the network is told of a level is the pair (t, t') of the level's label and the next one's.
-    With the velocity parameterization on the straight process, x' = x - (t - t') u(x, t', t): Geng et al. 2025,
+    It is `ddim` with the pair (t, t') of the labels of a level and of the next one as the time label. With the velocity
+    parameterization on the straight process, x' = x - (t - t') u(x, t', t): Geng et al. 2025,
     https://arxiv.org/abs/2505.13447, eq. 12. One level makes one step, from noise to data.
 
     Args:
-      levels: Level[N], any process.
-      clean: the label of the clean level, where the last step goes.
+      levels: Level[N], the plan, of any process.
+      clean: the label of the clean level, at which the last step ends.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`).
+      ValueError: if levels is not a plan (see `check_plan`).
 
     >>> from diffusers_fn import grids, processes
     >>> jump(grids.uniform_t(processes.flow(), 2, t_min=0.5)).rows.level.t
@@ -131,5 +140,5 @@ def jump(levels: Level, clean: Any = 0.0) -> Solver:
     solver = ddim(levels)
     xp = namespace(levels, clean)
     last = xp.broadcast_to(xp.asarray(clean, levels.t.dtype), levels.t[:1].shape)
-    told = Level(levels.alpha, levels.sigma, (levels.t, xp.concatenate([levels.t[1:], last])))
-    return dataclasses.replace(solver, rows=dataclasses.replace(solver.rows, level=told))
+    labelled = Level(levels.alpha, levels.sigma, (levels.t, xp.concatenate([levels.t[1:], last])))
+    return dataclasses.replace(solver, rows=dataclasses.replace(solver.rows, level=labelled))

@@ -1,4 +1,4 @@
-"""Guidance by a worse version of the same model."""
+"""Guidance away from a worse version of the same model."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from typing import Any
 
 import jax
 
-from diffusers_fn._arrays import expand
 from diffusers_fn.denoisers import Denoiser, Transform
 from diffusers_fn.guidance.rules import Rule, linear
 from diffusers_fn.guidance.scales import Scale, scale_at
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
 
+__all__ = ["autoguidance"]
+
 
 def autoguidance(worse: Denoiser, scale: Scale, *, rule: Rule = linear) -> Transform:
-    """Returns the transform that guides a model away from a worse version of itself, on the same condition or none.
+    """Returns the transform that guides a model away from a worse version of itself, with or without a condition.
 
-        out = (1 - scale) out_worse + scale out
+        out' = (1 - scale) out_worse + scale out
 
     Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself", 2024, https://arxiv.org/abs/2406.02507,
-    eq. 6. The worse model is smaller or trained for less time; a model whose layers are skipped makes it skip-layer
-    guidance, one whose attention is perturbed, perturbed-attention guidance.
+    eq. 6. The worse model is smaller, or trained for fewer steps. If it is the same network without some of its layers,
+    this is skip-layer guidance; with perturbed attention it is perturbed-attention guidance.
 
     Args:
-      worse: a denoiser, called with the same x, level and cond.
-      scale: [] or [B], may be traced, or a function of the level. A Python number 1 skips the second evaluation.
-      rule: how the two are combined, see `classifier_free`.
+      worse: a denoiser; it is called with the x, level and cond of the guided one.
+      scale: [] or [B], may be traced, or a function of the level. The Python number 1 skips the second evaluation.
+      rule: combines the two predictions, see `classifier_free`.
 
     >>> import jax.numpy as jnp
     >>> from diffusers_fn.oracles import gaussian
@@ -40,7 +41,7 @@ def autoguidance(worse: Denoiser, scale: Scale, *, rule: Rule = linear) -> Trans
     def transform(denoise: Denoiser) -> Denoiser:
         def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
             better = denoise(x, level, cond)
-            return rule(better, worse(x, level, cond), expand(scale_at(scale, level), x), level)
+            return rule(better, worse(x, level, cond), scale_at(scale, level, x), level)
 
         return guided
 

@@ -11,36 +11,38 @@ import numpy as np
 
 from diffusers_fn._arrays import concrete, expand
 from diffusers_fn.denoisers import Denoiser, Transform
-from diffusers_fn.guidance.predictions import moved
+from diffusers_fn.guidance.predictions import shift_by_gradient
 from diffusers_fn.guidance.scales import Scale, scale_at
-from diffusers_fn.guidance.tables import one_step_rows, per_gradient, scale_on_rows
+from diffusers_fn.guidance.tables import one_step_rows, scale_on_rows, shift_per_gradient
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
 from diffusers_fn.solvers.base import Solver
 
-LogProb = Callable[..., jax.Array]  # (x, level) or (x, level, cond) -> [B], or their sum
+__all__ = ["LogProb", "class_log_prob", "classifier", "classifier_mean_shift", "gradient"]
+
+LogProb = Callable[..., jax.Array]  # (x, level) or (x, level, cond) -> log probabilities [B] in nats, or their sum []
 
 
 def classifier(log_prob: LogProb, scale: Scale = 1.0) -> Transform:
-    """Returns the transform for classifier guidance in its epsilon form, for every solver.
+    """Returns the transform of classifier guidance in its epsilon form, which suits every solver.
 
         eps' = eps - scale * sigma * grad_x log p(y | x, level),    x0' = (x - sigma eps') / alpha
 
     Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, https://arxiv.org/abs/2105.05233, eq. 14
-    and algorithm 2, for any level. At scale 1 with the exact classifier it is the exact conditional denoiser. Each
-    example has its own gradient, so the strength does not depend on the batch. x0 is not clipped again: put `clip_x0`
-    before, as the paper's code does, or after.
+    and algorithm 2, for any level. At scale 1 with the exact classifier the result is the exact conditional denoiser.
+    The gradient of each example is its own, so the strength does not depend on the batch size. x0 is not clipped: apply
+    `clip_x0` before, as the paper's code does, or after.
+
+    To guide a model that has no class labels, pass `ignore_cond(denoise)`: only the classifier receives cond then.
 
     Args:
-      log_prob: (x, level) -> log p(y | x) where the guided denoiser is called without cond, (x, level, cond) with it;
-        [B], or their sum. For a network's logits see `class_log_prob`.
-      scale: [] or [B], may be traced, or a function of the level; 0 changes no bit. A Python number 0 skips the
+      log_prob: log p(y | x) in nats, [B] or its sum over the batch. It is called as log_prob(x, level) if the guided
+        denoiser is called without cond, else as log_prob(x, level, cond). See `class_log_prob` for a network's logits.
+      scale: [] or [B], may be traced, or a function of the level; 0 changes no bit. The Python number 0 skips the
         gradient.
 
     Raises:
-      ValueError: if a readable level is pure noise (alpha = 0), where eps does not tell x0.
-
-    A denoiser that knows no labels takes none: guide `ignore_cond(denoise)`, and cond is the classifier's alone.
+      ValueError: when called, if a readable level is pure noise (alpha = 0), where x0 does not follow from eps.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> positive = lambda x, level: jax.nn.log_sigmoid(2 * x[:, 0])
@@ -53,9 +55,8 @@ def classifier(log_prob: LogProb, scale: Scale = 1.0) -> Transform:
 
     def transform(denoise: Denoiser) -> Denoiser:
         def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-            return along_gradient(
-                denoise(x, level, cond), gradient(log_prob, x, level, cond), scale_at(scale, level), level
-            )
+            prediction = denoise(x, level, cond)
+            return shift_by_gradient(prediction, gradient(log_prob, x, level, cond), scale_at(scale, level, x), level)
 
         return guided
 
@@ -63,28 +64,28 @@ def classifier(log_prob: LogProb, scale: Scale = 1.0) -> Transform:
 
 
 def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0) -> Transform:
-    """Returns the transform for classifier guidance in its mean-shift form, for `ancestral` and `ddim` with eta > 0.
+    """Returns the transform of classifier guidance in its mean-shift form, for `ancestral` and `ddim` with eta > 0.
 
         x' = (the solver's mean) + s^2 * scale * grad_x log p(y | x, level) + s z
 
-    where s is the deviation of the solver's noise, the learned one where it is learned. Dhariwal & Nichol 2021,
-    algorithm 1, with the gradient at x as in their code. It is the epsilon form at a scale that depends on the hop:
-    with `ancestral` and fixed_small, coef_x of the posterior times as much; the two agree for small hops. The last
-    hop, into sigma = 0, is noiseless and not guided.
+    where s is the standard deviation of the solver's noise (fixed or learned). Dhariwal & Nichol 2021,
+    https://arxiv.org/abs/2105.05233, algorithm 1, with the gradient at x as in their code. It is the epsilon form with
+    a scale that depends on the step; for `ancestral` with fixed_small the factor is coef_x of the posterior, which
+    tends to 1 for small steps. The last step, to sigma = 0, draws no noise and is not guided.
 
     Args:
       log_prob: as for `classifier`.
-      solver: the table that the guided denoiser will be sampled with.
+      solver: the solver that the guided denoiser is sampled with, a table.
       scale: as for `classifier`.
 
     Raises:
-      ValueError: if the solver is no table of one step a hop, draws no noise, or visits a level twice, or the variance
-        is learned and the denoiser does not tell it.
+      ValueError: if the solver uses more than one evaluation per step, draws no noise, or visits a level twice; when
+        called, if its variance is learned and the prediction has no var_frac.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> solver = solvers.ancestral(grids.karras(20))
     >>> guided = classifier_mean_shift(lambda x, level: jnp.sum(2 * x, axis=1), solver)(oracles.gaussian(0.0, 1.0))
-    >>> guided(jnp.ones((1, 1)), jax.tree.map(lambda a: a[-1], grids.karras(20))).x0.round(4)  # the last hop
+    >>> guided(jnp.ones((1, 1)), jax.tree.map(lambda a: a[-1], grids.karras(20))).x0.round(4)  # the last step
     Array([[1.]], dtype=float32)
     """
     rows = one_step_rows(solver)
@@ -93,13 +94,13 @@ def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0)
             "the mean-shift form is proportional to the variance of the solver's noise, and this solver draws none: "
             "use `classifier`, the epsilon form"
         )
-    fixed = scale_on_rows(rows, rows.noise**2 / per_gradient(rows))
+    fixed = scale_on_rows(rows, rows.noise**2 / shift_per_gradient(rows))
     log_range = None if rows.noise_range is None else scale_on_rows(rows, 2 * rows.noise_range)
 
     def transform(denoise: Denoiser) -> Denoiser:
         def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
             prediction = denoise(x, level, cond)
-            strength = expand(fixed(level), x) * expand(scale_at(scale, level), x)
+            strength = expand(fixed(level), x) * scale_at(scale, level, x)
             if log_range is not None:
                 if prediction.var_frac is None:
                     raise ValueError(
@@ -107,7 +108,7 @@ def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0)
                         "variance of fixed_small or fixed_large"
                     )
                 strength = strength * jnp.exp(prediction.var_frac * expand(log_range(level), x))
-            return along_gradient(prediction, gradient(log_prob, x, level, cond), strength, level)
+            return shift_by_gradient(prediction, gradient(log_prob, x, level, cond), strength, level)
 
         return guided
 
@@ -115,14 +116,14 @@ def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0)
 
 
 def class_log_prob(apply: Callable[..., jax.Array], params: Any) -> LogProb:
-    """Returns (x, level, cond) -> log p(cond | x) [B] of a network that puts out logits, by log-softmax.
+    """Returns (x, level, cond) -> log p(cond | x) [B] in nats, the log-softmax of a network's logits.
 
     Args:
-      apply: (params, x, t) -> logits [B, K], e.g. of `backbones.Classifier`.
+      apply: (params, x, t) -> logits [B, K], such as `backbones.Classifier(...).apply`.
       params: its parameters.
 
     Raises:
-      ValueError: if the log probability is asked for without labels, or for a readable label outside 0 ... K - 1.
+      ValueError: when called, if cond is None or a readable class label lies outside 0 ... K - 1.
 
     >>> log_prob = class_log_prob(lambda params, x, t: x, None)
     >>> log_prob(jnp.array([[0.0, 200.0]]), Level(0.8, 0.6, 0.0), jnp.array([0]))
@@ -131,12 +132,12 @@ def class_log_prob(apply: Callable[..., jax.Array], params: Any) -> LogProb:
 
     def log_prob(x: jax.Array, level: Level, cond: Any = None) -> jax.Array:
         if cond is None:
-            raise ValueError("a classifier's guidance needs cond, the class labels [B]; got None")
+            raise ValueError("classifier guidance needs cond, the class labels [B]; got None")
         logits = apply(params, x, level.t)
         num_classes = logits.shape[-1]
         known = concrete(cond)
         if known is not None and not np.all((known >= 0) & (known < num_classes)):
-            raise ValueError(f"the classifier knows the classes 0 ... {num_classes - 1}; got the labels {known}")
+            raise ValueError(f"class labels must lie in 0 ... {num_classes - 1}, the classifier's classes; got {known}")
         log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
         labels = jnp.broadcast_to(jnp.asarray(cond), x.shape[:1])
         return jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
@@ -145,12 +146,12 @@ def class_log_prob(apply: Callable[..., jax.Array], params: Any) -> LogProb:
 
 
 def gradient(log_prob: LogProb, x: jax.Array, level: Level, cond: Any) -> jax.Array:
-    """Returns grad_x log p(y | x), [B, ...]: that of the sum over the batch, so an example's own."""
-    rest = (level,) if cond is None else (level, cond)
-    return jax.grad(lambda x: jnp.sum(log_prob(x, *rest)))(x)
+    """Returns grad_x log p(y | x), [B, ...].
 
+    It is the gradient of the sum over the batch, which is each example's own gradient.
 
-def along_gradient(prediction: Prediction, grad: jax.Array, scale: Any, level: Level) -> Prediction:
-    """Returns the prediction with eps - scale * sigma * grad; scale is [], [B] or of x's rank."""
-    grad = grad.astype(prediction.eps.dtype)
-    return moved(prediction, -(expand(scale, grad) * expand(level.sigma, grad)) * grad, level)
+    >>> gradient(lambda x, level: -0.5 * x[:, 0] ** 2, jnp.full((2, 1), 3.0), Level(0.8, 0.6, 0.0), None).tolist()
+    [[-3.0], [-3.0]]
+    """
+    arguments = (level,) if cond is None else (level, cond)
+    return jax.grad(lambda x: jnp.sum(log_prob(x, *arguments)))(x)

@@ -1,4 +1,4 @@
-"""Guidance by one network with and without its condition."""
+"""Classifier-free guidance: one network, evaluated with and without its condition."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn._arrays import expand
 from diffusers_fn.denoisers import Denoiser, Transform
-from diffusers_fn.guidance.predictions import evaluate, like, one_an_example
+from diffusers_fn.guidance.predictions import predict_both
 from diffusers_fn.guidance.rules import Rule, apply_guidance, linear
 from diffusers_fn.guidance.scales import Scale, scale_at
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
 
+__all__ = ["classifier_free", "classifier_free_pp"]
+
 
 def classifier_free(
     scale: Scale, null_cond: Any, *, batched: bool = True, channels: int | None = None, rule: Rule = linear
 ) -> Transform:
-    """Returns the transform for classifier-free guidance (Ho & Salimans 2022, eq. 6; see `apply_guidance`).
+    """Returns the transform of classifier-free guidance.
 
-    Guidance is linear, so x0 and eps are guided by the same rule. A learned variance is the conditional one.
+        out' = (1 - scale) out_uncond + scale out_cond,    with other rules see `Rule`
+
+    Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598, eq. 6 with
+    scale = 1 + w. The formula is linear, so x0 and eps both follow it. A learned variance is the conditional one.
 
     Args:
-      scale: [] or [B], may be traced, or a function of the level. A Python number 1 skips the second evaluation.
-      null_cond: what the network takes for "no condition": a pytree like cond whose leaves broadcast to it (for
-        class labels, the number num_classes).
-      batched: True evaluates both in one batch of 2B, as neighbouring pairs (a batch that is split over devices
-        stays where it is); False in two passes, at half the peak memory.
-      channels: how many of the channels (last axis) are guided, the others staying conditional; None for all. The
-        code of DiT guides the first 3 (Peebles & Xie 2023, https://arxiv.org/abs/2212.09748).
-      rule: how the two are combined: `linear`, `rescaled(phi)`, `projected(eta, norm_threshold)`.
+      scale: [] or [B], may be traced, or a function of the level. The Python number 1 skips the second evaluation.
+      null_cond: the network's input for "no condition", a pytree like cond whose leaves broadcast to it (for class
+        labels, the number num_classes).
+      batched: True evaluates both in one batch of 2B, with the two copies of an example as neighbours (so that a batch
+        that is split over devices stays on them); False in two batches of B, at half the peak memory.
+      channels: the number of channels (last axis) that are guided, the first ones; the others stay conditional. None
+        guides all. DiT's code guides the first 3 (Peebles & Xie 2023, https://arxiv.org/abs/2212.09748).
+      rule: combines the two predictions: `linear`, `rescaled(phi)`, `projected(eta, norm_threshold)` or another `Rule`.
 
     Raises:
-      ValueError: if channels is not positive, or the guided denoiser is called without cond or with fewer channels.
+      ValueError: if channels is not positive; when called, if cond is None or x has fewer channels.
 
     >>> from diffusers_fn.parameterizations import epsilon
     >>> from diffusers_fn.denoisers import make_denoiser
@@ -44,14 +48,16 @@ def classifier_free(
     Array([[6., 6.]], dtype=float32)
     """
     if channels is not None and channels < 1:
-        raise ValueError(f"channels, how many are guided, must be at least 1, or None for all; got {channels}")
+        raise ValueError(
+            f"channels, the number of guided channels, must be at least 1, or None for all; got {channels}"
+        )
     if isinstance(scale, (int, float)) and scale == 1:
         return lambda denoise: denoise
 
     def transform(denoise: Denoiser) -> Denoiser:
         def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-            conditional, unconditional = with_and_without(denoise, x, level, cond, null_cond, batched)
-            w = expand(scale_at(scale, level), x)
+            conditional, unconditional = predict_both(denoise, x, level, cond, null_cond, batched=batched)
+            w = scale_at(scale, level, x)
             if channels is None:
                 return rule(conditional, unconditional, w, level)
             first = _first_channels(x, channels)
@@ -65,22 +71,22 @@ def classifier_free(
 
 
 def classifier_free_pp(scale: Scale, null_cond: Any, *, batched: bool = True) -> Transform:
-    """Returns the transform for CFG++: x0 is guided, the noise that is added back is the unconditional one.
+    """Returns the transform of CFG++, in which x0 is guided and eps is the unconditional prediction.
 
-        x0 = (1 - scale) x0_uncond + scale x0_cond,    eps = eps_uncond
+        x0' = (1 - scale) x0_uncond + scale x0_cond,    eps' = eps_uncond
 
     Chung et al., "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models", 2024,
-    https://arxiv.org/abs/2406.08070, algorithm 2. For solvers whose hop is written in x0 and eps: `ddim` with any eta.
-    Those that read x and x0 alone (`ancestral`, `dpmpp_2m`, ...) make plain guidance of it. Scale 0 is the
-    unconditional prediction, bit for bit; with the paper's scales, 0 to 1, DDIM interpolates.
+    https://arxiv.org/abs/2406.08070, algorithm 2. Use it with solvers whose step is written in x0 and eps: `ddim` with
+    any eta. Solvers that use x and x0 alone (`ancestral`, `dpmpp_2m`, ...) see plain guidance. Scale 0 is the
+    unconditional prediction, bit for bit; the paper's scales lie between 0 and 1.
 
     Args:
-      scale: [] or [B], may be traced, or a function of the level; lambda of the paper.
+      scale: [] or [B], may be traced, or a function of the level; the paper's lambda.
       null_cond: as for `classifier_free`.
       batched: as for `classifier_free`.
 
     Raises:
-      ValueError: if the guided denoiser is called without cond.
+      ValueError: when called, if cond is None.
 
     >>> from diffusers_fn.parameterizations import epsilon
     >>> from diffusers_fn.denoisers import make_denoiser
@@ -93,8 +99,8 @@ def classifier_free_pp(scale: Scale, null_cond: Any, *, batched: bool = True) ->
 
     def transform(denoise: Denoiser) -> Denoiser:
         def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-            conditional, unconditional = with_and_without(denoise, x, level, cond, null_cond, batched)
-            x0 = apply_guidance(conditional.x0, unconditional.x0, scale_at(scale, level))
+            conditional, unconditional = predict_both(denoise, x, level, cond, null_cond, batched=batched)
+            x0 = apply_guidance(conditional.x0, unconditional.x0, scale_at(scale, level, x))
             return Prediction(x0, unconditional.eps, conditional.var_frac)
 
         return guided
@@ -102,17 +108,8 @@ def classifier_free_pp(scale: Scale, null_cond: Any, *, batched: bool = True) ->
     return transform
 
 
-def with_and_without(
-    denoise: Denoiser, x: jax.Array, level: Level, cond: Any, null_cond: Any, batched: bool
-) -> tuple[Prediction, Prediction]:
-    """Returns the conditional and the unconditional prediction."""
-    cond = one_an_example(cond, x, "classifier-free guidance")
-    conditional, unconditional = evaluate(denoise, x, level, [cond, like(cond, null_cond)], batched=batched)
-    return conditional, unconditional
-
-
 def _first_channels(x: jax.Array, channels: int) -> jax.Array:
-    """Where x has its first so many channels: bool [1, ..., C]."""
+    """True for the first `channels` channels of x: bool [1, ..., C]."""
     if channels > x.shape[-1]:
-        raise ValueError(f"channels must be at most x's channels, {x.shape[-1]}; got {channels}")
+        raise ValueError(f"channels must be at most {x.shape[-1]}, the channels of x; got {channels}")
     return (jnp.arange(x.shape[-1]) < channels).reshape((1,) * (x.ndim - 1) + (-1,))

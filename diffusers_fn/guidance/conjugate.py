@@ -1,4 +1,4 @@
-"""Conjugate gradients for one small system an example, solved together."""
+"""Conjugate gradients for a batch of small linear systems, one per example."""
 
 from __future__ import annotations
 
@@ -8,44 +8,48 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.guidance.predictions import inner
+from diffusers_fn.guidance.predictions import inner_product
+
+__all__ = ["conjugate_gradients"]
 
 
 def conjugate_gradients(
     product: Callable[[jax.Array], jax.Array], b: jax.Array, *, tolerance: float, max_iterations: int
 ) -> jax.Array:
-    """Returns u with product(u) = b, where product is linear, symmetric, not negative, and keeps examples apart.
+    """Returns u [B, ...] with product(u) = b, for a symmetric positive semidefinite linear map per example.
 
-    Hestenes & Stiefel 1952, https://doi.org/10.6028/jres.049.044, section 3. An example stops where its residual is
-    `tolerance` of b's norm; gradients pass through the equation, not through the iterations.
+    Hestenes & Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952,
+    https://doi.org/10.6028/jres.049.044, section 3. Gradients are those of the equation, not of the iterations.
 
     Args:
-      product: [B, ...] -> [B, ...].
+      product: [B, ...] -> [B, ...], the linear map; no example may depend on another.
       b: [B, ...].
+      tolerance: an example is solved once its residual is below tolerance times the norm of its b.
+      max_iterations: the iterations end after this number even if some examples are not solved.
 
     >>> conjugate_gradients(lambda u: 2 * u, jnp.ones((1, 2)), tolerance=1e-6, max_iterations=5)
     Array([[0.5, 0.5]], dtype=float32)
     """
 
     def solve(product: Callable[[jax.Array], jax.Array], b: jax.Array) -> jax.Array:
-        enough = tolerance**2 * inner(b, b)
+        allowed = tolerance**2 * inner_product(b, b)
 
         def body(state: Any) -> Any:
             i, u, residual, direction, square = state
             image = product(direction)
-            curvature = inner(direction, image)
+            curvature = inner_product(direction, image)
             step = jnp.where(
-                (square > enough) & (curvature > 0), square / jnp.where(curvature > 0, curvature, 1.0), 0.0
+                (square > allowed) & (curvature > 0), square / jnp.where(curvature > 0, curvature, 1.0), 0.0
             )
             u, residual = u + step * direction, residual - step * image
-            new = inner(residual, residual)
+            new = inner_product(residual, residual)
             direction = residual + new / jnp.where(square > 0, square, 1.0) * direction
-            return i + 1, u, residual, direction, jnp.where(step > 0, new, 0.0)  # an example that stops is done
+            return i + 1, u, residual, direction, jnp.where(step > 0, new, 0.0)  # solved examples stay
 
         def unfinished(state: Any) -> jax.Array:
-            return (state[0] < max_iterations) & jnp.any(state[-1] > enough)
+            return (state[0] < max_iterations) & jnp.any(state[-1] > allowed)
 
-        start = (0, jnp.zeros_like(b), b, b, inner(b, b))
+        start = (0, jnp.zeros_like(b), b, b, inner_product(b, b))
         return jax.lax.while_loop(unfinished, body, start)[1]
 
     return jax.lax.custom_linear_solve(product, b, solve, symmetric=True)

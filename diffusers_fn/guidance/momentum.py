@@ -1,4 +1,4 @@
-"""Guidance that remembers: momentum of adaptive projected guidance, carried by the solver's state."""
+"""Adaptive projected guidance with momentum, which the state of the solver carries."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import jax
 
 from diffusers_fn._arrays import expand
 from diffusers_fn.denoisers import Denoiser
-from diffusers_fn.guidance.classifier_free import with_and_without
-from diffusers_fn.guidance.predictions import moved
+from diffusers_fn.guidance.predictions import predict_both, shift_output
 from diffusers_fn.guidance.rules import check_threshold, projected_update
 from diffusers_fn.guidance.scales import Scale, scale_at
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Parameterization, Prediction, target, x0
 
-Remembering = Callable[..., tuple[Prediction, jax.Array]]  # (x, level, memory=None) -> (prediction, memory)
+__all__ = ["DenoiserWithMemory", "projected_with_momentum"]
+
+DenoiserWithMemory = Callable[..., tuple[Prediction, jax.Array]]  # (x, level, memory=None) -> (prediction, memory)
 
 
 def projected_with_momentum(
@@ -30,18 +31,19 @@ def projected_with_momentum(
     norm_threshold: Any = None,
     on: Parameterization = x0,
     batched: bool = True,
-) -> Remembering:
-    """Returns adaptive projected guidance with momentum, a denoiser that takes and returns a memory.
+) -> DenoiserWithMemory:
+    """Returns a denoiser for adaptive projected guidance with momentum; it takes and returns a memory d.
 
-        d <- out_cond - out_uncond + momentum d,    then as in `projected`
+        d <- out_cond - out_uncond + momentum d at each evaluation,    then as in `projected`
 
-    from evaluation to evaluation. Sadat et al. 2024, https://arxiv.org/abs/2410.02416, algorithm 1; the momentum of the
-    paper is negative. `with_memory(solver)` is the solver that it is sampled with:
+    Sadat et al., "Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models", 2024,
+    https://arxiv.org/abs/2410.02416, algorithm 1; the paper's momentum is negative. Sample it with
+    `solvers.with_memory(solver)`:
 
         sample(key, projected_with_momentum(denoise, labels, 4.0, null), with_memory(solvers.ddim(levels)), x)
 
     Args:
-      denoise: the denoiser, not guided; `clip_x0` and its like go on this one.
+      denoise: the denoiser to guide; apply `clip_x0` or other transforms to it first.
       cond: the condition, bound here.
       scale: as for `classifier_free`.
       null_cond: as for `classifier_free`.
@@ -52,8 +54,9 @@ def projected_with_momentum(
       batched: as for `classifier_free`.
 
     Raises:
-      ValueError: if cond is None or a readable norm_threshold is not positive.
+      ValueError: if a readable norm_threshold is not positive; when called, if cond is None.
 
+    >>> import jax.numpy as jnp
     >>> denoise = lambda x, level, cond=None: Prediction(x * cond[:, None], x)
     >>> guided = projected_with_momentum(denoise, jnp.array([2.0]), 3.0, 1.0, momentum=-0.5, eta=1.0)
     >>> _, memory = guided(jnp.ones((1, 1)), Level(0.8, 0.6, 0.0))
@@ -64,12 +67,12 @@ def projected_with_momentum(
     check_threshold(norm_threshold)
 
     def guided(x: jax.Array, level: Level, memory: Any = None) -> tuple[Prediction, jax.Array]:
-        better, worse = with_and_without(denoise, x, level, cond, null_cond, batched)
-        out, other = (target(on, p.x0, p.eps, level) for p in (better, worse))
+        conditional, unconditional = predict_both(denoise, x, level, cond, null_cond, batched=batched)
+        out, other = (target(on, p.x0, p.eps, level) for p in (conditional, unconditional))
         d = out - other
         if memory is not None:
             d = d + expand(momentum, d) * memory
         update = projected_update(d, out, eta, norm_threshold)
-        return moved(better, (expand(scale_at(scale, level), out) - 1) * update, level, on), d
+        return shift_output(conditional, (scale_at(scale, level, out) - 1) * update, level, on), d
 
     return guided

@@ -1,7 +1,7 @@
-"""Posterior guidance: samples given a measurement y = A x0 + noise, for inverse problems.
+"""Posterior guidance for inverse problems: samples of x0 given a measurement y = A x0 + noise.
 
-Inpainting is A = lambda x: keep * x, super-resolution A = lambda x: average_pool(x, 4), and any other operator is a
-function like these, [B, ...] -> [B, ...], that treats examples apart.
+The operator A is a function [B, ...] -> [B, ...] that maps each example by itself: `lambda x: mask * x` for inpainting,
+`lambda x: average_pool(x, 4)` for super-resolution.
 """
 
 from __future__ import annotations
@@ -15,36 +15,40 @@ import numpy as np
 
 from diffusers_fn._arrays import concrete, expand
 from diffusers_fn.denoisers import Denoiser, Transform
-from diffusers_fn.guidance.classifier import along_gradient
 from diffusers_fn.guidance.conjugate import conjugate_gradients
-from diffusers_fn.guidance.predictions import inner
+from diffusers_fn.guidance.predictions import inner_product, shift_by_gradient
 from diffusers_fn.guidance.scales import Scale, scale_at
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
+
+__all__ = ["Operator", "average_pool", "dps", "pigdm"]
 
 Operator = Callable[[jax.Array], jax.Array]
 
 
 def dps(operator: Operator, y: jax.Array, *, noise_std: Any = None, scale: Scale = 1.0) -> Transform:
-    """Returns the transform for diffusion posterior sampling, by the gradient through the denoiser of
+    """Returns the transform of diffusion posterior sampling (DPS).
 
-        log p(y | x) ~ -|y - A(x0_hat(x))|^2 / (2 noise_std^2),    or of -|y - A(x0_hat(x))| where noise_std is None.
+    It follows the gradient in x, through the denoiser, of
+
+        log p(y | x) ~ -|y - A(x0_hat(x))|^2 / (2 noise_std^2),    or of -|y - A(x0_hat(x))| if noise_std is None.
 
     Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems", 2023,
-    https://arxiv.org/abs/2209.14687, eq. 10 and 16. The first is their approximation of the score. The second is their
-    algorithm 1, with scale = `shift_scale(solver, zeta)`: each step moves by zeta times the gradient of the norm, as in
-    their code (the zeta_i of the paper is zeta / (2 |y - A(x0_hat)|)). A may be nonlinear. The approximation takes
-    x0_hat for certain, so samples are biased however many steps they take, and come to the posterior with corrector
-    steps (`predictor_corrector`); `pigdm` knows the uncertainty.
+    https://arxiv.org/abs/2209.14687, eq. 10 and 16. The first form is their approximation of the score. The second form
+    with scale = `shift_scale(solver, zeta)` is their algorithm 1: each step moves by zeta times the gradient of the
+    norm, as in their code (the paper's zeta_i is zeta / (2 |y - A(x0_hat)|)). A may be nonlinear. DPS neglects the
+    variance of x0 given x, so samples are biased for any number of steps, unless corrector steps follow
+    (`predictor_corrector`); `pigdm` includes that variance.
 
     Args:
-      operator: [B, ...] -> y's shape, differentiable, example by example.
+      operator: A, [B, ...] -> the shape of y, differentiable, one example at a time.
       y: [B, ...] the measurement.
-      noise_std: [] or [B], the deviation of the measurement's noise; None for the second form.
+      noise_std: [] or [B], the standard deviation of the measurement noise; None for the second form.
       scale: [] or [B], may be traced, or a function of the level; 0 changes no bit.
 
     Raises:
-      ValueError: if the operator does not take x0 to y's shape, or a readable noise_std is not positive.
+      ValueError: if a readable noise_std is not positive; when called, if the operator does not map x0 to y's shape or
+        a readable level is pure noise (alpha = 0).
 
     >>> from diffusers_fn.oracles import gaussian
     >>> known = dps(lambda x: x[:, :1], jnp.array([[2.0]]), noise_std=1.0)(gaussian(0.0, 1.0))
@@ -60,14 +64,14 @@ def dps(operator: Operator, y: jax.Array, *, noise_std: Any = None, scale: Scale
                 prediction = denoise(x, level, cond)
                 _check_shape(operator, prediction.x0, y)
                 residual = y.astype(prediction.x0.dtype) - operator(prediction.x0)
-                square = inner(residual, residual).reshape(-1)
+                square = inner_product(residual, residual).reshape(-1)
                 if noise_std is None:
-                    some = square > 0
-                    return -jnp.sum(jnp.where(some, jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)), prediction
+                    positive = square > 0
+                    return -jnp.sum(jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)), prediction
                 return -0.5 * jnp.sum(square / expand(noise_std, square) ** 2), prediction
 
-            grad, prediction = jax.grad(log_likelihood, has_aux=True)(x)
-            return along_gradient(prediction, grad, scale_at(scale, level), level)
+            gradient, prediction = jax.grad(log_likelihood, has_aux=True)(x)
+            return shift_by_gradient(prediction, gradient, scale_at(scale, level, x), level)
 
         return guided
 
@@ -84,29 +88,29 @@ def pigdm(
     tolerance: float = 1e-5,
     max_iterations: int = 50,
 ) -> Transform:
-    """Returns the transform for pseudo-inverse guidance (PiGDM), for any linear operator, with
+    """Returns the transform of pseudo-inverse guidance (PiGDM), for any linear operator.
 
         grad_x log p(y | x) ~ (d x0_hat / d x)^T A^T (r^2 A A^T + noise_std^2 I)^-1 (y - A x0_hat),
         r^2 = data_std^2 sigma^2 / (alpha^2 data_std^2 + sigma^2)
 
     Song et al., "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023,
-    https://openreview.net/forum?id=9_gsMA8MRKQ, eq. 7; r^2 is the variance of x0 given x if data are N(., data_std^2),
+    https://openreview.net/forum?id=9_gsMA8MRKQ, eq. 7. r^2 is the variance of x0 given x for data N(mean, data_std^2),
     for which the guided denoiser is exact. The system is solved by conjugate gradients on A A^T, with the transpose
-    that JAX derives: inpainting and average pooling take one iteration. Without noise y must lie in A's range.
-    The authors' experiments without noise multiply the gradient by r^2; give `scale` for that.
+    that JAX derives; inpainting and average pooling need one iteration. With noise_std 0, y must lie in the range of A.
+    The paper's experiments without noise multiply the gradient by r^2: pass that as `scale`.
 
     Args:
-      operator: [B, ...] -> y's shape, A x0 with or without a constant offset, example by example.
+      operator: [B, ...] -> the shape of y, A x0 plus an optional constant, one example at a time.
       y: [B, ...] the measurement.
-      noise_std: [] or [B], the deviation of the measurement's noise, may be traced.
-      data_std: [] or [B], the deviation of the data around what can be known; 1 in the paper.
+      noise_std: [] or [B], the standard deviation of the measurement noise, may be traced.
+      data_std: [] or [B], the standard deviation of the data; 1 in the paper.
       scale: [] or [B], may be traced, or a function of the level; 0 changes no bit.
-      tolerance: relative residual at which the solution stops.
-      max_iterations: and at the latest.
+      tolerance: relative residual at which the conjugate gradients stop.
+      max_iterations: the largest number of iterations.
 
     Raises:
-      ValueError: if the operator is not linear or does not take x0 to y's shape, or a readable noise_std is negative,
-        data_std not positive.
+      ValueError: if a readable noise_std is negative or data_std is not positive; when called, if the operator is not
+        linear or does not map x0 to y's shape, or a readable level is pure noise (alpha = 0).
 
     >>> from diffusers_fn.oracles import gaussian
     >>> known = pigdm(lambda x: x[:, :1], jnp.array([[2.0]]), noise_std=1.0)(gaussian(0.0, 1.0))
@@ -119,11 +123,11 @@ def pigdm(
 
     def transform(denoise: Denoiser) -> Denoiser:
         def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-            def clean(x: jax.Array) -> tuple[jax.Array, Prediction]:
+            def x0_hat(x: jax.Array) -> tuple[jax.Array, Prediction]:
                 prediction = denoise(x, level, cond)
                 return prediction.x0, prediction
 
-            x0, pull, prediction = jax.vjp(clean, x, has_aux=True)
+            x0, pullback, prediction = jax.vjp(x0_hat, x, has_aux=True)
             _check_shape(operator, x0, y)
             transpose = _transpose(operator, x0, y)
             alpha, sigma, d = (expand(a, x0) for a in (level.alpha, level.sigma, data_std))
@@ -133,8 +137,8 @@ def pigdm(
             offset = operator(jnp.zeros_like(x0))
             product = lambda u: operator(transpose(u)) - offset + ridge * u  # noqa: E731
             u = conjugate_gradients(product, residual, tolerance=tolerance, max_iterations=max_iterations)
-            (grad,) = pull(transpose(u) / r2)
-            return along_gradient(prediction, grad, scale_at(scale, level), level)
+            (gradient,) = pullback(transpose(u) / r2)
+            return shift_by_gradient(prediction, gradient, scale_at(scale, level, x), level)
 
         return guided
 
@@ -142,10 +146,14 @@ def pigdm(
 
 
 def average_pool(x: jax.Array, factor: int) -> jax.Array:
-    """Returns x [B, H, W, C] at a resolution lower by a factor, as means over squares, for super-resolution.
+    """Returns the means of x over squares of factor x factor pixels, [B, H / factor, W / factor, C].
+
+    Args:
+      x: [B, H, W, C].
+      factor: divides H and W.
 
     Raises:
-      ValueError: unless x is [B, H, W, C] with sides that are multiples of factor.
+      ValueError: unless x has four axes and factor divides H and W.
 
     >>> average_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 2).ravel()
     Array([1.5], dtype=float32)
@@ -166,15 +174,17 @@ def _check_positive(name: str, value: Any) -> None:
 def _check_shape(operator: Operator, x0: jax.Array, y: jax.Array) -> None:
     shape = jax.eval_shape(operator, x0).shape
     if shape != y.shape:
-        raise ValueError(f"the operator must take x0 {x0.shape} to y's shape {y.shape}; it returns {shape}")
+        raise ValueError(
+            f"the operator must map x0, of shape {x0.shape}, to the shape of y, {y.shape}; it returns {shape}"
+        )
 
 
 def _transpose(operator: Operator, x0: jax.Array, y: jax.Array) -> Operator:
-    """A^T: y's shape -> x0's."""
+    """A^T, which maps the shape of y to that of x0."""
     transpose = jax.linear_transpose(operator, jax.ShapeDtypeStruct(x0.shape, x0.dtype))
     apply = lambda u: transpose(u)[0]  # noqa: E731
     try:
         jax.eval_shape(apply, jax.ShapeDtypeStruct(y.shape, x0.dtype))
     except (NotImplementedError, AssertionError, TypeError) as error:
-        raise ValueError("PiGDM needs a linear operator, and this one is not: use dps") from error
+        raise ValueError("pigdm needs a linear operator, and this one is not linear: use dps") from error
     return apply

@@ -1,4 +1,8 @@
-"""Rules that combine a conditional and an unconditional prediction; at scale 1 each returns the conditional one."""
+"""Rules: how guidance combines two predictions for x. At scale 1 each rule returns the better one, bit for bit.
+
+A rule of your own is a function like `linear`. `classifier_free(scale, null_cond, rule=rule)` and
+`autoguidance(worse, scale, rule=rule)` evaluate the networks and apply it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import concrete, expand
-from diffusers_fn.guidance.predictions import inner, moved
+from diffusers_fn.guidance.predictions import inner_product, shift_output
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Parameterization, Prediction, epsilon, target, x0
+
+__all__ = [
+    "Rule",
+    "apply_guidance",
+    "check_threshold",
+    "linear",
+    "projected",
+    "projected_update",
+    "rescaled",
+]
 
 
 class Rule(Protocol):
@@ -21,24 +35,24 @@ class Rule(Protocol):
         """Returns the guided prediction.
 
         Args:
-          better: the conditional prediction (for autoguidance, the better model's).
-          worse: the unconditional prediction (the worse model's).
-          scale: [], or [B, 1, ...] that broadcasts to x; 1 returns `better`.
+          better: the prediction to guide towards: the conditional one, or the guided model's in autoguidance.
+          worse: the prediction to guide away from: the unconditional one, or the worse model's.
+          scale: [] or [B, 1, ..., 1], multiplies arrays like x; scale 1 must return `better`.
           level: S = [] or [B].
         """
         ...
 
 
 def apply_guidance(noise_pred_cond: jax.Array, noise_pred_uncond: jax.Array, guidance_scale: Any) -> jax.Array:
-    """Returns uncond + scale * (cond - uncond), written (1 - scale) uncond + scale cond.
+    """Returns (1 - scale) uncond + scale cond, [B, ...].
 
-    In that form scale 1 is the conditional prediction and scale 0 the unconditional one, bit for bit. Ho &
-    Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598, eq. 6 with
-    scale = 1 + w.
+    It equals uncond + scale (cond - uncond); in this form scale 1 is the conditional prediction and scale 0 the
+    unconditional one, bit for bit. Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022,
+    https://arxiv.org/abs/2207.12598, eq. 6 with scale = 1 + w.
 
     Args:
-      noise_pred_cond: [B, ...].
-      noise_pred_uncond: [B, ...].
+      noise_pred_cond: [B, ...] the conditional prediction.
+      noise_pred_uncond: [B, ...] the unconditional prediction.
       guidance_scale: [] or [B].
 
     >>> apply_guidance(jnp.ones((1, 2)), jnp.zeros((1, 2)), 7.5)
@@ -49,8 +63,9 @@ def apply_guidance(noise_pred_cond: jax.Array, noise_pred_uncond: jax.Array, gui
 
 
 def linear(better: Prediction, worse: Prediction, scale: Any, level: Level) -> Prediction:
-    """Returns worse + scale * (better - worse), the plain rule (see `apply_guidance`); it is linear, so both x0 and eps
-    follow it. A learned variance is the better prediction's.
+    """Returns worse + scale (better - worse) for x0 and for eps, the rule of `classifier_free` (see `apply_guidance`).
+
+    A learned variance is that of the better prediction.
 
     >>> better, worse = (Prediction(jnp.full((1, 1), x), jnp.full((1, 1), x)) for x in (1.0, 0.5))
     >>> linear(better, worse, 3.0, Level(0.8, 0.6, 0.0)).x0
@@ -61,17 +76,18 @@ def linear(better: Prediction, worse: Prediction, scale: Any, level: Level) -> P
 
 
 def rescaled(phi: Any = 0.7, *, on: Parameterization = epsilon) -> Rule:
-    """Returns the rule that draws the guided output's spread to the conditional's, so that contrast stays.
+    """Returns the rule that rescales the guided output towards the standard deviation of the conditional output.
 
         out' = phi * out * std(out_cond) / std(out) + (1 - phi) * out
 
-    with the standard deviations over an example. Lin et al., "Common Diffusion Noise Schedules and Sample Steps are
-    Flawed", 2024, https://arxiv.org/abs/2305.08891, eq. 15-16; `guidance_rescale` elsewhere. The output there is the
-    network's, so the result depends on what it puts out: name it in `on`.
+    with standard deviations over the entries of each example. It avoids overexposed images at large scales. Lin et al.,
+    "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2024, https://arxiv.org/abs/2305.08891, eq. 15-16
+    (`guidance_rescale` in other libraries). The formula is applied to the network's output, so the result depends on
+    the parameterization `on`.
 
     Args:
-      phi: [] or [B] in [0, 1], may be traced; 0 is the plain rule.
-      on: the parameterization of the network, epsilon, v, ...
+      phi: [] or [B] in [0, 1], may be traced; 0 is the rule `linear`.
+      on: the parameterization of the network: epsilon, v, ...
 
     Raises:
       ValueError: if a readable phi is outside [0, 1].
@@ -86,26 +102,26 @@ def rescaled(phi: Any = 0.7, *, on: Parameterization = epsilon) -> Rule:
 
     def rule(better: Prediction, worse: Prediction, scale: Any, level: Level) -> Prediction:
         guided = linear(better, worse, scale, level)
-        wanted, out = (target(on, p.x0, p.eps, level) for p in (better, guided))
-        ratio = _ratio(_variance(wanted), _variance(out))
-        return moved(guided, expand(phi, out) * (ratio - 1) * out, level, on)
+        out_cond, out = (target(on, p.x0, p.eps, level) for p in (better, guided))
+        ratio = _sqrt_ratio(_variance(out_cond), _variance(out))
+        return shift_output(guided, expand(phi, out) * (ratio - 1) * out, level, on)
 
     return rule
 
 
 def projected(eta: Any = 0.0, norm_threshold: Any = None, *, on: Parameterization = x0) -> Rule:
-    """Returns the rule of adaptive projected guidance (APG), for large scales without oversaturation.
+    """Returns the rule of adaptive projected guidance (APG), which avoids oversaturation at large scales.
 
         out' = out_cond + (scale - 1) (d_orthogonal + eta d_parallel),    d = (out_cond - out_uncond) min(1, r / |d|)
 
-    where the parallel part is that along out_cond. Sadat et al., "Eliminating Oversaturation and Artifacts of High
-    Guidance Scales in Diffusion Models", 2024, https://arxiv.org/abs/2410.02416, algorithm 1, without its momentum
-    (`projected_with_momentum` has it). eta = 1 without a threshold is the plain rule.
+    where d_parallel is the component of d along out_cond. Sadat et al., "Eliminating Oversaturation and Artifacts of
+    High Guidance Scales in Diffusion Models", 2024, https://arxiv.org/abs/2410.02416, algorithm 1 without momentum (see
+    `projected_with_momentum`). eta = 1 without a threshold is the rule `linear`.
 
     Args:
-      eta: [] or [B], may be traced; how much of the parallel part is kept.
-      norm_threshold: [] or [B], r, for latents of Stable Diffusion 2.5 to 15; None for none.
-      on: what is combined: x0 in the paper; name the network's own to do as other libraries' guiders do.
+      eta: [] or [B], may be traced; the fraction of the parallel component that is kept.
+      norm_threshold: [] or [B], r, the largest norm of d; None for no limit. 2.5 to 15 for latents of Stable Diffusion.
+      on: the parameterization in which outputs are combined: x0 in the paper, the network's own in other libraries.
 
     Raises:
       ValueError: if a readable norm_threshold is not positive.
@@ -119,35 +135,42 @@ def projected(eta: Any = 0.0, norm_threshold: Any = None, *, on: Parameterizatio
     def rule(better: Prediction, worse: Prediction, scale: Any, level: Level) -> Prediction:
         out, other = (target(on, p.x0, p.eps, level) for p in (better, worse))
         update = projected_update(out - other, out, eta, norm_threshold)
-        return moved(better, (expand(scale, out) - 1) * update, level, on)
+        return shift_output(better, (expand(scale, out) - 1) * update, level, on)
 
     return rule
 
 
 def check_threshold(norm_threshold: Any) -> None:
-    """Raises ValueError unless norm_threshold is None, positive or unreadable."""
+    """Raises ValueError if norm_threshold is a readable number that is not positive.
+
+    >>> check_threshold(2.5)
+    """
     known = None if norm_threshold is None else concrete(norm_threshold)
     if known is not None and not np.all(known > 0):
         raise ValueError(f"norm_threshold must be positive, or None for none; got {norm_threshold}")
 
 
 def projected_update(d: jax.Array, along: jax.Array, eta: Any, norm_threshold: Any) -> jax.Array:
-    """Returns d, shortened to norm_threshold, with only eta of its part along `along`; [B, ...]."""
+    """Returns d [B, ...], limited to the norm norm_threshold, with its component along `along` multiplied by eta.
+
+    >>> projected_update(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0]]), 0.0, 2.5)
+    Array([[0., 2.]], dtype=float32)
+    """
     if norm_threshold is not None:
-        d = d * jnp.minimum(1.0, _ratio(expand(norm_threshold, d) ** 2, inner(d, d)))
-    square = inner(along, along)
-    parallel = jnp.where(square > 0, inner(d, along) / jnp.where(square > 0, square, 1.0), 0.0) * along
+        d = d * jnp.minimum(1.0, _sqrt_ratio(expand(norm_threshold, d) ** 2, inner_product(d, d)))
+    square = inner_product(along, along)
+    parallel = jnp.where(square > 0, inner_product(d, along) / jnp.where(square > 0, square, 1.0), 0.0) * along
     return d + (expand(eta, d) - 1) * parallel
 
 
 def _variance(a: jax.Array) -> jax.Array:
-    """[B, 1, ..., 1], over an example."""
+    """The sum of squared deviations from the mean of each example, [B, 1, ..., 1]."""
     centred = a - jnp.mean(a, axis=tuple(range(1, a.ndim)), keepdims=True)
-    return inner(centred, centred)
+    return inner_product(centred, centred)
 
 
-def _ratio(wanted: jax.Array, given: jax.Array) -> jax.Array:
-    """sqrt(wanted / given); 1 where given is zero."""
-    some = (given > 0) & (wanted > 0)
-    root = jnp.sqrt(jnp.where(some, wanted, 1.0) / jnp.where(some, given, 1.0))
-    return jnp.where(some | (given <= 0), root, 0.0)
+def _sqrt_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """sqrt(a / b) with finite gradients; 1 where b is zero."""
+    positive = (b > 0) & (a > 0)
+    root = jnp.sqrt(jnp.where(positive, a, 1.0) / jnp.where(positive, b, 1.0))
+    return jnp.where(positive | (b <= 0), root, 0.0)

@@ -1,4 +1,4 @@
-"""How strong guidance is: a number, one number an example, or a function of the level."""
+"""Guidance scales: a number, an array [B] with one number per example, or a function of the level."""
 
 from __future__ import annotations
 
@@ -9,25 +9,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete
+from diffusers_fn._arrays import concrete, expand
 from diffusers_fn.levels import Level
+
+__all__ = [
+    "Scale",
+    "cosine_guidance_schedule",
+    "interval",
+    "linear_guidance_schedule",
+    "scale_at",
+    "scale_on_plan",
+]
 
 Scale = float | jax.Array | Callable[[Level], Any]  # [] or [B], may be traced, or a function level -> [] or [B]
 
 
-def scale_at(scale: Scale, level: Level) -> Any:
-    """Returns the number that a scale is at a level, [] or [B].
+def scale_at(scale: Scale, level: Level, x: jax.Array) -> jax.Array:
+    """Returns the value of a scale at a level, [] or [B, 1, ..., 1], to multiply arrays like x [B, ...].
 
-    >>> scale_at(2.0, Level(0.8, 0.6, 0.0)), scale_at(lambda level: 10 * level.sigma, Level(0.8, 0.6, 0.0))
-    (2.0, 6.0)
+    >>> float(scale_at(2.0, Level(0.8, 0.6, 0.0), jnp.ones((2, 3))))
+    2.0
+    >>> scale_at(lambda level: 10 * level.sigma, Level(1.0, jnp.array([0.1, 0.6]), 0.0), jnp.ones((2, 3)))
+    Array([[1.],
+           [6.]], dtype=float32)
     """
-    return scale(level) if callable(scale) else scale
+    return expand(_value(scale, level), x)
 
 
 def linear_guidance_schedule(step: Any, total_steps: Any, start_scale: Any = 1.0, end_scale: Any = 7.5) -> jax.Array:
-    """Returns the scale at a step, from start_scale at step 0 to end_scale at step total_steps, linearly.
+    """Returns the scale at a step: start_scale at step 0, end_scale at step total_steps, linear between them.
 
-    `scale_on_plan` makes a function of the level of it.
+    `scale_on_plan` turns such values into a function of the level.
+
+    Args:
+      step: integers of any shape, the shape of the result.
+      total_steps: a number.
+      start_scale: a number.
+      end_scale: a number.
 
     >>> float(linear_guidance_schedule(5, 10, 1.0, 7.0))
     4.0
@@ -36,9 +54,9 @@ def linear_guidance_schedule(step: Any, total_steps: Any, start_scale: Any = 1.0
 
 
 def cosine_guidance_schedule(step: Any, total_steps: Any, start_scale: Any = 1.0, end_scale: Any = 7.5) -> jax.Array:
-    """Returns the scale at a step, from start_scale at step 0 to end_scale at total_steps, along half a cosine.
+    """Returns the scale at a step: start_scale at step 0, end_scale at step total_steps, half a cosine between them.
 
-    `scale_on_plan` makes a function of the level of it.
+    Args: as for `linear_guidance_schedule`.
 
     >>> float(cosine_guidance_schedule(10, 10, 1.0, 7.0))
     7.0
@@ -48,14 +66,13 @@ def cosine_guidance_schedule(step: Any, total_steps: Any, start_scale: Any = 1.0
 
 
 def scale_on_plan(levels: Level, values: Any) -> Callable[[Level], jax.Array]:
-    """Returns the function of the level that is values[i] at levels[i]: a schedule over steps as a scale.
+    """Returns the scale, a function of the level, whose value is values[i] at levels[i].
 
-    At a level of the plan it is the value itself; between two of them (inner stages of a solver) linear in log SNR,
-    outside the plan the nearer end.
+    Between two levels (inner stages of a solver) it is linear in log SNR; outside the plan it is constant.
 
     Args:
-      levels: Level[N], the plan, noisiest first.
-      values: [N], may be traced; for instance of `linear_guidance_schedule(jnp.arange(N), N)`.
+      levels: Level[N], the plan of the sampler, noisiest first.
+      values: [N], may be traced; for example `linear_guidance_schedule(jnp.arange(N), N)`.
 
     Raises:
       ValueError: unless levels and values are [N].
@@ -67,35 +84,37 @@ def scale_on_plan(levels: Level, values: Any) -> Callable[[Level], jax.Array]:
     """
     shapes = np.shape(levels.sigma), np.shape(values)
     if len(shapes[0]) != 1 or shapes[0] != shapes[1] or not shapes[0][0]:
-        raise ValueError(f"levels must be Level[N] and values [N], a value a level; got {shapes[0]} and {shapes[1]}")
+        raise ValueError(
+            f"levels must be Level[N] and values [N], one value per level; got {shapes[0]} and {shapes[1]}"
+        )
 
     def scale(level: Level) -> jax.Array:
         at = _log_ratio(level)
-        known, found = _log_ratio(levels), jnp.asarray(values, at.dtype)
-        gaps = jnp.abs(at[..., None] - known.reshape((1,) * at.ndim + (-1,)))
-        # A plan's level seen twice differs by rounding, a few 1e-6 at most; two levels of a plan by more.
-        own = jnp.min(gaps, axis=-1) < 1e-5
-        return jnp.where(own, found[jnp.argmin(gaps, axis=-1)], jnp.interp(-at, -known, found))
+        nodes, node_values = _log_ratio(levels), jnp.asarray(values, at.dtype)
+        gaps = jnp.abs(at[..., None] - nodes.reshape((1,) * at.ndim + (-1,)))
+        # Rounding moves a level of the plan by a few 1e-6 at most; two levels of a plan are further apart.
+        at_node = jnp.min(gaps, axis=-1) < 1e-5
+        return jnp.where(at_node, node_values[jnp.argmin(gaps, axis=-1)], jnp.interp(-at, -nodes, node_values))
 
     return scale
 
 
 def interval(scale: Scale, low: Any, high: Any, *, outside: Any = 1.0) -> Callable[[Level], jax.Array]:
-    """Returns the scale that is `scale` where low < sigma / alpha <= high, and `outside` elsewhere.
+    """Returns the scale, a function of the level, that is `scale` if low < sigma / alpha <= high, else `outside`.
 
     Kynkaanniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
-    Models", 2024, https://arxiv.org/abs/2404.07724, eq. 5. One program serves every interval, so the second evaluation
-    is made outside it too.
+    Models", 2024, https://arxiv.org/abs/2404.07724, eq. 5. A compiled sampler serves every interval: the network is
+    evaluated twice outside the interval too.
 
     Args:
       scale: [] or [B], or a function of the level.
       low: [] or [B], may be traced.
       high: as low; jnp.inf for no upper end.
-      outside: the scale that guides nothing: 1 for `classifier_free` and `autoguidance`, 0 for `classifier`. No
-        scale of `classifier_free_pp` is the conditional prediction; 0 is the unconditional one.
+      outside: the neutral scale: 1 for `classifier_free` and `autoguidance`, 0 for `classifier`. `classifier_free_pp`
+        has no scale that returns the conditional prediction; 0 returns the unconditional one.
 
     Raises:
-      ValueError: unless 0 <= low < high, where they can be read.
+      ValueError: unless 0 <= low < high, if both are readable.
 
     >>> scale = interval(3.0, 0.3, 2.0)
     >>> [float(scale(Level(1.0, sigma, 0.0))) for sigma in (0.3, 0.4, 2.0, 2.1)]
@@ -103,16 +122,20 @@ def interval(scale: Scale, low: Any, high: Any, *, outside: Any = 1.0) -> Callab
     """
     ends = concrete(low), concrete(high)
     if ends[0] is not None and ends[1] is not None and not np.all((ends[0] >= 0) & (ends[0] < ends[1])):
-        raise ValueError(f"an interval of sigma / alpha needs 0 <= low < high; got low = {low}, high = {high}")
+        raise ValueError(f"the interval of sigma / alpha must satisfy 0 <= low < high; got low = {low}, high = {high}")
 
     def limited(level: Level) -> jax.Array:
         ratio = jnp.asarray(level.sigma) / jnp.asarray(level.alpha)
-        return jnp.where((low < ratio) & (ratio <= high), scale_at(scale, level), outside)
+        return jnp.where((low < ratio) & (ratio <= high), _value(scale, level), outside)
 
     return limited
 
 
+def _value(scale: Scale, level: Level) -> Any:
+    return scale(level) if callable(scale) else scale
+
+
 def _log_ratio(level: Level) -> jax.Array:
-    """log(sigma / alpha), with pure noise (alpha = 0) a large number and no infinity."""
+    """log(sigma / alpha), a large finite number at pure noise (alpha = 0)."""
     alpha, sigma = jnp.asarray(level.alpha), jnp.asarray(level.sigma)
     return jnp.log(sigma) - jnp.log(jnp.maximum(alpha, 1e-30))

@@ -1,4 +1,4 @@
-"""Diffusion in the latent space of an autoencoder: the codec, its scale, and the losses of both stages."""
+"""Latent diffusion: the codec (encoder and decoder), its scale, and the losses of both training stages."""
 
 from diffusers_fn.latents.calibration import calibrate, calibrate_codec
 from diffusers_fn.latents.codec import Codec, in_chunks, make_codec, reparameterize, scale_latents, scaled
@@ -19,3 +19,7 @@ __all__ = [
     "scale_latents",
     "scaled",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""The codec: an encoder and a decoder as two pure functions, and the line that puts its latents on unit scale."""
+"""The codec: an encoder and a decoder as two pure functions, and the affine map to latents of unit variance."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from diffusers_fn import _random
 from diffusers_fn._arrays import concrete, namespace, working_dtype
 from diffusers_fn.backbones import diagonal_gaussian
 
+__all__ = ["Codec", "in_chunks", "make_codec", "reparameterize", "scale_latents", "scaled"]
+
 
 class Codec(NamedTuple):
-    """An autoencoder as a pair of pure functions; B is the batch, `latent` the shape of one latent.
+    """An autoencoder as a pair of pure functions. B is the batch, `latent` the shape of one latent.
 
     Attributes:
-      encode: x [B, ...] -> (mean, logvar) [B, *latent], the Gaussian over latents z.
+      encode: x [B, ...] -> (mean, logvar), each [B, *latent], of the Gaussian over latents z.
       decode: z [B, *latent] -> x [B, ...].
     """
 
@@ -31,15 +33,15 @@ def make_codec(
     decode: Callable[[Any, jax.Array], jax.Array],
     params: Any,
 ) -> Codec:
-    """Returns the codec that an autoencoder with these parameters is.
+    """Returns the codec of an autoencoder with given parameters.
 
-    Make it inside the function that is jitted, with params among its arguments: parameters that a jitted function
-    closes over are compiled in as constants.
+    Call it inside the jitted function, with params among that function's arguments: parameters that a jitted function
+    closes over become constants of the program.
 
     Args:
       encode: (params, x) -> (mean, logvar).
       decode: (params, z) -> x.
-      params: what both are given.
+      params: the parameters of both.
 
     >>> codec = make_codec(lambda p, x: (p * x, jnp.zeros_like(x)), lambda p, z: z / p, 2.0)
     >>> codec.decode(codec.encode(jnp.ones((1, 3)))[0])
@@ -49,16 +51,16 @@ def make_codec(
 
 
 def reparameterize(key: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """Returns z = mean + exp(logvar / 2) eps with eps ~ N(0, I): a draw that gradients pass through.
+    """Returns z = mean + exp(logvar / 2) eps with eps ~ N(0, I), [B, ...], differentiable in mean and logvar.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", 2013, https://arxiv.org/abs/1312.6114, section 2.4.
 
     Args:
-      key: one key, or [B] keys: then an example's draw depends on its own key alone.
+      key: one key, or [B] keys; with [B] keys the draw for an example depends on its own key only.
       mean, logvar: [B, ...].
 
     Raises:
-      ValueError: if there are several keys, but not one an example.
+      ValueError: if the number of keys is neither one nor B.
 
     >>> reparameterize(jax.random.key(0), jnp.ones((2, 3)), jnp.full((2, 3), -jnp.inf)).tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -66,17 +68,22 @@ def reparameterize(key: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Ar
     if not _random.is_batched(key):
         return diagonal_gaussian.reparameterize(key, mean, logvar)
     if key.shape[0] != mean.shape[0]:
-        raise ValueError(f"there must be one key, or one key an example; got {key.shape[0]} for {mean.shape[0]}")
+        raise ValueError(
+            f"there must be one key, or one key per example; got {key.shape[0]} keys for {mean.shape[0]} examples"
+        )
     return jax.vmap(diagonal_gaussian.reparameterize)(key, mean, logvar)
 
 
 def scale_latents(z: jax.Array, scale: Any, shift: Any = 0.0) -> jax.Array:
-    """Returns (z - shift) scale: latents as a diffusion model sees them.
+    """Returns (z - shift) scale [B, *latent], the latents of the diffusion model.
 
     Args:
       z: [B, *latent].
-      scale: a number, [C] for the last axis of z, or of shape `latent`; may be traced.
+      scale: a number, [C] for the last axis of z, or an array of shape `latent`; may be traced.
       shift: as scale.
+
+    Raises:
+      ValueError: if scale or shift has another shape.
 
     >>> scale_latents(jnp.array([[3.0, 5.0]]), 0.5, shift=jnp.array([1.0, 3.0]))
     Array([[1., 1.]], dtype=float32)
@@ -85,19 +92,19 @@ def scale_latents(z: jax.Array, scale: Any, shift: Any = 0.0) -> jax.Array:
 
 
 def scaled(codec: Codec, scale: Any, shift: Any = 0.0) -> Codec:
-    """Returns the codec of the latents z' = (z - shift) scale: decode(z') = codec.decode(z' / scale + shift).
+    """Returns the codec for latents z' = (z - shift) scale, with decode(z') = codec.decode(z' / scale + shift).
 
-    A diffusion model wants latents of about unit variance (Rombach et al., "High-Resolution Image Synthesis with
-    Latent Diffusion Models", 2021, https://arxiv.org/abs/2112.10752, appendix G). `calibrate` finds the numbers from
-    data; published autoencoders come with theirs, such as 0.18215 and no shift.
+    Diffusion models are trained on latents of about unit variance (Rombach et al., "High-Resolution Image Synthesis
+    with Latent Diffusion Models", 2021, https://arxiv.org/abs/2112.10752, appendix G). `calibrate` computes scale and
+    shift from data; published autoencoders state theirs, such as scale 0.18215 without a shift.
 
     Args:
-      codec: of the latents z.
-      scale: positive: a number, [C] for the last axis of z, or of a latent's shape; may be traced.
+      codec: the codec for latents z.
+      scale: positive: a number, [C] for the last axis of z, or an array of shape `latent`; may be traced.
       shift: as scale.
 
     Raises:
-      ValueError: unless scale is positive, where it can be read.
+      ValueError: if a readable scale is not positive; when called, if scale or shift has another shape.
 
     >>> codec = Codec(lambda x: (x, jnp.zeros_like(x)), lambda z: z)
     >>> halved = scaled(codec, 0.5, shift=1.0)
@@ -121,24 +128,24 @@ def scaled(codec: Codec, scale: Any, shift: Any = 0.0) -> Codec:
 
 
 def in_chunks(codec: Codec, size: int) -> Codec:
-    """Returns the codec that decodes `size` latents at a time: a batch needs no more memory than so many.
+    """Returns the codec that decodes `size` latents at a time, so that memory is bounded by `size` latents.
 
-    Decoding is where the memory of latent diffusion is highest. A batch that is split over devices is better left
-    whole, for its chunks follow one another.
+    Decoding sets the peak memory of latent diffusion. Do not use it for a batch that is split over devices, since
+    chunks are decoded one after another.
 
     Args:
-      codec: whose encoder stays as it is.
-      size: of a chunk, at least 1; the last one is what is left over.
+      codec: the codec; its encoder is unchanged.
+      size: latents per chunk, at least 1; the last chunk may be smaller.
 
     Raises:
       ValueError: if size is less than 1.
 
-    >>> codec = in_chunks(Codec(lambda x: (x, x), lambda z: z * len(z)), 2)  # shows how many it was given
+    >>> codec = in_chunks(Codec(lambda x: (x, x), lambda z: z * len(z)), 2)  # decodes z to z times the chunk size
     >>> codec.decode(jnp.ones((5, 1))).ravel().tolist()
     [2.0, 2.0, 2.0, 2.0, 1.0]
     """
     if size < 1:
-        raise ValueError(f"size, of a chunk, must be at least 1; got {size}")
+        raise ValueError(f"size, the number of latents per chunk, must be at least 1; got {size}")
 
     def decode(z: jax.Array) -> jax.Array:
         num_chunks = z.shape[0] // size
@@ -153,11 +160,11 @@ def in_chunks(codec: Codec, size: int) -> Codec:
 
 
 def _per_latent(name: str, value: Any, z: jax.Array) -> jax.Array:
-    """A number, [C] or an array of a latent's shape, shaped to combine with z [B, *latent]."""
+    """A number, [C] or an array of shape `latent`, shaped to combine with z [B, *latent]."""
     value = jnp.asarray(value, working_dtype(z))
     if value.shape not in ((), z.shape[-1:], z.shape[1:]):
         raise ValueError(
-            f"{name} must be a number, or have shape {z.shape[-1:]} (a value a channel) or {z.shape[1:]}; "
+            f"{name} must be a number, or have shape {z.shape[-1:]} (one value per channel) or {z.shape[1:]}; "
             f"got {value.shape}"
         )
     return value.reshape((1,) * (z.ndim - value.ndim) + value.shape)

@@ -1,4 +1,4 @@
-"""Stage one of latent diffusion: the loss of the autoencoder, through which encoder and decoder both learn."""
+"""The first stage of latent diffusion: the loss of the autoencoder."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from diffusers_fn._arrays import check_data, concrete
 from diffusers_fn.backbones import diagonal_gaussian
 from diffusers_fn.latents.codec import Codec, reparameterize
 
+__all__ = ["autoencoder_loss", "gaussian_nll", "perceptual"]
+
 
 def autoencoder_loss(
     key: jax.Array, codec: Codec, x: jax.Array, *, error: losses.Error = losses.mse, kl_weight: Any = 1e-6
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss [B] of an autoencoder, and its parts [B]: reconstruction, kl.
+    """Returns (loss [B], {"reconstruction": [B], "kl": [B]}) of an autoencoder.
 
         z ~ N(mean, exp(logvar)),    loss = error(decode(z), x) + kl_weight KL(N(mean, exp(logvar)) || N(0, I)) / D
 
-    with D the number of entries of an example of x. The errors are means over these D entries, so that kl_weight
-    weighs the whole divergence against the whole, summed error, as in Rombach et al. 2021
-    (https://arxiv.org/abs/2112.10752, appendix G), whose 1e-6 is the default; and `gaussian_nll` with kl_weight 1 is
-    the negative evidence lower bound in nats per entry (Kingma & Welling 2013, https://arxiv.org/abs/1312.6114,
-    eq. 10). The metric `kl` is KL itself, in nats an example.
-
-    z is a function of encoder and noise, so gradients reach both networks.
+    with D the number of entries of one example x. Errors are means over these D entries, so kl_weight is the weight of
+    the divergence relative to the summed error, as in Rombach et al. 2021 (https://arxiv.org/abs/2112.10752,
+    appendix G), whose 1e-6 is the default. `gaussian_nll` with kl_weight 1 gives the negative evidence lower bound in
+    nats per entry (Kingma & Welling 2013, https://arxiv.org/abs/1312.6114, eq. 10). "kl" is the divergence in nats per
+    example. Gradients pass through z to the encoder and the decoder.
 
     Args:
       key: one key, or [B] keys.
-      codec: made of the parameters that are trained: `make_codec(encode, decode, params)`.
-      x: [B, ...].
+      codec: of the parameters to train: `make_codec(encode, decode, params)`.
+      x: [B, ...] data.
       error: (out, wanted) -> [B]: losses.mse, .l1, .huber, `gaussian_nll(std)`, or one of them inside `perceptual`.
-      kl_weight: may be traced.
+      kl_weight: [], may be traced.
 
     Raises:
-      ValueError: if decode does not return data of x's shape, or kl_weight is negative.
+      ValueError: if decode does not return the shape of x, or a readable kl_weight is negative.
 
     >>> codec = Codec(lambda x: (2 * x, jnp.full_like(x, -30.0)), lambda z: z / 2)
     >>> loss, parts = autoencoder_loss(jax.random.key(0), codec, jnp.ones((1, 4)), kl_weight=0.0)
@@ -58,16 +58,15 @@ def autoencoder_loss(
 
 
 def gaussian_nll(std: Any) -> losses.Error:
-    """Returns the error -log N(wanted; out, std^2) in nats per entry, [B].
+    """Returns the error (out, wanted) -> -log N(wanted; out, std^2) in nats per entry, [B].
 
         (wanted - out)^2 / (2 std^2) + log std + log(2 pi) / 2
 
     Args:
-      std: positive; of the data around their reconstruction. It may be traced, a parameter that is trained with the
-        rest.
+      std: [], positive, the standard deviation of the data around the reconstruction; may be traced, to train it.
 
     Raises:
-      ValueError: unless std is positive, where it can be read.
+      ValueError: if a readable std is not positive.
 
     >>> round(gaussian_nll(1.0)(jnp.zeros((1, 2)), jnp.zeros((1, 2))).item(), 4)
     0.9189
@@ -85,17 +84,17 @@ def gaussian_nll(std: Any) -> losses.Error:
 def perceptual(
     features: Callable[[jax.Array], Any], weight: Any = 1.0, *, error: losses.Error = losses.mse
 ) -> losses.Error:
-    """Returns an error that compares features too: error(out, wanted) + weight sum_l mse(f_l(out), f_l(wanted)).
+    """Returns the perceptual error (out, wanted) -> error(out, wanted) + weight sum_l mse(f_l(out), f_l(wanted)), [B].
 
     Dosovitskiy & Brox, "Generating Images with Perceptual Similarity Metrics based on Deep Networks", 2016,
-    https://arxiv.org/abs/1602.02644, eq. 4; with a calibrated network for f this is the reconstruction term of
-    latent diffusion's first stage. The wanted features get no gradient.
+    https://arxiv.org/abs/1602.02644, eq. 4; with a calibrated network for f it is the reconstruction term of the first
+    stage of latent diffusion. No gradient passes through the features of `wanted`.
 
     Args:
-      features: [B, ...] -> a pytree of arrays [B, ...], such as the activations of some layers of a classifier; bring
-        normalisation and weights of the layers with it.
-      weight: of the sum; may be traced.
-      error: of the data themselves.
+      features: [B, ...] -> a pytree of arrays [B, ...], such as activations of a classifier's layers, normalised and
+        weighted by the caller.
+      weight: [], the weight of the sum; may be traced.
+      error: the error of the data.
 
     >>> mean_error = perceptual(lambda x: {"mean": x.mean(1, keepdims=True)}, 2.0)
     >>> mean_error(jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]]))

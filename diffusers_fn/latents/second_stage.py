@@ -1,4 +1,4 @@
-"""Stage two of latent diffusion: a model of latents as a model of data."""
+"""The second stage of latent diffusion: a diffusion model of latents as a model of data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from diffusers_fn import _random
 from diffusers_fn.latents.codec import Codec, reparameterize, scale_latents, scaled
 from diffusers_fn.sampling import Samples
 
-_CODED = ("image", "latent", "mean", "logvar")  # the entries of a batch that become the latent
+__all__ = ["Model", "in_latent_space"]
+
+_ENCODED = ("image", "latent", "mean", "logvar")  # the entries of a batch from which the latents are computed
 
 
 class Model(Protocol):
-    """What a model must have to be put into latent space; a NamedTuple such as `Diffusion` does."""
+    """A NamedTuple with `loss` and `sample`, such as `Diffusion`."""
 
     @property
     def loss(self) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
@@ -30,31 +32,33 @@ class Model(Protocol):
     def _replace(self, **changes: Any) -> Any: ...
 
 
-M = TypeVar("M", bound=Model)
+_M = TypeVar("_M", bound=Model)
 
 
-def in_latent_space(diffusion: M, codec: Codec, *, scale: Any = 1.0, shift: Any = 0.0) -> M:
-    """Returns the model of data that a model of latents is: its loss encodes the batch, its samples are decoded.
+def in_latent_space(diffusion: _M, codec: Codec, *, scale: Any = 1.0, shift: Any = 0.0) -> _M:
+    """Returns the diffusion model of latents as a model of data: the loss encodes the batch, samples are decoded.
 
         z = (reparameterize(encode(x)) - shift) scale,    x = decode(z / scale + shift)
 
     Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2021,
-    https://arxiv.org/abs/2112.10752, section 3.3. Only the loss and the samples change; `init` and `apply` stay those
-    of the network that sees latents. Options of `sample` act on latents: emit, and transform, a guidance. Latents have
-    no bounds, so the model must not clip them.
+    https://arxiv.org/abs/2112.10752, section 3.3. `init` and `apply` remain those of the network of latents, and the
+    options of `sample` (emit, guidance) act on latents. Latents are unbounded, so the model must not clip x0.
 
     Args:
-      diffusion: a model of latents, from `build` or any NamedTuple with its loss and sample.
-      codec: the frozen autoencoder. Where its parameters are large, call this inside the jitted function (see
+      diffusion: a model of latents, from `build` or any NamedTuple with `loss` and `sample`.
+      codec: the frozen autoencoder. If its parameters are large, call this inside the jitted function (see
         `make_codec`).
       scale, shift: as for `scaled`, from `calibrate`.
 
     Returns:
       The model with
-        loss: (params, key, batch) -> (loss [B], metrics). A batch holds "image" [B, ...]; or, encoded before and not
-          yet scaled, "mean" and "logvar" [B, *latent], from which z is drawn anew, or "latent", z itself: then the
-          encoder does not run. All else in the batch is passed on. The draw of z has a key of its own.
-        sample: as before, Samples.x0 decoded; Samples.trace is what was asked for, in latents.
+        loss: (params, key, batch) -> (loss [B], metrics). The batch has "image" [B, ...], which is encoded; or, encoded
+          before and not yet scaled, "mean" and "logvar" [B, *latent], from which z is drawn, or "latent" [B, *latent],
+          which is z. Its other entries are passed on. The key is split, one part for the draw of z.
+        sample: as in `diffusion`, with Samples.x0 decoded and Samples.trace in latents.
+
+    Raises:
+      ValueError: when the loss is called, if the batch has none of these entries.
 
     >>> import jax.numpy as jnp
     >>> from typing import NamedTuple
@@ -70,7 +74,7 @@ def in_latent_space(diffusion: M, codec: Codec, *, scale: Any = 1.0, shift: Any 
     def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         draw_key, loss_key = _random.split(key)
         z = scale_latents(_latents(draw_key, codec, batch), scale, shift)
-        others = {name: value for name, value in batch.items() if name not in _CODED}
+        others = {name: value for name, value in batch.items() if name not in _ENCODED}
         return diffusion.loss(params, loss_key, {**others, "image": z})
 
     def sample(params: Any, key: jax.Array, num_samples: int, **options: Any) -> Samples:
@@ -81,11 +85,11 @@ def in_latent_space(diffusion: M, codec: Codec, *, scale: Any = 1.0, shift: Any 
 
 
 def _latents(key: jax.Array, codec: Codec, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Unscaled latents: given, drawn from what is given, or from the encoder."""
+    """Unscaled latents: those of the batch, or drawn from its mean and logvar or from the encoder's."""
     if "latent" in batch:
         return batch["latent"]
     if "mean" in batch and "logvar" in batch:
         return reparameterize(key, batch["mean"], batch["logvar"])
     if "image" not in batch:
-        raise ValueError(f"a batch needs 'image', or 'mean' and 'logvar', or 'latent'; got {sorted(batch)}")
+        raise ValueError(f"the batch needs 'image', or 'mean' and 'logvar', or 'latent'; got {sorted(batch)}")
     return reparameterize(key, *codec.encode(batch["image"]))

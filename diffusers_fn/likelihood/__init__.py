@@ -1,8 +1,8 @@
-"""Likelihoods: the variational bound of a discrete diffusion, the exact density of its probability flow, bits per dim.
+"""Likelihoods: the variational bound of a discrete diffusion, the density of the probability flow, bits per dimension.
 
-`calc_bpd` is the bound (Ho et al. 2020, Nichol & Dhariwal 2021); `vlb_loss` and `hybrid_loss` train a learned variance
-by it. `log_prob` integrates the probability flow (Song et al. 2021). That is a density of continuous data:
-`dequantize.py` says what it tells about data of a few levels, such as pixels.
+`calc_bpd` computes the bound (Ho et al. 2020, Nichol & Dhariwal 2021); `vlb_loss` and `hybrid_loss` train a learned
+variance with it. `log_prob` integrates the probability flow (Song et al. 2021) and returns a density of continuous
+data; `uniform_dequantize` and `noise_dequantize` turn it into a bound for discrete data such as pixels.
 """
 
 from diffusers_fn.likelihood.dequantize import bits_per_dim, noise_dequantize, uniform_dequantize
@@ -33,3 +33,7 @@ __all__ = [
     "vb_terms_bpd",
     "vlb_loss",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

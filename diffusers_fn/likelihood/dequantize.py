@@ -1,11 +1,12 @@
-"""Densities and probabilities: data of a few levels, such as pixels, under a model of continuous data.
+"""Dequantization: bounds on the probability of discrete data, such as pixels, from a density of continuous data.
 
-A density near a grey level can be as large as one likes, so it says nothing about the level by itself. Noise of known
-density makes a bound of it:
+A density alone does not bound the probability of a grey level v, since it can be arbitrarily large near v. With noise
+of known density q it does:
 
     log P(v) >= E_q(x | v)[log p(x) + log P(v | x) - log q(x | v)]
 
-`uniform_dequantize` takes q even over the level's bin, `noise_dequantize` the noise of the model's own last level.
+In `uniform_dequantize` q is uniform over the bin of the level, in `noise_dequantize` it is Gaussian noise of a noise
+level of the model.
 """
 
 from __future__ import annotations
@@ -21,24 +22,27 @@ from diffusers_fn._arrays import check_data, expand, working_dtype
 from diffusers_fn.levels import Level, add_noise, check_level
 from diffusers_fn.likelihood.discretized import check_num_levels, discretized_gaussian_log_likelihood
 
+__all__ = ["bits_per_dim", "noise_dequantize", "uniform_dequantize"]
+
 
 def uniform_dequantize(key: jax.Array, x0: jax.Array, num_levels: int = 256) -> jax.Array:
-    """Returns x [B, ...] even in the bin around each grey level, which is as wide as their distance.
+    """Returns x [B, ...], uniform in the bin around each grey level, whose width is the distance d between levels.
 
         x = x0 + d (u - 1/2),   d = 2 / (num_levels - 1),   log P(x0) >= E[log p(x)] + D log(d)
 
     Theis et al., "A Note on the Evaluation of Generative Models", 2016, https://arxiv.org/abs/1511.01844, section 3.1;
-    the last term is the offset of `bits_per_dim`. The bins lie around the levels, so that x has the mean x0 and leaves
-    [-1, 1] by d / 2. The bound is tight for a density that is smooth over a bin, and poor for a model that has learnt
-    the levels themselves, whose density is low between them: see `noise_dequantize`. Both hold; the lower one counts.
+    the last term, for D entries, is the offset of `bits_per_dim`. Each bin is centred on its level, so x has the mean
+    x0 and lies in [-1 - d / 2, 1 + d / 2]. The bound is tight for a density that is smooth over a bin, and loose for a
+    model that has learned the levels, whose density between them is low; then use `noise_dequantize`. Both bounds hold,
+    so the smaller number of bits may be reported.
 
     Args:
       key: one key, or [B] keys.
-      x0: [B, ...] data on num_levels levels in [-1, 1], or integers 0 ... num_levels - 1.
-      num_levels: of the data, at least 2; 256 for pixels of eight bits.
+      x0: [B, ...] data on num_levels evenly spaced levels in [-1, 1], or integers 0 ... num_levels - 1.
+      num_levels: the number of grey levels, at least 2; 256 for 8-bit pixels.
 
     Raises:
-      ValueError: if num_levels is below 2.
+      ValueError: if num_levels is below 2, or x0 is neither of floating nor of integer type.
 
     >>> x = uniform_dequantize(jax.random.key(0), jnp.zeros((1, 1000), jnp.uint8), num_levels=3)
     >>> bool(jnp.all(abs(x + 1.0) <= 0.5))
@@ -59,17 +63,16 @@ def noise_dequantize(key: jax.Array, x0: jax.Array, level: Level, num_levels: in
 
         x = alpha x0 + sigma eps,   log P(x0) >= E[log p(x) + correction],   p the density at that level
 
-    The model's own noise is what its density at the level expects, so the bound is tight for a model that has learnt
-    the grey levels; one that is smooth on the scale of sigma pays for the noise's entropy. It is the bound of Kingma et
-    al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630, with the flow's exact density in place
-    of its diffusion terms.
-    P(x0 | x) is the discretized Gaussian of mean x / alpha and std sigma / alpha; where that is much narrower than a
-    bin it costs nothing.
+    The bound is tight for a model that has learned the grey levels; for a density that is smooth on the scale of sigma
+    it is loose by the entropy of the noise. It is the bound of Kingma et al., "Variational Diffusion Models", 2021,
+    https://arxiv.org/abs/2107.00630, with the exact density of the flow in place of the diffusion loss.
+    P(x0 | x) is the discretized Gaussian with mean x / alpha and standard deviation sigma / alpha; it is 1 if that is
+    much narrower than a bin.
 
     Args:
       key: one key, or [B] keys.
-      x0: [B, ...] data on num_levels levels in [-1, 1].
-      level: S = [] or [B], with alpha > 0 and sigma > 0: the last one of a plan.
+      x0: [B, ...] data on num_levels evenly spaced levels in [-1, 1].
+      level: S = [] or [B], with alpha > 0 and sigma > 0: the last level of the plan.
       num_levels: as for `uniform_dequantize`.
 
     Raises:
@@ -77,7 +80,7 @@ def noise_dequantize(key: jax.Array, x0: jax.Array, level: Level, num_levels: in
 
     >>> level = Level(1.0, 0.01, 0.0)
     >>> x, correction = noise_dequantize(jax.random.key(0), jnp.zeros((1, 100)), level, num_levels=3)
-    >>> entropy = 50 * jnp.log(2 * jnp.pi * jnp.e * level.sigma**2)  # what the correction is on average
+    >>> entropy = 50 * jnp.log(2 * jnp.pi * jnp.e * level.sigma**2)  # the mean of the correction
     >>> bool(abs(correction[0] / entropy - 1.0) < 0.1)
     True
     """
@@ -95,18 +98,18 @@ def noise_dequantize(key: jax.Array, x0: jax.Array, level: Level, num_levels: in
 
 
 def bits_per_dim(log_prob: jax.Array, shape: tuple[int, ...], *, num_levels: Any = None) -> jax.Array:
-    """Returns bits per dimension [B] of a log probability or density in nats [B].
+    """Returns bits per dimension [B] from log probabilities or log densities in nats [B].
 
         -log_prob / (D log 2) + log2((num_levels - 1) / 2)
 
-    The second term is the offset from [-1, 1] to levels one apart, log2(127.5) for data scaled from 0 ... 255 to
-    [-1, 1], for densities of `uniform_dequantize`d data. (Code that puts the bins side by side on [-1, 1] instead has
-    log2(128) = 7: Song et al. 2021, official code.)
+    The second term converts a density on [-1, 1] to one on integer levels: log2(127.5) for 8-bit pixels. It belongs to
+    densities of `uniform_dequantize`d data. (In the code of Song et al. 2021 the bins tile [-1, 1], which makes it
+    log2(128) = 7.)
 
     Args:
-      log_prob: [B], nats, summed over an example's entries.
-      shape: of an example.
-      num_levels: of the data, where log_prob is a density; None where it is a probability already, with no offset.
+      log_prob: [B], nats, summed over the entries of an example.
+      shape: the shape of one example, of D entries.
+      num_levels: the number of grey levels if log_prob is a density; None if it is a probability, which has no offset.
 
     Raises:
       ValueError: if num_levels is below 2.

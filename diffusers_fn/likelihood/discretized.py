@@ -1,4 +1,4 @@
-"""Two Gaussians compared, and a Gaussian's probability of a grey level: what the terms of the bound are made of."""
+"""The terms of the variational bound: the divergence of two Gaussians, and a Gaussian's probability of a grey level."""
 
 from __future__ import annotations
 
@@ -8,40 +8,45 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
+__all__ = ["check_num_levels", "discretized_gaussian_log_likelihood", "normal_kl"]
+
 
 def normal_kl(mean1: Any, log_variance1: Any, mean2: Any, log_variance2: Any) -> jax.Array:
-    """Returns KL(N(mean1, var1) || N(mean2, var2)) in nats, entry by entry.
+    """Returns KL(N(mean1, var1) || N(mean2, var2)) in nats, for each entry.
 
         (log var2 - log var1 + var1 / var2 + (mean1 - mean2)^2 / var2 - 1) / 2
 
-    Args: arrays of one shape, or numbers.
+    Kullback & Leibler, "On Information and Sufficiency", 1951; the terms of Ho et al. 2020,
+    https://arxiv.org/abs/2006.11239, eq. 5.
+
+    Args: arrays that broadcast to one shape, or numbers.
 
     >>> float(normal_kl(1.0, 0.0, 0.0, 0.0))
     0.5
     """
     log_ratio = jnp.asarray(log_variance1 - log_variance2)
-    # exp(r) - 1 - r of nearly equal variances is a difference of nearly equal numbers: expm1 keeps its digits.
+    # For nearly equal variances exp(r) - 1 - r cancels; expm1 keeps the digits.
     return 0.5 * (jnp.expm1(log_ratio) - log_ratio + (mean1 - mean2) ** 2 * jnp.exp(-log_variance2))
 
 
 def discretized_gaussian_log_likelihood(
     x: jax.Array, mean: jax.Array, log_std: jax.Array, *, num_levels: Any = 256, approximate: bool = False
 ) -> jax.Array:
-    """Returns log P(x) in nats, entry by entry: the share of N(mean, std^2) that falls to x's grey level.
+    """Returns log P(x) in nats for each entry: the probability under N(mean, std^2) of the bin around the grey level x.
 
-    The grey levels are evenly spaced from -1 to 1, each with a bin as wide as their distance d = 2 / (num_levels - 1)
-    around it; the bins of the first and the last extend to infinity (Ho et al. 2020, https://arxiv.org/abs/2006.11239,
-    eq. 13):
+    Grey levels are evenly spaced from -1 to 1, and bins have the width d = 2 / (num_levels - 1); the first and the last
+    bin extend to infinity. Ho et al., "Denoising Diffusion Probabilistic Models", 2020,
+    https://arxiv.org/abs/2006.11239, eq. 13:
 
         P(x) = Phi((x + d/2 - mean) / std) - Phi((x - d/2 - mean) / std)
 
     Args:
-      x: [B, ...] data in [-1, 1]; within d / 8 of an end it counts as the end.
-      mean: as x.
-      log_std: as x.
-      num_levels: of the data: 256 for pixels of eight bits. A number, or [] traced.
-      approximate: True for the published code's numbers: Phi by a tanh (Page 1977), good to 2e-4, and no probability
-        below 1e-12 (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, official code).
+      x: [B, ...] data in [-1, 1]; values within d / 8 of an end belong to the last bin there.
+      mean: [B, ...].
+      log_std: [B, ...], the logarithm of the standard deviation.
+      num_levels: the number of grey levels, 256 for 8-bit pixels; a number, or [] traced.
+      approximate: True reproduces the code of Nichol & Dhariwal 2021 (https://arxiv.org/abs/2102.09672): Phi is
+        approximated by a tanh (Page 1977) to 2e-4, and probabilities are at least 1e-12.
 
     Raises:
       ValueError: unless a readable num_levels is at least 2 and the shapes agree.
@@ -62,7 +67,7 @@ def discretized_gaussian_log_likelihood(
         floored = lambda p: jnp.log(jnp.maximum(p, 1e-12))  # noqa: E731
         below, above = _tanh_ndtr(low), _tanh_ndtr(high)
         return jnp.where(first, floored(above), jnp.where(last, floored(1.0 - below), floored(above - below)))
-    # Phi(high) - Phi(low) by the tails on the side of x where they are small; both logs are exact far out.
+    # Phi(high) - Phi(low) from the tails on the side where they are small, whose logarithms are accurate far out.
     upper = low + high > 0
     far, near = log_ndtr(jnp.where(upper, -high, low)), log_ndtr(jnp.where(upper, -low, high))
     inside = near + jnp.log(-jnp.expm1(-jnp.maximum(near - far, jnp.finfo(near.dtype).eps)))
@@ -75,10 +80,10 @@ def check_num_levels(num_levels: Any) -> None:
     >>> check_num_levels(1)
     Traceback (most recent call last):
     ...
-    ValueError: num_levels, the grey levels of the data, must be at least 2; got 1
+    ValueError: num_levels, the number of grey levels, must be at least 2; got 1
     """
     if isinstance(num_levels, (int, float)) and num_levels < 2:
-        raise ValueError(f"num_levels, the grey levels of the data, must be at least 2; got {num_levels}")
+        raise ValueError(f"num_levels, the number of grey levels, must be at least 2; got {num_levels}")
 
 
 def _tanh_ndtr(z: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Training a network's variance by the variational bound: L_vlb and L_hybrid.
+"""Losses that train a learned variance with the variational bound: L_vlb and L_hybrid.
 
-Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672, 3.1.
-One number an example, [B]; the caller takes the mean.
+Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672,
+section 3.1. Each returns one number per example, [B]; the caller takes the mean.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from diffusers_fn.noise_schedules import NoiseSchedule, level_at
 from diffusers_fn.parameterizations import Parameterization, epsilon, split_variance
 from diffusers_fn.variances import Variance, learned_range
 
+__all__ = ["hybrid_loss", "vlb_loss"]
+
 
 def vlb_loss(
     schedule: NoiseSchedule,
@@ -31,27 +33,27 @@ def vlb_loss(
     num_levels: Any = 256,
     approximate: bool = False,
 ) -> jax.Array:
-    """Returns T L_t [B], whose mean over even t is L_vlb without its prior term, in bits per dimension.
+    """Returns T L_t [B] in bits per dimension; its mean over uniform t is L_vlb without the prior term.
 
-    Mean and variance are both trained (eq. 4-7 of the paper; `RESCALED_KL` of its code, which also works on plain L_t).
-    Its gradient is noisy: draw t by `losses.loss_second_moment` (section 3.3).
+    It trains both mean and variance (eq. 4-7 of the paper; `RESCALED_KL` in its code). Its gradient is noisy: sample t
+    by `losses.loss_second_moment` (section 3.3).
 
     Args:
-      schedule: a table of T timesteps.
+      schedule: the noise schedule, of T timesteps.
       out: [B, ..., 2C] the network's output for x_t, or [B, ..., C] with a fixed variance.
       x0: [B, ..., C] data in [-1, 1].
       eps: [B, ..., C] the noise in x_t.
-      t: [B] integers.
-      parameterization: what `out` means.
-      variance: learned_range or learned; fixed_small and fixed_large train the mean alone.
-      num_levels, approximate: of L_0, see `discretized_gaussian_log_likelihood`.
+      t: [B] integers, the timesteps.
+      parameterization: that of the first C channels of `out`.
+      variance: learned_range or learned; with fixed_small and fixed_large only the mean is trained.
+      num_levels, approximate: for L_0, see `discretized_gaussian_log_likelihood`.
 
     Raises:
       ValueError: as `p_mean_variance`.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule, eps = make_noise_schedule(linear_betas(1000)), jnp.ones((1, 2))
-    >>> out = jnp.concatenate([eps, -jnp.ones((1, 2))], axis=-1)  # the noise, and the posterior's own variance
+    >>> out = jnp.concatenate([eps, -jnp.ones((1, 2))], axis=-1)  # the exact noise, and the variance of the posterior
     >>> vlb_loss(schedule, out, jnp.zeros((1, 2)), eps, jnp.array([500])).round(3)
     Array([0.], dtype=float32)
     """
@@ -79,20 +81,20 @@ def hybrid_loss(
     num_levels: Any = 256,
     approximate: bool = False,
 ) -> jax.Array:
-    """Returns L_simple + vlb_weight L_vlb [B] (eq. 16), where L_vlb trains the variance alone.
+    """Returns L_simple + vlb_weight L_vlb [B] (eq. 16), in which L_vlb trains the variance only.
 
-    The mean part of the output enters L_vlb without a gradient, the variance part does not enter L_simple. With the
-    paper's weight 0.001 it is `RESCALED_MSE` of its code, mse + T / 1000 L_t.
+    No gradient of L_vlb passes through the mean channels, and L_simple does not contain the variance channels. With the
+    paper's weight 0.001 it is `RESCALED_MSE` in its code, mse + T / 1000 L_t.
 
     Args:
       schedule, x0, eps, t, parameterization, num_levels, approximate: as for `vlb_loss`.
       out: [B, ..., 2C] the network's output for x_t.
       variance: learned_range or learned.
-      vlb_weight: [], lambda of the paper.
-      error, weight: of L_simple, as for `losses.denoising_loss`.
+      vlb_weight: [], the paper's lambda.
+      error, weight: for L_simple, as for `losses.denoising_loss`.
 
     Raises:
-      ValueError: as `p_mean_variance`, or if the variance is not a learned one.
+      ValueError: as `p_mean_variance`, or if the variance is fixed.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule, eps = make_noise_schedule(linear_betas(1000)), jnp.ones((1, 2))
@@ -101,7 +103,7 @@ def hybrid_loss(
     Array([0.25], dtype=float32)
     """
     if not variance.learned:
-        raise ValueError(f"hybrid_loss trains a variance: pass learned_range or learned; got {variance.name}")
+        raise ValueError(f"hybrid_loss needs a learned variance: pass learned_range or learned; got {variance.name}")
     mean_out, var_out = split_variance(out, x0)
     if var_out is not None:
         out = jnp.concatenate([jax.lax.stop_gradient(mean_out), var_out], axis=-1)

@@ -1,4 +1,4 @@
-"""The density of a model's samples, by the probability flow taken from the data to the noise."""
+"""The density of a model's samples, by integrating its probability flow from the data to the noise."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
 from diffusers_fn.solvers.stages import interleave
 from diffusers_fn.solvers.tableaus import RK4, Tableau, check_tableau
 
+__all__ = ["LogProb", "Prior", "gaussian_prior", "log_prob", "standard_prior"]
+
 Prior = Callable[[jax.Array, Level], jax.Array]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LogProb:
-    """A log density in nats, and what it came from.
+    """A log density in nats.
 
     Attributes:
-      log_prob: [B], summed over an example's entries.
-      standard_error: [B], of log_prob over the probes of the trace: 0 for the exact trace, NaN with one probe.
-      latent: [B, ...], where the flow takes x, at levels[0].
+      log_prob: [B], summed over the entries of an example.
+      standard_error: [B], that of log_prob over the probes of the trace; 0 for the exact trace, NaN for one probe.
+      latent: [B, ...], the end point of the flow from x, at levels[0].
     """
 
     log_prob: jax.Array
@@ -42,11 +44,11 @@ class LogProb:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """One row a network evaluation; R rows.
+    """R rows, one per network evaluation.
 
-    level: [R], where the network is asked; scale: [R], what it is given is scale x.
-    alpha, sigma: [R], how far the hop of the row moves.
-    weights: [R, S], how the state moves on by the S last slopes, the newest first.
+    level: [R], the level of the evaluation, at scale x; scale: [R].
+    alpha, sigma: [R], the differences of alpha and sigma over the step that the row belongs to.
+    weights: [R, S], the weights of the last S slopes in the update of the state, the newest first.
     """
 
     level: Level
@@ -67,38 +69,37 @@ def log_prob(
     tableau: Tableau = RK4,
     process: Process | None = None,
 ) -> LogProb:
-    """Returns the log density [B] of x at the last level under the model: prior, carried down by the flow.
+    """Returns the log density [B] of x at the last level, by integrating the probability flow up to the prior.
 
         dx = x0_hat d(alpha) + eps_hat d(sigma),   log p(x) = log prior(x_T) + integral of tr(d dx / dx),
 
-    both integrated upwards from levels[-1] to levels[0], in one scan with one network evaluation a row. Song et al.,
+    both integrated from levels[-1] to levels[0], in one scan with one network evaluation per row. Song et al.,
     "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
     https://arxiv.org/abs/2011.13456, section 4.3 and appendix D.2.
 
-    It is the density at the last *noisy* level: that of data with noise of sigma = levels.sigma[-1], not of clean data.
-    For data of a few grey levels see `uniform_dequantize` and `noise_dequantize`.
+    It is the density at the last *noisy* level, of data with noise of sigma = levels.sigma[-1], not of clean data. For
+    discrete data such as pixels see `uniform_dequantize` and `noise_dequantize`.
 
-    The prior is what the samplers start from, N(0, sigma^2) at levels[0]. Data noised to that level have the mean
-    alpha mean and the variance alpha^2 std^2 + sigma^2, so an exact denoiser's density is not quite the data's: they
-    differ by about z alpha mean / sigma a dimension, z standard normal, half the square of that on average over the
-    data. That is nothing at alpha = 0 (`flow`); for a mean of 0.5 it is 0.003 z for the linear table and `vp`, 0.01 z
-    for `ve` with sigma_max = 50. `gaussian_prior(mean, std)` knows both moments.
+    The default prior is N(0, sigma^2) at levels[0], from which samplers start. The marginal of the data there has the
+    mean alpha mean and the variance alpha^2 std^2 + sigma^2, so the density of an exact denoiser differs from that of
+    the data, by about z alpha mean / sigma per dimension with z standard normal: 0 if alpha = 0 there (`flow`); for a
+    mean of 0.5, 0.003 z with the linear schedule and `vp`, 0.01 z with `ve` and sigma_max = 50. `gaussian_prior(mean,
+    std)` removes the difference for Gaussian data.
 
     Args:
-      key: for the random vectors of the trace: one key, or [B] keys, each for an example of its own. None for the
-        exact trace.
-      denoise: the denoiser, its conditioning bound, without clipping or thresholding (they have no flow).
-      levels: Level[N], N >= 2, the plan of a sampler, noisiest first; alpha = 0 at the first is allowed.
+      key: for the random vectors of the trace: one key, or [B] keys, one per example; None for the exact trace.
+      denoise: the denoiser, its conditioning bound, without clipping or thresholding (these have no flow).
+      levels: Level[N], N >= 2, the plan of a sampler, noisiest first; alpha = 0 at the first level is allowed.
       x: [B, ...] data at the last level.
       trace: hutchinson(num_probes) or exact_trace().
-      prior: (x, level) -> [B], the log density at levels[0]; None for N(0, sigma^2).
-      tableau: the Runge-Kutta method: RK4 (4 (N - 1) evaluations), HEUN (2 (N - 1)), ...
-      process: the process of the levels, where inner stages get their level and label; None interpolates between the
-        neighbours, see `processes.between`.
+      prior: (x, level) -> [B], the log density in nats at levels[0]; None for N(0, sigma^2).
+      tableau: the Runge-Kutta method: RK4 (4 (N - 1) network evaluations), HEUN (2 (N - 1)), ...
+      process: the process of the levels, on which inner stages lie; None interpolates between neighbouring levels, see
+        `processes.between`.
 
     Raises:
-      ValueError: if levels are no plan of at least two levels, x is not of floating type, the key is missing, or
-        alpha = 0 at the first level where the network's parameterization does not tell x0.
+      ValueError: if levels is not a plan of at least two levels, x is not of floating type, the key is missing, or
+        alpha = 0 at the first level and x0 does not follow from the network's output there.
 
     >>> from diffusers_fn import grids, oracles
     >>> from diffusers_fn.likelihood import exact_trace
@@ -118,14 +119,14 @@ def log_prob(
     rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), _upwards(levels, tableau, process))
 
     def slope(x: jax.Array, row: _Rows) -> tuple[jax.Array, jax.Array]:
-        """How far the hop moves x, and the trace of that, at the row's stage."""
+        """The change of x over the step at the stage of the row, and the trace of its Jacobian."""
 
         def velocity(x: jax.Array) -> jax.Array:
             prediction = denoise(expand(row.scale, x) * x, row.level)
             return expand(row.alpha, x) * prediction.x0 + expand(row.sigma, x) * prediction.eps
 
-        moved, jvp = jax.linearize(velocity, x)
-        return moved, trace.estimate(jvp, vectors, x)
+        change, jvp = jax.linearize(velocity, x)
+        return change, trace.estimate(jvp, vectors, x)
 
     def body(carry: Any, row: _Rows) -> tuple[Any, None]:
         state, slopes = carry
@@ -135,8 +136,8 @@ def log_prob(
         return (state, slopes), None
 
     first = jax.tree.map(lambda a: a[0], rows)
-    still = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(slope, x, first))
-    start = ((x, still[1]), (still,) * len(tableau.nodes))
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(slope, x, first))
+    start = ((x, zero[1]), (zero,) * len(tableau.nodes))
     ((latent, traces), _), _ = jax.lax.scan(body, start, rows)
 
     top = jax.tree.map(lambda a: jnp.asarray(a[0], x.dtype), levels)
@@ -145,7 +146,11 @@ def log_prob(
 
 
 def standard_prior(x: jax.Array, level: Level) -> jax.Array:
-    """Returns log N(x; 0, sigma^2) [B] in nats, the density of a sampler's start.
+    """Returns log N(x; 0, sigma^2) [B] in nats, the log density of the noise that samplers start from.
+
+    Args:
+      x: [B, ...].
+      level: S = [], the first level of the plan.
 
     >>> f"{standard_prior(jnp.zeros((1, 2)), Level(0.0, 1.0, 0.0))[0]:.4f}"
     '-1.8379'
@@ -154,10 +159,10 @@ def standard_prior(x: jax.Array, level: Level) -> jax.Array:
 
 
 def gaussian_prior(mean: Any = 0.0, std: Any = 1.0) -> Prior:
-    """Returns the prior N(alpha mean, alpha^2 std^2 + sigma^2): data of that mean and std at the first level.
+    """Returns the prior N(alpha mean, alpha^2 std^2 + sigma^2), the marginal of N(mean, std^2) data at the first level.
 
     Args:
-      mean: a number, or an array of an example's shape.
+      mean: a number, or an array with the shape of one example.
       std: as mean.
 
     >>> f"{gaussian_prior(0.0, 1.0)(jnp.zeros((1, 2)), Level(0.6, 0.8, 0.0))[0]:.4f}"
@@ -175,22 +180,22 @@ def gaussian_prior(mean: Any = 0.0, std: Any = 1.0) -> Prior:
 def _upwards(levels: Level, tableau: Tableau, process: Process | None) -> _Rows:
     """The rows of a Runge-Kutta method along the chords of a plan, from its last level to its first.
 
-    Stage i is at x_i = x + sum_k W_ik d_k, W the tableau's stages and then its weights; so the state goes from one
-    stage to the next by the differences of W.
+    Stage i is x_i = x + sum_k W_ik d_k, where W holds the stages and then the weights of the tableau; the state changes
+    between two stages by the differences of W.
     """
-    frm, to = jax.tree.map(lambda a: a[::-1], neighbours(levels))  # each hop goes from `to` up to `frm`
-    visited, scales = zip(*(on_chord(frm, to, 1 - node, process) for node in tableau.nodes))
-    num, ones = len(tableau.nodes), np.ones(frm.sigma.shape)
+    noisier, cleaner = jax.tree.map(lambda a: a[::-1], neighbours(levels))  # each step ends at the noisier level
+    visited, scales = zip(*(on_chord(noisier, cleaner, 1 - node, process) for node in tableau.nodes))
+    num, ones = len(tableau.nodes), np.ones(noisier.sigma.shape)
     table = np.zeros((num + 1, num))
     for i, stage in enumerate([*tableau.stages, tableau.weights]):
         table[i, : len(stage)] = stage
-    moved = np.diff(table, axis=0)  # [stage, slope]
-    weights = np.array([[moved[i, i - lag] if lag <= i else 0.0 for lag in range(num)] for i in range(num)])
+    steps = np.diff(table, axis=0)  # [stage, slope]
+    weights = np.array([[steps[i, i - lag] if lag <= i else 0.0 for lag in range(num)] for i in range(num)])
     return _Rows(
         level=jax.tree.map(lambda *a: interleave(*a), *visited),
         scale=interleave(*(scale * ones for scale in scales)),
-        alpha=namespace(levels).repeat(frm.alpha - to.alpha, num),
-        sigma=namespace(levels).repeat(frm.sigma - to.sigma, num),
+        alpha=namespace(levels).repeat(noisier.alpha - cleaner.alpha, num),
+        sigma=namespace(levels).repeat(noisier.sigma - cleaner.sigma, num),
         weights=np.tile(weights, (ones.size, 1)),
     )
 

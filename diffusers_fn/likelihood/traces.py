@@ -1,4 +1,4 @@
-"""The trace of a Jacobian, exact or estimated, from its products with vectors."""
+"""The trace of a Jacobian from Jacobian-vector products, exact or estimated."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import jax.numpy as jnp
 
 from diffusers_fn import _random
 
+__all__ = ["Jvp", "Trace", "check_at_once", "exact_trace", "hutchinson"]
+
 Jvp = Callable[[jax.Array], jax.Array]
 
 
 class Trace(NamedTuple):
-    """A way to the trace of J, the Jacobian of a function of x [B, ...], example by example.
+    """A method to compute the trace of J, the Jacobian of a function of x [B, ...], for each example.
 
     Attributes:
-      draw: (key, x) -> the random vectors, which stay the same along a path.
-      estimate: (jvp, vectors, x) -> [P, B], one estimate of the trace a vector; jvp: [B, ...] -> J times it.
-      exact: whether the estimates are the trace itself; no key is needed then.
+      draw: (key, x) -> random vectors, the same at every point of a path.
+      estimate: (jvp, vectors, x) -> [P, B], one estimate of the trace per vector; jvp maps v [B, ...] to J v.
+      exact: True if the estimate is the trace itself, which needs no key.
     """
 
     draw: Callable[[Any, jax.Array], Any]
@@ -29,12 +31,15 @@ class Trace(NamedTuple):
 
 
 def exact_trace(at_once: int | None = None) -> Trace:
-    """Returns the exact trace: the sum over the D entries of an example, each by one product with J.
+    """Returns the method for the exact trace, the sum of D Jacobian-vector products for D entries per example.
 
-    For few dimensions: the cost is that of 1 + D evaluations.
+    It costs about 1 + D network evaluations, so it suits data of few dimensions.
 
     Args:
-      at_once: how many entries together; memory grows with it. None for all.
+      at_once: the number of entries that are computed together, which sets the memory; None for all.
+
+    Raises:
+      ValueError: if at_once is below 1.
 
     >>> x = jnp.ones((1, 3))
     >>> exact_trace().estimate(lambda v: 2.0 * v, None, x)
@@ -57,15 +62,17 @@ def exact_trace(at_once: int | None = None) -> Trace:
 def hutchinson(
     num_probes: int = 1, noise: Callable[..., jax.Array] = jax.random.rademacher, at_once: int | None = None
 ) -> Trace:
-    """Returns the unbiased estimate E[v . J v] of the trace, v of mean 0 and covariance 1.
+    """Returns the method that estimates the trace by the mean of v . J v over random v of mean 0 and covariance 1.
 
-    Hutchinson 1990; Grathwohl et al., "FFJORD", 2019, https://arxiv.org/abs/1810.01367, eq. 7-8. The cost of one
-    evaluation and num_probes products with J.
+    The estimate is unbiased. Hutchinson 1990; Grathwohl et al., "FFJORD: Free-form Continuous Dynamics for Scalable
+    Reversible Generative Models", 2019, https://arxiv.org/abs/1810.01367, eq. 7-8. It costs one network evaluation and
+    num_probes Jacobian-vector products.
 
     Args:
-      num_probes: how many vectors; the standard error falls with its root, and is unknown with one.
-      noise: jax.random.rademacher (signs; exact for a diagonal J) or jax.random.normal.
-      at_once: how many vectors together; memory grows with it. None for all.
+      num_probes: the number of vectors; the standard error is proportional to 1 / sqrt(num_probes), and unknown for
+        one.
+      noise: jax.random.rademacher (signs, exact for a diagonal J) or jax.random.normal.
+      at_once: the number of vectors that are computed together, which sets the memory; None for all.
 
     Raises:
       ValueError: if num_probes or at_once is below 1.
@@ -82,7 +89,7 @@ def hutchinson(
 
     def draw(key: jax.Array, x: jax.Array) -> jax.Array:
         if key is None:
-            raise ValueError("this trace draws random vectors: pass a key (jax.random.key(seed)), or use exact_trace()")
+            raise ValueError("hutchinson draws random vectors: pass a key (jax.random.key(seed)), or use exact_trace()")
         return jax.vmap(lambda k: _random.draw(noise, k, x.shape, x.dtype))(_random.split(key, num_probes))
 
     def estimate(jvp: Jvp, vectors: jax.Array, x: jax.Array) -> jax.Array:
@@ -92,7 +99,7 @@ def hutchinson(
 
 
 def check_at_once(at_once: int | None) -> None:
-    """Raises ValueError unless at_once is None or at least 1.
+    """Raises ValueError unless at_once is None or an integer of at least 1.
 
     >>> check_at_once(8)
     """

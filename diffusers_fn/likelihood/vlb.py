@@ -1,9 +1,10 @@
-"""The variational bound of a diffusion on a table, in bits per dimension.
+"""The variational bound of a discrete diffusion, in bits per dimension.
 
     -log2 P(x_0) <= L_T + sum_{t=1}^{T-1} L_t + L_0     (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 5)
 
-L_T compares q(x_T | x_0) with N(0, 1), L_t the posterior with the model's reverse step, L_0 is what the last step pays
-for the grey levels. B is the batch; every term is the mean over an example's entries, in bits.
+L_T is the divergence of q(x_T | x_0) from N(0, 1), L_t that of the posterior from the model's reverse step, and L_0 the
+negative log probability of the grey levels under the last step. B is the batch; each term is divided by the number of
+entries of an example.
 """
 
 from __future__ import annotations
@@ -32,13 +33,20 @@ from diffusers_fn.parameterizations import Parameterization, epsilon
 from diffusers_fn.parameterizations import x0 as clean
 from diffusers_fn.variances import Variance, fixed_small
 
+__all__ = ["Bound", "VbTerms", "calc_bpd", "prior_bpd", "vb_terms_bpd"]
+
 LOG_2 = float(np.log(2.0))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VbTerms:
-    """One term of the bound an example: bpd [B] in bits per dimension, and pred_x_start [B, ...] behind it."""
+    """One term of the bound for each example.
+
+    Attributes:
+      bpd: [B], the term in bits per dimension.
+      pred_x_start: [B, ...], the predicted x_0 that it was computed with.
+    """
 
     bpd: jax.Array
     pred_x_start: jax.Array
@@ -47,14 +55,14 @@ class VbTerms:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """The bound and its parts, in bits per dimension.
+    """The variational bound and its terms, in bits per dimension.
 
     Attributes:
       total_bpd: [B], prior_bpd plus the sum of vb.
       prior_bpd: [B], L_T.
-      vb: [B, T], L_t in column t; column 0 is the decoder's L_0.
-      x0_mse: [B, T], mean squared error of the predicted x_0 at each t.
-      mse: [B, T], the same of the noise.
+      vb: [B, T], L_t in column t; column 0 is L_0.
+      x0_mse: [B, T], the mean squared error of the predicted x_0 at each t.
+      mse: [B, T], the mean squared error of the predicted noise at each t.
     """
 
     total_bpd: jax.Array
@@ -65,7 +73,14 @@ class Bound:
 
 
 def prior_bpd(schedule: NoiseSchedule, x_start: jax.Array) -> jax.Array:
-    """Returns L_T [B] = KL(q(x_T | x_0) || N(0, 1)) in bits per dimension: what no network can change.
+    """Returns L_T [B] = KL(q(x_T | x_0) || N(0, 1)) in bits per dimension; it does not depend on the network.
+
+    Args:
+      schedule: the noise schedule.
+      x_start: [B, ...] data in [-1, 1].
+
+    Raises:
+      ValueError: if x_start is not of floating type.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> bits = prior_bpd(make_noise_schedule(linear_betas(1000)), jnp.full((1, 4), 0.5))
@@ -90,16 +105,16 @@ def vb_terms_bpd(
     num_levels: Any = 256,
     approximate: bool = False,
 ) -> VbTerms:
-    """Returns the term L_t of the bound, KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or L_0 where t = 0.
+    """Returns the term L_t of the bound, KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 for t = 0.
 
     Args:
-      schedule: the table.
-      model_output: [B, ..., C], or [B, ..., 2C] where the variance is learned.
-      x_start: [B, ..., C] the data.
+      schedule: the noise schedule.
+      model_output: [B, ..., C], or [B, ..., 2C] if the variance is learned.
+      x_start: [B, ..., C] data in [-1, 1].
       x_t: [B, ..., C] a draw of q(x_t | x_0).
-      t: [] or [B] integers.
+      t: [] or [B] integers, the timesteps.
       parameterization, variance, clip_denoised: as for `p_mean_variance`.
-      num_levels, approximate: of the decoder, as for `discretized_gaussian_log_likelihood`.
+      num_levels, approximate: for L_0, as for `discretized_gaussian_log_likelihood`.
 
     Raises:
       ValueError: as `p_mean_variance`.
@@ -108,7 +123,7 @@ def vb_terms_bpd(
     >>> schedule = make_noise_schedule(linear_betas(1000))
     >>> x_start, noise, t = jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.array([500])
     >>> x_t = q_sample(schedule, x_start, t, noise)
-    >>> vb_terms_bpd(schedule, noise, x_start, x_t, t).bpd.round(4)  # the noise itself: nothing is left to tell
+    >>> vb_terms_bpd(schedule, noise, x_start, x_t, t).bpd.round(4)  # 0 for the exact noise
     Array([0.], dtype=float32)
     """
     check_data(x_start=x_start, x_t=x_t)
@@ -140,33 +155,32 @@ def calc_bpd(
     num_levels: Any = 256,
     approximate: bool = False,
 ) -> Bound:
-    """Returns the bound on -log2 P(x_start) an example and its T terms, one draw of x_t each, in one scan.
+    """Returns the bound on -log2 P(x_start) for each example, with its T terms.
 
-    An unbiased estimate of the bound (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, section 3; it is
-    `calc_bpd_loop` of their code). T network evaluations. The bound of a shorter chain: `respace` the schedule and give
-    the kept timesteps as labels.
+    It is an unbiased estimate from one draw of x_t per term, with T network evaluations in one scan. Nichol & Dhariwal
+    2021, https://arxiv.org/abs/2102.09672, section 3 (`calc_bpd_loop` in their code). For the bound of a shorter chain,
+    `respace` the schedule and pass the kept timesteps as labels.
 
     Args:
-      key: one key, or [B] keys: then an example's draws depend on its own key alone.
-      schedule: a table of T timesteps.
+      key: one key, or [B] keys; with [B] keys the draws of an example depend on its own key only.
+      schedule: the noise schedule, of T timesteps.
       denoise: the denoiser, its conditioning bound.
       x_start: [B, ...] data in [-1, 1].
-      variance: of the reverse steps; learned and learned_range need a denoiser that predicts var_frac.
+      variance: that of the reverse steps; learned and learned_range need a denoiser that predicts var_frac.
       clip_denoised: whether to clip the predicted x_0 to [-1, 1].
-      labels: [T], what the network is told at each timestep; None for the timesteps themselves.
-      num_levels, approximate: of the data and of the decoder, as for `discretized_gaussian_log_likelihood`.
+      labels: [T], the time label of the network at each timestep; None for the timesteps themselves.
+      num_levels, approximate: for L_0, as for `discretized_gaussian_log_likelihood`.
 
     Raises:
-      ValueError: if x_start is not of floating type, labels are not [T], the denoiser predicts a variance that
-        `variance` does not use (or none where it is needed), or alpha = 0 at the last timestep and the network does not
-        tell x_0 there.
+      ValueError: if x_start is not of floating type, labels is not [T], the denoiser predicts var_frac and `variance`
+        is fixed (or the reverse), or alpha = 0 at the last timestep and x_0 does not follow from the network's output.
 
     >>> from diffusers_fn import fixed_large, oracles
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule = make_noise_schedule(linear_betas(100, 1e-3, 0.2))
     >>> denoise, x_start = oracles.gaussian(0.0, 0.25), jnp.full((1, 64), 0.25)
     >>> bound = calc_bpd(jax.random.key(0), schedule, denoise, x_start, variance=fixed_large)
-    >>> exact = 7.04  # bits of levels 1 / 127.5 apart, one standard deviation away from the mean
+    >>> exact = 7.04  # bits, for levels 1 / 127.5 apart, one standard deviation from the mean
     >>> bound.vb.shape, exact < float(bound.total_bpd[0]) < exact + 1.0
     ((1, 100), True)
     """
@@ -177,7 +191,7 @@ def calc_bpd(
     levels = level_at(schedule, t)
     if labels is not None:
         if np.shape(labels) != (num_timesteps,):
-            raise ValueError(f"labels must be [{num_timesteps}], one a timestep; got shape {np.shape(labels)}")
+            raise ValueError(f"labels must be [{num_timesteps}], one per timestep; got shape {np.shape(labels)}")
         levels = Level(levels.alpha, levels.sigma, namespace(labels).asarray(labels))
     check_pure_noise(denoise, levels, x_start)
 

@@ -1,8 +1,12 @@
-"""Exact answers for data of known distribution, and checks of solvers against them: public, so test your own.
+"""Oracles: exact denoisers, flows and densities for data of known distribution, and checks of solvers against them.
 
-`gaussian`, `mixture` and `finite` are exact denoisers. `gaussian_flow`, `mixture_flow` and `mixture_log_prob` are exact
-answers of the probability flow and of the noised marginals. `measure_order`, `marginal_moments` and `check_solver` put
-a solver to the test; `check_solver(my_solver, order=2)` in a test of your own is all that it takes to join.
+- `gaussian`, `mixture` and `finite` return exact denoisers.
+- `gaussian_flow` and `mixture_flow` solve the probability flow exactly; `mixture_log_prob` is the log density of noised
+  data.
+- `check_solver(my_solver, order=2)` tests a solver of your own; `measure_order` and `marginal_moments` return its order
+  of convergence and the exact moments of its samples.
+
+NumPy inputs give NumPy float64 results, computed on the host.
 """
 
 from diffusers_fn.oracles.conformance import check_solver, marginal_moments, measure_order
@@ -21,3 +25,7 @@ __all__ = [
     "mixture_flow",
     "mixture_log_prob",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""Checks that a solver must pass: its order of convergence, the spread of its samples, and the shape of its program."""
+"""Checks of a solver: its order of convergence, the moments of its samples, and its program."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from diffusers_fn.sampling import sample
 from diffusers_fn.solvers import start_level
 from diffusers_fn.solvers.base import LinearRow, Solver
 
+__all__ = ["MakeSolver", "check_solver", "graded_levels", "marginal_moments", "measure_order"]
+
 MakeSolver = Callable[[Level], Solver]
 PROCESSES: Mapping[str, Process] = {"vp": vp(), "flow": flow(), "edm": edm()}
 MEAN, STD = 0.3, 0.5
 WEIGHTS, MEANS, STDS = (0.35, 0.65), (-0.8, 0.6), (0.4, 0.5)
-# Standard scores that are sent down the flow.
+# Standard scores of the starting points of the flow.
 STARTS = np.array([[1.3], [-0.7], [0.2], [2.1]])
 
 
 def graded_levels(process: Process, num_levels: int, log_ratios: tuple[float, float] = (4.0, -3.0)) -> Level:
-    """Returns levels of a process with log(sigma / alpha) between two ends, in hops that grow linearly.
+    """Returns levels of a process between two values of log(sigma / alpha), in steps that grow linearly.
 
-    On such a plan the first hops of a multistep method, which are of lower order, do not set the order of the whole.
+    On such a plan the first steps of a multistep method, which are of lower order, do not determine its order.
 
     >>> graded_levels(edm(), 3, (1.0, -1.0)).sigma.round(4)
     array([2.7183, 1.6487, 0.3679])
@@ -49,19 +51,19 @@ def measure_order(
     sizes: Sequence[int] = (200, 400),
     log_ratios: tuple[float, float] = (4.0, -3.0),
 ) -> float:
-    """Returns the measured order of convergence: the slope of log error against log N at the state before x0_hat.
+    """Returns the measured order of convergence: minus the slope of log error against log N.
 
-    The error is that of the exact probability flow, in float64.
+    The error is the distance in float64 to the exact probability flow, at the last level.
 
     Args:
       make: levels -> a deterministic solver.
-      process: whose levels it runs on.
+      process: the process of the levels.
       data: "gaussian" or "mixture".
-      sizes: two or more numbers of levels; the slope is that of the last two.
-      log_ratios: ends of log(sigma / alpha).
+      sizes: two or more numbers of levels; the slope is between the last two.
+      log_ratios: the first and last log(sigma / alpha).
 
     Raises:
-      ValueError: if data is neither, there are fewer than two sizes, or the solver draws noise.
+      ValueError: if data is another string, there are fewer than two sizes, or the solver draws noise.
 
     >>> from diffusers_fn.solvers import heun
     >>> round(measure_order(heun, flow(), sizes=(50, 100)))
@@ -70,7 +72,7 @@ def measure_order(
     if data not in ("gaussian", "mixture"):
         raise ValueError(f"data must be 'gaussian' or 'mixture'; got {data!r}")
     if len(sizes) < 2:
-        raise ValueError(f"an order takes at least two sizes; got {tuple(sizes)}")
+        raise ValueError(f"measuring an order needs at least two sizes; got {tuple(sizes)}")
     first, last = (jax.tree.map(lambda a, i=i: a[i], graded_levels(process, 2, log_ratios)) for i in (0, 1))
     start = STARTS * np.hypot(first.alpha, first.sigma)
     exact = gaussian_flow(MEAN, STD, start, first, last)
@@ -80,7 +82,7 @@ def measure_order(
     for num_levels in sizes:
         solver = make(graded_levels(process, num_levels, log_ratios))
         if solver.stochastic:
-            raise ValueError("only a deterministic solver has an order here: use eta = 0, or marginal_moments")
+            raise ValueError("the order is measured for deterministic solvers only: use eta = 0, or marginal_moments")
         with _double_precision():
             x = jax.jit(_states, static_argnums=0)(data, solver, jnp.asarray(start))
         errors.append(np.sqrt(np.mean((np.asarray(x) - exact) ** 2)))
@@ -88,19 +90,19 @@ def measure_order(
 
 
 def marginal_moments(solver: Solver, mean: Any = MEAN, std: Any = STD, *, start: Any = None) -> tuple[Any, Any]:
-    """Returns the exact (mean, standard deviation) of a table's samples of N(mean, std^2), by recursion over its rows.
+    """Returns the exact (mean, standard deviation) of a solver's samples for N(mean, std^2) data.
 
-    The exact denoiser of a Gaussian is affine, so every state and kept value is Gaussian, and a row maps their mean and
-    covariance. No sampling, float64, on the host.
+    The exact denoiser of a Gaussian is affine, so all states are Gaussian, and each row of the table maps their mean
+    and covariance. The recursion runs on the host in float64, without sampling.
 
     Args:
       solver: a table (see `solvers.linear_solver`) on levels [N], without a learned variance.
-      mean: of the data.
-      std: of the data.
+      mean: a number, of the data.
+      std: a number, of the data.
       start: (mean, standard deviation) of the state at the first level; None for the exact marginal there.
 
     Raises:
-      ValueError: if the solver is no table or needs a learned variance.
+      ValueError: if the solver is not a table, or its variance is learned.
 
     >>> from diffusers_fn.solvers import ancestral
     >>> plan = graded_levels(vp(), 200)
@@ -145,24 +147,26 @@ def check_solver(
     sizes: Sequence[int] = (200, 400),
     tolerance: float = 0.15,
 ) -> dict[str, float]:
-    """Returns the figures measured for a solver, or raises AssertionError where one of the laws of a solver fails.
+    """Returns the measured orders of convergence {name: order} of a solver that passes these checks.
 
-    - The last row is the final denoise; the program has no branch, and no random bits where the solver draws none.
-    - Deterministic: the order of convergence is `order` within the tolerance, on every process, for Gaussian and
+    - The last row of the table is the final denoise; the program has no branch, and draws no random bits if the solver
+      is deterministic.
+    - Deterministic solvers converge with the given order within the tolerance, on every process, for Gaussian and
       mixture data.
-    - Stochastic: mean and spread of Gaussian samples tend to the data's, at least with order 0.8.
+    - For stochastic solvers the mean and standard deviation of Gaussian samples converge to those of the data with an
+      order of at least 0.8.
 
     Args:
       make: levels -> solver, a table.
-      order: of a deterministic solver; {"gaussian": ..., "mixture": ...} for one whose leading error vanishes on a
-        Gaussian, as that of `solvers.midpoint` does.
+      order: that of a deterministic solver; {"gaussian": ..., "mixture": ...} if its leading error vanishes for
+        Gaussian data, as that of `solvers.midpoint` does.
       processes: name -> process.
       sizes: two numbers of levels.
-      tolerance: of the order.
+      tolerance: the allowed difference between the measured order and `order`.
 
     Raises:
-      AssertionError: as said.
-      ValueError: if a deterministic solver comes without an order.
+      AssertionError: if a check fails.
+      ValueError: if the solver is deterministic and order is None.
 
     >>> from diffusers_fn.solvers import euler
     >>> {name: round(figure) for name, figure in check_solver(euler, 1, sizes=(50, 100)).items()}["edm/mixture"]
@@ -186,7 +190,8 @@ def check_solver(
         measured = figures[f"{name}/moments"] = float(-np.log(errors[1] / errors[0]) / np.log(sizes[1] / sizes[0]))
         if not (measured >= 0.8 or errors[1] < 1e-9):
             raise AssertionError(
-                f"samples on {name} levels tend to the data's mean and spread with order {measured:.3f}"
+                f"on {name} levels the moments of samples converge to those of the data with order {measured:.3f}, "
+                "below 0.8"
             )
     return figures
 
@@ -197,7 +202,7 @@ def _states(data: str, solver: Solver, x: jax.Array) -> jax.Array:
 
 
 def _denoised_moments(solver: Solver) -> np.ndarray:
-    """Mean and spread of x0_hat at the exact marginal of the last level, where an exact solver arrives."""
+    """Mean and standard deviation of x0_hat for the exact marginal at the last level, the limit of every solver."""
     alpha, sigma = solver.rows.level.alpha[-1], solver.rows.level.sigma[-1]
     return np.array([MEAN, alpha * STD**2 / np.hypot(alpha * STD, sigma)])
 
@@ -213,11 +218,11 @@ def _check_program(solver: Solver) -> None:
     program = str(jax.make_jaxpr(lambda solver, x: sample(key, denoise, solver, x).x0)(solver, jnp.ones((2, 3))))
     for word in ("cond", "while") if solver.stochastic else ("cond", "while", "random", "threefry"):
         if word in program:
-            raise AssertionError(f"the program of this solver holds {word!r}")
+            raise AssertionError(f"the program of this solver contains {word!r}")
 
 
 def _double_precision() -> contextlib.AbstractContextManager[Any]:
     """Double precision inside the block, whatever JAX is set to outside."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    return getattr(jax.experimental, "enable_x64")()  # noqa: B009, where JAX had it before
+    return getattr(jax.experimental, "enable_x64")()  # noqa: B009, the older name

@@ -21,7 +21,15 @@ from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Array, Level
 from diffusers_fn.parameterizations import Prediction
 
-__all__ = ["finite", "gaussian", "mixture"]
+__all__ = [
+    "as_data",
+    "components_last",
+    "finite",
+    "gaussian",
+    "mixture",
+    "mixture_components",
+    "per_example",
+]
 
 
 def gaussian(mean: Any, std: Any) -> Denoiser:

@@ -1,4 +1,4 @@
-"""Exact marginals and exact probability flows."""
+"""Exact probability flows and exact densities of noised data; NumPy float64 for NumPy inputs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["draw_mixture", "gaussian_flow", "mixture_flow", "mixture_log_prob"]
 
 
 def gaussian_flow(mean: Any, std: Any, x: Any, start: Level, end: Level) -> Any:
-    """Returns where the probability flow of N(mean, std^2) data takes x from one level to another, either way.
+    """Returns the end of the probability flow of N(mean, std^2) data from x at one level to another, either way.
 
-    The flow is affine and keeps the standard score:
+    The flow is affine and preserves the standard score:
 
         (x' - alpha' mean) / sqrt(alpha'^2 std^2 + sigma'^2) = (x - alpha mean) / sqrt(alpha^2 std^2 + sigma^2)
 
     Args:
-      mean: a number, or an array that combines with x.
+      mean: a number, or an array that broadcasts with x.
       std: as mean.
-      x: any shape, NumPy or JAX; the kind that comes back.
+      x: any shape, NumPy or JAX; the result is of the same kind.
       start: one level, S = [].
       end: one level, S = []; it may be the clean one.
 
@@ -41,17 +41,17 @@ def gaussian_flow(mean: Any, std: Any, x: Any, start: Level, end: Level) -> Any:
 
 
 def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, start: Level, end: Level) -> np.ndarray:
-    """Returns where the probability flow of a mixture takes x, entry by entry: on a line it keeps the quantile.
+    """Returns the end of the probability flow of mixture data from x, for each entry; it preserves the quantile.
 
         F'(x') = F(x),   F the distribution function of sum_k w_k N(alpha mean_k, alpha^2 std_k^2 + sigma^2)
 
-    For data whose entries follow a mixture of their own each, `mixture(..., independent=True)`. On the host, float64.
+    It is the flow of `mixture(..., independent=True)`. Computed on the host in float64, by bisection.
 
     Args:
-      weights: [K], positive; normalised here.
+      weights: [K], positive; they are normalised to sum to 1.
       means: [K].
       stds: [K], positive.
-      x: any shape, numbers on the host, not much further than 8 standard deviations from every component.
+      x: any shape, NumPy, within about 8 standard deviations of a component.
       start: one level, S = [].
       end: one level, S = [].
 
@@ -70,19 +70,19 @@ def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, start: Level, end:
     erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
     def tail(x: np.ndarray, level: Level, upper: np.ndarray) -> np.ndarray:
-        """The probability above x where `upper`, else below it: the smaller of the two has all its digits."""
+        """The probability above x if `upper`, else below x; the smaller of the two is accurate."""
         spread = np.sqrt((level.alpha * stds) ** 2 + level.sigma**2)
         score = (x[..., None] - level.alpha * means) / spread
         return np.sum(weights * 0.5 * erfc(np.where(upper[..., None], score, -score) / np.sqrt(2.0)), axis=-1)
 
     upper = tail(x, start, np.zeros(x.shape, bool)) > 0.5
-    wanted = tail(x, start, upper)
+    target = tail(x, start, upper)
     reach = 40.0 * np.sqrt((end.alpha * stds) ** 2 + end.sigma**2).max()
     low = np.full(x.shape, (end.alpha * means).min() - reach)
     high = np.full(x.shape, (end.alpha * means).max() + reach)
     for _ in range(90):  # bisection to rounding
         middle = 0.5 * (low + high)
-        left = np.where(upper, tail(middle, end, upper) > wanted, tail(middle, end, upper) < wanted)
+        left = np.where(upper, tail(middle, end, upper) > target, tail(middle, end, upper) < target)
         low, high = np.where(left, middle, low), np.where(left, high, middle)
     return 0.5 * (low + high)
 
@@ -90,11 +90,12 @@ def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, start: Level, end:
 def mixture_log_prob(
     weights: Any, means: Any, stds: Any, *, independent: bool = False
 ) -> Callable[[Array, Level], Array]:
-    """Returns (x, level) -> [B], the log density in nats of noised data of a mixture, the marginal of x at a level.
+    """Returns (x, level) -> [B], the log density in nats of x at a level for mixture data.
 
         log p(x) = log sum_k w_k N(x; alpha mean_k, alpha^2 std_k^2 + sigma^2)
 
-    Its gradient in x is -eps_hat / sigma of `mixture`. A Gaussian is one component; a finite data set has stds of zero.
+    Its gradient in x is -E[eps | x] / sigma with the eps of `mixture`. One component is a Gaussian; stds of 0 are a
+    finite data set.
 
     Args: as for `mixture`.
     Raises: as `mixture`.
@@ -123,14 +124,14 @@ def mixture_log_prob(
 
 
 def draw_mixture(key: jax.Array, weights: Any, means: Any, stds: Any, num: int) -> jax.Array:
-    """Returns num examples of a mixture's clean data, [num, ...] with the shape of a component's mean.
+    """Returns num samples of mixture data, [num, ...].
 
     Args:
       key: one key.
-      weights: [K], positive; normalised here.
+      weights: [K], positive; they are normalised to sum to 1.
       means: [K, ...].
       stds: as means.
-      num: how many.
+      num: the number of samples.
 
     Raises:
       ValueError: as `mixture`.

@@ -1,4 +1,4 @@
-"""Training: state, step, optimizers and sharding, on optax."""
+"""Training with optax: state and step, optimizers, averages of the parameters (`averages`), sharding."""
 
 from diffusers_fn.training import averages
 from diffusers_fn.training.optimizers import make_optimizer
@@ -14,3 +14,7 @@ __all__ = [
     "replicate",
     "split_batch",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

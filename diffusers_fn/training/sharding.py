@@ -1,4 +1,4 @@
-"""Where arrays live on a mesh, for data-parallel training and sampling under jit."""
+"""Placement of arrays on a device mesh, for data-parallel training and sampling under jit."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+__all__ = ["replicate", "split_batch"]
+
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree with every array copied to all devices of the mesh: parameters, optimizer state.
+    """Returns the tree with every array replicated on all devices of the mesh, for parameters and optimizer state.
 
     >>> mesh = Mesh(jax.devices()[:1], ("batch",))
     >>> replicate(jax.numpy.ones(3), mesh).sharding.is_fully_replicated
@@ -19,15 +21,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def split_batch(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Returns the tree with one axis of every array split over the first axis of the mesh: batches, keys.
+    """Returns the tree with one axis of every array split over the first axis of the mesh, for batches and keys.
 
     Args:
-      tree: arrays, each with the examples along `axis`.
-      mesh: the devices.
-      axis: of the arrays, at least 0; 1 for batches stacked for a scan, [steps, B, ...].
+      tree: arrays whose examples lie along `axis`.
+      mesh: the device mesh.
+      axis: the batch axis of the arrays, at least 0; 1 for batches stacked for a scan, [steps, B, ...].
 
     Raises:
-      ValueError: if an array lacks that axis, or it is not divisible by the number of devices.
+      ValueError: if axis is negative, or an array has no such axis or one that the number of devices does not divide.
 
     >>> mesh = Mesh(jax.devices()[:1], ("batch",))
     >>> split_batch(jax.numpy.ones(3), mesh).sharding.spec[0]

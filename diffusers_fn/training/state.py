@@ -1,4 +1,4 @@
-"""The state of a training run and the step that advances it."""
+"""The training state and the training step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import optax
 from diffusers_fn import _random
 from diffusers_fn.training import averages
 
+__all__ = ["Loss", "Metrics", "TrainState", "make_train_state", "make_train_step"]
+
 Metrics = dict[str, jax.Array]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
 
@@ -21,15 +23,14 @@ Loss = Callable[..., tuple[jax.Array, Metrics]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to go on.
+    """Everything needed to resume a training run.
 
     Attributes:
-      step: [] int32, batches seen.
+      step: [] int32, the number of batches so far.
       params: the network's parameters.
-      ema: their exponential moving average, what samples are drawn with; starts as the parameters.
+      ema: their exponential moving average, the parameters used for sampling; initially equal to params.
       opt_state: the optimizer's state.
-      extras: what the loss needs beside the parameters, a pytree, or None for nothing: losses by timestep, a frozen
-        teacher or autoencoder.
+      extras: further inputs of the loss, a pytree (losses per timestep, a frozen teacher or autoencoder), or None.
     """
 
     step: jax.Array
@@ -42,7 +43,12 @@ class TrainState:
 def make_train_state(
     params: Any, optimizer: optax.GradientTransformation | optax.MultiSteps, extras: Any = None
 ) -> TrainState:
-    """Returns the state before the first step; the EMA starts from the parameters, not from zero.
+    """Returns the state before the first step; the EMA starts at the parameters.
+
+    Args:
+      params: the network's parameters.
+      optimizer: from optax.
+      extras: as in `TrainState`.
 
     >>> state = make_train_state({"w": jnp.ones(2)}, optax.adam(1e-3))
     >>> state.ema["w"]
@@ -59,20 +65,20 @@ def make_train_step(
     reduce: Callable[[Any], Any] = lambda tree: tree,
     update_extras: Callable[[Any, Metrics], Any] | None = None,
 ) -> Callable[[TrainState, jax.Array, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns step(state, key, batch) -> (state, metrics), to be compiled by the caller.
+    """Returns step(state, key, batch) -> (state, metrics), to be compiled by the caller; metrics are scalars.
 
-    `key` is the run's key, the same at every step: the step folds the state's own counter into it, so that a
-    resumed run draws what an uninterrupted one does. It is one key, or [B] keys, one an example. Inside a pmap or
-    shard_map give each device the keys of its own examples: one replicated key would draw the same noise everywhere.
+    `key` is the key of the run, the same for every step: the step folds the state's counter into it, so that a
+    resumed run draws the same noise as an uninterrupted one. It is one key, or [B] keys, one per example. Inside pmap
+    or shard_map pass each device the keys of its own examples; with one replicated key all devices draw the same noise.
 
     Args:
-      loss: (params, key, batch) -> (loss [B], metrics of arrays [B]), as `Diffusion.loss`; (params, key, batch,
-        extras) where the state has extras.
-      optimizer: from optax. With optax.MultiSteps the EMA moves only when the parameters do.
+      loss: (params, key, batch) -> (loss [B], metrics [B]), as `Diffusion.loss`; called as (params, key, batch,
+        extras) if the state has extras.
+      optimizer: from optax. With optax.MultiSteps the EMA is updated only when the parameters are.
       ema_decay: in [0, 1).
-      reduce: mean over the devices, applied to gradients and metrics: the identity under jit (sharded or not),
-        `lambda tree: jax.lax.pmean(tree, "batch")` inside a pmap or shard_map over "batch".
-      update_extras: (extras, metrics of arrays [B]) -> extras, after each step; None keeps them.
+      reduce: the mean over devices, applied to gradients and metrics: the identity under jit (sharded or not),
+        `lambda tree: jax.lax.pmean(tree, "batch")` inside pmap or shard_map over "batch".
+      update_extras: (extras, metrics [B]) -> extras, called after each step; None leaves them unchanged.
 
     Raises:
       ValueError: if ema_decay is outside [0, 1).

@@ -1,4 +1,4 @@
-"""Few-step losses: nothing left to learn at the exact flow of Gaussians, and the exact flow is what is learned."""
+"""Few-step losses: they vanish at the exact flow of Gaussian data, and training finds the exact flow."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import diffusers_fn as dfn
 from diffusers_fn import few_step, grids, losses, oracles, parameterizations, processes, solvers
 from diffusers_fn._arrays import expand
 
-# Asymmetric data: entries of an example [3, 2] have means and spreads of their own.
+# Asymmetric data: each entry of an example [3, 2] has its own mean and standard deviation.
 MEAN = np.linspace(-0.6, 0.8, 6).reshape(3, 2)
 STD = np.linspace(0.2, 0.9, 6).reshape(3, 2)
 ORACLE = oracles.gaussian(MEAN, STD)
@@ -24,8 +24,8 @@ def per_example(level, x):
     return jax.tree.map(lambda a: expand(a, x), level)
 
 
-def flow_end(x, level, to=CLEAN):
-    return oracles.gaussian_flow(MEAN[None], STD[None], x, per_example(level, x), to)
+def flow_end(x, level, end=CLEAN):
+    return oracles.gaussian_flow(MEAN[None], STD[None], x, per_example(level, x), end)
 
 
 def velocity_of(level, x, parameterization):
@@ -34,7 +34,7 @@ def velocity_of(level, x, parameterization):
 
 
 def some_net(x, level):
-    """A smooth function without structure."""
+    """An arbitrary smooth function."""
     t = expand(level.t, x)
     return jnp.sin(1.3 * x + t) + jnp.roll(x, 1, axis=1) ** 2 * jnp.cos(2 * t) - 0.3
 
@@ -51,7 +51,7 @@ def points():
 
 @pytest.mark.parametrize("name", CIRCLE)
 @pytest.mark.usefixtures("x64")
-def test_nothing_moves_a_consistency_function(name, points):
+def test_the_tangent_of_a_consistency_function_is_zero(name, points):
     process = CIRCLE[name]
     x, t, _ = map(jnp.float64, points)
 
@@ -59,60 +59,64 @@ def test_nothing_moves_a_consistency_function(name, points):
         end = flow_end(x, level)
         return (expand(level.alpha, x) * x - end) / expand(level.sigma, x)
 
-    velocity = velocity_of(process(t), x, parameterizations.v)
-    F, g = few_step.consistency_tangent(exact, process, x, t, velocity)
-    np.testing.assert_allclose(F, exact(x, process(t)), rtol=1e-12)
+    @jax.jit
+    def tangent(error):
+        velocity = velocity_of(process(t), x, parameterizations.v)
+        return few_step.consistency_tangent(lambda x, level: exact(x, level) + error, process, x, t, velocity)
+
+    F, g = tangent(0.0)
+    np.testing.assert_allclose(F, jax.jit(exact)(x, process(t)), rtol=1e-12)
     np.testing.assert_allclose(g, 0.0, atol=1e-12)
-    # It is not 0 for everything: a network that is off by a tenth is moved back.
-    _, g = few_step.consistency_tangent(lambda x, level: exact(x, level) + 0.1, process, x, t, velocity)
+    # It is not 0 for every network: one with an error of 0.1 is moved back.
+    _, g = tangent(0.1)
     np.testing.assert_allclose(g, expand(-0.1 * process(t).alpha ** 2, x) + 0 * x, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", CIRCLE)
 @pytest.mark.usefixtures("x64")
 def test_the_tangent_is_the_change_of_the_end_along_the_flow(name, points):
-    """By central differences in the angle a, for a network without structure; the label runs with the process' t."""
+    """By central differences in the angle a, for an arbitrary network; its label changes with t."""
     process = CIRCLE[name]
     x, t, velocity = map(jnp.float64, points)
     a = jnp.arctan2(process(t).sigma, process(t).alpha)
 
+    @jax.jit
     def end(h):
         at = process.time(-2 * jnp.log(jnp.tan(a + h)))  # log SNR is -2 log tan(a)
         level = process(at)
-        moved = x + h * velocity
-        return dfn.to_prediction(parameterizations.v, some_net(moved, level), moved, level).x0
+        shifted = x + h * velocity
+        return dfn.to_prediction(parameterizations.v, some_net(shifted, level), shifted, level).x0
 
     h = 1e-5
     wanted = expand(process(t).alpha, x) * (end(h) - end(-h)) / (2 * h)
-    F, g = few_step.consistency_tangent(some_net, process, x, t, velocity)
+    F, g = jax.jit(lambda: few_step.consistency_tangent(some_net, process, x, t, velocity))()
     np.testing.assert_allclose(F, some_net(x, process(t)), rtol=1e-14)
-    np.testing.assert_allclose(g, wanted, rtol=1e-6, atol=3e-8)  # h^2 times third derivatives, rounding over h
+    np.testing.assert_allclose(g, wanted, rtol=1e-6, atol=3e-8)  # errors: h^2 times third derivatives, rounding / h
 
 
 @pytest.mark.usefixtures("x64")
-def test_before_the_warm_up_it_is_the_denoising_loss(points):
+def test_with_warmup_zero_it_is_the_denoising_loss(points):
     x, t, velocity = map(jnp.float64, points)
     process = CIRCLE["trigonometric"]
 
-    def slope(warmup, scale):
+    def loss(warmup, scale):
         net = lambda x, level: some_net(x, level) * scale  # noqa: E731
         F, g = few_step.consistency_tangent(net, process, x, t, velocity, warmup=warmup)
         return few_step.consistency_loss(F, g)
 
     denoising = lambda scale: losses.mse(some_net(x, process(t)) * scale, velocity)  # noqa: E731
-    wanted = process(t).alpha ** 2 * jax.jacfwd(denoising)(1.2)
-    np.testing.assert_allclose(jax.jacrev(lambda scale: slope(0.0, scale))(1.2), wanted, rtol=1e-10)
+    wanted = process(t).alpha ** 2 * jax.jit(jax.jacfwd(denoising))(1.2)
+    slope = jax.jit(jax.jacrev(loss, argnums=1))
+    np.testing.assert_allclose(slope(0.0, 1.2), wanted, rtol=1e-10)
     # The value is the mean square of g, and no gradient passes through g.
-    _, g = few_step.consistency_tangent(some_net, process, x, t, velocity)
-    np.testing.assert_allclose(slope(1.0, 1.0), few_step.root_mean_square(g) ** 2, rtol=1e-12)
-    F = some_net(x, process(t))
-    wanted = -2 * np.mean(np.asarray(g * F), axis=(1, 2))
-    np.testing.assert_allclose(jax.jacrev(lambda scale: slope(1.0, scale))(1.0), wanted, rtol=1e-10)
+    F, g = jax.jit(lambda: few_step.consistency_tangent(some_net, process, x, t, velocity))()
+    np.testing.assert_allclose(jax.jit(loss)(1.0, 1.0), few_step.root_mean_square(g) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(slope(1.0, 1.0), -2 * np.mean(np.asarray(g * F), axis=(1, 2)), rtol=1e-10)
 
 
 @pytest.mark.usefixtures("x64")
 def test_data_and_teacher_agree_on_average(points):
-    """g is affine in the velocity, so that of the data, whose mean given x is the teacher's, has the teacher's g."""
+    """g is affine in the velocity, and the mean velocity of the data given x is that of an exact teacher."""
     x, t, velocity = map(jnp.float64, points)
     tangent = lambda v: few_step.consistency_tangent(some_net, CIRCLE["vp"], x, t, v)[1]  # noqa: E731
     np.testing.assert_allclose(
@@ -121,20 +125,20 @@ def test_data_and_teacher_agree_on_average(points):
 
 
 @pytest.mark.usefixtures("x64")
-def test_normalised_tangents_pull_alike():
+def test_normalised_tangents_have_similar_weight():
     g = jnp.array([[3.0, -4.0], [0.03, -0.04], [300.0, -400.0]])
-    slope = jax.jacrev(lambda F: jnp.sum(few_step.consistency_loss(F, g, scale=0.1)))(jnp.ones((3, 2)))
+    slope = jax.jit(jax.grad(lambda F: jnp.sum(few_step.consistency_loss(F, g, scale=0.1))))(jnp.ones((3, 2)))
     rms = np.sqrt(12.5) * np.array([1.0, 0.01, 100.0])
     np.testing.assert_allclose(slope, -np.asarray(g) / (rms + 0.1)[:, None], rtol=1e-12)  # -2 g' / D, D = 2
 
 
-# What is learned: of all flows of Gaussians, the family of a mean and a spread, that of the data.
+# Training: in the family of flows of Gaussians, with a mean and a standard deviation, it finds that of the data.
 
 DATA_MEAN, DATA_STD = 0.5, 0.6
 
 
 def learned(loss, steps=1_000, batch=256):
-    """(mean, std) after training the flow of N(0, 1) on fresh data at every step, averaged over the end of the run."""
+    """(mean, std) after training from N(0, 1) with new data at every step, averaged over the last 200 steps."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, steps))
     start = (jnp.array(0.0), jnp.array(1.0))
 
@@ -174,7 +178,7 @@ def test_consistency_training_finds_the_flow():
             *few_step.consistency_tangent(net, process, dfn.add_noise(x0, eps, level), t, velocity)
         )
 
-    # 200 batches of 256 tell a mean to 0.003; the learning rate leaves a few times that.
+    # 200 batches of 256 have a standard error of 0.003; the learning rate adds a few times that.
     np.testing.assert_allclose(learned(loss), (DATA_MEAN, DATA_STD), atol=0.02)
 
 
@@ -185,8 +189,8 @@ def test_mean_flow_training_finds_the_flow():
         eps = jax.random.normal(noise_key, x0.shape)
 
         def net(x, t, r):
-            to = oracles.gaussian_flow(*params, x, per_example(FLOW(t), x), per_example(FLOW(r), x))
-            return (x - to) / expand(t - r, x)
+            end = oracles.gaussian_flow(*params, x, per_example(FLOW(t), x), per_example(FLOW(r), x))
+            return (x - end) / expand(t - r, x)
 
         u, wanted = few_step.mean_flow_target(net, dfn.add_noise(x0, eps, FLOW(t)), t, r, eps - x0)
         return few_step.adaptive_mse(u, wanted, power=0.0)
@@ -198,38 +202,43 @@ def test_mean_flow_training_finds_the_flow():
 
 
 def average_velocity(x, t, r):
-    """u of the Gaussian, its limit at r = t included."""
-    level, to = FLOW(t), per_example(FLOW(r), x)
+    """u of the Gaussian, with its limit at r = t."""
+    level, end = FLOW(t), per_example(FLOW(r), x)
     length = expand(t - r, x)
-    chord = (x - flow_end(x, level, to)) / jnp.where(length == 0, 1.0, length)
+    chord = (x - flow_end(x, level, end)) / jnp.where(length == 0, 1.0, length)
     return jnp.where(length == 0, velocity_of(level, x, parameterizations.velocity), chord)
 
 
 @pytest.mark.usefixtures("x64")
-def test_nothing_moves_an_average_velocity(points):
+def test_the_target_of_an_average_velocity_is_itself(points):
     x, t, _ = map(jnp.float64, points)
     velocity = velocity_of(FLOW(t), x, parameterizations.velocity)
+
+    @jax.jit
+    def run(r, error):
+        return few_step.mean_flow_target(lambda *a: average_velocity(*a) + error, x, t, r, velocity)
+
     for r in (0.0 * t, 0.5 * t, 0.95 * t):
-        u, target = few_step.mean_flow_target(average_velocity, x, t, r, velocity)
+        u, target = run(r, 0.0)
         np.testing.assert_allclose(target, u, rtol=1e-11, atol=1e-12)
-        off, target = few_step.mean_flow_target(lambda *a: average_velocity(*a) + 0.1, x, t, r, velocity)
+        off, target = run(r, 0.1)
         np.testing.assert_allclose(off - target, 0.1, rtol=1e-9)
-    # With r = t the target is the velocity, whatever the network.
+    # At r = t the target is the velocity for every network.
     _, target = few_step.mean_flow_target(lambda x, t, r: x**2, x, t, t, velocity)
     np.testing.assert_array_equal(target, velocity)
 
 
 @pytest.mark.usefixtures("x64")
 def test_the_target_is_the_derivative_along_the_flow(points):
-    """d/dt ((t - r) u) = v is the identity; the target is u short of what it lacks of it, by central differences."""
+    """target - u is the residual of the identity d/dt ((t - r) u) = v, here by central differences."""
     x, t, velocity = map(jnp.float64, points)
     r = 0.4 * t
     net = lambda x, t, r: some_net(x, dfn.Level(1.0, 0.0, t)) * (1 + expand(r, x)) ** 2  # noqa: E731
     u, target = few_step.mean_flow_target(net, x, t, r, velocity)
     h = 1e-5
-    covered = lambda h: expand(t + h - r, x) * net(x + h * velocity, t + h, r)  # noqa: E731
-    lacking = velocity - (covered(h) - covered(-h)) / (2 * h)
-    np.testing.assert_allclose(target - u, lacking, atol=1e-8)
+    distance = lambda h: expand(t + h - r, x) * net(x + h * velocity, t + h, r)  # noqa: E731
+    residual = velocity - (distance(h) - distance(-h)) / (2 * h)
+    np.testing.assert_allclose(target - u, residual, atol=1e-8)
     # No gradient passes through the target: the slope of the loss is that of u alone.
     scaled = lambda s: few_step.mean_flow_target(lambda *a: s * net(*a), x, t, r, velocity)  # noqa: E731
     loss = lambda s: few_step.adaptive_mse(*scaled(s), power=0)  # noqa: E731
@@ -240,10 +249,10 @@ def test_the_target_is_the_derivative_along_the_flow(points):
 @pytest.mark.usefixtures("x64")
 def test_jumps_of_the_average_velocity_are_exact(times, points):
     x = jnp.float64(points[0])
-    told = []
+    num_labels = []
 
     def apply(params, x, t, cond):
-        told.append(len(t))
+        num_labels.append(len(t))
         return average_velocity(x, *(jnp.full(x.shape[:1], each) for each in t))
 
     denoise = dfn.make_denoiser(apply, None, parameterizations.velocity)
@@ -251,21 +260,21 @@ def test_jumps_of_the_average_velocity_are_exact(times, points):
     end = dfn.sample(None, denoise, few_step.jump(levels), x).x0
     start = FLOW(np.full(5, times[0]))
     np.testing.assert_allclose(end, flow_end(x, start), rtol=1e-11, atol=1e-12)
-    assert set(told) == {2}
-    # States on the way are on the flow too.
+    assert set(num_labels) == {2}
+    # Intermediate states lie on the flow too.
     half_way = dfn.sample(None, denoise, few_step.jump(levels), x, final_denoise=False).x0
     np.testing.assert_allclose(half_way, flow_end(x, start, FLOW(times[-1])), rtol=1e-11, atol=1e-12)
 
 
-def test_jump_is_ddim_for_who_does_not_listen():
+def test_jump_is_ddim_for_a_denoiser_that_ignores_the_label():
     figures = oracles.check_solver(few_step.jump, order=1)
     assert len(figures) >= 6
     padded = solvers.pad(few_step.jump(grids.uniform_t(FLOW, 3, t_min=0.2)), 5)
     assert [a.shape for a in padded.rows.level.t] == [(5,), (5,)]
 
 
-def test_guidance_hears_the_pair():
-    """Each member of a pair is told both times; guidance is linear in u."""
+def test_guidance_passes_on_the_pair_of_times():
+    """Both evaluations of guidance receive both times; guidance is linear in u."""
     apply = lambda params, x, t, cond: x * (t[0] + 10 * t[1]) * cond.astype(x.dtype)[:, None]  # noqa: E731
     denoise = dfn.guidance.classifier_free(3.0, 0)(dfn.make_denoiser(apply, None, parameterizations.velocity))
     x = jnp.ones((4, 2))
@@ -278,12 +287,13 @@ def test_the_adaptive_loss_by_hand():
     np.testing.assert_allclose(few_step.adaptive_mse(out, wanted, power=1.0, c=0.5), [5 / 5.5, 0.01 / 0.51], rtol=1e-6)
     np.testing.assert_allclose(few_step.adaptive_mse(out, wanted, power=0.0), [5, 0.01], rtol=1e-6)
     slope = jax.grad(lambda out: jnp.sum(few_step.adaptive_mse(out, wanted, power=0.5, c=4.0)))(out)
-    np.testing.assert_allclose(slope[0], np.array([2.0, 4.0]) / 3.0, rtol=1e-6)  # the weight is no function of out
+    np.testing.assert_allclose(slope[0], np.array([2.0, 4.0]) / 3.0, rtol=1e-6)  # no gradient passes through the weight
 
 
-def test_two_times_follow_their_laws():
+def test_two_times_have_their_distributions():
     keys = jax.random.split(jax.random.key(1), 4_000)
-    t, r = map(np.asarray, few_step.draw_two_times(keys, 4_000, losses.uniform_time, share=0.3))
+    draw = jax.jit(lambda keys: few_step.draw_two_times(keys, keys.shape[0], losses.uniform_time, share=0.3))
+    t, r = map(np.asarray, draw(keys))
     apart = r < t
     assert np.all(r <= t)
     assert abs(apart.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 4_000)
@@ -291,7 +301,7 @@ def test_two_times_follow_their_laws():
     for values, cdf in ((t, lambda v: v**2), (r[apart], lambda v: 1 - (1 - v) ** 2)):
         ranks = (np.arange(values.size) + 0.5) / values.size
         assert np.max(np.abs(cdf(np.sort(values)) - ranks)) < 1.95 / np.sqrt(values.size)  # P = 0.001
-    one = few_step.draw_two_times(keys[7:8], 1, losses.uniform_time, share=0.3)
+    one = draw(keys[7:8])
     assert (float(one[0][0]), float(one[1][0])) == (t[7], r[7])
 
 
@@ -300,24 +310,24 @@ def test_two_times_follow_their_laws():
 
 @pytest.mark.parametrize("last", [FLOW(0.2), CLEAN], ids=["noisy", "clean"])
 @pytest.mark.usefixtures("x64")
-def test_one_step_of_the_student_is_two_of_the_teacher(last, points):
+def test_one_step_of_the_student_equals_two_of_the_teacher(last, points):
     x = jnp.float64(points[0])
-    frm, middle = FLOW(0.9), FLOW(0.5)
-    wanted = few_step.two_step_target(ORACLE, x, frm, middle, last)
+    start, middle = FLOW(0.9), FLOW(0.5)
+    wanted = few_step.two_step_target(ORACLE, x, start, middle, last)
     by_student = last.alpha * wanted.x0 + last.sigma * wanted.eps
-    plan = jax.tree.map(lambda *a: np.array(a), frm, middle, *([last] if last.sigma else []))
+    plan = jax.tree.map(lambda *a: np.array(a), start, middle, *([last] if last.sigma else []))
     by_teacher = dfn.sample(None, ORACLE, solvers.ddim(plan), x, final_denoise=last.sigma == 0).x0
     np.testing.assert_allclose(by_student, by_teacher, rtol=1e-12)
-    np.testing.assert_allclose(dfn.add_noise(wanted.x0, wanted.eps, frm), x, rtol=1e-12, atol=1e-13)
-    # Levels of each example's own.
+    np.testing.assert_allclose(dfn.add_noise(wanted.x0, wanted.eps, start), x, rtol=1e-12, atol=1e-13)
+    # One level per example.
     each = lambda level: jax.tree.map(lambda a: jnp.full((5,), a), level)  # noqa: E731
-    again = few_step.two_step_target(ORACLE, x, each(frm), each(middle), each(last))
+    again = few_step.two_step_target(ORACLE, x, each(start), each(middle), each(last))
     np.testing.assert_allclose(again.x0, wanted.x0, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
-def test_a_student_of_a_perfect_teacher_learns_nothing_new(points):
-    """Where the flow is straight in these coordinates, as to a single point, one step is two already."""
+def test_the_target_for_a_single_data_point_is_that_point(points):
+    """The flow to a single point is straight, so one step equals two. No gradient passes through the target."""
     x = jnp.float64(points[0])
     point = oracles.gaussian(MEAN, 0.0)
     wanted = few_step.two_step_target(point, x, FLOW(0.9), FLOW(0.5), FLOW(0.2))

@@ -1,4 +1,7 @@
-"""Every guidance: its neutral scale changes no bit, the scale is a number like any other, and JAX's transforms pass."""
+"""Laws of every guidance: the neutral scale changes no bit, another scale compiles nothing, JAX's transforms apply.
+
+A new guidance joins by one line in GUIDANCES.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +18,14 @@ SOLVER = solvers.ancestral(dfn.Level(np.array([0.8, 0.9]), np.array([0.6, 0.5]),
 
 
 def exact(x, level, cond):
-    """A denoiser without rounding, so that no compiler's choice can show: powers of two times x."""
+    """A denoiser without rounding, the same for every compiler: powers of two times x."""
     power = jnp.where(cond == NULL, 0.5, 2.0)[:, None]
     x = jnp.where(cond[:, None] == 3, x[:, ::-1], x)
     return dfn.Prediction(power * x, -4.0 * power * x, power + 0 * x)
 
 
 def smooth(x, level, cond):
-    """A denoiser with x = alpha x0 + sigma eps that is neither linear nor the same for two labels."""
+    """A nonlinear denoiser with x = alpha x0 + sigma eps that depends on the class label."""
     x0 = jnp.sin(2 * x + (0.3 * cond.astype(x.dtype))[:, None])
     return dfn.Prediction(x0, (x - level.alpha * x0) / level.sigma, jnp.cos(x))
 
@@ -41,7 +44,7 @@ def pair(x):
 
 MEASURED = jnp.ones((8, 2))
 
-# name -> (scale -> transform of a denoiser, the scale that guides nothing). The conditional denoiser is what is left.
+# name -> ((scale, denoiser) -> transform, the neutral scale, at which the result is the conditional denoiser).
 GUIDANCES = {
     "classifier_free": (lambda s, _: guidance.classifier_free(s, NULL), 1.0),
     "two passes": (lambda s, _: guidance.classifier_free(s, NULL, batched=False), 1.0),
@@ -68,7 +71,7 @@ def x():
 
 
 @pytest.mark.parametrize("name", GUIDANCES)
-def test_the_neutral_scale_changes_no_bit_and_a_scale_compiles_nothing(name, x):
+def test_the_neutral_scale_changes_no_bit_and_a_new_scale_compiles_nothing(name, x):
     make, neutral = GUIDANCES[name]
     guided = jax.jit(lambda x, scale: make(scale, exact)(exact)(x, LEVEL, LABELS))
     jax.tree.map(np.testing.assert_array_equal, guided(x, neutral), exact(x, LEVEL, LABELS))
@@ -79,10 +82,10 @@ def test_the_neutral_scale_changes_no_bit_and_a_scale_compiles_nothing(name, x):
 @pytest.mark.parametrize("name", GUIDANCES)
 @pytest.mark.usefixtures("x64")
 def test_an_example_is_guided_alone(name, x):
-    """Scales and levels an example, all at once; alone; and with levels and scales as functions."""
+    """A batch with one scale and level per example equals each example alone, with the scale as a function."""
     make, _ = GUIDANCES[name]
     if "mean shift" in name or "dps" in name or "pigdm" in name:
-        return  # y and the table are made for the batch: see their own tests
+        return  # the measurement y and the table belong to the whole batch: tested in their own files
     x = jnp.asarray(x, jnp.float64)
     scales = jnp.linspace(0.0, 4.0, 8)
     levels = dfn.Level(jnp.linspace(0.5, 0.9, 8), jnp.linspace(0.9, 0.4, 8), jnp.arange(8.0))
@@ -102,20 +105,27 @@ def test_an_example_is_guided_alone(name, x):
 
 @pytest.mark.parametrize("name", GUIDANCES)
 @pytest.mark.usefixtures("x64")
-def test_the_guided_pair_still_makes_x_and_has_derivatives(name, x):
+def test_the_guided_prediction_is_consistent_with_x_and_has_derivatives(name, x):
     make, _ = GUIDANCES[name]
     x = jnp.asarray(x, jnp.float64)
 
-    def x0(x, scale):
-        return make(scale, smooth)(smooth)(x, LEVEL, LABELS)
-
-    prediction = jax.jit(x0)(x, 2.5)
-    np.testing.assert_allclose(0.8 * prediction.x0 + 0.6 * prediction.eps, x, atol=1e-12)
     direction = jnp.cos(jnp.arange(32.0)).reshape(8, 4)
-    total = jax.jit(lambda h: jnp.sum(x0(x + h * direction, 2.5 + h).x0 ** 2))
+
+    @jax.jit
+    def run(h):
+        """((the sum of x0^2, the prediction), the derivative of the sum) along a direction of x and scale."""
+
+        def total(h):
+            prediction = make(2.5 + h, smooth)(smooth)(x + h * direction, LEVEL, LABELS)
+            return jnp.sum(prediction.x0**2), prediction
+
+        return jax.value_and_grad(total, has_aux=True)(h)
+
+    (_, prediction), slope = run(0.0)
+    np.testing.assert_allclose(0.8 * prediction.x0 + 0.6 * prediction.eps, x, atol=1e-12)
     h = 1e-5
     tolerance = 1e-4 if name == "pigdm" else 1e-6  # the system is solved to 1e-5
-    np.testing.assert_allclose(jax.jit(jax.grad(total))(0.0), (total(h) - total(-h)) / (2 * h), rtol=tolerance)
+    np.testing.assert_allclose(slope, (run(h)[0][0] - run(-h)[0][0]) / (2 * h), rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", GUIDANCES)
@@ -123,7 +133,7 @@ def test_vmap_and_sharding_change_nothing(name, x):
     make, _ = GUIDANCES[name]
     run = jax.jit(lambda x: make(2.5, smooth)(smooth)(x, LEVEL, LABELS).x0)
     wanted = run(x)
-    # Rounding of sines and sums of this size, here and there compiled otherwise.
+    # Two compilations round sines and sums of this size differently.
     np.testing.assert_allclose(jax.jit(jax.vmap(run))(jnp.stack([x, 2 * x]))[0], wanted, rtol=1e-4, atol=2e-5)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))

@@ -1,4 +1,4 @@
-"""Guidance: exact at the scales 0 and 1, linear between and beyond, one pass or two."""
+"""Classifier-free guidance: exact at scales 0 and 1, linear in the scale, in one batch or two."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ NULL = 10
 
 
 def apply(params, x, t, cond):
-    """Element by element: the same for an example whatever batch it is in. Has variance channels."""
+    """An elementwise network with variance channels, so that an example's output does not depend on its batch."""
     scale = (cond.astype(x.dtype) / 7 - 0.3)[:, None]
     label = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None]
     return jnp.concatenate([jnp.sin(3 * x + scale) + 0.1 * label * scale, jnp.tanh(scale * x)], axis=-1)
@@ -28,14 +28,14 @@ def batch():
 
 
 def exact(x, level, cond=None):
-    """A denoiser without rounding, so that no compiler's choice can show: powers of two times x."""
+    """A denoiser without rounding, the same for every compiler: powers of two times x."""
     power = jnp.where(cond == NULL, 0.5, 2.0)[:, None]
     return dfn.Prediction(power * x, -4.0 * power * x, power + 0 * x)
 
 
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("traced", [False, True])
-def test_scale_one_is_the_condition_and_zero_is_none_bit_for_bit(batched, traced, batch):
+def test_scale_one_is_conditional_and_scale_zero_unconditional_bit_for_bit(batched, traced, batch):
     x, cond = batch
 
     def guided(x, scale):
@@ -50,7 +50,7 @@ def test_scale_one_is_the_condition_and_zero_is_none_bit_for_bit(batched, traced
     np.testing.assert_array_equal(zero.var_frac, conditional.var_frac)
 
 
-def test_one_batch_of_pairs_is_two_passes(batch):
+def test_one_batch_of_pairs_equals_two_batches(batch):
     x, cond = batch
     level = dfn.Level(jnp.array([0.8, 0.4, 1.1]), jnp.array([0.6, 1.2, 0.2]), jnp.array([3.0, 9.0, 1.0]))
     for at in (LEVEL, level):
@@ -66,11 +66,11 @@ def test_the_formula(batch):
         c, u = np.asarray(getattr(conditional, field), float), np.asarray(getattr(unconditional, field), float)
         # uncond + w (cond - uncond) in double precision; ours rounds terms of size 4 |c| three times in float32.
         np.testing.assert_allclose(getattr(guided, field), u + 4.0 * (c - u), atol=4 * 4 * 6e-8 * np.abs([c, u]).max())
-    # Guidance is linear: the guided pair still makes x.
+    # Guidance is linear: x = alpha x0 + sigma eps still holds.
     np.testing.assert_allclose(0.8 * guided.x0 + 0.6 * guided.eps, x, atol=1e-5)
 
 
-def test_a_scale_an_example(batch):
+def test_one_scale_per_example(batch):
     x, cond = batch
     guided = guidance.classifier_free(jnp.array([0.0, 1.0, 3.0]), NULL)(DENOISE)(x, LEVEL, cond)
     for i, scale in enumerate((0.0, 1.0, 3.0)):
@@ -131,6 +131,6 @@ def test_schedules_run_from_start_to_end(schedule):
 
 def test_schedules_by_formula():
     assert float(dfn.linear_guidance_schedule(3, 12, 1.0, 5.0)) == pytest.approx(2.0, abs=1e-6)
-    # Half a cosine: slow at both ends. A quarter of the way it has done (1 - cos(pi / 4)) / 2.
+    # Half a cosine: a quarter of the steps cover (1 - cos(pi / 4)) / 2 of the range.
     wanted = 1.0 + 4.0 * (1 - np.cos(np.pi / 4)) / 2
     assert float(dfn.cosine_guidance_schedule(3, 12, 1.0, 5.0)) == pytest.approx(wanted, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Posterior guidance: PiGDM is exact on Gaussian data, DPS comes to the posterior with corrector steps."""
+"""Posterior guidance: PiGDM is exact on Gaussian data, DPS converges to the posterior with corrector steps."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 import diffusers_fn as dfn
 from diffusers_fn import grids, guidance, oracles, solvers
 
-# Data N(MEAN, STD^2) in three dimensions, of which y = A x0 + noise knows two combinations.
+# Data N(MEAN, STD^2) in three dimensions, measured in two of them: y = A x0 + noise.
 A = np.array([[0.9, -0.4, 0.3], [0.2, 0.7, -1.1]])
 MEAN, STD = np.array([0.3, -0.5, 0.2]), 0.8
 Y = np.array([0.7, -1.1])
@@ -33,34 +33,35 @@ def posterior(a, y, noise_std, mean, var):
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: f"{level.alpha}-{level.sigma}")
 @pytest.mark.usefixtures("x64")
 def test_pigdm_on_gaussian_data_is_the_exact_denoiser_given_y(level, noise_std):
-    """E[x0 | x, y]: x and y are two independent looks at x0."""
+    """E[x0 | x, y], where x and y are independent measurements of x0."""
     x = np.array([[1.0, -0.3, 0.4], [-2.0, 0.1, 0.9]])
     var = 1 / (1 / STD**2 + (level.alpha / level.sigma) ** 2)
     given_x = MEAN + var * level.alpha / level.sigma**2 * (x - level.alpha * MEAN)
     wanted = np.stack([posterior(A, Y, noise_std, mean, var) for mean in given_x])
     transform = guidance.pigdm(operator, np.stack([Y, Y]), noise_std=noise_std, data_std=STD, tolerance=1e-13)
-    prediction = transform(prior)(jnp.asarray(x), level)
+    prediction = jax.jit(transform(prior))(jnp.asarray(x), level)
     np.testing.assert_allclose(prediction.x0, wanted, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(level.alpha * prediction.x0 + level.sigma * prediction.eps, x, atol=1e-9)
 
 
 @pytest.mark.usefixtures("x64")
-def test_any_posterior_variance_of_the_level_an_example():
+def test_levels_and_noise_may_differ_per_example():
     level = dfn.Level(jnp.array([0.8, 0.3]), jnp.array([0.6, 0.95]), jnp.zeros(2))
     noise, x = jnp.array([0.1, 0.5]), jnp.array([[1.0, -0.3, 0.4], [-2.0, 0.1, 0.9]])
     y = jnp.asarray(np.stack([Y, -Y]))
 
-    def guided(i, x, level, noise):
-        transform = guidance.pigdm(operator, y[i], noise_std=noise, data_std=STD, tolerance=1e-13)
+    def guided(y, x, level, noise):
+        transform = guidance.pigdm(operator, y, noise_std=noise, data_std=STD, tolerance=1e-13)
         return transform(prior)(x, level).x0
 
-    both = guided(slice(0, 2), x, level, noise)
+    run = jax.jit(guided)
+    both = run(y, x, level, noise)
     for i in range(2):
-        alone = guided(slice(i, i + 1), x[i : i + 1], jax.tree.map(lambda a, i=i: a[i], level), noise[i])
+        alone = run(y[i : i + 1], x[i : i + 1], level[i], noise[i])
         np.testing.assert_allclose(both[i], alone[0], rtol=1e-12)
 
 
-# The means of samples: all maps here are affine, so a run without noise from the mean of the start is the mean.
+# The means of samples: every map here is affine, so a noiseless run from the mean of the start returns the mean.
 
 
 def sample_mean(transform, solver, levels, replayed_noise):
@@ -83,13 +84,13 @@ def plan(num):
 def test_samples_by_pigdm_have_the_posterior_mean(noise_std, replayed_noise):
     transform = guidance.pigdm(operator, Y[None], noise_std=noise_std, data_std=STD, tolerance=1e-13)
     mean = sample_mean(transform, solvers.ancestral(plan(200)), plan(200), replayed_noise)
-    assert relative_error(mean, noise_std) < 1e-3  # the start, at sigma / alpha = 50, does not know y
+    assert relative_error(mean, noise_std) < 1e-3  # the start, at sigma / alpha = 50, ignores y
 
 
 @pytest.mark.usefixtures("x64")
-def test_samples_by_dps_come_to_the_posterior_mean_with_corrector_steps(replayed_noise):
-    """DPS takes x0_hat for x0. Its levels are no noisings of one another, so a plain sampler keeps an error, however
-    many steps it takes; Langevin steps find each level's distribution anew, and the last level's is the posterior."""
+def test_samples_by_dps_converge_to_the_posterior_mean_with_corrector_steps(replayed_noise):
+    """The approximate marginals of DPS are not those of one diffusion, so a plain sampler is biased for any number of
+    steps; Langevin steps converge to the marginal of each level, and the last one is the posterior."""
     transform = guidance.dps(operator, Y[None], noise_std=0.5)
 
     def error(num, corrections):
@@ -103,7 +104,7 @@ def test_samples_by_dps_come_to_the_posterior_mean_with_corrector_steps(replayed
     assert 0.05 < error(200, 0) < 0.25
     errors = [error(200, 1), error(200, 4), error(200, 16)]
     assert errors[2] < 0.015
-    # First order in the number of corrections: a quarter for four times as many, once they are many.
+    # First order in the number of corrections: four times as many leave a quarter of the error in the limit.
     assert errors[0] > 2 * errors[1] > 6 * errors[2]
 
 
@@ -112,20 +113,20 @@ def test_dps_is_its_gradient_by_hand():
     """x0_hat is affine in x with slope j = alpha STD^2 / (alpha^2 STD^2 + sigma^2)."""
     level, x = LEVELS[1], jnp.array([[1.0, -0.3, 0.4]])
     slope = 0.8 * STD**2 / ((0.8 * STD) ** 2 + 0.36)
-    plain = prior(x, level)
-    residual = Y - np.asarray(plain.x0[0]) @ A.T
+    plain = prior(np.asarray(x), level)
+    residual = Y - plain.x0[0] @ A.T
     for options, gradient in (
         ({"noise_std": 0.3}, slope * A.T @ residual / 0.09),
         ({}, slope * A.T @ residual / np.linalg.norm(residual)),
     ):
-        guided = guidance.dps(operator, Y[None], scale=0.7, **options)(prior)(x, level)
+        guided = jax.jit(guidance.dps(operator, Y[None], scale=0.7, **options)(prior))(x, level)
         np.testing.assert_allclose(guided.eps[0] - plain.eps[0], -0.7 * 0.6 * gradient, rtol=1e-10)
         np.testing.assert_allclose(guided.x0[0] - plain.x0[0], 0.7 * 0.36 / 0.8 * gradient, rtol=1e-10)
 
 
 @pytest.mark.usefixtures("x64")
 def test_dps_by_steps_is_the_papers_algorithm(replayed_noise):
-    """Algorithm 1 as in their code: an ancestral step less zeta times the gradient of |y - A x0_hat|; the last too."""
+    """Algorithm 1 as in their code: each ancestral step minus zeta times the gradient of |y - A x0_hat|."""
     levels, zeta = plan(8), 0.4
     solver = solvers.ancestral(levels)
     draws = np.random.default_rng(0).standard_normal((8, 1, 3))
@@ -136,8 +137,7 @@ def test_dps_by_steps_is_the_papers_algorithm(replayed_noise):
         x0 = MEAN + slope * (x - alpha * MEAN)
         residual = Y - x0 @ A.T
         gradient = -slope * residual @ A / np.linalg.norm(residual)  # of |y - A x0_hat| in x
-        frm, to = (jax.tree.map(lambda a, j=j: a[j], levels) for j in (i, min(i + 1, 7)))
-        coef_x0, coef_x, var = dfn.posterior(frm, to) if i < 7 else (1.0, 0.0, 0.0)
+        coef_x0, coef_x, var = dfn.posterior(levels[i], levels[i + 1]) if i < 7 else (1.0, 0.0, 0.0)
         x = coef_x0 * x0 + coef_x * x + np.sqrt(var) * draws[i] - zeta * gradient
     transform = guidance.dps(operator, Y[None], scale=guidance.shift_scale(solver, zeta))
     scan = replayed_noise.scan(draws)
@@ -148,8 +148,8 @@ def test_dps_by_steps_is_the_papers_algorithm(replayed_noise):
 # Inpainting and super-resolution.
 
 
-def test_inpainting_keeps_what_is_known_and_a_mask_may_differ_from_example_to_example():
-    """Entries are independent: the known ones come out as measured, the others as the prior would have them."""
+def test_inpainting_keeps_the_measured_entries_with_a_mask_per_example():
+    """Entries are independent: the measured ones keep their values, the others are samples of the prior."""
     keep = jnp.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
     known = keep * jnp.array([[0.9, 5.0, -0.2], [5.0, 5.0, 1.5]])
     levels = grids.karras(20)
@@ -159,7 +159,7 @@ def test_inpainting_keeps_what_is_known_and_a_mask_may_differ_from_example_to_ex
     )
     transform = guidance.pigdm(lambda x: keep * x, known, data_std=STD, max_iterations=1)
     plain = draw(lambda denoise: denoise, x)
-    # The last level has sigma 0.002; what remains is rounding of x, 80 at first.
+    # The last level has sigma 0.002; the rest is rounding of x, which starts at 80.
     np.testing.assert_allclose(draw(transform, x), jnp.where(keep > 0, known, plain), atol=1e-4)
 
 
@@ -175,13 +175,13 @@ def test_super_resolution_keeps_the_means_and_takes_one_iteration():
     transform = guidance.pigdm(lambda x: guidance.average_pool(x, 2), y, data_std=0.5, max_iterations=1)
     plain, guided = denoise(x, level).x0, transform(denoise)(x, level).x0
     np.testing.assert_allclose(guidance.average_pool(guided, 2), y, atol=1e-12)
-    # What pooling does not see is left as it was.
+    # The component in the null space of pooling is unchanged.
     details = lambda a: a - jnp.repeat(jnp.repeat(guidance.average_pool(a, 2), 2, axis=1), 2, axis=2)  # noqa: E731
     np.testing.assert_allclose(details(guided), details(plain), atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
-def test_a_constant_that_the_operator_adds_is_the_measurements():
+def test_a_constant_in_the_operator_shifts_the_measurement():
     x, level, offset = jnp.array([[1.0, -0.3, 0.4]]), LEVELS[1], jnp.array([[1.0, -2.0]])
     run = lambda operator, y: guidance.pigdm(operator, y, noise_std=0.3, data_std=STD, tolerance=1e-13)(prior)(x, level)  # noqa: E731
     affine, linear = run(lambda x: operator(x) + offset, Y[None] + offset), run(operator, jnp.asarray(Y[None]))
@@ -199,8 +199,8 @@ def test_a_changed_measurement_compiles_nothing():
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        (lambda: guidance.pigdm(operator, jnp.ones((1, 3))), r"to y's shape \(1, 3\); it returns \(1, 2\)"),
-        (lambda: guidance.dps(operator, jnp.ones(2)), r"to y's shape \(2,\); it returns \(1, 2\)"),
+        (lambda: guidance.pigdm(operator, jnp.ones((1, 3))), r"to the shape of y, \(1, 3\); it returns \(1, 2\)"),
+        (lambda: guidance.dps(operator, jnp.ones(2)), r"to the shape of y, \(2,\); it returns \(1, 2\)"),
         (lambda: guidance.pigdm(lambda x: x**2, jnp.ones((1, 3))), r"needs a linear operator"),
         (lambda: guidance.pigdm(jnp.sin, jnp.ones((1, 3))), r"needs a linear operator"),
         (lambda: guidance.pigdm(operator, Y[None], noise_std=-1.0), r"noise_std must not be negative; got -1.0"),
@@ -217,6 +217,6 @@ def test_misuse_is_explained(transform, message):
         transform()(prior)(jnp.ones((1, 3)), LEVELS[1])
 
 
-def test_dps_takes_operators_that_are_not_linear():
+def test_dps_accepts_nonlinear_operators():
     guided = guidance.dps(lambda x: x[:, :1] ** 2, jnp.array([[4.0]]), noise_std=0.1)(prior)
     assert float(guided(jnp.ones((1, 3)), LEVELS[1]).x0[0, 0]) > float(prior(jnp.ones((1, 3)), LEVELS[1]).x0[0, 0])

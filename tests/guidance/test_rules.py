@@ -1,4 +1,4 @@
-"""What each combination of predictions computes, by the papers' formulas in NumPy; momentum; DiT's guidance."""
+"""Rules and combinations of predictions against the papers' formulas in NumPy; momentum; DiT's guidance."""
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ def table(parameterization):
 
 
 def guided_output(transform, parameterization, cond=1.0, level=LEVEL):
-    """What the guided network would have put out, [3, 4, 2] in double precision."""
-    prediction = transform(table(parameterization))(jnp.asarray(X), level, cond)
+    """The guided prediction as an output of this parameterization, [3, 4, 2] in double precision."""
+    prediction = jax.jit(lambda x: transform(table(parameterization))(x, level, cond))(jnp.asarray(X))
     return np.asarray(dfn.target(parameterization, prediction.x0, prediction.eps, level))
 
 
@@ -43,7 +43,7 @@ def std(a):
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("name", ["epsilon", "v", "velocity"])
 @pytest.mark.usefixtures("x64")
-def test_rescaled_guidance_keeps_the_spread_of_what_the_network_puts_out(name, phi, batched):
+def test_rescaled_guidance_keeps_the_standard_deviation_of_the_output(name, phi, batched):
     on = getattr(parameterizations, name)
     transform = guidance.classifier_free(7.5, NULL, rule=guidance.rescaled(phi, on=on), batched=batched)
     cond, plain = OUTS[1.0], OUTS[NULL] + 7.5 * (OUTS[1.0] - OUTS[NULL])
@@ -54,7 +54,7 @@ def test_rescaled_guidance_keeps_the_spread_of_what_the_network_puts_out(name, p
 
 
 def projected(cond, uncond, scale, eta, threshold):
-    """Algorithm 1 of Sadat et al. an example at a time."""
+    """Algorithm 1 of Sadat et al., one example at a time."""
     out = []
     for c, u in zip(cond, uncond):
         d = c - u
@@ -77,19 +77,20 @@ def test_projected_guidance_is_the_papers_algorithm(name, eta, threshold):
 
 
 @pytest.mark.usefixtures("x64")
-def test_projected_with_everything_kept_is_plain_guidance():
+def test_projected_with_eta_one_is_linear_guidance():
     rule = guidance.projected(1.0)
     ours = guided_output(guidance.classifier_free(4.0, NULL, rule=rule), parameterizations.epsilon)
     np.testing.assert_allclose(ours, OUTS[NULL] + 4 * (OUTS[1.0] - OUTS[NULL]), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
-def test_where_nothing_differs_rules_leave_the_prediction_and_their_gradients_are_finite():
+def test_rules_leave_equal_predictions_unchanged_with_finite_gradients():
     same = lambda x, level, cond: dfn.Prediction(0 * x, x)  # noqa: E731
     for rule in (guidance.projected(0.0, 1.0), guidance.rescaled(0.7, on=parameterizations.x0), guidance.projected()):
         x0 = lambda x, rule=rule: guidance.classifier_free(3.0, 0.0, rule=rule)(same)(x, LEVEL, 1.0).x0  # noqa: E731
-        np.testing.assert_array_equal(x0(jnp.asarray(X)), 0 * X)
-        assert np.all(np.isfinite(jax.grad(lambda x, x0=x0: jnp.sum(x0(x)))(jnp.asarray(X))))
+        ours, pull = jax.jit(lambda x, x0=x0: (x0(x), jax.grad(lambda x: jnp.sum(x0(x)))(x)))(jnp.asarray(X))
+        np.testing.assert_array_equal(ours, 0 * X)
+        assert np.all(np.isfinite(pull))
 
 
 @pytest.mark.usefixtures("x64")
@@ -128,7 +129,7 @@ def test_composed_guidance_is_a_weighted_sum(batched):
     np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_composed_guidance_by_one_or_none_is_that_one_bit_for_bit():
+def test_composed_guidance_with_scales_zero_and_one_is_one_prediction_bit_for_bit():
     denoise = lambda x, level, cond: dfn.Prediction(x * cond[:, None], x - cond[:, None])  # noqa: E731
     x, conds = jax.random.normal(jax.random.key(0), (2, 3)), (jnp.array([4.0, 8.0]), jnp.array([2.0, 0.5]))
     run = jax.jit(lambda a, b: guidance.composed([a, b], 16.0)(denoise)(x, LEVEL, conds))
@@ -143,9 +144,9 @@ def test_composing_two_gaussian_classes_is_exact():
     classes = {1.0: oracles.gaussian(-0.5, 0.4), 2.0: oracles.gaussian(0.8, 0.7), 0.0: oracles.gaussian(0.1, 1.0)}
 
     def denoise(x, level, cond):
-        said = {c: exact(x, level) for c, exact in classes.items()}
-        x0 = sum(jnp.where(cond[:, None] == c, said[c].x0, 0.0) for c in classes)
-        return dfn.Prediction(x0, sum(jnp.where(cond[:, None] == c, said[c].eps, 0.0) for c in classes))
+        exact = {c: denoise(x, level) for c, denoise in classes.items()}
+        x0 = sum(jnp.where(cond[:, None] == c, exact[c].x0, 0.0) for c in classes)
+        return dfn.Prediction(x0, sum(jnp.where(cond[:, None] == c, exact[c].eps, 0.0) for c in classes))
 
     x = jnp.asarray(X[..., 0])
     ours = guidance.composed([1.0, 1.0], 0.0)(denoise)(x, LEVEL, [1.0, 2.0])
@@ -156,7 +157,7 @@ def test_composing_two_gaussian_classes_is_exact():
 
 
 def perpendicular(scale, positive, none, negatives):
-    """Perp-Neg an example at a time."""
+    """Perp-Neg, one example at a time."""
     out = []
     for i in range(3):
         main = positive[i] - none[i]
@@ -171,13 +172,13 @@ def perpendicular(scale, positive, none, negatives):
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("name", ["epsilon", "x0"])
 @pytest.mark.usefixtures("x64")
-def test_a_perpendicular_negative_takes_away_what_does_not_contradict(name, batched):
+def test_a_perpendicular_negative_removes_its_perpendicular_component(name, batched):
     transform = guidance.perpendicular_negative(7.5, NULL, [2.0, 3.0], [1.5, 0.4], batched=batched)
     wanted = perpendicular(7.5, OUTS[1.0], OUTS[NULL], [(1.5, OUTS[2.0]), (0.4, OUTS[3.0])])
     np.testing.assert_allclose(
         guided_output(transform, getattr(parameterizations, name)), wanted, rtol=1e-10, atol=1e-11
     )
-    # A negative that is the positive itself has nothing perpendicular: plain guidance.
+    # A negative equal to the positive has no perpendicular component: linear guidance.
     same = guidance.perpendicular_negative(7.5, NULL, [1.0], [5.0])
     plain = OUTS[NULL] + 7.5 * (OUTS[1.0] - OUTS[NULL])
     np.testing.assert_allclose(guided_output(same, parameterizations.epsilon), plain, rtol=1e-10, atol=1e-11)
@@ -197,7 +198,7 @@ def test_autoguidance_of_gaussians_sharpens_by_the_formula():
     )
 
 
-def test_a_python_scale_of_one_evaluates_the_worse_model_never():
+def test_a_python_scale_of_one_skips_the_worse_model():
     def never(x, level, cond=None):
         raise AssertionError
 
@@ -210,7 +211,7 @@ def test_a_python_scale_of_one_evaluates_the_worse_model_never():
 
 
 @pytest.mark.usefixtures("x64")
-def test_momentum_is_carried_from_row_to_row():
+def test_momentum_is_carried_from_step_to_step():
     """DDIM with projected guidance and momentum, written as a loop."""
     levels = grids.exponential(5, sigma_min=0.2, sigma_max=3.0)
     mean = lambda x, c, sigma: np.tanh(0.7 * x + c) / (1 + sigma)  # noqa: E731
@@ -242,11 +243,11 @@ def test_momentum_is_carried_from_row_to_row():
 
     # Without momentum it is the rule, for a method with a history and with noise too.
     plain = guidance.classifier_free(4.0, 0.0, rule=guidance.projected(0.2))(denoise)
-    remembering = guidance.projected_with_momentum(denoise, labels.ravel(), 4.0, 0.0, momentum=0.0, eta=0.2)
+    with_momentum = guidance.projected_with_momentum(denoise, labels.ravel(), 4.0, 0.0, momentum=0.0, eta=0.2)
     for solver in (solvers.dpmpp_2m_sde(levels), solvers.heun_churn(levels, 1.0)):
         key = jax.random.key(0)
         wanted = dfn.sample(key, dfn.bind(plain, labels.ravel()), solver, jnp.asarray(X)).x0
-        ours = dfn.sample(key, remembering, solvers.with_memory(solver), jnp.asarray(X)).x0
+        ours = dfn.sample(key, with_momentum, solvers.with_memory(solver), jnp.asarray(X)).x0
         np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-12)
 
 
@@ -294,12 +295,12 @@ CORRECTED = solvers.predictor_corrector(solvers.ancestral(grids.karras(4)), solv
         (lambda: guidance.rescaled(1.5), r"phi must lie in \[0, 1\]"),
         (lambda: guidance.projected(0.0, 0.0), r"norm_threshold must be positive, or None"),
         (lambda: guidance.classifier_free(2.0, NULL, channels=0), r"channels.* must be at least 1"),
-        (refused(guidance.classifier_free(2.0, NULL, channels=3), 1.0), r"at most x's channels, 2"),
+        (refused(guidance.classifier_free(2.0, NULL, channels=3), 1.0), r"at most 2, the channels of x; got 3"),
         (refused(guidance.classifier_free_pp(2.0, NULL)), r"needs cond"),
         (refused(guidance.composed([1.0, 2.0], NULL), [1.0]), r"2 conditions, .* got 1"),
         (refused(guidance.composed([1.0], NULL)), r"got NoneType"),
         (lambda: guidance.composed([], NULL), r"at least one scale"),
-        (lambda: guidance.perpendicular_negative(2.0, NULL, [1.0], []), r"must be as many"),
+        (lambda: guidance.perpendicular_negative(2.0, NULL, [1.0], []), r"one weight per negative; got 1 and 0"),
         (refused(guidance.perpendicular_negative(2.0, NULL, [1.0], [1.0])), r"needs cond"),
         (lambda: solvers.with_memory(CORRECTED), r"only a table"),
     ],

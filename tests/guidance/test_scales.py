@@ -1,4 +1,4 @@
-"""Scales: schedules over steps as functions of the level, intervals, and what a hop makes of a scale."""
+"""Guidance scales: schedules over steps as functions of the level, intervals, and scales that depend on the step."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_a_schedule_on_a_plan_is_exact_at_each_of_its_levels(plan):
     num = levels.sigma.shape[0]
     values = guidance.cosine_guidance_schedule(jnp.arange(num), num, 1.0, 7.5)
     scale = guidance.scale_on_plan(levels, values)
-    rounded = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), levels)  # what a denoiser sees in the scan
+    rounded = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), levels)  # the levels inside the scan
     np.testing.assert_array_equal(
         jax.jit(jax.lax.scan, static_argnums=0)(lambda c, at: (c, scale(at)), 0, rounded)[1], values
     )
@@ -38,7 +38,7 @@ def test_between_two_levels_it_is_linear_in_log_snr():
     scale = guidance.scale_on_plan(levels, jnp.array([1.0, 3.0, 7.0]))
     at = dfn.Level(jnp.ones(4), jnp.array([4.0, 2.0**0.5, 100.0, 0.1]), jnp.zeros(4))
     np.testing.assert_allclose(scale(at), [2.0, 5.0, 1.0, 7.0], rtol=1e-6)
-    # Any alpha: the ratio alone counts. Pure noise is the plan's noisy end.
+    # Only the ratio sigma / alpha matters. Pure noise is outside the plan, at its noisy end.
     np.testing.assert_allclose(scale(dfn.Level(0.5, 2.0, 0.0)), 2.0, rtol=1e-6)
     assert float(scale(dfn.Level(0.0, 1.0, 0.0))) == 1.0
 
@@ -69,7 +69,7 @@ def test_the_interval_is_open_below_and_closed_above():
     assert float(guidance.interval(3.0, 1.0, 2.0, outside=0.0)(dfn.Level(1.0, 5.0, 0.0))) == 0.0
 
 
-def test_outside_the_interval_guidance_is_none_bit_for_bit():
+def test_outside_the_interval_the_prediction_is_the_conditional_one_bit_for_bit():
     denoise = lambda x, level, cond: dfn.Prediction(x * cond[:, None], x)  # noqa: E731
     x, cond = jax.random.normal(jax.random.key(0), (2, 3)), jnp.array([1.7, 0.3])
     run = jax.jit(
@@ -87,7 +87,7 @@ def test_outside_the_interval_guidance_is_none_bit_for_bit():
 )
 @pytest.mark.usefixtures("x64")
 def test_the_scale_for_a_shift_moves_the_next_state_by_it(solver, replayed_noise):
-    """The gradient is a constant, so the guided step less the plain one is amount times it."""
+    """For a constant gradient the guided step minus the unguided step is amount times the gradient."""
     levels = jax.tree.map(lambda a: a[30:34], grids.leading(LINEAR, 50))
     solver, amounts = solver(levels), np.array([0.3, 0.2, 0.1, 0.05])
     denoise, x = oracles.gaussian(0.2, 0.5), jnp.array([[0.3, -1.2, 0.7], [1.1, 0.2, -0.4]])
@@ -105,13 +105,13 @@ def test_the_scale_for_a_shift_moves_the_next_state_by_it(solver, replayed_noise
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: guidance.scale_on_plan(grids.karras(3), jnp.ones(4)), r"a value a level; got \(3,\) and \(4,\)"),
+        (lambda: guidance.scale_on_plan(grids.karras(3), jnp.ones(4)), r"one value per level; got \(3,\) and \(4,\)"),
         (lambda: guidance.scale_on_plan(dfn.Level(1.0, 2.0, 0.0), 1.0), r"Level\[N\]"),
         (lambda: guidance.interval(2.0, 1.0, 0.5), r"0 <= low < high; got low = 1.0, high = 0.5"),
         (lambda: guidance.interval(2.0, -1.0, 0.5), r"0 <= low < high"),
-        (lambda: guidance.shift_scale(solvers.heun(grids.karras(5)), 1.0), r"one evaluation a hop and no memory"),
-        (lambda: guidance.shift_scale(solvers.heun_churn(grids.karras(5)), 1.0), r"one evaluation a hop"),
-        (lambda: guidance.shift_scale(TWICE, 1.0), r"visits one twice or goes back up"),
+        (lambda: guidance.shift_scale(solvers.heun(grids.karras(5)), 1.0), r"one evaluation per step and no history"),
+        (lambda: guidance.shift_scale(solvers.heun_churn(grids.karras(5)), 1.0), r"one evaluation per step"),
+        (lambda: guidance.shift_scale(TWICE, 1.0), r"visits a level twice or goes back up"),
     ],
 )
 def test_misuse_is_explained(call, message):

@@ -1,4 +1,4 @@
-"""Latent diffusion: exact distributions through a linear codec, bounds, unit variance, gradients of both stages."""
+"""Latent diffusion: exact distributions with a linear codec, the evidence bound, calibration, gradients."""
 
 from typing import Any, NamedTuple
 
@@ -14,14 +14,14 @@ from diffusers_fn.latents import Codec
 
 
 class Model(NamedTuple):
-    """What `in_latent_space` wants of a model: here it shows what it was given."""
+    """A model for `in_latent_space` that returns the inputs it receives."""
 
     loss: Any = lambda params, key, batch: (batch["image"].sum(1), dict(batch))
     sample: Any = lambda params, key, num_samples, **options: dfn.Samples(params[None].repeat(num_samples, 0), options)
 
 
 def points(mean, std):
-    """2 D points with exactly the mean and the covariance diag(std^2)."""
+    """2 D points whose mean and covariance are exactly mean and diag(std^2)."""
     directions = np.sqrt(len(std)) * np.diag(std)
     return mean + np.concatenate([directions, -directions])
 
@@ -42,8 +42,8 @@ def linear():
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_samples_have_the_exact_distribution_of_the_data(linear, per_channel):
-    """Gaussian data, a linear codec, the exact denoiser of latents: the sampler is affine, so that its values at zero
-    noise and at unit vectors are the mean and a root of the covariance. No draws."""
+    """Gaussian data, a linear codec and the exact denoiser of latents: the sampler is affine, so its values at 0 and at
+    the unit vectors give the mean and a square root of the covariance, without draws."""
     codec, q, b, m, s = linear
     data = (points(m, s) @ q.T + b).astype(np.float32)
     scale, shift = latents.calibrate_codec(codec, [data[:4], data[4:]], per_channel=per_channel)
@@ -58,7 +58,7 @@ def test_samples_have_the_exact_distribution_of_the_data(linear, per_channel):
     start = jnp.concatenate([jnp.zeros((1, 3)), jnp.eye(3)])
     x = np.asarray(model.sample(None, None, 4, start=start).x0, np.float64)
     root = x[1:] - x[:1]
-    np.testing.assert_allclose(x[0], m @ q.T + b[0], atol=0.02)  # alpha = 0.006 at the start: the mean it cannot see
+    np.testing.assert_allclose(x[0], m @ q.T + b[0], atol=0.02)  # the start, with alpha = 0.006, neglects the mean
     np.testing.assert_allclose(root.T @ root, (q * s**2) @ q.T, atol=2e-3 * np.max(s**2))
 
 
@@ -75,7 +75,7 @@ def test_samples_are_decoded_and_the_trace_is_not(linear):
 
 @pytest.fixture(scope="module")
 def noisy():
-    """A codec whose latents are drawn."""
+    """A codec with a positive variance of latents."""
     return Codec(lambda x: (2 * x[:, :2], jnp.sin(x[:, :2])), lambda z: jnp.concatenate([z, z], 1))
 
 
@@ -95,12 +95,12 @@ def test_latents_encoded_before_give_the_same_loss(noisy, keys):
     assert seen["label"] is label
     np.testing.assert_array_equal(seen["image"], given(model, key, mean=mean, logvar=logvar)["image"])
     eps = (seen["image"] / 0.5 + 0.25 - mean) / jnp.exp(logvar / 2)
-    assert np.unique(np.round(eps, 4)).size == 8  # drawn, and each entry for itself
+    assert np.unique(np.round(eps, 4)).size == 8  # drawn, independently for each entry
     assert np.abs(eps).max() < 4.5
     np.testing.assert_array_equal(given(model, key, latent=mean)["image"], (mean - 0.25) * 0.5)
 
 
-def test_with_a_key_each_a_loss_is_that_of_the_example_alone(noisy):
+def test_with_a_key_per_example_the_loss_does_not_depend_on_the_batch(noisy):
     model = latents.in_latent_space(Model(), noisy)
     keys, x = jax.random.split(jax.random.key(0), 4), jax.random.normal(jax.random.key(1), (4, 3))
     together = given(model, keys, image=x)["image"]
@@ -120,7 +120,7 @@ def test_a_batch_split_over_devices_gives_the_same_latents(noisy):
 
 
 def test_parameters_and_scale_are_arguments_of_one_program():
-    """Two autoencoders, two scales, one compilation; and gradients pass through all of them."""
+    """Two autoencoders and two scales share one compilation, and gradients pass through parameters and scale."""
     traces = []
 
     @jax.jit
@@ -152,11 +152,11 @@ def test_calibration_gives_mean_zero_and_variance_one(per_channel):
     unit = np.asarray(latents.scale_latents(jnp.asarray(z), scale, shift), np.float64)
     axes = (0, 1, 2) if per_channel else None
     np.testing.assert_allclose(unit.std(axes), 1, rtol=1e-5)
-    np.testing.assert_allclose(unit.mean(axes), 0, atol=2e-5)  # 10 / 0.1 roundings of float32
+    np.testing.assert_allclose(unit.mean(axes), 0, atol=2e-5)  # float32 rounding times 10 / 0.1
 
 
 def test_calibration_counts_the_variance_of_the_encoder():
-    """Of draws from N(mean, exp(logvar)), within four standard errors."""
+    """Draws from N(mean, exp(logvar)) have mean 0 and variance 1, within four standard errors."""
     rng = np.random.default_rng(2)
     mean, logvar = 0.5 + rng.standard_normal((4000, 3)), np.log(rng.uniform(0.5, 4.0, (4000, 3)))
     scale, shift = latents.calibrate(mean, logvar)
@@ -165,7 +165,7 @@ def test_calibration_counts_the_variance_of_the_encoder():
     error = 1 / np.sqrt(unit.size)
     assert abs(unit.mean()) < 4 * error
     assert abs(unit.var() - 1) < 4 * np.sqrt(3) * error
-    assert mean.std() * scale < 0.7  # which the means alone would not have told
+    assert mean.std() * scale < 0.7  # the means alone have a smaller variance
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -183,7 +183,7 @@ def test_calibration_by_batches_is_that_of_all(per_channel):
     ("scale", "shift"), [(0.25, 0.5), (np.float64(4.0), 0.0), (np.array([2.0, 4.0]), np.array([1.0, 0.5]))]
 )
 def test_scaled_encode_then_decode_is_the_identity(scale, shift):
-    """Powers of two: exact. A draw of the scaled codec is the scaled draw."""
+    """Exact for powers of two. A draw of the scaled codec is the scaled draw."""
     codec = latents.scaled(Codec(lambda x: (x, jnp.cos(x)), lambda z: z), scale, shift)
     x = jnp.asarray(np.random.default_rng(4).integers(-8, 8, (5, 3, 2)) / 8, jnp.float32)
     mean, logvar = codec.encode(x)
@@ -197,8 +197,8 @@ def test_scaled_encode_then_decode_is_the_identity(scale, shift):
 
 
 def test_negative_evidence_bound_is_tight_at_the_exact_posterior(x64, replayed_noise):
-    """x = W z + std eps with orthogonal columns in W: the posterior is Gaussian with a diagonal covariance, and the
-    bound is the likelihood. The error is quadratic in the draw, so that its mean over +- sqrt(d) e_i is exact."""
+    """For x = W z + std eps with orthogonal columns of W the posterior is Gaussian with a diagonal covariance, and the
+    bound is the likelihood. The error is quadratic in the draw, so its mean over +- sqrt(d) e_i is exact."""
     rng = np.random.default_rng(5)
     w = np.linalg.qr(rng.standard_normal((4, 2)))[0] * [1.5, 0.4]
     std, x = 0.3, rng.standard_normal((3, 4))
@@ -221,8 +221,8 @@ def test_negative_evidence_bound_is_tight_at_the_exact_posterior(x64, replayed_n
 
 @pytest.mark.parametrize("error", [losses.mse, latents.perceptual(lambda x: [x**2, x[:, :1]], 0.5)])
 def test_encoder_and_decoder_both_learn(x64, error):
-    """Derivatives along random directions of each network's parameters, beside finite differences. (A loss on latents
-    alone, as the API restated here had it, gives the decoder none.)"""
+    """Derivatives along random directions of each network's parameters, against finite differences. (A loss on latents
+    only would give the decoder no gradient.)"""
     encoder = SimpleEncoder((4,), 2, (3,), dtype=jnp.float64, param_dtype=jnp.float64)
     decoder = SimpleDecoder(2, (4,), (3,), dtype=jnp.float64, param_dtype=jnp.float64)
     rng = np.random.default_rng(6)
@@ -244,11 +244,10 @@ def test_encoder_and_decoder_both_learn(x64, error):
     slopes = jax.jit(jax.grad(loss))(params)
     for network in ("encoder", "decoder"):
 
-        def move(h, n=network):
-            moved = jax.tree.map(lambda p, along: p + h * along, params[n], direction[n])
-            return {**params, n: moved}
+        def shifted(h, n=network):
+            return {**params, n: jax.tree.map(lambda p, along: p + h * along, params[n], direction[n])}
 
-        finite = (loss(move(1e-5)) - loss(move(-1e-5))) / 2e-5
+        finite = (loss(shifted(1e-5)) - loss(shifted(-1e-5))) / 2e-5
         slope = sum(
             jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(slopes[network]), jax.tree.leaves(direction[network]))
         )
@@ -262,10 +261,10 @@ def test_feature_error_by_hand():
     squares, sums = (1 + 144) / 2, 1.0
     np.testing.assert_allclose(error(out, wanted), [1.5 + 10 * (squares + sums)])
     slope = jax.grad(lambda w: latents.perceptual(lambda x: x**2, error=lambda o, w: 0 * o.sum(1))(out, w).sum())
-    np.testing.assert_array_equal(slope(wanted), 0 * wanted)  # features of the data are what is wanted
+    np.testing.assert_array_equal(slope(wanted), 0 * wanted)  # no gradient passes through the features of the data
 
 
-# Refusals.
+# Wrong input.
 
 
 @pytest.mark.parametrize(
@@ -274,14 +273,14 @@ def test_feature_error_by_hand():
         (lambda: latents.calibrate(np.ones((4, 2))), "the latents are constant: no scale"),
         (lambda: latents.calibrate([[1.0, 0.0], [1.0, 1.0]], per_channel=True), r"constant in channels \[0\]"),
         (lambda: latents.calibrate([[1.0, np.nan]]), "latents must be finite"),
-        (lambda: latents.calibrate(np.ones((4, 2)), np.ones((4, 3))), r"of one shape .* \(4, 2\) and \(4, 3\)"),
-        (lambda: latents.calibrate_codec(Codec(None, None), []), "at least one batch"),
+        (lambda: latents.calibrate(np.ones((4, 2)), np.ones((4, 3))), r"must have one shape .* \(4, 2\) and \(4, 3\)"),
+        (lambda: latents.calibrate_codec(Codec(None, None), []), "needs at least one batch"),
         (lambda: latents.scaled(Codec(None, None), -1.0), "scale must be positive; got -1.0"),
         (lambda: latents.scale_latents(jnp.ones((2, 4, 3)), np.ones(2)), r"shape \(3,\) .* or \(4, 3\); got \(2,\)"),
         (lambda: latents.gaussian_nll(0.0), "std must be positive; got 0.0"),
         (
             lambda: latents.reparameterize(jax.random.split(jax.random.key(0), 3), jnp.ones((2, 1)), jnp.ones((2, 1))),
-            "one key an example; got 3 for 2",
+            "one key per example; got 3 keys for 2 examples",
         ),
         (
             lambda: latents.autoencoder_loss(
@@ -299,6 +298,6 @@ def test_feature_error_by_hand():
         ),
     ],
 )
-def test_wrong_arguments_are_refused(call, message):
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""The density by the probability flow: closed forms, published numbers, the laws of a pure function."""
+"""The density of the probability flow against closed forms and published numbers, and under JAX's transforms."""
 
 import functools
 
@@ -23,12 +23,12 @@ PROCESSES = {
 
 
 def plan(name, num=40):
-    """Levels of a process: even in t, which for ve is even in log sigma."""
+    """Levels of a process, uniform in t (for ve that is uniform in log sigma)."""
     return grids.uniform_t(PROCESSES[name], num)
 
 
 def draws(level, mean=MEAN, std=STD, num=3):
-    """What data of N(mean, std^2) look like at a level, float32, and their exact log density there, float64."""
+    """Noised data of N(mean, std^2) at a level in float32, and their exact log density in float64."""
     spread = np.sqrt((level.alpha * std) ** 2 + level.sigma**2)
     x = (level.alpha * mean + spread * np.random.default_rng(0).standard_normal((num, 6))).astype(np.float32)
     score = (x - level.alpha * mean) / spread
@@ -60,7 +60,7 @@ def test_gaussian_density_is_its_closed_form(name):
     levels = plan(name)
     x, wanted = draws(last(levels))
     found = exact_run(tuple(MEAN), tuple(STD))(None, levels, x)
-    assert np.abs(found.log_prob - wanted).max() / 6 < 1e-4  # nats a dimension
+    assert np.abs(found.log_prob - wanted).max() / 6 < 1e-4  # nats per dimension
     np.testing.assert_array_equal(found.standard_error, 0.0)
     top = jax.tree.map(lambda a: a[0], levels)
     latent = oracles.gaussian_flow(MEAN, STD, np.asarray(x, float), last(levels), top)
@@ -72,7 +72,7 @@ def test_prior_of_the_samplers_is_within_its_stated_error(name):
     levels = plan(name)
     x, wanted = draws(last(levels))
     found = exact_run(tuple(MEAN), tuple(STD), None, False)(None, levels, x)
-    # The exact difference of N(0, sigma^2) and the data's own density at the first level, where the flow takes x.
+    # The exact difference of log N(0, sigma^2) and the log density of the data, at the end of the flow.
     top = jax.tree.map(lambda a: a[0], levels)
     z = np.asarray(oracles.gaussian_flow(MEAN, STD, np.asarray(x, float), last(levels), top))
     var = (top.alpha * STD) ** 2 + top.sigma**2
@@ -87,7 +87,7 @@ def test_prior_of_the_samplers_is_within_its_stated_error(name):
 @pytest.mark.parametrize(("tableau", "order"), [(EULER, 1), (HEUN, 2), (RK4, 4)])
 @pytest.mark.usefixtures("x64")
 def test_order_of_convergence(tableau, order):
-    # Two components a side: the divergence varies along the path. Off the circle and off alpha = 1: sub-VP.
+    # Two components per entry: the divergence varies along the path. On sub-VP, which is neither VP nor alpha = 1.
     weights, means, stds = [0.3, 0.7], [-0.7, 0.5], [0.3, 0.4]
     denoise = oracles.mixture(weights, means, stds, independent=True)
     density = oracles.mixture_log_prob(weights, means, stds, independent=True)
@@ -101,7 +101,7 @@ def test_order_of_convergence(tableau, order):
         )  # fmt: skip
         return found.log_prob[0]
 
-    sizes = np.array([16, 32, 64]) * (16 if order == 1 else 1)  # Euler reaches its order late
+    sizes = np.array([16, 32, 64]) * (16 if order == 1 else 1)  # Euler needs more levels to show its order
     errors = []
     for num in sizes:
         levels = grids.uniform_log_snr(PROCESSES["sub_vp"], num + 1, t_min=0.05)
@@ -130,13 +130,13 @@ def test_mixture_density_is_exact(independent):
 
 
 def rotated(x):
-    """An orthogonal mixing of six entries: makes the Jacobian of a diagonal denoiser full."""
+    """An orthogonal matrix of six entries, which makes the Jacobian of a diagonal denoiser full."""
     basis = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))[0].astype(np.float32)
     return jnp.asarray(basis, x.dtype)
 
 
 def full_denoiser(x, level, cond=None):
-    """The exact one of data R y, y ~ N(0, STD^2) a dimension, R orthogonal."""
+    """The exact denoiser of data R y with y ~ N(0, STD^2) and R orthogonal."""
     basis = rotated(x)
     inner = oracles.gaussian(0.0, STD)(jnp.matmul(x, basis, precision="highest"), level)
     back = lambda y: jnp.matmul(y, basis.T, precision="highest")  # noqa: E731
@@ -157,7 +157,7 @@ def test_hutchinson_is_within_its_standard_error(noise):
     assert np.all(np.abs(found.log_prob - wanted) < 3 * np.asarray(found.standard_error) + 6e-4)
 
 
-def test_one_probe_has_no_standard_error_and_signs_are_exact_for_a_diagonal_jacobian():
+def test_one_probe_of_signs_is_exact_for_a_diagonal_jacobian_and_has_no_standard_error():
     levels = plan("vp")
     x, wanted = draws(last(levels))
     found = exact_run(tuple(MEAN), tuple(STD), 1)(jax.random.key(5), levels, x)
@@ -165,7 +165,7 @@ def test_one_probe_has_no_standard_error_and_signs_are_exact_for_a_diagonal_jaco
     assert np.all(np.isnan(found.standard_error))
 
 
-# Other people's numbers.
+# Published numbers.
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_one_probe_has_no_standard_error_and_signs_are_exact_for_a_diagonal_jaco
 def test_likelihoods_are_those_of_score_sde(name, dist):
     golden = load("orig_score_sde/likelihood")
     process = PROCESSES[{"subvp": "sub_vp"}.get(name, name)]
-    # Their data are not stored; the exact flow of the Gaussian takes the latents back to them, to 1e-8.
+    # The reference stores latents, not data: the exact flow of the Gaussian inverts them, to 1e-8.
     data, ve = load("traj/analytic"), PROCESSES["ve"]
     x = oracles.gaussian_flow(data["mu"], data["sd"], golden["likelihood/ve/gauss/z"], ve(1.0), ve(1e-5))
     t = np.concatenate([np.linspace(1, 0.02, 150), np.geomspace(0.02, 1e-5, 80)[1:]])
@@ -185,7 +185,7 @@ def test_likelihoods_are_those_of_score_sde(name, dist):
             None, exact_denoiser(dist), process(t), x, trace=likelihood.exact_trace(), prior=unit, process=process
         )
     )(jnp.asarray(x))
-    # Their bins lie side by side on [-1, 1], 1 / 128 wide: the offset of 257 levels here. RK45 at 1e-5, theirs.
+    # The reference tiles [-1, 1] with bins of width 1 / 128, the offset of 257 levels here, and uses RK45 at 1e-5.
     bits = likelihood.bits_per_dim(found.log_prob, x.shape[1:], num_levels=257)
     np.testing.assert_allclose(bits, golden[f"likelihood/{name}/{dist}/bpd"], rtol=2e-6)
     z = golden[f"likelihood/{name}/{dist}/z"]
@@ -212,21 +212,25 @@ def test_offset_for_pixels_of_eight_bits():
     np.testing.assert_allclose(bits, 1 + np.log2(127.5), rtol=1e-6)
 
 
-def two_level_data(prob):
-    """P(v = 1) = prob, P(v = -1) = 1 - prob: the exact entropy in bits."""
+def entropy(prob):
+    """The entropy in bits of P(v = 1) = prob, P(v = -1) = 1 - prob."""
     return -(prob * np.log2(prob) + (1 - prob) * np.log2(1 - prob))
+
+
+@jax.jit
+def coin_bits(level):
+    """The bound [40,000] in bits, with the exact density at a level, for flips of a coin with probability 0.8."""
+    v = jnp.where(jax.random.bernoulli(jax.random.key(0), 0.8, (40_000, 1)), 1.0, -1.0)
+    x, correction = likelihood.noise_dequantize(jax.random.key(1), v, level, num_levels=2)
+    density = oracles.mixture_log_prob([0.2, 0.8], [-1.0, 1.0], [0.0, 0.0])
+    return likelihood.bits_per_dim(density(x, level) + correction, (1,))
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.3, 0.8])
 def test_noise_dequantisation_bounds_a_coin(sigma):
-    """Of two levels and an exact density the bound is the entropy where levels do not overlap, above it elsewhere."""
-    prob, num = 0.8, 40_000
-    v = jnp.where(jax.random.bernoulli(jax.random.key(0), prob, (num, 1)), 1.0, -1.0)
-    level = dfn.Level(0.9, sigma, 0.0)
-    x, correction = likelihood.noise_dequantize(jax.random.key(1), v, level, num_levels=2)
-    density = oracles.mixture_log_prob([1 - prob, prob], [-1.0, 1.0], [0.0, 0.0])
-    bits = np.asarray(likelihood.bits_per_dim(density(x, level) + correction, (1,)))
-    gap, error = bits.mean() - two_level_data(prob), bits.std() / np.sqrt(num)
+    """With the exact density the bound equals the entropy if the two grey levels do not overlap, else exceeds it."""
+    bits = np.asarray(coin_bits(dfn.Level(0.9, sigma, 0.0)))
+    gap, error = bits.mean() - entropy(0.8), bits.std() / np.sqrt(bits.size)
     assert gap > -4 * error
     if sigma < 0.1:
         assert gap < 4 * error
@@ -234,28 +238,28 @@ def test_noise_dequantisation_bounds_a_coin(sigma):
         assert gap > 4 * error
 
 
-# A pure function.
+# Transforms of JAX.
 
 
-def test_examples_with_keys_of_their_own_do_not_see_each_other():
+def test_with_a_key_per_example_results_do_not_depend_on_the_batch():
     levels = plan("flow", 6)
     x, _ = draws(last(levels), num=4)
     keys = jax.random.split(jax.random.key(1), 4)
     trace = likelihood.hutchinson(2, jax.random.normal)
-    run = lambda keys, x: likelihood.log_prob(keys, full_denoiser, levels, x, trace=trace)  # noqa: E731
-    together, part = jax.jit(run)(keys, x), run(keys[2:], x[2:])
+    run = jax.jit(lambda keys, x: likelihood.log_prob(keys, full_denoiser, levels, x, trace=trace))
+    together, part = run(keys, x), run(keys[2:], x[2:])
     for name in ("log_prob", "standard_error", "latent"):
         np.testing.assert_allclose(getattr(together, name)[2:], getattr(part, name), rtol=2e-5, atol=1e-5)
-    # One by one under vmap, and spread over devices.
-    mapped = jax.vmap(lambda key, x: run(key[None], x[None]))(keys, x)
+    # One example at a time under vmap, and sharded over devices.
+    mapped = jax.jit(jax.vmap(lambda key, x: run(key[None], x[None])))(keys, x)
     np.testing.assert_allclose(mapped.log_prob[:, 0], together.log_prob, rtol=2e-5, atol=1e-5)
     mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
     spread = jax.device_put((keys, x), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
-    np.testing.assert_allclose(jax.jit(run)(*spread).log_prob, together.log_prob, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(run(*spread).log_prob, together.log_prob, rtol=2e-5, atol=1e-5)
 
 
 def test_gradients_pass_through_the_density():
-    """Of N(m, s^2) at alpha = 1: d log p / dx = (m - x) / var, d log p / dm = (x - m) / var, var = s^2 + sigma^2."""
+    """For N(m, s^2) at alpha = 1: d log p / dx = (m - x) / var, d log p / dm = (x - m) / var, var = s^2 + sigma^2."""
     levels = grids.uniform_log_snr(processes.ve(), 40)
     x = jnp.array([[0.3, -0.4]])
 
@@ -297,12 +301,15 @@ def test_new_keys_data_and_levels_compile_nothing():
     assert run._cache_size() == before
 
 
-def test_entries_a_few_at_a_time_are_those_at_once():
+def test_the_exact_trace_does_not_depend_on_at_once():
     levels = plan("flow", 5)
     x, _ = draws(last(levels))
-    at_once, few = (
-        likelihood.log_prob(None, full_denoiser, levels, x, trace=likelihood.exact_trace(k)).log_prob for k in (None, 4)
-    )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(at_once):
+        return likelihood.log_prob(None, full_denoiser, levels, x, trace=likelihood.exact_trace(at_once)).log_prob
+
+    at_once, few = run(None), run(4)
     np.testing.assert_allclose(few, at_once, rtol=1e-5)
 
 

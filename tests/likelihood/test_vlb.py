@@ -1,4 +1,6 @@
-"""The variational bound: published numbers, exact answers, and what its losses train."""
+"""The variational bound and its losses against published numbers and closed forms."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,8 @@ from diffusers_fn import likelihood, losses, oracles, parameterizations
 LINEAR = dfn.make_noise_schedule(dfn.linear_betas(1000))
 SCHEDULES = {"lin1000": LINEAR, "cos1000": dfn.make_noise_schedule(dfn.cosine_betas(1000))}
 KINDS = {"EPSILON": parameterizations.epsilon, "START_X": parameterizations.x0}
-# Double precision against double precision. The published code has var1 / var2 - 1 where two logs are subtracted
-# here: what it loses of 1e-16 is at most a few thousand times that, on terms down to 1e-9 bits.
+# Both sides are in double precision. The published code computes var1 / var2 - 1, which loses a few thousand times
+# 1e-16, on terms as small as 1e-9 bits.
 RTOL, ATOL = 1e-8, 1e-12
 
 
@@ -45,12 +47,12 @@ def test_approximate_discretized_gaussian_is_openais(log_std):
     found = likelihood.discretized_gaussian_log_likelihood(
         x, mean, jnp.full_like(x, float(log_std)), approximate=True
     )  # fmt: skip
-    # A probability is a difference of two numbers up to 1, good to a few times 1e-16 in both.
+    # A probability is a difference of two numbers up to 1, each accurate to a few times 1e-16.
     np.testing.assert_allclose(np.exp(found), np.exp(golden[f"dgll_ls{log_std}_f64"]), rtol=1e-11, atol=1e-15)
 
 
 def exact_log_probability(x, mean, std, num_levels):
-    """By scipy in double precision, on the side of the mean where both tails are small."""
+    """By scipy in double precision, from the tails on the side where they are small."""
     half = 1 / (num_levels - 1)
     low, high = (x - half - mean) / std, (x + half - mean) / std
     low, high = np.where(x < -0.9999, -np.inf, low), np.where(x > 0.9999, np.inf, high)
@@ -65,34 +67,31 @@ def test_discretized_gaussian_is_exact_in_float32(num_levels):
         np.linspace(-1, 1, num_levels), np.linspace(-1.3, 1.1, 7), np.linspace(-7, 0.5, 6), indexing="ij"
     )
     x, mean, log_std = (a.astype(np.float32) for a in (x, mean, log_std))
-    found = likelihood.discretized_gaussian_log_likelihood(
-        jnp.asarray(x), jnp.asarray(mean), jnp.asarray(log_std), num_levels=num_levels
-    )
+    exact = jax.jit(functools.partial(likelihood.discretized_gaussian_log_likelihood, num_levels=num_levels))
+    found = exact(jnp.asarray(x), jnp.asarray(mean), jnp.asarray(log_std))
     wanted = exact_log_probability(x.astype(float), mean.astype(float), np.exp(log_std.astype(float)), num_levels)
-    # Near the mean the log of a difference of logs: 1e-7 over a bin's share, 2e-3 at the widest. Far out the square of
-    # 2 / exp(-7) standard deviations, with twice the relative rounding of x and of 1 / std.
+    # Near the mean: rounding of 1e-7 relative to the probability of a bin, 2e-3 for the widest std. Far out: the square
+    # of 2 / exp(-7) standard deviations, with twice the relative rounding of x and of 1 / std.
     np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=3e-4 if num_levels == 256 else 2e-5)
 
 
-def test_grey_levels_share_the_whole_probability():
+def test_the_probabilities_of_the_grey_levels_sum_to_one():
     x = jnp.linspace(-1, 1, 17)
-    log_p = likelihood.discretized_gaussian_log_likelihood(
-        x, jnp.full_like(x, 0.3), jnp.full_like(x, -1.0), num_levels=17
-    )  # fmt: skip
+    log_prob = jax.jit(functools.partial(likelihood.discretized_gaussian_log_likelihood, num_levels=17))
+    log_p = log_prob(x, jnp.full_like(x, 0.3), jnp.full_like(x, -1.0))
     assert abs(float(jnp.exp(log_p).sum()) - 1) < 1e-5
 
 
-def test_gradients_of_a_hopeless_decoder_are_finite():
+def test_gradients_are_finite_for_probabilities_that_underflow():
     x = jnp.array([-1.0, 0.0, 1.0])
 
-    def nll(mean, log_std, approximate):
-        return -likelihood.discretized_gaussian_log_likelihood(
-            x, mean, jnp.full_like(x, log_std), approximate=approximate
-        ).sum()
+    def nll(mean, log_std):
+        return -likelihood.discretized_gaussian_log_likelihood(x, mean, jnp.full_like(x, log_std)).sum()
 
+    slopes = jax.jit(jax.grad(nll, (0, 1)))
     for mean in (-1.0, 0.5, 30.0):
         for log_std in (-9.0, 12.0):
-            gradient = jax.grad(nll, (0, 1))(jnp.full((3,), mean), log_std, False)
+            gradient = slopes(jnp.full((3,), mean), log_std)
             assert all(np.all(np.isfinite(part)) for part in gradient), (mean, log_std, gradient)
 
 
@@ -100,20 +99,20 @@ def test_gradients_of_a_hopeless_decoder_are_finite():
 
 
 def openai(name):
-    """The reference's inputs with channels last: (x_start, eps, t)."""
+    """Inputs of the reference with channels last: (x_start, eps, t)."""
     golden = load("orig_gaussian_diffusion/calls")
     return [jnp.asarray(np.moveaxis(golden[k], 1, -1)) for k in ("x_start", "eps")] + [jnp.asarray(golden[f"{name}/t"])]
 
 
 def network(x, t, learned):
-    """The network of the reference's calls, see its meta.json."""
+    """The network of the reference's run, see its meta.json."""
     t = t.reshape(-1, 1, 1, 1)
     out, var_out = 0.7 * x + 0.2 * jnp.sin(3 * x + 0.01 * t), jnp.tanh(0.8 * x - 0.5 + 0.001 * t)
     return jnp.concatenate([out, var_out], axis=-1) if learned else out
 
 
 def close_terms(found, wanted, t):
-    """At t = 0 a tail probability near the floor of 1e-12 is good to 1e-16 / 1e-12, its log over 27 to 1e-5 / 27."""
+    """At t = 0 a probability near the minimum 1e-12 is accurate to 1e-16 / 1e-12, its log of about 27 to 1e-5 / 27."""
     np.testing.assert_array_less(abs(found - wanted), np.where(t == 0, 1e-6, RTOL) * abs(wanted) + ATOL)
 
 
@@ -134,8 +133,12 @@ def test_terms_of_the_bound_are_openais(name, kind, variance):
     x_t = dfn.q_sample(SCHEDULES[name], x_start, t, eps)
     out = network(x_t, t, variance.startswith("LEARNED"))
     knobs = {"parameterization": KINDS[kind], "variance": getattr(dfn, variance.lower()), "approximate": True}
-    for clip in (False, True):
-        found = likelihood.vb_terms_bpd(SCHEDULES[name], out, x_start, x_t, t, clip_denoised=clip, **knobs).bpd
+    terms = jax.jit(
+        lambda *args: [
+            likelihood.vb_terms_bpd(SCHEDULES[name], *args, clip_denoised=clip, **knobs).bpd for clip in (False, True)
+        ]
+    )
+    for clip, found in enumerate(terms(out, x_start, x_t, t)):
         close_terms(found, golden[f"{name}/{kind}/{variance}/vb_clip{clip:d}_f64"], t)
 
 
@@ -148,12 +151,14 @@ def test_learned_variance_losses_are_openais(name, kind, variance):
     learned = variance.startswith("LEARNED")
     out = network(dfn.q_sample(schedule, x_start, t, eps), t, learned)
     knobs = {"parameterization": KINDS[kind], "variance": getattr(dfn, variance.lower()), "approximate": True}
-    vlb = likelihood.vlb_loss(schedule, out, x_start, eps, t, **knobs)
+    vlb = jax.jit(functools.partial(likelihood.vlb_loss, schedule, **knobs))(out, x_start, eps, t)
     close_terms(vlb, golden[f"{case}/loss_RESCALED_KL/loss_f64"], t)
     if learned:
-        hybrid = likelihood.hybrid_loss(schedule, out, x_start, eps, t, **knobs)
+        loss = jax.jit(
+            lambda weight: likelihood.hybrid_loss(schedule, out, x_start, eps, t, vlb_weight=weight, **knobs)
+        )
+        hybrid, simple = loss(1e-3), loss(0.0)
         close_terms(hybrid, golden[f"{case}/loss_RESCALED_MSE/loss_f64"], t)
-        simple = likelihood.hybrid_loss(schedule, out, x_start, eps, t, vlb_weight=0.0, **knobs)
         close(simple, golden[f"{case}/loss_RESCALED_MSE/mse_f64"])
 
 
@@ -166,7 +171,7 @@ def test_prior_term_is_openais(name):
 
 @pytest.mark.parametrize(("square", "wanted"), [(1 / 4, 7.3e-6), (1 / 3, 9.7e-6)])
 def test_prior_term_of_the_linear_schedule(square, wanted):
-    # (mean^2 alpha_bar + var - 1 - log var) / (2 log 2) at alpha_bar = 4.036e-5, to the two digits that are quoted.
+    # (mean^2 alpha_bar + var - 1 - log var) / (2 log 2) at alpha_bar = 4.036e-5, to the two digits given here.
     found = float(likelihood.prior_bpd(LINEAR, jnp.full((1, 5), np.sqrt(square), jnp.float32))[0])
     assert abs(found - wanted) < 0.06e-6
 
@@ -179,9 +184,9 @@ STD = 0.25
 
 
 def expected_terms(schedule, mean, std, variance):
-    """E[L_t] in nats, t >= 1, of N(mean, std^2) data with their exact denoiser, by closed form in double precision."""
+    """E[L_t] in nats for t >= 1, N(mean, std^2) data and their exact denoiser: the closed form in double precision."""
     alpha_bar, alpha_bar_prev = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
-    # The predicted x_0 is the mean of N(x_0 | x_t): its error has the posterior's variance.
+    # The predicted x_0 is the mean of p(x_0 | x_t), so the variance of its error is that of p(x_0 | x_t).
     error = std**2 * (1 - alpha_bar) / (alpha_bar * std**2 + 1 - alpha_bar)
     true = schedule.posterior_variance[1:]
     ours = true if variance is dfn.fixed_small else schedule.betas[1:]
@@ -192,7 +197,7 @@ def expected_terms(schedule, mean, std, variance):
 
 @pytest.fixture(scope="module")
 def bounds():
-    """{variance: Bound} of 2,000 draws of N(0.25, STD^2), eight entries each, rounded to 256 levels."""
+    """Data x0 and {variance: Bound}: 2,000 draws of N(0.25, STD^2) with eight entries, rounded to 256 levels."""
     x0 = 0.25 + STD * np.random.default_rng(0).standard_normal((2000, 8))
     x0 = jnp.asarray(np.clip(np.round(127.5 * (x0 + 1)), 0, 255) / 127.5 - 1, jnp.float32)
     score = jax.jit(likelihood.calc_bpd, static_argnames=("denoise", "variance", "clip_denoised"))
@@ -209,9 +214,9 @@ def test_terms_of_gaussian_data_are_their_closed_form(bounds, variance):
     wanted = expected_terms(SHORT, 0.25, STD, variance) / np.log(2)
     vb = np.asarray(found.vb, np.float64)[:, 1:]
     standard_error = vb.std(axis=0) / np.sqrt(vb.shape[0])
-    assert np.all(np.abs(vb.mean(axis=0) - wanted) < 4.5 * standard_error)  # 49 terms at once
+    assert np.all(np.abs(vb.mean(axis=0) - wanted) < 4.5 * standard_error)  # for 49 terms together
     np.testing.assert_allclose(found.total_bpd, found.prior_bpd + found.vb.sum(axis=1), rtol=1e-6)
-    # The mean squared errors are those of the posterior and, at alpha / sigma times it, of the noise.
+    # The error of x0 is the variance of p(x_0 | x_t); that of the noise is alpha^2 / sigma^2 times it.
     alpha_bar = SHORT.alphas_cumprod
     error = STD**2 * (1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
     for name, value in (("x0_mse", error), ("mse", error * alpha_bar / (1 - alpha_bar))):
@@ -230,49 +235,55 @@ def test_bound_lies_above_the_entropy(bounds, variance):
     assert low < gap < high
 
 
-def test_learned_range_bound_equals_the_fixed_ones_at_its_ends(bounds):
+def test_the_learned_range_bound_equals_the_fixed_ones_at_its_ends(bounds):
     x0 = bounds[0][:16]
     oracle = oracles.gaussian(0.25, STD)
-    for frac, variance in ((0.0, dfn.fixed_small), (1.0, dfn.fixed_large)):
+    key = jax.random.key(2)
 
-        def denoise(x, level, cond=None, frac=frac):
+    @jax.jit
+    def learned_range(frac):
+        def denoise(x, level, cond=None):
             prediction = oracle(x, level)
             return dfn.Prediction(prediction.x0, prediction.eps, jnp.full_like(x, frac))
 
-        key = jax.random.key(2)
-        learned = likelihood.calc_bpd(key, SHORT, denoise, x0, variance=dfn.learned_range)
-        fixed = likelihood.calc_bpd(key, SHORT, oracle, x0, variance=variance)
+        return likelihood.calc_bpd(key, SHORT, denoise, x0, variance=dfn.learned_range)
+
+    fixed_range = jax.jit(
+        lambda variance: likelihood.calc_bpd(key, SHORT, oracle, x0, variance=variance), static_argnums=0
+    )
+    for frac, variance in ((0.0, dfn.fixed_small), (1.0, dfn.fixed_large)):
+        learned, fixed = learned_range(frac), fixed_range(variance)
         if variance is dfn.fixed_small:
             np.testing.assert_allclose(learned.vb, fixed.vb, rtol=1e-4, atol=1e-6)
-        else:  # at t = 0 fixed_large borrows the posterior's variance of t = 1, the learned range has beta_0
+        else:  # at t = 0 fixed_large uses the posterior variance of t = 1, the learned range beta_0
             np.testing.assert_allclose(learned.vb[:, 1:], fixed.vb[:, 1:], rtol=1e-4, atol=1e-6)
 
 
-def test_respaced_bound_asks_the_network_at_the_kept_timesteps():
+def test_the_respaced_bound_evaluates_the_network_at_the_kept_timesteps():
     kept = np.array([0, 7, 20, 33, 49])
-    schedule, heard = dfn.respace(SHORT, kept), []
+    schedule, labels = dfn.respace(SHORT, kept), []
 
     def denoise(x, level, cond=None):
-        jax.debug.callback(lambda t: heard.append(float(t)), level.t)
+        jax.debug.callback(lambda t: labels.append(float(t)), level.t)
         return oracles.gaussian(0.25, STD)(x, level)
 
     x0 = jnp.full((2, 3), 0.5)
     labelled = likelihood.calc_bpd(jax.random.key(0), schedule, denoise, x0, labels=kept)
     jax.effects_barrier()
-    assert sorted(heard) == kept.tolist()
+    assert sorted(labels) == kept.tolist()
     plain = likelihood.calc_bpd(jax.random.key(0), schedule, oracles.gaussian(0.25, STD), x0)
     np.testing.assert_allclose(labelled.vb, plain.vb, rtol=1e-5)
 
 
-def test_examples_with_keys_of_their_own_do_not_see_each_other():
+def test_with_a_key_per_example_results_do_not_depend_on_the_batch():
     x0 = jnp.linspace(-0.9, 0.9, 12).reshape(4, 3)
     keys = jax.random.split(jax.random.key(3), 4)
-    together = likelihood.calc_bpd(keys, SHORT, oracles.gaussian(0.25, STD), x0)
-    part = likelihood.calc_bpd(keys[2:], SHORT, oracles.gaussian(0.25, STD), x0[2:])
+    run = jax.jit(lambda keys, x0: likelihood.calc_bpd(keys, SHORT, oracles.gaussian(0.25, STD), x0))
+    together, part = run(keys, x0), run(keys[2:], x0[2:])
     np.testing.assert_allclose(together.vb[2:], part.vb, rtol=1e-5, atol=1e-6)
 
 
-# What the losses train.
+# Gradients of the losses.
 
 
 def test_each_part_of_the_hybrid_loss_trains_its_own_channels():
@@ -281,20 +292,22 @@ def test_each_part_of_the_hybrid_loss_trains_its_own_channels():
     out = jnp.concatenate([0.8 * eps + 0.1, 0.3 * x0], axis=-1)
 
     def gradient(loss):
-        return jax.grad(lambda out: loss(out).sum())(out)
+        return jax.jit(jax.grad(lambda out: loss(out).sum()))(out)
 
-    both = gradient(lambda out: likelihood.hybrid_loss(LINEAR, out, x0, eps, t))
-    simple = gradient(lambda out: likelihood.hybrid_loss(LINEAR, out, x0, eps, t, vlb_weight=0.0))
+    hybrid = jax.jit(
+        jax.grad(lambda out, weight: likelihood.hybrid_loss(LINEAR, out, x0, eps, t, vlb_weight=weight).sum())
+    )
+    both, simple = hybrid(out, 1e-3), hybrid(out, 0.0)
     plain = gradient(lambda out: losses.mse(out[:, :4], eps))
-    np.testing.assert_array_equal(both[:, :4], plain[:, :4])  # the vlb gives the mean channels nothing
-    np.testing.assert_array_equal(simple[:, 4:], 0.0)  # the simple loss gives the variance channels nothing
+    np.testing.assert_array_equal(both[:, :4], plain[:, :4])  # L_vlb has no gradient in the mean channels
+    np.testing.assert_array_equal(simple[:, 4:], 0.0)  # L_simple has none in the variance channels
     vlb = gradient(lambda out: likelihood.vlb_loss(LINEAR, out, x0, eps, t))
     np.testing.assert_allclose(both[:, 4:], 1e-3 * vlb[:, 4:], rtol=1e-4, atol=1e-9)
-    assert np.all(np.abs(np.asarray(vlb)) > 0)  # alone it trains both
+    assert np.all(np.abs(np.asarray(vlb)) > 0)  # vlb_loss trains both
 
 
 def test_descent_on_the_bound_finds_the_best_variance():
-    """Of Gaussian data with the exact mean it is beta_tilde + coef1^2 error, by the closed form of the term."""
+    """For Gaussian data and the exact mean it is beta_tilde + coef1^2 error, from the closed form of the term."""
     t, size = 25, 4000
     x0 = 0.25 + STD * jax.random.normal(jax.random.key(0), (size, 1))
     eps = jax.random.normal(jax.random.key(1), (size, 1))
@@ -314,7 +327,7 @@ def test_descent_on_the_bound_finds_the_best_variance():
     alpha_bar = SHORT.alphas_cumprod[t]
     error = STD**2 * (1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
     wanted = np.log(SHORT.posterior_variance[t] + SHORT.posterior_mean_coef1[t] ** 2 * error)
-    # A variance from 4,000 draws: a relative standard error of sqrt(2 / 4000) on the part that is estimated.
+    # The relative standard error of a variance from 4,000 draws is sqrt(2 / 4000).
     assert abs(frac * high + (1 - frac) * low - wanted) < 4 * np.sqrt(2 / size)
 
 

@@ -1,4 +1,4 @@
-"""Averages of the parameters: warm-ups of other libraries, power functions, lengths chosen after the run."""
+"""Averages of the parameters: warm-ups of other libraries, power functions, post-hoc reconstruction."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.training import averages
+from diffusers_fn.training import averages, post_hoc
 
 # From the code of Karras et al. 2024 (github.com/NVlabs/edm2, training/phema.py, run in NumPy float64).
 GAMMAS = {
@@ -38,9 +38,9 @@ POST_HOC = {
 }
 
 
-def run(weighing, values):
-    """The average after each of the values, in whatever precision JAX is set to."""
-    keep = averages.averaging(weighing)
+def run(schedule, values):
+    """The average after each of the values, in the precision that JAX is set to."""
+    keep = averages.averaging(schedule)
 
     def body(state, value):
         state = keep.update(state, value)
@@ -50,7 +50,7 @@ def run(weighing, values):
 
 
 def profile(gamma, end, length):
-    """The share of step n in a power-function average, by integrating t^gamma over (n - 1, n]."""
+    """The weight of each step n in a power-function average: the integral of t^gamma over (n - 1, n]."""
     edges = np.minimum(np.arange(length + 1) / end, 1.0) ** (gamma + 1)
     return np.diff(edges)
 
@@ -59,8 +59,8 @@ def profile(gamma, end, length):
 
 
 def test_warm_up_of_k_diffusion():
-    # EMAWarmup(inv_gamma=1, power=2/3) and (inv_gamma=10, power=1, min_value=0.1, start_at=3), 30 steps each; its
-    # min_value counts during `start_at` too, where ours (as EMAModel's) is the parameters themselves.
+    # EMAWarmup(inv_gamma=1, power=2/3) and (inv_gamma=10, power=1, min_value=0.1, start_at=3), 30 steps each. Its
+    # min_value also applies before start_at, where this average (as EMAModel's) is the parameters themselves.
     first = [1 - (1 + s) ** (-2 / 3) for s in range(30)]
     n = jnp.arange(1, 31)
     np.testing.assert_allclose(1 - averages.warmed_up(0.9999)(n), first, atol=3e-7)
@@ -77,29 +77,26 @@ def test_warm_up_with_power_one_is_the_plain_mean(x64):
     np.testing.assert_allclose(got, means, rtol=1e-12)
 
 
-def test_the_highest_decay_is_kept():
+def test_the_decay_is_at_most_the_given_one():
     late = jnp.array([10**6])
-    for weighing in (averages.warmed_up(0.999), averages.ratio_warmed_up(0.999)):
-        np.testing.assert_allclose(weighing(late), 1e-3, rtol=1e-5)
+    for schedule in (averages.warmed_up(0.999), averages.ratio_warmed_up(0.999)):
+        np.testing.assert_allclose(schedule(late), 1e-3, rtol=1e-5)
 
 
 def test_half_life(x64):
     values = jnp.concatenate([jnp.ones((1, 1)), jnp.zeros((20, 1))])
-    keep = averages.averaging(averages.half_life(10.0, ramp=None))
-    state = keep.init(values[0])
-    for value in values[1:11]:
-        state = keep.update(state, value)
-    np.testing.assert_allclose(state.trees[0], 0.5, rtol=1e-12)
+    got = run(averages.half_life(10.0, ramp=None), values)
+    np.testing.assert_allclose(got[10], 0.5 * got[0], rtol=1e-12)
 
 
-def test_a_power_function_average_weighs_each_step_by_the_integral_of_its_power(x64):
+def test_a_power_function_average_weights_each_step_by_the_integral_of_its_power(x64):
     length, gamma = 50, GAMMAS[0.1]
     got = run(averages.power_function(0.1), jnp.eye(length))
     for n in (1, 2, 17, 50):
         np.testing.assert_allclose(got[n - 1], profile(gamma, n, length), atol=1e-14)
 
 
-def test_the_spread_of_a_power_function_average_is_its_std():
+def test_the_relative_standard_deviation_of_a_power_function_average_is_its_std():
     length = 100_000
     for std, gamma in GAMMAS.items():
         weights, t = profile(gamma, length, length), (np.arange(length) + 0.5) / length
@@ -108,21 +105,21 @@ def test_the_spread_of_a_power_function_average_is_its_std():
 
 
 def test_weights_of_long_averages_survive_float32():
-    # 1 - decay = 1 - (1 - 1/n)^(gamma + 1) near n = 10^7, where the decay itself is 1 to float32's last bit.
+    # 1 - decay = 1 - (1 - 1/n)^(gamma + 1) near n = 10^7, where the decay itself rounds to 1 in float32.
     n = 10**7
     exact = -np.expm1((GAMMAS[0.05] + 1) * np.log1p(-1 / n))
     np.testing.assert_allclose(averages.power_function(0.05)(jnp.array(n)), exact, rtol=1e-6)
 
 
-def test_several_averages_are_those_of_one_each_and_narrow_parameters_are_averaged_in_float32():
-    weighings = (averages.exponential(0.9), averages.power_function(0.05), averages.power_function(0.1))
+def test_several_averages_equal_single_ones_and_bfloat16_parameters_are_averaged_in_float32():
+    schedules = (averages.exponential(0.9), averages.power_function(0.05), averages.power_function(0.1))
     values = jnp.asarray(np.random.default_rng(1).normal(size=(7, 2)), jnp.bfloat16)
-    keep = averages.averaging(*weighings)
+    keep = averages.averaging(*schedules)
     state = keep.init(values[0])
     for value in values:
         state = keep.update(state, value)
     assert int(state.count) == 7
-    alone = [averages.averaging(each) for each in weighings]
+    alone = [averages.averaging(each) for each in schedules]
     for tree, one in zip(state.trees, alone):
         expected = one.init(values[0])
         for value in values:
@@ -147,7 +144,7 @@ def test_post_hoc_weights_of_the_authors_code(target):
     np.testing.assert_allclose(got, POST_HOC[target], atol=1e-9)
 
 
-def test_a_stored_average_is_its_own_reconstruction():
+def test_a_stored_average_is_reconstructed_exactly():
     for i, target in enumerate(zip(*SNAPSHOTS)):
         np.testing.assert_allclose(averages.post_hoc_weights(*SNAPSHOTS, *target), np.eye(6)[i], atol=1e-9)
 
@@ -157,11 +154,11 @@ def test_inner_products_in_closed_form():
     p = lambda end, gamma: np.where(t < end, (gamma + 1) * (t / end) ** gamma / end, 0.0)  # noqa: E731
     for a, b in itertools.product([(3.0, 5.5), (7.0, 2.0), (7.0, 9.0)], repeat=2):
         numeric = np.sum(p(*a) * p(*b)) * 7.0 / len(t)
-        np.testing.assert_allclose(averages._inner_product(*a, *b), numeric, rtol=1e-4)
+        np.testing.assert_allclose(post_hoc._inner_product(*a, *b), numeric, rtol=1e-4)
 
 
 @pytest.mark.parametrize("std", [0.06, 0.08, 0.15, 0.2])
-def test_a_random_walk_is_averaged_afterwards_as_if_during_the_run(std):
+def test_post_hoc_averages_of_a_random_walk_are_those_of_the_run(std):
     length, every = 4096, 256
     walk = np.cumsum(np.random.default_rng(2).normal(size=(length, 5)), axis=0)
     steps, stds = np.repeat(np.arange(every, length + 1, every), 2), np.tile([0.05, 0.1], length // every)
@@ -184,7 +181,7 @@ def test_combining_keeps_types_and_cancels_in_float64():
     np.testing.assert_allclose(traced["w"], 1e4 + 0.75, rtol=1e-7)
 
 
-# What is refused.
+# Wrong input.
 
 
 @pytest.mark.parametrize(
@@ -198,9 +195,9 @@ def test_combining_keeps_types_and_cancels_in_float64():
         (lambda: averages.post_hoc_weights([10, 10], [0.1, 0.1], 10, 0.1), "twice"),
         (lambda: averages.post_hoc_weights([10], [0.1, 0.05], 10, 0.1), r"must be \[N\]"),
         (lambda: averages.post_hoc_weights([0], [0.1], 10, 0.1), "at least 1"),
-        (lambda: averages.combine([np.ones(1)], [0.5, 0.5]), "one weight a snapshot"),
+        (lambda: averages.combine([np.ones(1)], [0.5, 0.5]), "one weight per snapshot"),
     ],
 )
-def test_what_is_refused(call, message):
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
