@@ -19,6 +19,7 @@ __all__ = [
     "AUTOENCODERS",
     "BACKBONES",
     "CLASSIFIERS",
+    "DTYPES",
     "BackboneEntry",
     "backbone_fields",
     "check_backbone_field",

@@ -72,7 +72,7 @@ def one_step_rows(solver: Solver) -> LinearRow:
     return rows
 
 
-def shift_per_gradient(rows: Row) -> Array:
+def shift_per_gradient(rows: LinearRow) -> Array:
     """Returns b sigma^2 / alpha - c sigma [R], the shift of x' per unit of gradient at guidance scale 1.
 
     Raises:
@@ -89,7 +89,7 @@ def shift_per_gradient(rows: Row) -> Array:
     return m * (rows.x0 * level.sigma**2 / level.alpha - rows.eps * level.sigma)
 
 
-def scale_on_rows(rows: Row, values: Any) -> Callable[[Level], jax.Array]:
+def scale_on_rows(rows: LinearRow, values: Any) -> Callable[[Level], jax.Array]:
     """Returns the scale, a function of the level, whose value is values[i] at the level of row i.
 
     Args:

@@ -35,7 +35,7 @@ from diffusers_fn.variances import Variance, fixed_small
 
 __all__ = ["Bound", "VbTerms", "calc_bpd", "prior_bpd", "vb_terms_bpd"]
 
-LOG_2 = float(np.log(2.0))
+_LOG_2 = float(np.log(2.0))
 
 
 @jax.tree_util.register_dataclass
@@ -219,4 +219,4 @@ def calc_bpd(
 
 
 def _bits(nats: jax.Array) -> jax.Array:
-    return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / LOG_2
+    return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / _LOG_2

@@ -24,7 +24,7 @@ from diffusers_fn.solvers.base import LinearRow, Solver
 __all__ = ["MakeSolver", "check_solver", "graded_levels", "marginal_moments", "measure_order"]
 
 MakeSolver = Callable[[Level], Solver]
-PROCESSES: Mapping[str, Process] = {"vp": vp(), "flow": flow(), "edm": edm()}
+_PROCESSES: Mapping[str, Process] = {"vp": vp(), "flow": flow(), "edm": edm()}
 MEAN, STD = 0.3, 0.5
 WEIGHTS, MEANS, STDS = (0.35, 0.65), (-0.8, 0.6), (0.4, 0.5)
 # Standard scores of the starting points of the flow.
@@ -143,7 +143,7 @@ def check_solver(
     make: MakeSolver,
     order: float | Mapping[str, float] | None = None,
     *,
-    processes: Mapping[str, Process] = PROCESSES,
+    processes: Mapping[str, Process] = _PROCESSES,
     sizes: Sequence[int] = (200, 400),
     tolerance: float = 0.15,
 ) -> dict[str, float]:

@@ -109,7 +109,8 @@ def mixture_log_prob(
     def log_prob(x: Array, level: Level) -> Array:
         xp = namespace(weights, means, stds, x, level.alpha, level.sigma)
         x = as_data(x, xp)
-        log_w, mu, sd = (components_last(a, x) for a in (on_host if xp is np else on_device))  # [1, ..., K]
+        components = on_device if on_host is None or xp is jnp else on_host
+        log_w, mu, sd = (components_last(a, x) for a in components)  # [1, ..., K]
         alpha, sigma = per_example(level.alpha, x[..., None], xp), per_example(level.sigma, x[..., None], xp)
         var = (alpha * sd) ** 2 + sigma**2
         log_density = -0.5 * ((x[..., None] - alpha * mu) ** 2 / var + xp.log(2.0 * xp.pi * var))
