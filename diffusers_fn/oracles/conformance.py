@@ -28,7 +28,7 @@ _PROCESSES: Mapping[str, Process] = {"vp": vp(), "flow": flow(), "edm": edm()}
 MEAN, STD = 0.3, 0.5
 WEIGHTS, MEANS, STDS = (0.35, 0.65), (-0.8, 0.6), (0.4, 0.5)
 # Standard scores of the starting points of the flow.
-STARTS = np.array([[1.3], [-0.7], [0.2], [2.1]])
+_STARTS = np.array([[1.3], [-0.7], [0.2], [2.1]])
 
 
 def graded_levels(process: Process, num_levels: int, log_ratios: tuple[float, float] = (4.0, -3.0)) -> Level:
@@ -74,7 +74,7 @@ def measure_order(
     if len(sizes) < 2:
         raise ValueError(f"measuring an order needs at least two sizes; got {tuple(sizes)}")
     first, last = (jax.tree.map(lambda a, i=i: a[i], graded_levels(process, 2, log_ratios)) for i in (0, 1))
-    start = STARTS * np.hypot(first.alpha, first.sigma)
+    start = _STARTS * np.hypot(first.alpha, first.sigma)
     exact = gaussian_flow(MEAN, STD, start, first, last)
     if data == "mixture":
         exact = mixture_flow(WEIGHTS, MEANS, STDS, start, first, last)
