@@ -6,8 +6,9 @@ Writes solvers.png and solvers.json. The error of a deterministic solver is the 
 probability flow, that of a stochastic solver the Wasserstein distance of its samples to the exact distribution; both at
 the last noisy level of a variance-preserving process, in double precision.
 
-SOLVERS lists the solvers with their orders of convergence. A new solver is one line there: this figure and
-tests/solvers/test_all_solvers.py (with `oracles.check_solver`) read the table.
+SOLVERS has every solver of the config table (`diffusers_fn.from_config.samplers.SOLVERS`) that has an order of convergence
+or exact moments, and further variants. A new solver is one line there: this figure and tests/solvers/test_all_solvers.py
+(with `oracles.check_solver`) read the table.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from matplotlib.figure import Figure
 from scipy.special import ndtri
 from tqdm import tqdm
 
-from diffusers_fn import Level, Solver, grids, oracles, processes, sample, solvers
+from diffusers_fn import Level, Solver, default_config, grids, oracles, processes, sample, solvers, variances
+from diffusers_fn.from_config.samplers import SOLVERS as TABLE
+from diffusers_fn.from_config.samplers import SolverEntry, SolverInputs
 from diffusers_fn.processes import Process
 from experiments import compilation
 from experiments.files import write_atomically, write_text
@@ -41,6 +44,7 @@ __all__ = [
     "draw",
     "evaluations",
     "flow_error",
+    "from_table",
     "levels_only",
     "main",
     "measure",
@@ -81,45 +85,33 @@ def with_process(make: Callable[..., Solver], **options: Any) -> Callable[[Level
     return lambda levels, process: make(levels, process=process, **options)
 
 
+def from_table(entry: SolverEntry) -> Entry:
+    """Returns the entry of a solver that a config can name."""
+    settings = default_config().sampler
+
+    def make(levels: Level, process: Process) -> Solver:
+        return entry.make(settings, SolverInputs(levels, process, eta=0.0, variance=variances.fixed_small))
+
+    return Entry(make, entry.order, entry.min_levels, entry.gaussian_order)
+
+
 NOISE_PREDICTION = {"form": solvers.noise_prediction}
-SOLVERS = {
-    "ddim": Entry(levels_only(solvers.ddim), 1, 1),
-    "euler": Entry(levels_only(solvers.euler), 1),
-    "dpmpp_1": Entry(levels_only(solvers.dpmpp_1), 1),
+# Every solver of the config table with an order or exact moments, and further variants.
+SOLVERS = {name: from_table(entry) for name, entry in TABLE.items() if entry.order or entry.exact_moments} | {
     "dpm_1": Entry(levels_only(solvers.dpmpp_1, **NOISE_PREDICTION), 1),
-    "heun": Entry(levels_only(solvers.heun), 2),
-    "dpmpp_2m": Entry(levels_only(solvers.dpmpp_2m), 2),
     "dpm_2m": Entry(levels_only(solvers.dpmpp_2m, **NOISE_PREDICTION), 2),
-    "dpmpp_3m": Entry(levels_only(solvers.dpmpp_3m), 2, 3),
     "deis (2)": Entry(levels_only(solvers.deis, order=2), 2, 3),
     "deis (3)": Entry(levels_only(solvers.deis, order=3), 3, 4),
     "deis (4)": Entry(levels_only(solvers.deis, order=4), 4, 5),
     "lms (2)": Entry(levels_only(solvers.lms, order=2), 2, 3),
     "lms (3)": Entry(levels_only(solvers.lms, order=3), 3, 4),
     "lms (4)": Entry(levels_only(solvers.lms, order=4), 4, 5),
-    "ipndm": Entry(levels_only(solvers.ipndm), 2, 5),
-    "plms": Entry(levels_only(solvers.plms), 2, 5),
-    "pndm": Entry(with_process(solvers.pndm), 2, 5),
     "unipc (1)": Entry(levels_only(solvers.unipc, order=1), 2),
     "unipc (2)": Entry(levels_only(solvers.unipc, order=2), 3, 3),
     "unipc (3)": Entry(levels_only(solvers.unipc, order=3, lower_order_final=False), 4, 4),
-    "dpm2": Entry(with_process(solvers.dpm2), 2),
-    "midpoint": Entry(with_process(solvers.midpoint), 2, gaussian_order=3),
-    "rk4": Entry(with_process(solvers.rk4), 4),
-    "dpmpp_2s": Entry(with_process(solvers.dpmpp_2s), 2),
-    "dpmpp_3s": Entry(with_process(solvers.dpmpp_3s), 3),
     "dpm_solver (2)": Entry(with_process(solvers.dpm_solver, order=2), 2),
     "dpm_solver (3)": Entry(with_process(solvers.dpm_solver, order=3), 3),
-    "ancestral": Entry(levels_only(solvers.ancestral), None, 1),
-    "euler_ancestral": Entry(levels_only(solvers.euler_ancestral), None),
-    "dpm2_ancestral": Entry(with_process(solvers.dpm2_ancestral), None),
-    "dpmpp_2s_ancestral": Entry(with_process(solvers.dpmpp_2s_ancestral), None),
-    "dpmpp_sde": Entry(with_process(solvers.dpmpp_sde), None),
-    "dpmpp_2m_sde": Entry(levels_only(solvers.dpmpp_2m_sde), None),
-    "dpmpp_3m_sde": Entry(levels_only(solvers.dpmpp_3m_sde), None, 3),
     "heun_churn": Entry(with_process(solvers.heun_churn, s_churn=20.0, s_max=50.0), None),
-    "reverse_diffusion": Entry(levels_only(solvers.reverse_diffusion), None),
-    "sa_solver": Entry(levels_only(solvers.sa_solver), None, 4),
 }
 
 

@@ -43,28 +43,37 @@ class SolverEntry(NamedTuple):
       takes_eta: whether it reads eta.
       two_times: whether it needs a network of two times, which an objective of two times trains.
       evaluations_per_row: config.sampler -> network evaluations per row of its table.
+      order: the order of convergence of a deterministic solver, or None. With an order or exact_moments, the solver
+        joins experiments/compare_solvers.py and tests/solvers/test_all_solvers.py.
+      exact_moments: whether the moments of a stochastic solver's samples converge to those of the exact marginals.
+      min_levels: the smallest number of levels that it accepts.
+      gaussian_order: the order of convergence on Gaussian data, if the leading error term vanishes there.
     """
 
     make: Callable[[ConfigDict, SolverInputs], Solver]
     takes_eta: bool = False
     two_times: bool = False
     evaluations_per_row: Callable[[ConfigDict], int] = lambda settings: 1
+    order: float | None = None
+    exact_moments: bool = False
+    min_levels: int = 2
+    gaussian_order: float | None = None
 
 
-def levels_only(make: Callable[[Level], Solver]) -> SolverEntry:
-    """Returns the entry of a solver that is made from levels alone.
+def levels_only(make: Callable[[Level], Solver], **laws: Any) -> SolverEntry:
+    """Returns the entry of a solver that is made from levels alone; laws: its order and the attributes after it.
 
     >>> entry = levels_only(solvers.euler)
     """
-    return SolverEntry(lambda settings, inputs: make(inputs.levels))
+    return SolverEntry(lambda settings, inputs: make(inputs.levels), **laws)
 
 
-def with_process(make: Callable[..., Solver]) -> SolverEntry:
+def with_process(make: Callable[..., Solver], **laws: Any) -> SolverEntry:
     """Returns the entry of a solver whose inner stages are levels of the process: make(levels, process=...).
 
     >>> entry = with_process(solvers.rk4)
     """
-    return SolverEntry(lambda settings, inputs: make(inputs.levels, process=inputs.process))
+    return SolverEntry(lambda settings, inputs: make(inputs.levels, process=inputs.process), **laws)
 
 
 def by_times(make: Callable[..., Solver]) -> SolverEntry:
@@ -96,36 +105,40 @@ def _predictor_corrector(settings: ConfigDict, inputs: SolverInputs) -> Solver:
 
 
 SOLVERS: Mapping[str, SolverEntry] = {
-    "ddim": SolverEntry(lambda settings, inputs: solvers.ddim(inputs.levels, inputs.eta), takes_eta=True),
-    "ancestral": SolverEntry(lambda settings, inputs: solvers.ancestral(inputs.levels, inputs.variance)),
-    "euler": levels_only(solvers.euler),
-    "heun": levels_only(solvers.heun),
-    "midpoint": with_process(solvers.midpoint),
-    "rk4": with_process(solvers.rk4),
-    "dpm2": with_process(solvers.dpm2),
+    "ddim": SolverEntry(
+        lambda settings, inputs: solvers.ddim(inputs.levels, inputs.eta), takes_eta=True, order=1, min_levels=1
+    ),
+    "ancestral": SolverEntry(
+        lambda settings, inputs: solvers.ancestral(inputs.levels, inputs.variance), exact_moments=True, min_levels=1
+    ),
+    "euler": levels_only(solvers.euler, order=1),
+    "heun": levels_only(solvers.heun, order=2),
+    "midpoint": with_process(solvers.midpoint, order=2, gaussian_order=3),
+    "rk4": with_process(solvers.rk4, order=4),
+    "dpm2": with_process(solvers.dpm2, order=2),
     "dpm_solver": with_process(solvers.dpm_solver),
-    "dpmpp_2s": with_process(solvers.dpmpp_2s),
-    "dpmpp_3s": with_process(solvers.dpmpp_3s),
-    "dpmpp_1": levels_only(solvers.dpmpp_1),
-    "dpmpp_2m": levels_only(solvers.dpmpp_2m),
-    "dpmpp_3m": levels_only(solvers.dpmpp_3m),
+    "dpmpp_2s": with_process(solvers.dpmpp_2s, order=2),
+    "dpmpp_3s": with_process(solvers.dpmpp_3s, order=3),
+    "dpmpp_1": levels_only(solvers.dpmpp_1, order=1),
+    "dpmpp_2m": levels_only(solvers.dpmpp_2m, order=2),
+    "dpmpp_3m": levels_only(solvers.dpmpp_3m, order=2, min_levels=3),
     "deis": levels_only(solvers.deis),
     "lms": levels_only(solvers.lms),
-    "ipndm": levels_only(solvers.ipndm),
-    "plms": levels_only(solvers.plms),
-    "pndm": with_process(solvers.pndm),
+    "ipndm": levels_only(solvers.ipndm, order=2, min_levels=5),
+    "plms": levels_only(solvers.plms, order=2, min_levels=5),
+    "pndm": with_process(solvers.pndm, order=2, min_levels=5),
     "unipc": levels_only(solvers.unipc),
-    "euler_ancestral": levels_only(solvers.euler_ancestral),
-    "dpm2_ancestral": with_process(solvers.dpm2_ancestral),
-    "dpmpp_2s_ancestral": with_process(solvers.dpmpp_2s_ancestral),
-    "dpmpp_sde": with_process(solvers.dpmpp_sde),
-    "dpmpp_2m_sde": levels_only(solvers.dpmpp_2m_sde),
-    "dpmpp_3m_sde": levels_only(solvers.dpmpp_3m_sde),
-    "sa_solver": levels_only(solvers.sa_solver),
+    "euler_ancestral": levels_only(solvers.euler_ancestral, exact_moments=True),
+    "dpm2_ancestral": with_process(solvers.dpm2_ancestral, exact_moments=True),
+    "dpmpp_2s_ancestral": with_process(solvers.dpmpp_2s_ancestral, exact_moments=True),
+    "dpmpp_sde": with_process(solvers.dpmpp_sde, exact_moments=True),
+    "dpmpp_2m_sde": levels_only(solvers.dpmpp_2m_sde, exact_moments=True),
+    "dpmpp_3m_sde": levels_only(solvers.dpmpp_3m_sde, exact_moments=True, min_levels=3),
+    "sa_solver": levels_only(solvers.sa_solver, exact_moments=True, min_levels=4),
     "heun_churn": SolverEntry(_heun_churn),
     "euler_maruyama": by_times(solvers.euler_maruyama),
     "heun_sde": by_times(solvers.heun_sde),
-    "reverse_diffusion": levels_only(solvers.reverse_diffusion),
+    "reverse_diffusion": levels_only(solvers.reverse_diffusion, exact_moments=True),
     "predictor_corrector": SolverEntry(
         _predictor_corrector, evaluations_per_row=lambda settings: 1 + settings.num_corrector_steps
     ),
