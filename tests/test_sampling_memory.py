@@ -45,19 +45,27 @@ def test_no_trajectory_is_kept_without_emit():
     assert short.alias_size_in_bytes == state  # the samples overwrite x
 
 
+def small_digits(**sampler):
+    config = customise(ddpm_digits.get_config(), sampler=sampler)
+    return dfn.build(customise(config, backbone={"hidden_size": 16, "depth": 1}))
+
+
+@pytest.fixture(scope="module")
+def digits_params():
+    return jax.tree.map(lambda p: p + 0.02, small_digits().init(jax.random.key(0)))
+
+
 @pytest.mark.parametrize("name", ["classifier_free", "classifier_free_pp", "projected"])
-def test_guidance_in_one_batch_and_in_two_passes_are_the_same(name):
+def test_guidance_in_one_batch_and_in_two_passes_are_the_same(name, digits_params):
     settings = {"cfg_scale": 2.0, "guidance": name, "num_inference_steps": 5, "clip_denoised": False}
     samples, widths = [], []
     for batched in (True, False):
-        config = customise(ddpm_digits.get_config(), sampler={**settings, "cfg_batched": batched})
-        model = dfn.build(customise(config, backbone={"hidden_size": 16, "depth": 1}))
-        params = jax.tree.map(lambda p: p + 0.02, jax.jit(model.init)(jax.random.key(0)))
+        model = small_digits(**settings, cfg_batched=batched)
         run = lambda params, model=model: model.sample(params, jax.random.key(1), 3, cond=np.array([0, 1, 2])).x0  # noqa: E731
-        traced = jax.jit(run).trace(params)
+        traced = jax.jit(run).trace(digits_params)
         text = str(traced.jaxpr)
         widths.append(("f32[6,16]" in text, "f32[3,16]" in text))
-        samples.append(traced.lower().compile()(params))
+        samples.append(traced.lower().compile()(digits_params))
     assert widths[0][0]
     assert not widths[1][0]  # no batch is doubled
     np.testing.assert_allclose(*samples, rtol=1e-4, atol=1e-5)
