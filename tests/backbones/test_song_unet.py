@@ -72,7 +72,7 @@ def test_the_score_network_for_256_pixels():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block_out_channels": [32, 64]}, r"levels with attention, and the last, must have at least 128 channels"),
+        ({"block_out_channels": [32, 64]}, r"attention, and the last level, must have at least 128 channels"),
         ({"block_out_channels": [96, 128]}, r"block_out_channels must be multiples of the first; got \(96, 128\)"),
         ({"up_block_types": ["SkipUpBlock2D"] * 2}, r"with attention on the same levels"),
         ({"time_embedding_type": "positional"}, r"time_embedding_type must be 'fourier', the only implemented value"),

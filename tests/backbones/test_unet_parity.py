@@ -111,10 +111,10 @@ def test_tensors_of_older_checkpoints():
         (
             "unet2d",
             {"down_block_types": ["CrossAttnDownBlock2D"] * 4},
-            r"down_block_types must be one of DownBlock2D, ",
+            r"down_block_types must have one of DownBlock2D, ",
         ),
         ("unet2d", {"act_fn": "elu"}, r"act_fn must be one of silu, swish, mish, gelu, relu; got 'elu'"),
-        ("unet2d", {"norm_num_groups": None}, r"norm_num_groups must be a number"),
+        ("unet2d", {"norm_num_groups": None}, r"norm_num_groups must be an integer"),
         (
             "unet2d",
             {"resnet_time_scale_shift": "spatial"},
