@@ -59,7 +59,8 @@ if __name__ == "__main__":
     rng = np.random.default_rng(0)
     shapes = {"stem.weight": (16, 3, 3, 3), "stem.bias": (16,), "head.weight": (3, 16), "head.bias": (3,)}
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    module, params = pretrained.from_torch(tensors, family, {"in_channels": 3})
+    module = from_config({"in_channels": 3})
+    params = pretrained.from_torch(tensors, module, family)
 
     with tempfile.TemporaryDirectory() as folder:
         pretrained.save(folder, module, params, family)
@@ -67,6 +68,6 @@ if __name__ == "__main__":
         again, loaded = pretrained.load(folder, families=[family])  # selected by the class name in config.json
     assert again == module
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    back = pretrained.to_torch(loaded, family, module)
+    back = pretrained.to_torch(loaded, module, family)
     assert all(np.array_equal(back[name], tensors[name]) for name in tensors)
     print("read and written bit for bit")

@@ -58,7 +58,9 @@ if __name__ == "__main__":
 
     mine = {"clipped": tables.GuidanceEntry(make)}
     config = dfn.customise(
-        dfn.default_config(), backbone={"name": "mlp", "num_classes": 10}, sampler={"guidance": "clipped", "cfg_scale": 2.0}
+        dfn.default_config(),
+        backbone={"name": "mlp", "num_classes": 10},
+        sampler={"guidance": "clipped", "cfg_scale": 2.0},
     )
     dfn.build(config, tables.Tables(guidances={**tables.GUIDANCES, **mine}))
     print("built from a config")
