@@ -6,8 +6,8 @@ Writes solvers.png and solvers.json. The error of a deterministic solver is the 
 probability flow, that of a stochastic solver the Wasserstein distance of its samples to the exact distribution; both at
 the last noisy level of a variance-preserving process, in double precision.
 
-SOLVERS has every solver of `diffusers_fn.from_config.samplers.SOLVERS`, the config table, that has an order of convergence
-or exact moments, and further variants. A new solver is one line in the config table: this figure and
+SOLVERS has every solver of the config table, `diffusers_fn.from_config.samplers.SOLVERS`, that has an order of
+convergence or exact moments, and further variants. A new solver is one line in the config table: this figure and
 tests/solvers/test_all_solvers.py (with `oracles.check_solver`) read it.
 """
 

@@ -2,11 +2,11 @@
 
     python docs/skeletons/backbone.py
 
-A backbone is a linen module called as `net.apply(variables, x, t, cond, train=...)`: x [B, ...], t [] or [B] (integer or
-float), cond class labels [] or [B] or None. It sees arrays, never a `Level`, and returns an array like x.
+A backbone is a linen module called as `net.apply(variables, x, t, cond, train=...)`: x [B, ...], t [] or [B] (integer
+or float), cond class labels [] or [B] or None. It takes arrays, never a `Level`, and returns an array like x.
 
-Inside this repository it is one file in `diffusers_fn/backbones/`, exported by `backbones/__init__.py`; one line of NETS
-in `tests/backbones/test_laws.py`, where the laws are checked; one line of BACKBONES in
+Inside this repository it is one file in `diffusers_fn/backbones/`, exported by `backbones/__init__.py`; one line of
+NETS in `tests/backbones/test_laws.py`, where the laws are checked; one line of BACKBONES in
 `diffusers_fn/from_config/network.py`; and new field names are rows of docs/vocabulary.md. The laws:
 
 - an untrained network returns zeros (the last layer starts at zero), so that the first prediction is finite;

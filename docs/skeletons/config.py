@@ -1,7 +1,7 @@
 """A config of your own: DDPM on a two-dimensional point cloud.
 
     python -m experiments.train --config=docs/skeletons/config.py --workdir=runs/skeleton
-    python -m experiments.train --config=docs/skeletons/config.py:wide --workdir=runs/wide --config.training.num_steps=500
+    python -m experiments.train --config=docs/skeletons/config.py:wide --workdir=runs/wide
 
 Variants: `small` (the default) and `wide`. Expect (what to expect belongs here): two crescents after a minute on a CPU.
 

@@ -2,12 +2,13 @@
 
     python docs/skeletons/guidance.py
 
-Write a rule first: how a conditional and an unconditional prediction are combined. `classifier_free(rule=...)` evaluates
-the network for it, in one batch or two, with scales that are numbers, traced, per example or functions of the level.
+Write a rule first: how a conditional and an unconditional prediction are combined. `classifier_free(rule=...)`
+evaluates the network for it, in one batch or two, with scales that are numbers, traced, per example or functions of
+the level.
 
-Inside this repository the rule is a function in `diffusers_fn/guidance/NAME.py`, exported by `guidance/__init__.py`, and
-one line of GUIDANCES in `tests/guidance/test_common.py`, where the laws are checked (the neutral scale changes no bit,
-another scale compiles nothing, JAX's transforms pass):
+Inside this repository the rule is a function in `diffusers_fn/guidance/NAME.py`, exported by `guidance/__init__.py`,
+and one line of GUIDANCES in `tests/guidance/test_common.py`, where the laws are checked (the neutral scale changes no
+bit, another scale compiles nothing, JAX's transforms pass):
 
     "clipped": (lambda s, _: guidance.classifier_free(s, NULL, rule=guidance.clipped(1.0)), 1.0),
 

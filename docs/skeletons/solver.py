@@ -2,8 +2,8 @@
 
     python docs/skeletons/solver.py
 
-With steps of length h = d(sigma) (and d(alpha) likewise), slopes m = dx / d(sigma) and the ratio r of this step's length
-to the last one's, the method is
+With steps of length h = d(sigma), slopes m = dx / d(sigma) and the ratio r of a step's length to the last one's, the
+method is
 
     x' = x + h ((1 + r / 2) m_1 - (r / 2) m_2),      and Euler's x' = x + h m_1 in the first step.
 
