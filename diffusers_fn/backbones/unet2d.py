@@ -232,7 +232,7 @@ class UNet2D(ops.ConvNetwork):
         if (self.num_classes is not None) + self.class_time + self.class_vectors > 1:
             raise ValueError("at most one of num_classes, class_time and class_vectors may be set")
         if self.fourier_time and self.num_timesteps is not None:
-            raise ValueError("at most one of fourier_time and time_table may be set")
+            raise ValueError("at most one of fourier_time and num_timesteps may be set")
         factor = 2 ** (levels - 1)
         if x.ndim != 4 or self.in_channels not in (None, x.shape[-1]):
             raise ValueError(f"x must have shape [B, H, W, {self.in_channels or 'C'}]; got {list(x.shape)}")

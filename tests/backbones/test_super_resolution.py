@@ -48,7 +48,7 @@ def test_training_reaches_the_network():
     ("net", "cond", "message"),
     [
         (NET.clone(out_channels=None), {"low_res": LOW}, r"the out_channels of net must be set"),
-        (NET, None, r'cond must be a dict with "low_res", .*; got NoneType'),
+        (NET, None, r'cond must be a dict with "low_res" and .*; got NoneType'),
         (NET, {"cond": 1}, r"cond must be a dict .*; got \['cond'\]"),
         (NET, {"low_res": LOW, "label": 1}, r"cond must be a dict .*; got \['label', 'low_res'\]"),
         (NET, {"low_res": LOW[:1]}, r"\[B, h, w, D\]; got \[2, 8, 8, 3\] and \[1, 4, 4, 2\]"),
