@@ -21,7 +21,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from diffusers_fn._arrays import check_eta
+from diffusers_fn._arrays import check_eta, namespace
 from diffusers_fn.levels import Array, Level, log_snr
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import (
@@ -81,7 +81,7 @@ def third_order(
         c1 = (r2 * step.w1 - 2.0 * step.w2) / (r1 * (r2 - r1))
         c2 = (2.0 * step.w2 - r1 * step.w1) / (r2 * (r2 - r1))
     else:
-        c1, c2 = 0.0 * step.w1, step.w1 / r2
+        c1, c2 = namespace(step).zeros_like(step.w1), step.w1 / r2
     return [
         *second_order(start, inside_1, inside_2, form, eta, taylor=taylor or not nested),
         Stage(inside_2, *form.keeps, step.x, [step.w0 - c1 - c2, c1, c2], step.noise),

@@ -88,7 +88,7 @@ def _weights(stages: Sequence[Stage], i: int, from_start: bool) -> tuple[list[Ar
     """(x, m): what the state after stage i has of the last states and of the last values, newest first."""
     stage = stages[i]
     if from_start:
-        return [0.0 * stage.x] * i + [stage.x], list(stage.m[::-1])
+        return [namespace(stage.x).zeros_like(stage.x)] * i + [stage.x], list(stage.m[::-1])
     if i == 0:
         return [stage.x], list(stage.m[::-1])
     before = stages[i - 1]  # x_i = before.x x + sum_k before.m[k] m_k, solved for x
@@ -104,7 +104,7 @@ def _full(row: Any, level: Level) -> Any:
 
 
 def _widen(columns: list[Array], num: int) -> list[Array]:
-    return columns + [0.0 * columns[0]] * (num - len(columns))
+    return columns + [namespace(columns).zeros_like(columns[0])] * (num - len(columns))
 
 
 def interleave(*columns: Array) -> Array:
