@@ -141,10 +141,10 @@ def finite(data: Any) -> Denoiser:
     return denoise
 
 
-def mixture_components(weights: Any, means: Any, stds: Any) -> tuple[tuple[Array, ...], tuple[Array, ...] | None]:
+def mixture_components(weights: Any, means: Any, stds: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Returns (log of the normalised weights, means, stds) twice: in JAX, and in NumPy float64.
 
-    The second is None if one of the inputs is a JAX array.
+    The second is empty if one of the inputs is a JAX array.
 
     Raises:
       ValueError: unless weights is [K] and means and stds are [K] or [K, ...].
@@ -160,7 +160,7 @@ def mixture_components(weights: Any, means: Any, stds: Any) -> tuple[tuple[Array
     floating = (jnp.asarray(a).astype(jnp.result_type(float, jnp.asarray(a))) for a in (means, stds))
     on_device = (jax.nn.log_softmax(jnp.log(jnp.asarray(weights))), *floating)
     if namespace(weights, means, stds) is jnp:
-        return on_device, None
+        return on_device, ()
     shares, *rest = (np.asarray(a, np.float64) for a in (weights, means, stds))
     return on_device, (np.log(shares / shares.sum()), *rest)
 
