@@ -10,7 +10,7 @@ NETS in `tests/backbones/test_laws.py`, where the laws are checked; one line of 
 `diffusers_fn/from_config/network.py`; and new field names are rows of docs/vocabulary.md. The laws:
 
 - an untrained network returns zeros (the last layer starts at zero), so that the first prediction is finite;
-- parameters, normalization statistics and the softmax stay in float32, also where `dtype` is bfloat16;
+- parameters, normalisation statistics and the softmax stay in float32, also where `dtype` is bfloat16;
 - examples do not influence each other; t and labels may be [] or [B]; traced labels compile nothing;
 - `jit`, `vmap`, `grad`, `remat` and a batch sharded over devices give the same numbers;
 - wrong shapes and fields raise ValueError before tracing, with the name of the field in the message.
