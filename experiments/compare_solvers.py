@@ -35,7 +35,12 @@ from experiments import compilation
 from experiments.files import write_atomically, write_text
 
 __all__ = [
+    "MAX_EVALUATIONS",
     "MEANS",
+    "NOISE_PREDICTION",
+    "NUM_PATHS",
+    "NUM_SAMPLES",
+    "SIZES",
     "SOLVERS",
     "STDS",
     "WEIGHTS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,13 +45,21 @@ def count_compilations() -> Iterator[list[float]]:
         counting = False  # JAX has no way to remove a single listener
 
 
-def session(calls: int, batch: int, max_steps: int) -> Work:
+def session(calls: int, batch: int, max_steps: int, backbone: Mapping[str, Any] | None = None) -> Work:
     """Samples from and trains the network for digits once, then `calls` more times with other settings.
 
     What changes: eta, the guidance scale, the number of steps (padded to `max_steps`), labels, keys and the contents
     of the batch. The facts are the numbers of compiled programs in the first call and in all later calls.
+
+    Args:
+      calls: number of later calls.
+      batch: batch size.
+      max_steps: largest number of sampler steps.
+      backbone: fields of config.backbone to replace.
     """
-    diffusion = dfn.build(ddpm_digits.get_config())
+    config = ddpm_digits.get_config()
+    config.backbone.update(backbone or {})
+    diffusion = dfn.build(config)
     shape, null, optimizer = (8, 8, 1), 10, optax.adam(1e-3)
     step = jax.jit(dfn.training.make_train_step(diffusion.loss, optimizer), donate_argnums=0)
 
@@ -73,7 +81,7 @@ def session(calls: int, batch: int, max_steps: int) -> Work:
         return jax.block_until_ready((state, metrics))[0]
 
     def facts() -> dict[str, int]:
-        state = dfn.training.make_train_state(diffusion.init(jax.random.key(0)), optimizer)
+        state = dfn.training.make_train_state(jax.jit(diffusion.init)(jax.random.key(0)), optimizer)
         with count_compilations() as first:
             state = call(0, state)
         with count_compilations() as later:

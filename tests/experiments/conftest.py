@@ -51,8 +51,9 @@ def command(signal_handlers):
             logger.removeHandler(handler)
             jax.config.update("jax_enable_compilation_cache", cache)
             flags.FLAGS.unparse_flags()
-            for name in set(flags.FLAGS) - defined:
-                delattr(flags.FLAGS, name)
+            for name in set(flags.FLAGS) - defined:  # all but those of libraries imported on the way
+                if name.startswith("config") or "experiments" in flags.FLAGS.find_module_defining_flag(name):
+                    delattr(flags.FLAGS, name)
         assert ended == code, output.getvalue()
         return output.getvalue()
 

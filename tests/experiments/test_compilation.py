@@ -57,27 +57,34 @@ def test_jaxs_own_variable_is_respected(tmp_path):
     assert not (tmp_path / "xdg").exists()
 
 
-def test_it_can_be_turned_off_and_put_elsewhere(tmp_path):
-    home, chosen = tmp_path / "xdg", tmp_path / "chosen"
-    assert "folder: None" in run("off", XDG_CACHE_HOME=str(home))
-    assert f"folder: {chosen / compilation.machine()}\n" in run(str(chosen), XDG_CACHE_HOME=str(home))
-    assert entries(chosen)
-    assert not home.exists()
+def test_it_can_be_turned_off():
+    enabled = jax.config.jax_enable_compilation_cache
+    try:
+        assert compilation.use_cache("off") is None
+        assert not jax.config.jax_enable_compilation_cache
+        assert not jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
 
 
-def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
+def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    output = run(str(tmp_path / "file"))
+    assert compilation.use_cache(str(tmp_path / "file")) is None
+    output = capsys.readouterr().out
     assert "no compilation cache (" in output
     assert "set --compilation_cache to another folder, or to off" in output
 
 
-def test_a_full_disk_and_damaged_entries_stop_nothing(tmp_path):
-    assert "from the cache" not in run(str(tmp_path), LARGEST_FILE="100")  # in bytes
-    damaged = entries(tmp_path)
+def test_it_can_be_elsewhere_and_a_full_disk_and_damaged_entries_stop_nothing(tmp_path):
+    home, chosen = tmp_path / "xdg", tmp_path / "chosen"
+    output = run(str(chosen), XDG_CACHE_HOME=str(home), LARGEST_FILE="100")  # in bytes
+    assert f"folder: {chosen / compilation.machine()}\n" in output
+    assert "from the cache" not in output
+    assert not home.exists()
+    damaged = entries(chosen)
     assert damaged
     assert max(path.stat().st_size for path in damaged) <= 100
-    output = run(str(tmp_path))
+    output = run(str(chosen))
     assert "from the cache" not in output
     assert "Error reading persistent compilation cache entry" in output  # a warning; the run continues without
 

@@ -61,6 +61,7 @@ def test_the_file_holds_the_latents_of_both_splits(stage):
         np.testing.assert_array_equal(held[f"{prefix}labels"], dataset.labels)
 
 
+@pytest.mark.long  # two trainings
 def test_training_on_the_file_is_training_on_the_images(stage, tmp_path):
     """The draws and the batches are the same, so the losses agree up to the rounding of different programs."""
     train(second(stage), tmp_path / "cached")
