@@ -72,7 +72,7 @@ def _on_timesteps(
             f"'uniform' or 'loss_second_moment'; got {settings.time_sampler!r}"
         )
     schedule = inputs.noise.schedule
-    assert schedule is not None  # the objective requires a table
+    assert schedule is not None  # by the requirements of the table
     options = {
         "parameterization": inputs.parameterization,
         "variance": inputs.variance,
