@@ -4,8 +4,8 @@ In x = alpha x0 + sigma eps, and in the sampler's equation
 
     dx = x0_hat d(alpha) + eps_hat d(sigma),
 
-the pairs (alpha, x0) and (sigma, eps) play the same role. Exchange them, and a plan from the data to the noise is one
-from the noise to the data. So every deterministic solver also inverts, with its own order of convergence.
+the pairs (alpha, x0) and (sigma, eps) play the same role. Exchanging them turns a plan from the data to the noise into
+one from the noise to the data. So every deterministic solver also inverts, with its own order of convergence.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from diffusers_fn.solvers.stages import solver_from_stages
 
 __all__ = ["dpm2", "dpm_solver", "dpmpp_2s", "dpmpp_3s", "level_towards"]
 
-# Where DPM-Solver-1, -2 and -3 have the levels inside a step, as shares of its length in lambda.
+# The levels inside a step of DPM-Solver-1, -2 and -3, as fractions of its length in lambda.
 _SHARES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
@@ -144,7 +144,7 @@ def dpmpp_3s(
 
 
 def level_towards(start: Level, down: Level, end: Level, last: Level, share: float, process: Process | None) -> Level:
-    """Returns Level[M] at a share of the way from `start` to `down`, from where noise leads back up to `end`.
+    """Returns Level[M] at the fraction `share` of the way from `start` to `down`, from which noise leads to `end`.
 
     The way is measured in log SNR. The level may lie beyond `end`; without a process it is then interpolated between
     `start` and `last`.

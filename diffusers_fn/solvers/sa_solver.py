@@ -55,8 +55,8 @@ def sa_solver(
       lower_order_final, euler_at_final: as `unipc`; the corrector's order is at most one more than the predictor's.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of more levels than either order, alpha = 0, an order is out
-        of range, or a readable tau is negative.
+      ValueError: if levels are not a plan (see `check_plan`) of more levels than either order, alpha = 0, an order is
+        out of range, or tau (not traced) is negative.
 
     >>> from diffusers_fn import grids
     >>> plan = grids.karras(4)
