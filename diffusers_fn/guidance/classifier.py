@@ -79,8 +79,8 @@ def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0)
       scale: as for `classifier`.
 
     Raises:
-      ValueError: if the solver uses more than one evaluation per step, draws no noise, or visits a level twice; when
-        called, if its variance is learned and the prediction has no var_frac.
+      ValueError: if the solver uses more than one network evaluation per step, draws no noise, or visits a level twice;
+        when called, if its variance is learned and the prediction has no var_frac.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> solver = solvers.ancestral(grids.karras(20))

@@ -1,4 +1,4 @@
-"""Multistep DPM-Solver(++): one evaluation per step, divided differences of the last predictions."""
+"""Multistep DPM-Solver(++): one network evaluation per step, divided differences of the last predictions."""
 
 from __future__ import annotations
 

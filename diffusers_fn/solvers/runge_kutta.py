@@ -84,7 +84,7 @@ def euler_ancestral(levels: Level, eta: Any = 1.0, *, s_noise: Any = 1.0) -> Sol
 
 
 def heun(levels: Level) -> Solver:
-    """Returns Heun's method (the trapezoid rule), of second order, with two evaluations per step: 2N - 1 in all.
+    """Returns Heun's method (the trapezoid rule), of second order: two network evaluations per step, 2N - 1 in all.
 
         d = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma) at x,   x~ = x + d,   x' = x + (d + d~) / 2
 
@@ -109,7 +109,7 @@ def heun(levels: Level) -> Solver:
 
 
 def midpoint(levels: Level, process: Process | None = None) -> Solver:
-    """Returns the midpoint method, of second order, with two evaluations per step: 2N - 1 in all.
+    """Returns the midpoint method, of second order: two network evaluations per step, 2N - 1 in all.
 
         d = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma),   x' = x + d at x + d / 2
 
@@ -127,7 +127,7 @@ def midpoint(levels: Level, process: Process | None = None) -> Solver:
 
 
 def rk4(levels: Level, process: Process | None = None) -> Solver:
-    """Returns the classical Runge-Kutta method, of fourth order, with four evaluations per step: 4N - 3 in all.
+    """Returns the classical Runge-Kutta method, of fourth order: four network evaluations per step, 4N - 3 in all.
 
     The "rk4" of torchdiffeq is `runge_kutta(levels, THREE_EIGHTHS)`.
 

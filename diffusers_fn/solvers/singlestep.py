@@ -1,4 +1,4 @@
-"""DPM-Solver(++) in single steps: two or three evaluations per step, none of which later steps use.
+"""DPM-Solver(++) in single steps: up to three network evaluations per step, which later steps do not use.
 
 Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", 2022,
 https://arxiv.org/abs/2206.00927, and "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095.
@@ -97,7 +97,7 @@ def singlestep(
     taylor: bool = False,
     nested: bool = False,
 ) -> Solver:
-    """Returns single-step DPM-Solver(++) with one evaluation at every level of a plan, orders[i] of them in step i.
+    """Returns single-step DPM-Solver(++) with an evaluation at every level of a plan, orders[i] of them in step i.
 
     The formulas are those of this module. A step of order p leads p levels ahead in the plan; the levels between
     are those inside it, wherever they lie. Without `taylor`, order 3 needs r_2 near 2/3. With eta > 0 each stage

@@ -24,7 +24,7 @@ __all__ = ["Stage", "before_each_step", "interleave", "solver_from_stages"]
 
 
 class Stage(NamedTuple):
-    """One evaluation within each of M steps, and the state that follows it, a x + sum_k w_k m_k + s z.
+    """One network evaluation within each of M steps, and the state that follows it, a x + sum_k w_k m_k + s z.
 
     Every number is [M, *S], or one number for all steps.
 

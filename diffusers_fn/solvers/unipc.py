@@ -1,4 +1,4 @@
-"""UniPC: an exponential multistep predictor with a corrector that costs no evaluation.
+"""UniPC: an exponential multistep predictor with a corrector that costs no network evaluation.
 
 Zhao et al., "UniPC: A Unified Predictor-Corrector Framework", 2023, https://arxiv.org/abs/2302.04867.
 """
@@ -36,9 +36,9 @@ def unipc(
     lower_order_final: bool = True,
     euler_at_final: bool = False,
 ) -> Solver:
-    """Returns UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867, algorithms 1 and 2), one evaluation per step.
+    """Returns UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867, algorithms 1 and 2).
 
-    In a step of length h in lambda = log(alpha / sigma), from x with the predictions m_1, m_2, ...:
+    There is one network evaluation per step. In a step of length h in lambda = log(alpha / sigma), from x with the predictions m_1, m_2, ...:
 
         predictor   x' = (s' / s) x + c m_1 + B sum_k rho_k (m_{1+k} - m_1) / r_k
         corrector   once m' at x' is known, adds the term with r = 1, which moves x to the corrected point
