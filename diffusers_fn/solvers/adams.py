@@ -35,7 +35,7 @@ def deis(
     lower_order_final: bool = False,
     euler_at_final: bool = False,
 ) -> Solver:
-    """Returns the exponential Adams-Bashforth method: the integral of the last predictions' polynomial.
+    """Returns the exponential Adams-Bashforth method, which integrates a polynomial through the last predictions.
 
         x' = (s' / s) x + s' sum_k m_k int L_k(lambda) d(r / s)
 

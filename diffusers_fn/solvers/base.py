@@ -90,8 +90,8 @@ class LinearRow:
       noise_range: [R, *S] or None. With a learned variance the standard deviation is
         noise * exp(var_frac * noise_range).
       churn: [R, *S] standard deviation of the noise added before the evaluation, or None for none.
-      nominal_churn: [R, *S] or None. the standard deviation of added noise that `level` accounts for. It differs
-        from `churn` if a factor such as s_noise multiplies the noise alone.
+      nominal_churn: [R, *S], the standard deviation of added noise that `level` accounts for, if it differs from
+        `churn` because a factor such as s_noise multiplies the noise alone; None otherwise.
     """
 
     level: Level

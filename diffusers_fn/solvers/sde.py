@@ -40,7 +40,7 @@ def euler_maruyama(process: Process, t: Array, diffusion: DiffusionCoefficient =
 
         x' = x - dt [x0_hat d(alpha)/dt + eps_hat (d(sigma)/dt + w / (2 sigma))] + sqrt(w dt) z,     dt = t - t' > 0
 
-    The code of Song et al. 2021 (https://arxiv.org/abs/2011.13456) has steps of 1 / N at any times: pass them as `dt`.
+    The code of Song et al. 2021 (https://arxiv.org/abs/2011.13456) has steps of 1 / N for all times; pass them as `dt`.
 
     Args:
       process: any.

@@ -58,7 +58,7 @@ def dpmpp_2s_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = 
 
 
 def dpmpp_sde(levels: Level, eta: Any = 1.0, process: Process | None = None, *, s_noise: Any = 1.0) -> Solver:
-    """Returns DPM-Solver++(SDE): a step to the middle with x0_hat at the start, then one to the end with x0_hat there.
+    """Returns DPM-Solver++(SDE): a step to the middle, then one from start to end with the middle's x0_hat.
 
         x_1 = x_coef_1 x + w_1 x0_hat(x) + s_1 z_1,     x' = x_coef x + w x0_hat(x_1) + s z
 

@@ -38,7 +38,8 @@ def unipc(
 ) -> Solver:
     """Returns UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867, algorithms 1 and 2).
 
-    There is one network evaluation per step. In a step of length h in lambda = log(alpha / sigma), from x with the predictions m_1, m_2, ...:
+    There is one network evaluation per step. In a step of length h in lambda = log(alpha / sigma), from x with the
+    predictions m_1, m_2, ...:
 
         predictor   x' = (s' / s) x + c m_1 + B sum_k rho_k (m_{1+k} - m_1) / r_k
         corrector   once m' at x' is known, adds the term with r = 1, which moves x to the corrected point
