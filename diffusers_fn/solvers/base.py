@@ -90,8 +90,8 @@ class LinearRow:
       noise_range: [R, *S] or None. With a learned variance the standard deviation is
         noise * exp(var_frac * noise_range).
       churn: [R, *S] standard deviation of the noise added before the evaluation, or None for none.
-      nominal_churn: [R, *S], the standard deviation of added noise that `level` accounts for, if it differs from
-        `churn` because a factor such as s_noise multiplies the noise alone; None otherwise.
+      nominal_churn: [R, *S] standard deviation of the added noise that `level` accounts for, or None without churn. It
+        is `churn` itself unless a factor such as s_noise multiplies the noise alone.
     """
 
     level: Level
@@ -181,7 +181,7 @@ def linear_solver(
       noise_range: a column, see `LinearRow`.
       churn: [R + 1, *S] standard deviations of noise added before each evaluation, the final denoise included, or None.
         `levels` are then those of the churned states.
-      nominal_churn: [R + 1, *S], see `LinearRow`; None for churn itself.
+      nominal_churn: [R + 1, *S], see `LinearRow`; None for `churn` itself.
 
     DDIM from one level to the next:
 

@@ -34,8 +34,8 @@ def with_restarts(
         x = (alpha_first / alpha_last) x + s_noise sqrt(var) z,     see `transition`,
 
     returns it to levels[first], and make(levels[first : last + 1]) solves down to levels[last] again; this is
-    repeated `times` times. Each repetition starts like a new run: multistep methods start with low order. RePaint with jumps of j
-    levels and r passes has the segments (0, j, r - 1), (j, 2j, r - 1), ...
+    repeated `times` times. Each repetition starts like a new run: multistep methods start with low order. RePaint with
+    jumps of j levels and r passes has the segments (0, j, r - 1), (j, 2j, r - 1), ...
 
     Args:
       make: levels -> table (see `linear_solver`), e.g. `solvers.heun`.
