@@ -100,8 +100,8 @@ def invert_implicit(
 ) -> jax.Array:
     """Returns x at levels[0], the noise that `sample` with `solvers.ddim(levels)` turns back into x0.
 
-    Sampling steps from (x', alpha', sigma') to x = (alpha / alpha') x' + (sigma - alpha sigma' / alpha') eps_hat(x').
-    So the inverse step leads to the fixed point of
+    A sampler step leads from x' to x = (alpha / alpha') x' + (sigma - alpha sigma' / alpha') eps_hat(x'), from level
+    (alpha', sigma') to (alpha, sigma). So the inverse step leads to the fixed point of
 
         x' = (alpha' / alpha) x + (sigma' - alpha' sigma / alpha) eps_hat(x')
 

@@ -89,7 +89,7 @@ def adaptive_mse(out: jax.Array, wanted: jax.Array, *, power: float = 1.0, c: fl
 def draw_two_times(
     key: jax.Array, batch_size: int, draw: TimeSampler, *, share: float = 0.25
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns times (t, r), each [B]: the larger and the smaller of two draws, r = t but for a share of examples.
+    """Returns times (t, r), each [B]: the two draws, larger first, for a share of the examples; else r = t.
 
     Geng et al. 2025, https://arxiv.org/abs/2505.13447, section 4.3, with logit-normal times of mean -0.4 and standard
     deviation 1, and share 0.25.

@@ -171,7 +171,7 @@ class _Adaptive:
 
 
 def _largest_rms(error: jax.Array) -> jax.Array:
-    """The largest root mean square of any example, with derivative 0 where it is 0, like diffrax's own norm."""
+    """The largest root mean square over the examples, with derivative 0 where it is 0, like diffrax's own norm."""
     mean_squares = jnp.mean(jnp.square(error.reshape(error.shape[0], -1)), axis=1)
     largest = jnp.max(mean_squares)
     return jnp.where(largest > 0, jnp.sqrt(jnp.where(largest > 0, largest, 1.0)), 0.0)

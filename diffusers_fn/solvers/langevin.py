@@ -63,8 +63,8 @@ def langevin(
 
         e = 2 scale (snr |z| / |score|)^2
 
-    Song et al. 2021, https://arxiv.org/abs/2011.13456, algorithms 4 and 5. The norms are those of each example, so that
-    no sample depends on another; the authors' code takes their means over the batch: `average_norms`. Data of few
+    Song et al. 2021, https://arxiv.org/abs/2011.13456, algorithms 4 and 5. Norms are taken per example, so that no
+    sample depends on another; the authors' code takes their means over the batch: `average_norms`. Data of few
     dimensions need that, since a single |z| / |score| is then far from its mean.
 
     Args:

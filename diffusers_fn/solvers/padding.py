@@ -14,7 +14,7 @@ __all__ = ["pad"]
 
 
 def pad(solver: Solver, num_rows: int) -> Solver:
-    """Returns the solver padded to `num_rows` rows, by rows in front that leave x unchanged.
+    """Returns the solver padded to `num_rows` rows; the rows in front leave x unchanged.
 
     A padding row is x' = x_1 at the level that the solver starts from, without noise. `sample` returns the same samples
     for the padded solver, with the same noise for the same key. A scan evaluates the network in padding rows too and
