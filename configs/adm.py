@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/adm.py --workdir=runs/adm
 
     python -m experiments.train --config=configs/adm.py:imagenet64 --workdir=runs/imagenet64 \
-        --config.data.path=FOLDER_OF_A_FOLDER_A_CLASS
+        --config.data.path=FOLDER_WITH_ONE_FOLDER_PER_CLASS
 
 Class-conditional. Variant `digits` (the default), 8x8 pixels, 0.8 million parameters, trains in five minutes on two
 busy CPU cores. A support vector machine trained on real digits then recovers the class label of 99.6% of the guided

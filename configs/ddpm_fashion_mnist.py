@@ -3,7 +3,7 @@
     apt-get install dataset-fashion-mnist
     python -m experiments.train --config=configs/ddpm_fashion_mnist.py --workdir=runs/fashion
 
-Any folder with the four files of MNIST's format will do: --config.data.path=FOLDER. Variant `mlp` (the default) is a
+Any folder with four files in MNIST's format works: --config.data.path=FOLDER. Variant `mlp` (the default) is a
 residual MLP on the 784 pixels: recognisable garments after half an hour on two CPU cores. `unet` is a small UNet, for
 an accelerator.
 """

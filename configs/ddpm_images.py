@@ -3,9 +3,9 @@
     python -m experiments.train --config=configs/ddpm_images.py:cifar10 --workdir=runs/cifar10 \
         --config.data.path=FOLDER_OF_PNG_OR_JPEG_FILES
 
-Variants: `cifar10`, 32x32 pixels, 35.7 million parameters (the paper: 800,000 steps, FID 3.17 with its 1000-step
-ancestral sampler), and `lsun256`, 256x256 pixels, 113.7 million. Both need accelerators; learning rate, dropout and EMA
-are the paper's.
+Variants: `cifar10` (the default), 32x32 pixels, 35.7 million parameters (the paper: 800,000 steps, FID 3.17 with its
+1000-step ancestral sampler), and `lsun256`, 256x256 pixels, 113.7 million. Both need accelerators; learning rate,
+dropout and EMA are the paper's.
 """
 
 from ml_collections import ConfigDict

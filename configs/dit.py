@@ -6,7 +6,7 @@
 
 Variant `digits` (the default), 8x8 pixels in patches of 2, 0.7 million parameters, trains in three and a half minutes
 on two busy CPU cores. A support vector machine trained on real digits then recovers the class label of 99.8% of the
-guided samples (of held-out digits: 98.9%); with parameterization epsilon, after twice the training, of 41%.
+guided samples (of held-out digits: 98.9%); with parameterization epsilon, after twice the training, of only 41%.
 
 For accelerators, `s_2`, `b_2`, `l_2` and `xl_2`: the published sizes (33, 130, 458 and 675 million parameters) on
 latents [32, 32, 4] of 256x256 pixels, an .npz with `images`, float latents times 0.18215, and `labels`. Learning rate,

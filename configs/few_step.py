@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.defaults import customise, default_config, pick
 
-# The losses contain the derivative of the network by its time label, so the label is t itself, in [0, 1]: with labels
-# 1000 t the derivative, and its noise, would be a thousand times as large.
+# The losses contain the derivative of the network with respect to its time label, so the label is t
+# itself, in [0, 1]: with labels 1000 t the derivative, and its noise, would be a thousand times as large.
 LABELS = 1
 
 MLP = {"name": "mlp", "hidden_size": 256, "depth": 4, "num_classes": 10}

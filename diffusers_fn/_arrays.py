@@ -40,7 +40,7 @@ def working_dtype(x: Any) -> Any:
 
 
 def is_traced(tree: Any) -> bool:
-    """Returns whether any leaf is a tracer, the value of which cannot be read."""
+    """Returns whether any leaf is a tracer, whose value cannot be read."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 

@@ -24,8 +24,8 @@ _MANY = 64  # from this number of counters per key on, several cores are worth t
 def faster(key: jax.Array) -> jax.Array:
     """Returns keys [...] that draw the same numbers in less time on CPUs, for keys [...] of JAX's default generator.
 
-    Keys of other generators are returned unchanged. The platform is known when a program is lowered: on others than
-    the CPU it is JAX's own.
+    Keys of other generators are returned unchanged. The implementation is chosen when a program is
+    lowered: on other platforms than the CPU it is JAX's own.
 
     >>> key = jax.random.key(0)
     >>> bool(jnp.all(jax.random.bits(faster(key), (9,)) == jax.random.bits(key, (9,))))
@@ -88,7 +88,7 @@ def _rounds(key_0: jax.Array, key_1: jax.Array, count: jax.Array) -> tuple[jax.A
 
 
 def _xor(a: jax.Array, b: jax.Array, *, sort: bool) -> jax.Array:
-    """Returns a ^ b; with `sort`, of the two in order: the same number, but XLA compiles a loop around it differently.
+    """Returns a ^ b; `sort` orders the two first: the same number, but XLA compiles a loop around it differently.
 
     JAX 0.12 compiles a loop of arithmetic alone, such as a sampler's, into one kernel on one core. A sort inside the
     loop prevents that, and the rounds of many counters run on all cores.
@@ -100,7 +100,7 @@ def _xor(a: jax.Array, b: jax.Array, *, sort: bool) -> jax.Array:
 def _kept(bits: jax.Array) -> jax.Array:
     """Returns the bits, written to memory so that XLA does not fuse the rounds into the computation that follows.
 
-    Fused into a loop over pixels of three channels, for instance, they would not be vectorised. XLA does not fuse over
-    a loop of two iterations: it xors the bits with 0 and 1, and `^ 1` undoes that.
+    Fused into a loop over pixels of three channels, for instance, the rounds would not be vectorised. XLA does not fuse
+    across a loop of two iterations, which xors the bits with 0 and 1; `^ 1` undoes that.
     """
     return jax.lax.fori_loop(0, 2, lambda turn, bits: bits ^ turn.astype(jnp.uint32), bits) ^ np.uint32(1)

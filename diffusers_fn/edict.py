@@ -1,4 +1,4 @@
-"""EDICT: inversion that is exact for every network, by two DDIM paths that take their noise from each other.
+"""EDICT: inversion that is exact for every network, by two DDIM paths, each with the noise predicted on the other.
 
 Wallace et al., "EDICT: Exact Diffusion Inversion via Coupled Transformations", 2023, https://arxiv.org/abs/2211.12446.
 With u = x / alpha, v = y / alpha, rho = sigma / alpha and the mixing p, a sampler step is

@@ -4,8 +4,8 @@ In x = alpha x0 + sigma eps, and in the sampler's equation
 
     dx = x0_hat d(alpha) + eps_hat d(sigma),
 
-the pairs (alpha, x0) and (sigma, eps) play the same role. Exchange them, and a plan from the data to the noise is one
-from the noise to the data. So every deterministic solver also inverts, with its own order of convergence.
+the pairs (alpha, x0) and (sigma, eps) play the same role. Exchanging them turns a plan from the data to the noise into
+one from the noise to the data. So every deterministic solver also inverts, with its own order of convergence.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def invert_implicit(
 ) -> jax.Array:
     """Returns x at levels[0], the noise that `sample` with `solvers.ddim(levels)` turns back into x0.
 
-    Sampling steps from (x', alpha', sigma') to x = (alpha / alpha') x' + (sigma - alpha sigma' / alpha') eps_hat(x').
-    So the inverse step leads to the fixed point of
+    A sampler step leads from x' to x = (alpha / alpha') x' + (sigma - alpha sigma' / alpha') eps_hat(x'), from level
+    (alpha', sigma') to (alpha, sigma). So the inverse step leads to the fixed point of
 
         x' = (alpha' / alpha) x + (sigma' - alpha' sigma / alpha) eps_hat(x')
 

@@ -154,14 +154,14 @@ def while_scan(length: Any) -> Callable[..., Any]:
 
 
 def python_scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
-    """Returns the result of `jax.lax.scan(body, init, xs)`, computed in a Python loop: for prints and a debugger.
+    """Returns the result of `jax.lax.scan(body, init, xs)`, computed in a Python loop: for printing and debuggers.
 
     >>> python_scan(lambda carry, x: (carry + x, carry), jnp.array(0), jnp.arange(4))
     (Array(6, dtype=int32), Array([0, 0, 1, 3], dtype=int32))
     """
     length = jax.tree.leaves(xs)[0].shape[0]
     if length == 0:
-        return jax.lax.scan(body, init, xs)  # it knows the output shapes without running the body
+        return jax.lax.scan(body, init, xs)  # scan finds the output shapes without running the body
     carry, outputs = init, []
     for i in range(length):
         carry, output = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))

@@ -62,9 +62,9 @@ def first_estimate(
 ) -> jax.Array:
     """Returns the x0 [B, ...] to condition the network on in a training step: its own estimate, or zeros.
 
-    On average a share of the examples gets stop_gradient(predict(zeros)), the estimate without self-conditioning; the
-    others get zeros (Chen et al. 2022, https://arxiv.org/abs/2208.04202, algorithm 1). The estimate is computed for the
-    whole batch: one more network evaluation per step.
+    On average the fraction `share` of the examples gets stop_gradient(predict(zeros)), the estimate without
+    self-conditioning; the others get zeros (Chen et al. 2022, https://arxiv.org/abs/2208.04202, algorithm 1). The
+    estimate is computed for the whole batch: one more network evaluation per step.
 
     Args:
       key: one key, or [B] keys.

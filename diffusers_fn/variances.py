@@ -1,7 +1,7 @@
 """The variance of a reverse step: fixed_small, fixed_large, learned, learned_range.
 
-Each is computed in two ways: at a timestep of a table, for `p_mean_variance` and `p_sample`, and between any two
-levels, for `solvers.ancestral`.
+Each is computed in two ways: at a timestep of a noise schedule, for `p_mean_variance` and `p_sample`, and between any
+two levels, for `solvers.ancestral`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Prints, and writes into bits_per_dim.json, with standard errors over the images:
 - `flow, noise`: the same for images dequantised by the last level's own noise, which suits a model that has learned the
   grey levels themselves.
 
-All three are upper bounds, so the lower of the two flows is the flow's figure; its difference to `bound` is given with
+All three are upper bounds, so the lower of the two flow figures counts; its difference to `bound` is given with
 the standard error over paired images. A class-conditional model gets the images' labels. Data without grey levels
 (toy2d) have only a density, in bits without an offset.
 """

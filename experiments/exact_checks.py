@@ -4,7 +4,7 @@
 
 The exact scores of simple distributions replace the network. Writes exact_checks.json and exact_checks.png:
 
-- the standard deviation of samples of N(0, 0.5^2) by the reverse-time equations, by number of levels; exact: 0.5;
+- the standard deviation of samples of N(0, 0.5^2) by the reverse-time equations, for each number of levels; exact: 0.5;
 - the error of a Gaussian's negative log-likelihood by the probability flow, in nats per dimension;
 - a mixture guided by its exact classifier at scale 1: the share of samples on the side of the requested class, for
   batches of 1 and 64, beside samples of that class alone;

@@ -24,9 +24,9 @@ class Networks(NamedTuple):
     """Parameters of all networks that a sample needs; arguments of the compiled program, not constants in it.
 
     Attributes:
-      own: of the diffusion model.
-      first_stage: what `latent.make_extras` returned, for a model in latents; else None.
-      classifier: of the guiding classifier; else None.
+      own: those of the diffusion model.
+      first_stage: the value of `latent.make_extras`, for a model in latents; else None.
+      classifier: those of the guiding classifier; else None.
     """
 
     own: Any

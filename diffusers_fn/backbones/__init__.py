@@ -1,4 +1,4 @@
-"""Networks: flax modules that see arrays only, called as net.apply(variables, x, t, cond, train=...)."""
+"""Networks: flax modules of arrays alone, called as net.apply(variables, x, t, cond, train=...)."""
 
 from diffusers_fn.backbones import diagonal_gaussian, ops, tiling
 from diffusers_fn.backbones.autoencoder_kl import AutoencoderKL

@@ -28,8 +28,8 @@ class AutoencoderKL(ops.ConvNetwork):
     one block more per level. The defaults are Stable Diffusion's: 83,653,863 parameters.
 
     Call `net.apply(variables, x, method="encode")` for (mean, logvar), with `method="decode"` for an image. Images are
-    in [-1, 1] by convention. A diffusion model sees `scale(z)`, and `decode(unscale(z))` is its image; encode and
-    decode themselves do not scale. `diagonal_gaussian` has the draw, the divergence and the likelihood.
+    in [-1, 1] by convention. A diffusion model works on `scale(z)`, and `decode(unscale(z))` is its image;
+    encode and decode themselves do not scale. `diagonal_gaussian` has the draw, the divergence and the likelihood.
 
     Fields:
       in_channels, out_channels, latent_channels: C before, C after, and Z.
@@ -140,7 +140,7 @@ class AutoencoderKL(ops.ConvNetwork):
         return self.decoder(h).astype(jnp.promote_types(z.dtype, jnp.float32))
 
     def scale(self, z: jax.Array) -> jax.Array:
-        """Returns (z - latents_mean - shift_factor) scaling_factor / latents_std: what a diffusion model sees.
+        """Returns (z - latents_mean - shift_factor) scaling_factor / latents_std, the latents of a diffusion model.
 
         >>> AutoencoderKL(scaling_factor=0.5).scale(jnp.array([4.0])).item()
         2.0

@@ -128,7 +128,7 @@ class SelfAttention(ops.Module):
 
 
 def rematerialised(block: nn.Module, remat: bool) -> Callable[..., jax.Array]:
-    """Returns a block to call as before; with remat the backward pass computes it again instead of keeping its inside.
+    """Returns the block; with remat the backward pass computes it again instead of keeping its activations.
 
     Arguments by name (train) are not traced. Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016),
     https://arxiv.org/abs/1604.06174.

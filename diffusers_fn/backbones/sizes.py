@@ -26,7 +26,7 @@ def level_channels(channels: int, multipliers: Sequence[float]) -> list[int]:
 
 
 def level_multipliers(widths: Sequence[int]) -> tuple[float, ...]:
-    """Returns the multipliers with which `level_channels` gives these channels per level, for widths[0] channels.
+    """Returns the multipliers for which `level_channels(widths[0], multipliers)` is `widths`, the channels per level.
 
     >>> level_multipliers((320, 640, 800))
     (1, 2, 2.5)

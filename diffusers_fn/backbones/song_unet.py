@@ -16,7 +16,7 @@ from diffusers_fn.backbones.sizes import level_channels
 
 __all__ = ["SongUNet", "check_unet", "quarter_groups"]
 
-_HALF = math.sqrt(0.5)  # keeps the variance of a sum of two at that of one
+_HALF = math.sqrt(0.5)  # keeps the variance of a sum of two equal to that of one
 
 
 class SongUNet(ops.ConvNetwork):

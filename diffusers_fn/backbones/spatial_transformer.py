@@ -71,7 +71,7 @@ class TransformerBlock(ops.Module):
     Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022),
     https://arxiv.org/abs/2112.10752, appendix E.2.1; the gate is GEGLU of Shazeer, "GLU Variants Improve
     Transformer" (2020), https://arxiv.org/abs/2002.05202, equation 6, with the exact GELU. With
-    only_cross_attention the first attention attends to the context as well, without the mask, as published.
+    only_cross_attention the first attention attends to the context too, but without the mask, as published.
 
     >>> block = TransformerBlock(num_heads=2)
     >>> args = jax.random.key(0), jnp.ones([1, 5, 8]), jnp.ones([1, 3, 6])

@@ -36,7 +36,8 @@ class UNet2D(ops.ConvNetwork):
       channels, channel_multipliers: level i has channels * channel_multipliers[i] channels, rounded down.
       num_res_blocks: residual blocks per level on the way down; one more on the way up.
       down_attention, up_attention: whether a level's blocks are followed by attention.
-      down_resample_block, up_resample_block: whether a level is left, down or up, through a residual block.
+      down_resample_block, up_resample_block: whether a residual block, not a convolution, changes the resolution after
+        a level.
       middle, mid_attention: whether there is a middle, of two residual blocks, and attention between them.
       mid_divisor: the sums of the middle's blocks are divided by it.
       mid_attention_groups: of the normalisation before the middle's attention. None means norm_groups, and, as

@@ -32,7 +32,7 @@ class UNet2DCondition(ops.ConvNetwork):
 
     `cond` is a dict of arrays:
       context [B, M, context_dim]: required wherever there is a transformer.
-      context_mask [B, M]: optional, boolean; False hides a token. One token at least must be visible.
+      context_mask [B, M]: optional, boolean; False hides a token. At least one token must be visible.
       class_labels: integers [] or [B] with num_classes, numbers [] or [B] with class_time, vectors
         [B, class_vector_dim] with that.
       text_embeds [B, P] and time_ids [B, K]: required with text_time_dims. XL takes a pooled text of 1280
@@ -56,8 +56,8 @@ class UNet2DCondition(ops.ConvNetwork):
       up_transformer_depths: the same for the way up, again from the largest resolution; None repeats them.
       mid_depth: of the transformer in the middle; None leaves out the middle.
       num_heads: heads of every attention, one number for all levels or one per level.
-      only_cross_attention: whether the first attention of a block attends to the context as well, for all levels or per
-        level.
+      only_cross_attention: whether the first attention of a block attends to the context like the second, for all
+        levels or per level.
       context_dim: features of a context token.
       text_dim: None, or the features of a token of the given context, which a linear layer maps to context_dim.
       embedding_dim: of the time embedding; None is 4 times the channels of level 0.

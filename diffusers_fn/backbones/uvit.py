@@ -80,7 +80,7 @@ class UViT(ops.ConvNetwork):
 
     @classmethod
     def S(cls, **fields: Any) -> UViT:
-        """Returns U-ViT-S: 12 + 1 blocks of hidden size 512. Fields change anything.
+        """Returns U-ViT-S: 12 + 1 blocks of hidden size 512. Fields replace these.
 
         >>> net = UViT.S(image_size=64, patch_size=4, num_classes=10)
         >>> net.depth, net.hidden_size, net.num_classes

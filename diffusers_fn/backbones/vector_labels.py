@@ -17,8 +17,8 @@ def vector_conditions(
     """Returns (labels [B, num_classes], augment [B, augment_dim]), each None if the network has no such condition.
 
     cond is a class label, an integer [] or [B]; or a vector [B, num_classes], a mixture of classes; or a dict of
-    "label" and "augment", either of them optional. No label, and the label num_classes, are the zero vector, and so
-    is no augmentation. Traced labels cannot be checked: one outside 0 .. num_classes gives NaN.
+    "label" and "augment", either of them optional. A missing label, the label num_classes and a
+    missing augmentation are zero vectors. Traced labels cannot be checked: one outside 0 .. num_classes gives NaN.
 
     Raises ValueError for names, dtypes and shapes that do not fit.
 

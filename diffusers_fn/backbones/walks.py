@@ -1,11 +1,11 @@
-"""The two ways of a U-Net, down and up, for networks of any blocks.
+"""The way down and the way up of a U-Net, for any blocks.
 
     block(h, way, level, i)     block i of a level, and the attention after it if there is one; way is "down" or "up"
     downsample(h, level)        from a level to the next
     upsample(h, level)          from a level to the one before
 
-`UNet`, `UNet1D`, `UNet2D`, `UNet2DCondition`, `SongUNet` and `DhariwalUNet` take both, `Classifier` and the encoder
-of `AutoencoderKL` the way down. The decoder of `AutoencoderKL` has no skip connections, so it has a loop of its own.
+`UNet`, `UNet1D`, `UNet2D`, `UNet2DCondition`, `SongUNet` and `DhariwalUNet` use both, `Classifier` and the encoder of
+`AutoencoderKL` only the way down. The decoder of `AutoencoderKL` has no skip connections, so it has a loop of its own.
 
 Parameters have the same names in all of them: down_0_block_1, down_0_attention_1, down_0_downsample, mid_block_0,
 mid_attention, mid_block_1, up_1_block_0, up_1_attention_0, up_1_upsample.

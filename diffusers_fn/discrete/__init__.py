@@ -1,4 +1,4 @@
-"""The functions of DDPM and DDIM on a table, one step each, named and written as in the papers.
+"""The steps of DDPM and DDIM on a noise schedule, one function each, named and written as in the papers.
 
 They take a network's output, never the network. Whole sampling loops are `sample` with `solvers.ancestral` and
 `solvers.ddim`; the tests compare every step here with a row of those solvers.

@@ -1,4 +1,4 @@
-"""DDIM on a table: its timesteps, its step, and the step in reverse.
+"""DDIM on a noise schedule: its timesteps, its step, and the step in reverse.
 
 B is the batch size, x [B, ...], t [] or [B] integers in [-1, T-1], -1 for the clean data. Results are at least float32.
 Song et al., "Denoising Diffusion Implicit Models", 2021, https://arxiv.org/abs/2010.02502.
@@ -78,7 +78,7 @@ def ddim_step(
     Song et al. 2021, https://arxiv.org/abs/2010.02502, with ab = alpha_bar.
 
     Args:
-      schedule: the table.
+      schedule: the noise schedule.
       x_t: [B, ...].
       t: [] or [B] integers in [0, T-1].
       t_prev: [] or [B] integers in [-1, T-1], below t; at -1, the clean level, the result is x0_hat.

@@ -1,4 +1,4 @@
-"""The reverse step of DDPM on a table, from a network's output.
+"""The reverse step of DDPM on a noise schedule, from a network's output.
 
 B is the batch size, x [B, ...], t [] or [B] integers in [0, T-1]. Results are at least float32. Ho et al., "Denoising
 Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
@@ -60,7 +60,7 @@ def p_mean_variance(
     Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 1 and 7.
 
     Args:
-      schedule: the table.
+      schedule: the noise schedule.
       model_output: [B, ..., C], or [B, ..., 2C] with a learned variance.
       x_t: [B, ..., C] noisy data.
       t: [] or [B] integers.

@@ -1,4 +1,4 @@
-"""The forward process q of DDPM on a table, and its posterior.
+"""The forward process q of DDPM on a noise schedule, and its posterior.
 
 B is the batch size, x [B, ...], t [] or [B] integers in [0, T-1]. Results are at least float32. Ho et al., "Denoising
 Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
@@ -129,7 +129,7 @@ def forward_diffusion(key: jax.Array, schedule: NoiseSchedule, x: jax.Array, t: 
 
     Args:
       key: one key, or [B] keys.
-      schedule: the table.
+      schedule: the noise schedule.
       x: [B, ...] clean data.
       t: [] or [B] integers in [-1, T-1].
 

@@ -1,4 +1,4 @@
-"""Mean flows: a network of two times learns the average velocity of the flow between them.
+"""Mean flows: a network with two time labels learns the average velocity of the flow between the two times.
 
 On the straight process x = (1 - t) x0 + t eps with velocity v = eps - x0,
 
@@ -89,7 +89,7 @@ def adaptive_mse(out: jax.Array, wanted: jax.Array, *, power: float = 1.0, c: fl
 def draw_two_times(
     key: jax.Array, batch_size: int, draw: TimeSampler, *, share: float = 0.25
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns times (t, r), each [B]: the larger and the smaller of two draws, with r = t outside a share of examples.
+    """Returns times (t, r), each [B]: the two draws, larger first, for a share of the examples; else r = t.
 
     Geng et al. 2025, https://arxiv.org/abs/2505.13447, section 4.3, with logit-normal times of mean -0.4 and standard
     deviation 1, and share 0.25.
@@ -118,7 +118,7 @@ def draw_two_times(
 
 
 def jump(levels: Level, clean: Any = 0.0) -> Solver:
-    """Returns the solver for a network of two times, with one network evaluation per step from each level to the next.
+    """Returns the solver for a network with two time labels: one network evaluation per step from level to level.
 
         x' = alpha' x0_hat + sigma' eps_hat,   (x0_hat, eps_hat) = denoise(x, (level, level'))
 

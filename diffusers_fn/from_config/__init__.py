@@ -1,7 +1,8 @@
 """From a config to pure functions: the only package that reads names.
 
 `defaults` lists every field, `diffusion`, `classifier` and `autoencoder` build models (`dfn.build` and its siblings),
-`tables` has what the names stand for. The other modules make one part each from their own section of the config.
+`tables` maps the names to functions and networks. Each of the other modules makes one part from its own section of the
+config.
 """
 
 __all__: list[str] = []

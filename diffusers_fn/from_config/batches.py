@@ -19,14 +19,14 @@ __all__ = ["check_images", "check_labels", "draw_noise", "make_batch_reader"]
 def make_batch_reader(
     shape: tuple[int, ...], num_classes: int, label_dropout: float
 ) -> Callable[[jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, Any]]:
-    """Returns (key, batch) -> (x0 [B, *shape], cond [B]): images and class labels, of which some are the null label.
+    """Returns (key, batch) -> (x0 [B, *shape], cond [B]): images and class labels, some replaced by the null class.
 
     cond is None for an unconditional model, num_classes = 0.
 
     Args:
       shape: of one example.
-      num_classes: of the network, and its null label.
-      label_dropout: probability of the null label.
+      num_classes: the number of classes of the network, and the label of its null class.
+      label_dropout: probability of the null class.
 
     Raises:
       ValueError: if label_dropout does not lie in [0, 1].
@@ -84,7 +84,9 @@ def draw_noise(key: jax.Array, batch: Mapping[str, jax.Array], x0: jax.Array) ->
 
 
 def check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null: bool) -> jax.Array:
-    """Returns class labels as an array, integers [] or [batch_size] in [0, num_classes - 1]; num_classes is no class.
+    """Returns class labels as an array, integers [] or [batch_size] in [0, num_classes - 1].
+
+    With allow_null, num_classes is allowed too: the null class.
 
     Raises:
       ValueError: if they are missing, of another shape or type, or out of range where that can be read.

@@ -159,7 +159,7 @@ def _loss() -> ConfigDict:
     loss.loss_type = "mse"  # mse, l1 or huber
     loss.weight = "simple"  # simple, uniform, snr, min_snr, truncated_snr, p2, edm, sigmoid or likelihood
     loss.time_sampler = "uniform"  # distribution of noise levels in training: see from_config/time_samplers.py
-    loss.label_dropout = 0.1  # share of the examples whose label is replaced by the null label
+    loss.label_dropout = 0.1  # share of the examples whose label is replaced by the null class
     loss.offset_noise = 0.0  # standard deviation of the noise added to each channel as a whole
     loss.kl_weight = 1e-6  # task autoencoder: of the KL divergence
     loss.vlb_weight = 1e-3  # hybrid: of the variational bound

@@ -63,7 +63,7 @@ def build(config: ConfigDict, tables: Tables = _TABLES) -> Diffusion:
 
     Args:
       config: see `default_config` for its fields. backbone.num_classes = 0 is an unconditional model.
-      tables: what the names in the config stand for, see `from_config.tables`; extend them with your own entries.
+      tables: the functions that names in the config choose, see `from_config.tables`; extend them with your own.
 
     Raises:
       ValueError: if a field is missing or unknown or holds a name or number that is not allowed, or two fields

@@ -19,7 +19,7 @@ class GuidanceInputs(NamedTuple):
     """The model that is guided.
 
     Attributes:
-      null_cond: the label of no class.
+      null_cond: the label of the null class.
       parameterization: what the network predicts.
     """
 

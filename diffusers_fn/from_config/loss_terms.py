@@ -32,7 +32,7 @@ def make_error(settings: ConfigDict) -> losses.Error:
     """Returns the error that config.loss.loss_type names.
 
     Raises:
-      ValueError: if there is none of that name.
+      ValueError: if no error has that name.
 
     >>> make_error(ConfigDict({"loss_type": "l1"})) is losses.l1
     True
@@ -45,7 +45,7 @@ def make_weight(settings: ConfigDict, noise: Noise, sigma_data: float) -> losses
     """Returns the weight that config.loss.weight names; None for the plain error.
 
     Raises:
-      ValueError: if there is none of that name, or it is infinite at one of the levels.
+      ValueError: if no weight has that name, or it is infinite at one of the levels.
     """
     weight: losses.Weight | None = choose("loss.weight", settings.weight, WEIGHTS)(settings, noise, sigma_data)
     return weight

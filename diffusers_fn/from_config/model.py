@@ -46,7 +46,7 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     """Returns the model that a config describes.
 
     Raises:
-      ValueError: as `build`, but for what concerns the sampler alone.
+      ValueError: as `build`, except for the fields of the sampler.
     """
     check_complete(config)
     shape = tuple(config.data.shape)
@@ -145,7 +145,7 @@ def _check_pure_noise(config: ConfigDict, noise: Noise, parameterization: Parame
 
 
 def _check_two_times(config: ConfigDict, objective: ObjectiveEntry, tables: Tables) -> None:
-    """Raises ValueError unless sampler and objective agree on a network of two times."""
+    """Raises ValueError unless sampler and objective agree on whether the network takes two times."""
     solver = choose("sampler.name", config.sampler.name, tables.solvers)
     if solver.two_times != objective.two_times:
         names = [

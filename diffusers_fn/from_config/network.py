@@ -39,7 +39,7 @@ class BackboneEntry(NamedTuple):
       module: the class of the network.
       wrapper: a module around it, called with the network and `wrapper_fields`; None for none.
       wrapper_fields: fields of config.backbone that are the wrapper's, not the network's.
-      shape_field: a field that config.data.shape sets, so that it is no field of config.backbone; "" for none.
+      shape_field: a field that config.data.shape sets, so that it is not a field of config.backbone; "" for none.
     """
 
     module: type[nn.Module]

@@ -29,7 +29,7 @@ class ObjectiveInputs(NamedTuple):
       parameterization: what the network predicts.
       variance: of a reverse step.
       sigma_data: standard deviation of the data.
-      num_classes: 0 for an unconditional model; the null label is num_classes.
+      num_classes: 0 for an unconditional model; the label num_classes is the null class.
       self_conditioned: whether `apply` takes the previous estimate x0.
       sample_level: (key, B) -> Level[B], the noise levels of a training batch.
       read_batch: (key, batch) -> (x0 [B, ...], cond): the examples, and their labels after label dropout.
@@ -53,7 +53,7 @@ class ObjectiveEntry(NamedTuple):
       make: (config.loss, inputs) -> the loss; raises ValueError for numbers that it does not allow.
       requires: values that other fields of the config must have.
       learned_variance: whether it trains a learned variance, and needs one.
-      two_times: whether its network takes two times (`backbones.TwoTimeConditioned`), as a sampler of two times needs.
+      two_times: whether its network takes two times (`backbones.TwoTimeConditioned`), as `few_step.jump` needs.
       self_conditioning: whether it trains a network on its previous estimate of x0.
       denoiser: whether its network predicts x0 at every noise level, as likelihoods and inversion need.
     """

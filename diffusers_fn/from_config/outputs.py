@@ -40,7 +40,7 @@ def make_parameterization(
       scale_input: whether the network's input is x over its standard deviation ("edm" scales its input anyway).
 
     Raises:
-      ValueError: if there is none of that name.
+      ValueError: if no parameterization has that name.
 
     >>> make_parameterization("v").name
     'v'

@@ -41,7 +41,7 @@ class SolverEntry(NamedTuple):
     Attributes:
       make: (config.sampler, inputs) -> Solver.
       takes_eta: whether it reads eta.
-      two_times: whether it needs a network of two times, which an objective of two times trains.
+      two_times: whether it needs a network that takes two times, which an objective with two_times trains.
       evaluations_per_row: config.sampler -> network evaluations per row of its table.
       order: the order of convergence of a deterministic solver, or None. With an order or exact_moments, the solver
         joins experiments/compare_solvers.py and tests/solvers/test_all_solvers.py.
@@ -61,7 +61,7 @@ class SolverEntry(NamedTuple):
 
 
 def levels_only(make: Callable[[Level], Solver], **laws: Any) -> SolverEntry:
-    """Returns the entry of a solver that is made from levels alone; laws: its order and the attributes after it.
+    """Returns the entry of a solver that is made from levels alone; laws: `order` and the attributes after it.
 
     >>> entry = levels_only(solvers.euler)
     """

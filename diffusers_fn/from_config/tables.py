@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Tables(NamedTuple):
-    """What the names in a config stand for, for `build`, `build_objective` and `build_denoiser`.
+    """The functions and networks that names in a config choose, for `build`, `build_objective` and `build_denoiser`.
 
     Attributes:
       backbones: config.backbone.name -> network.

@@ -23,7 +23,7 @@ class TimeSamplerEntry(NamedTuple):
 
     Attributes:
       times: config.loss -> (key, B) -> times [B] in [0, 1).
-      levels: (config.loss, noise) -> (key, B) -> Level[B], where it is no distribution of times.
+      levels: (config.loss, noise) -> (key, B) -> Level[B], where it does not draw times.
       by_loss: whether timesteps are drawn in proportion to their losses, see `objectives.make_objective`.
     """
 
@@ -58,7 +58,7 @@ def make_time_sampler(settings: ConfigDict) -> losses.TimeSampler:
     """Returns (key, B) -> times [B] in [0, 1), as config.loss.time_sampler names them.
 
     Raises:
-      ValueError: if its name or numbers are not allowed, or it is no distribution of times.
+      ValueError: if its name or numbers are not allowed, or it does not draw times.
 
     >>> make_time_sampler(ConfigDict({"time_sampler": "uniform"}))(jax.random.key(0), 3).shape
     (3,)

@@ -32,8 +32,9 @@ def align_your_steps(
     Args:
       num_steps: N, the number of levels.
       table: decreasing values of sigma / alpha, with the end of sampling.
-      schedule: the table or process that the network was trained on; a ratio that exceeds its range by rounding (14.615
-        if the noisiest level is at 14.6146) is moved into it. Without one, alpha = 1 and the label is log(sigma) / 4.
+      schedule: the noise schedule or process that the network was trained on; a ratio that exceeds its range by
+        rounding (14.615 if the noisiest level is at 14.6146) is moved into it. Without one, alpha = 1 and the label is
+        log(sigma) / 4.
 
     Raises:
       ValueError: unless num_steps >= 1, or if the ratios leave the schedule's range.

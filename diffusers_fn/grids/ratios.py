@@ -1,8 +1,8 @@
 """Grids in the noise-to-data ratio sigma / alpha, called sigma here as in the papers with alpha = 1.
 
-They take the ends sigma_min and sigma_max, and a `schedule`: a table or a process. The levels are those of the
-schedule, and its ends are the defaults. Without a schedule they are EDM's: alpha = 1, sigma from 80 to 0.002, and the
-label log(sigma) / 4.
+They take the ends sigma_min and sigma_max, and a `schedule`: a noise schedule or a process. The levels are those
+of the schedule, and its ends are the defaults. Without a schedule they are EDM's: alpha = 1, sigma from 80 to
+0.002, and the label log(sigma) / 4.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def at_ratios(sigmas: Any, schedule: Source | None = None) -> Level:
 
     Args:
       sigmas: [N], positive and decreasing.
-      schedule: the table or process of the levels; without one alpha = 1 and the label is log(sigma) / 4.
+      schedule: the noise schedule or process of the levels; without one alpha = 1 and the label is log(sigma) / 4.
 
     Raises:
       ValueError: if the values do not decrease, are not positive or leave the range of the schedule.
@@ -50,7 +50,7 @@ def karras(
     """Returns EDM's levels, evenly spaced in sigma^(1/rho) from sigma_max to sigma_min.
 
     Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5. With a schedule, the grid is in its sigma / alpha; the
-    levels of a table are labelled by fractional timesteps (interpolated in log SNR).
+    levels of a noise schedule are labelled by fractional timesteps (interpolated in log SNR).
 
     Raises:
       ValueError: unless num_steps >= 1 and 0 < sigma_min < sigma_max and rho > 0; with a schedule, if the grid
@@ -74,7 +74,7 @@ def exponential(
 ) -> Level:
     """Returns levels evenly spaced in log(sigma), from sigma_max to sigma_min.
 
-    It is the limit of `karras` for large rho, and `uniform_log_snr` of the schedule.
+    It is the limit of `karras` for large rho, and equal to `uniform_log_snr` on the schedule.
 
     Raises:
       ValueError: as `karras`.

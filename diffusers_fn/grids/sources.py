@@ -1,4 +1,4 @@
-"""Helpers of the grids: tables as processes, the ratio sigma / alpha, the check of a number of steps."""
+"""Helpers of the grids: noise schedules as processes, the ratio sigma / alpha, the check of a number of steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Source = NoiseSchedule | Process
 
 
 def as_process(source: Source) -> Process:
-    """Returns the process: the one given, or `tabulated` of a table.
+    """Returns the process: the one given, or `tabulated` of a noise schedule.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> as_process(make_noise_schedule(linear_betas(1000))).t_max

@@ -1,7 +1,7 @@
 """Grids in the time of a process, or in its log SNR.
 
-`process` is a process or a table, for which t is the fractional timestep. By default t_max and t_min are the ends of
-the process.
+`process` is a process or a noise schedule, for which t is the fractional timestep. By default t_max and t_min are the
+ends of the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def uniform_t(process: Source, num_steps: int, t_max: float | None = None, t_min
     where t_min = 1 / num_steps makes all steps equally long in t, the last one included.
 
     Raises:
-      ValueError: unless num_steps >= 1 and t_min < t_max, both in the process' domain.
+      ValueError: unless num_steps >= 1 and t_min < t_max, both in the process's domain.
 
     >>> from diffusers_fn.processes import flow, shifted
     >>> uniform_t(flow(), 4, t_min=0.25).sigma
@@ -58,7 +58,7 @@ def power_t(
 
 
 def uniform_log_snr(process: Source, num_steps: int, t_max: float | None = None, t_min: float | None = None) -> Level:
-    """Returns levels evenly spaced in log SNR from t_max to t_min; the levels of a table have fractional timesteps.
+    """Returns levels evenly spaced in log SNR from t_max to t_min; a noise schedule gets fractional timesteps.
 
     Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, section 3.3.
 

@@ -1,4 +1,4 @@
-"""Grids of integer timesteps of a table, and functions that move other grids to integer timesteps."""
+"""Grids of integer timesteps of a noise schedule, and functions that move other grids to integer timesteps."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def trailing(schedule: NoiseSchedule, num_steps: int) -> Level:
 
 
 def snap(levels: Level, schedule: NoiseSchedule) -> Level:
-    """Returns the nearest levels of the table, for networks that were trained on integer timesteps.
+    """Returns the nearest levels of the schedule, for networks that were trained on integer timesteps.
 
     The nearest timestep is the rounded time of `tabulated(schedule)` at the log SNR of a level (half to even).
 

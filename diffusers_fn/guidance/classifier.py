@@ -42,7 +42,7 @@ def classifier(log_prob: LogProb, scale: Scale = 1.0) -> Transform:
         gradient.
 
     Raises:
-      ValueError: when called, if a readable level is pure noise (alpha = 0), where x0 does not follow from eps.
+      ValueError: when called, if a level (not traced) is pure noise (alpha = 0), where x0 does not follow from eps.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> positive = lambda x, level: jax.nn.log_sigmoid(2 * x[:, 0])
@@ -79,8 +79,8 @@ def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0)
       scale: as for `classifier`.
 
     Raises:
-      ValueError: if the solver uses more than one evaluation per step, draws no noise, or visits a level twice; when
-        called, if its variance is learned and the prediction has no var_frac.
+      ValueError: if the solver uses more than one network evaluation per step, draws no noise, or visits a level twice;
+        when called, if its variance is learned and the prediction has no var_frac.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> solver = solvers.ancestral(grids.karras(20))
@@ -123,7 +123,7 @@ def class_log_prob(apply: Callable[..., jax.Array], params: Any) -> LogProb:
       params: its parameters.
 
     Raises:
-      ValueError: when called, if cond is None or a readable class label lies outside 0 ... K - 1.
+      ValueError: when called, if cond is None or a class label (not traced) lies outside 0 ... K - 1.
 
     >>> log_prob = class_log_prob(lambda params, x, t: x, None)
     >>> log_prob(jnp.array([[0.0, 200.0]]), Level(0.8, 0.6, 0.0), jnp.array([0]))

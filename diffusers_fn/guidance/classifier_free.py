@@ -77,8 +77,8 @@ def classifier_free_pp(scale: Scale, null_cond: Any, *, batched: bool = True) ->
 
     Chung et al., "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models", 2024,
     https://arxiv.org/abs/2406.08070, algorithm 2. Use it with solvers whose step is written in x0 and eps: `ddim` with
-    any eta. Solvers that use x and x0 alone (`ancestral`, `dpmpp_2m`, ...) see plain guidance. Scale 0 is the
-    unconditional prediction, bit for bit; the paper's scales lie between 0 and 1.
+    any eta. Solvers that use x and x0 alone (`ancestral`, `dpmpp_2m`, ...) give the result of plain
+    guidance. Scale 0 is the unconditional prediction, bit for bit; the paper's scales lie between 0 and 1.
 
     Args:
       scale: [] or [B], may be traced, or a function of the level; the paper's lambda.

@@ -54,7 +54,7 @@ def projected_with_momentum(
       batched: as for `classifier_free`.
 
     Raises:
-      ValueError: if a readable norm_threshold is not positive; when called, if cond is None.
+      ValueError: if norm_threshold (not traced) is not positive; when called, if cond is None.
 
     >>> import jax.numpy as jnp
     >>> denoise = lambda x, level, cond=None: Prediction(x * cond[:, None], x)

@@ -47,8 +47,8 @@ def dps(operator: Operator, y: jax.Array, *, noise_std: Any = None, scale: Scale
       scale: [] or [B], may be traced, or a function of the level; 0 changes no bit.
 
     Raises:
-      ValueError: if a readable noise_std is not positive; when called, if the operator does not map x0 to y's shape or
-        a readable level is pure noise (alpha = 0).
+      ValueError: if noise_std (not traced) is not positive; when called, if the operator does not map x0 to y's
+        shape or a level (not traced) is pure noise (alpha = 0).
 
     >>> from diffusers_fn.oracles import gaussian
     >>> known = dps(lambda x: x[:, :1], jnp.array([[2.0]]), noise_std=1.0)(gaussian(0.0, 1.0))
@@ -109,8 +109,8 @@ def pigdm(
       max_iterations: the largest number of iterations.
 
     Raises:
-      ValueError: if a readable noise_std is negative or data_std is not positive; when called, if the operator is not
-        linear or does not map x0 to y's shape, or a readable level is pure noise (alpha = 0).
+      ValueError: if noise_std (not traced) is negative or data_std is not positive; when called, if the operator is not
+        linear or does not map x0 to y's shape, or a level (not traced) is pure noise (alpha = 0).
 
     >>> from diffusers_fn.oracles import gaussian
     >>> known = pigdm(lambda x: x[:, :1], jnp.array([[2.0]]), noise_std=1.0)(gaussian(0.0, 1.0))

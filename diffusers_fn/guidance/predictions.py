@@ -1,4 +1,4 @@
-"""What a guidance is made of: predictions for several conditions, and predictions shifted at the same x.
+"""The parts of a guidance: predictions for several conditions, and predictions shifted at the same x.
 
 Shapes: B is the batch; a level has S = [] or [B].
 """
@@ -129,7 +129,8 @@ def shift_output(prediction: Prediction, shift: jax.Array, level: Level, on: Par
       on: the parameterization whose output is shifted; see `parameterizations.target` for the output itself.
 
     Raises:
-      ValueError: if a readable level has det = 0, such as pure noise (alpha = 0) for epsilon: x0 is undetermined there.
+      ValueError: if a level (not traced) has det = 0, such as pure noise (alpha = 0) for epsilon, where x0 is
+        undetermined.
 
     >>> shift_output(Prediction(jnp.ones((1, 1)), jnp.ones((1, 1))), jnp.ones((1, 1)), Level(0.5, 0.5, 0.0))
     Prediction(x0=Array([[0.]], dtype=float32), eps=Array([[2.]], dtype=float32), var_frac=None)
@@ -156,7 +157,7 @@ def shift_by_gradient(prediction: Prediction, gradient: jax.Array, scale: Any, l
       level: S.
 
     Raises:
-      ValueError: if a readable level is pure noise (alpha = 0).
+      ValueError: if a level (not traced) is pure noise (alpha = 0).
 
     >>> prediction = Prediction(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
     >>> shift_by_gradient(prediction, jnp.ones((1, 1)), 2.0, Level(0.5, 0.5, 0.0)).x0  # 2 sigma^2 / alpha

@@ -90,7 +90,7 @@ def rescaled(phi: Any = 0.7, *, on: Parameterization = epsilon) -> Rule:
       on: the parameterization of the network: epsilon, v, ...
 
     Raises:
-      ValueError: if a readable phi is outside [0, 1].
+      ValueError: if phi (not traced) is outside [0, 1].
 
     >>> better, worse = (Prediction(jnp.array([x]), jnp.array([x])) for x in ([1.0, -1.0], [0.5, -0.5]))
     >>> rescaled(1.0)(better, worse, 3.0, Level(0.8, 0.6, 0.0)).eps
@@ -124,7 +124,7 @@ def projected(eta: Any = 0.0, norm_threshold: Any = None, *, on: Parameterizatio
       on: the parameterization in which outputs are combined: x0 in the paper, the network's own in other libraries.
 
     Raises:
-      ValueError: if a readable norm_threshold is not positive.
+      ValueError: if norm_threshold (not traced) is not positive.
 
     >>> better, worse = (Prediction(jnp.array([x]), jnp.array([x])) for x in ([1.0, 0.0], [0.0, -1.0]))
     >>> projected()(better, worse, 3.0, Level(0.8, 0.6, 0.0)).x0
@@ -141,7 +141,7 @@ def projected(eta: Any = 0.0, norm_threshold: Any = None, *, on: Parameterizatio
 
 
 def check_threshold(norm_threshold: Any) -> None:
-    """Raises ValueError if norm_threshold is a readable number that is not positive.
+    """Raises ValueError if norm_threshold (not traced) is not positive.
 
     >>> check_threshold(2.5)
     """

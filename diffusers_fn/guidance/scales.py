@@ -114,7 +114,7 @@ def interval(scale: Scale, low: Any, high: Any, *, outside: Any = 1.0) -> Callab
         has no scale that returns the conditional prediction; 0 returns the unconditional one.
 
     Raises:
-      ValueError: unless 0 <= low < high, if both are readable.
+      ValueError: unless 0 <= low < high (not checked if one is traced).
 
     >>> scale = interval(3.0, 0.3, 2.0)
     >>> [float(scale(Level(1.0, sigma, 0.0))) for sigma in (0.3, 0.4, 2.0, 2.1)]

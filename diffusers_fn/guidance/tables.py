@@ -76,7 +76,7 @@ def shift_per_gradient(rows: LinearRow) -> Array:
     """Returns b sigma^2 / alpha - c sigma [R], the shift of x' per unit of gradient at guidance scale 1.
 
     Raises:
-      ValueError: if a readable level has alpha = 0.
+      ValueError: if a level (not traced) has alpha = 0.
 
     >>> from diffusers_fn import grids, solvers
     >>> shift_per_gradient(one_step_rows(solvers.ddim(grids.karras(2)))).round(4).tolist()  # 80 (80 - 0.002), 0.002^2

@@ -104,7 +104,7 @@ def scaled(codec: Codec, scale: Any, shift: Any = 0.0) -> Codec:
       shift: as scale.
 
     Raises:
-      ValueError: if a readable scale is not positive; when called, if scale or shift has another shape.
+      ValueError: if scale (not traced) is not positive; when called, if scale or shift has another shape.
 
     >>> codec = Codec(lambda x: (x, jnp.zeros_like(x)), lambda z: z)
     >>> halved = scaled(codec, 0.5, shift=1.0)

@@ -38,7 +38,7 @@ def autoencoder_loss(
       kl_weight: [], may be traced.
 
     Raises:
-      ValueError: if decode does not return the shape of x, or a readable kl_weight is negative.
+      ValueError: if decode does not return the shape of x, or kl_weight (not traced) is negative.
 
     >>> codec = Codec(lambda x: (2 * x, jnp.full_like(x, -30.0)), lambda z: z / 2)
     >>> loss, parts = autoencoder_loss(jax.random.key(0), codec, jnp.ones((1, 4)), kl_weight=0.0)
@@ -66,7 +66,7 @@ def gaussian_nll(std: Any) -> losses.Error:
       std: [], positive, the standard deviation of the data around the reconstruction; may be traced, to train it.
 
     Raises:
-      ValueError: if a readable std is not positive.
+      ValueError: if std (not traced) is not positive.
 
     >>> round(gaussian_nll(1.0)(jnp.zeros((1, 2)), jnp.zeros((1, 2))).item(), 4)
     0.9189

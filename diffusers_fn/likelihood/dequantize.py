@@ -1,4 +1,4 @@
-"""Dequantization: bounds on the probability of discrete data, such as pixels, from a density of continuous data.
+"""Dequantisation: bounds on the probability of discrete data, such as pixels, from a density of continuous data.
 
 A density alone does not bound the probability of a grey level v, since it can be arbitrarily large near v. With noise
 of known density q it does:
@@ -66,7 +66,7 @@ def noise_dequantize(key: jax.Array, x0: jax.Array, level: Level, num_levels: in
     The bound is tight for a model that has learned the grey levels; for a density that is smooth on the scale of sigma
     it is loose by the entropy of the noise. It is the bound of Kingma et al., "Variational Diffusion Models", 2021,
     https://arxiv.org/abs/2107.00630, with the exact density of the flow in place of the diffusion loss.
-    P(x0 | x) is the discretized Gaussian with mean x / alpha and standard deviation sigma / alpha; it is 1 if that is
+    P(x0 | x) is the discretised Gaussian with mean x / alpha and standard deviation sigma / alpha; it is 1 if that is
     much narrower than a bin.
 
     Args:
@@ -102,8 +102,8 @@ def bits_per_dim(log_prob: jax.Array, shape: tuple[int, ...], *, num_levels: Any
 
         -log_prob / (D log 2) + log2((num_levels - 1) / 2)
 
-    The second term converts a density on [-1, 1] to one on integer levels: log2(127.5) for 8-bit pixels. It belongs to
-    densities of `uniform_dequantize`d data. (In the code of Song et al. 2021 the bins tile [-1, 1], which makes it
+    The second term converts a density on [-1, 1] to one on integer levels: log2(127.5) for 8-bit pixels. It applies to
+    densities of data from `uniform_dequantize`. (In the code of Song et al. 2021 the bins tile [-1, 1], which makes it
     log2(128) = 7.)
 
     Args:

@@ -49,7 +49,7 @@ def discretized_gaussian_log_likelihood(
         approximated by a tanh (Page 1977) to 2e-4, and probabilities are at least 1e-12.
 
     Raises:
-      ValueError: unless a readable num_levels is at least 2 and the shapes agree.
+      ValueError: unless num_levels (not traced) is at least 2 and the shapes agree.
 
     >>> x = jnp.array([0.5])
     >>> probability = jnp.exp(discretized_gaussian_log_likelihood(x, x, jnp.log(jnp.array([0.25])), num_levels=5))

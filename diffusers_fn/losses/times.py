@@ -1,6 +1,6 @@
 """Random times and levels for training.
 
-A time sampler returns u in [0, 1); on a table of T timesteps the timestep is t = floor(u T).
+A time sampler returns u in [0, 1); on a noise schedule of T timesteps, t = floor(u T).
 """
 
 from __future__ import annotations

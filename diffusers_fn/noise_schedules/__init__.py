@@ -1,4 +1,4 @@
-"""Discrete noise schedules: beta sequences, and the table that is computed from them."""
+"""Discrete noise schedules: beta sequences, and the table of coefficients computed from them."""
 
 from diffusers_fn.noise_schedules.betas import (
     cosine_betas,

@@ -1,4 +1,4 @@
-"""The table of a discrete diffusion, and the noise levels in it.
+"""The noise schedule of a discrete diffusion, a table of its coefficients, and the noise levels in it.
 
 Tables are computed on the host in float64 and rounded once, when they are combined with data. T is the number of
 timesteps, t = 0 ... T-1; t = -1 stands for the clean data.
@@ -31,7 +31,7 @@ __all__ = [
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """The table of a discrete diffusion; every field has shape [T], float64 on the host.
+    """The noise schedule of a discrete diffusion as a table; every field has shape [T], float64 on the host.
 
     alpha_bar is alphas_cumprod and beta_tilde is posterior_variance; equation numbers of Ho et al. 2020,
     https://arxiv.org/abs/2006.11239.
@@ -68,7 +68,7 @@ class NoiseSchedule:
 
 
 def make_noise_schedule(betas: np.ndarray) -> NoiseSchedule:
-    """Returns the table of a diffusion with the given betas [T] (Ho et al. 2020, eq. 2-7).
+    """Returns the noise schedule of a diffusion with the given betas [T] (Ho et al. 2020, eq. 2-7).
 
     https://arxiv.org/abs/2006.11239.
 
@@ -112,7 +112,7 @@ def level_at(schedule: NoiseSchedule, t: Any) -> Level:
     integers give JAX arrays of the default float type. The label `t` of the level is a float in both.
 
     Args:
-      schedule: the table.
+      schedule: the noise schedule.
       t: S, integers in [-1, T-1].
 
     Raises:
@@ -133,7 +133,7 @@ def level_at(schedule: NoiseSchedule, t: Any) -> Level:
 
 
 def table_entry(schedule: NoiseSchedule, field: str, t: Any) -> Any:
-    """Returns the values of one field of the table at timesteps t in [0, T-1]; S, as for `level_at`.
+    """Returns the values of one field of the noise schedule at timesteps t in [0, T-1]; S, as for `level_at`.
 
     Raises:
       ValueError: as `level_at`.
@@ -147,14 +147,14 @@ def table_entry(schedule: NoiseSchedule, field: str, t: Any) -> Any:
 
 
 def respace(schedule: NoiseSchedule, timesteps: np.ndarray) -> NoiseSchedule:
-    """Returns the table of the shorter diffusion over the given timesteps of `schedule`.
+    """Returns the noise schedule of the shorter diffusion over the given timesteps of `schedule`.
 
-    It keeps alpha_bar at those timesteps, and recomputes the betas from it. Timestep i of the new table is the i-th
+    It keeps alpha_bar at those timesteps, and recomputes the betas from it. Timestep i of the new schedule is the i-th
     smallest of `timesteps`, which remains the network's time label. Nichol & Dhariwal 2021,
     https://arxiv.org/abs/2102.09672, eq. 19.
 
     Args:
-      schedule: a table of T timesteps.
+      schedule: a noise schedule of T timesteps.
       timesteps: the timesteps to keep, distinct, in any order.
 
     Raises:
@@ -175,10 +175,10 @@ def respace(schedule: NoiseSchedule, timesteps: np.ndarray) -> NoiseSchedule:
 
 
 def on_host(schedule: NoiseSchedule) -> NoiseSchedule:
-    """Returns the table as NumPy float64 arrays.
+    """Returns the noise schedule as NumPy float64 arrays.
 
     Raises:
-      ValueError: if the table is traced.
+      ValueError: if the schedule is traced.
 
     >>> from diffusers_fn.noise_schedules import linear_betas
     >>> on_host(jax.tree.map(jnp.asarray, make_noise_schedule(linear_betas(4)))).betas.dtype

@@ -19,7 +19,7 @@ __all__ = ["draw_mixture", "gaussian_flow", "mixture_flow", "mixture_log_prob"]
 
 
 def gaussian_flow(mean: Any, std: Any, x: Any, start: Level, end: Level) -> Any:
-    """Returns the end of the probability flow of N(mean, std^2) data from x at one level to another, either way.
+    """Returns the end of the probability flow of N(mean, std^2) data from x at one level to another, up or down.
 
     The flow is affine and preserves the standard score:
 

@@ -20,8 +20,8 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
         f = -beta(t) / 2,   g^2 = beta(t)
 
     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
-    https://arxiv.org/abs/2011.13456, eq. 11 and 29. It is not the DDPM table, for which see `tabulated`. The networks
-    of that paper take the label 999 t: `labelled(vp(), lambda t: 999 * t)`.
+    https://arxiv.org/abs/2011.13456, eq. 11 and 29. It is not DDPM's noise schedule, for which see `tabulated`. The
+    networks of that paper take the label 999 t: `labelled(vp(), lambda t: 999 * t)`.
 
     Raises:
       ValueError: unless 0 < beta_min <= beta_max.

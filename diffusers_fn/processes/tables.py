@@ -1,4 +1,4 @@
-"""The continuous process that interpolates a discrete table."""
+"""The continuous process that interpolates a discrete noise schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Interpolation", "linear_log_alpha", "linear_log_snr", "linear_sigma"
 
 
 class Interpolation(NamedTuple):
-    """The quantity y that is linear in t between the timesteps of a table, a monotone function of log SNR.
+    """The quantity y that is linear in t between the timesteps of a noise schedule, a monotone function of log SNR.
 
     Attributes:
       of: log SNR -> y.
@@ -43,16 +43,16 @@ linear_log_alpha = Interpolation(  # y = log(alpha)
 
 
 def tabulated(schedule: NoiseSchedule, interpolation: Interpolation = linear_log_snr) -> Process:
-    """Returns the continuous process that interpolates a discrete table, t in [0, T-1], labelled by t.
+    """Returns the continuous process that interpolates a discrete noise schedule, t in [0, T-1], labelled by t.
 
-    At an integer t the level is that of the table. Between two timesteps log SNR is linear in t by default, with
+    At an integer t the level is that of the schedule. Between two timesteps log SNR is linear in t by default, with
     alpha^2 + sigma^2 = 1; the samplers of other libraries also interpolate sigma / alpha (`linear_sigma`) or log(alpha)
     (`linear_log_alpha`). With slope = d(log SNR) / dt,
 
         f = slope sigma^2 / 2,   g^2 = -slope sigma^2
 
     Args:
-      schedule: the table.
+      schedule: the noise schedule.
       interpolation: the quantity that is linear in t.
 
     Raises:

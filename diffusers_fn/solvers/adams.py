@@ -35,12 +35,12 @@ def deis(
     lower_order_final: bool = False,
     euler_at_final: bool = False,
 ) -> Solver:
-    """Returns the exponential Adams-Bashforth method: the last predictions' polynomial in lambda, integrated exactly.
+    """Returns the exponential Adams-Bashforth method, which integrates a polynomial through the last predictions.
 
         x' = (s' / s) x + s' sum_k m_k int L_k(lambda) d(r / s)
 
     with the Lagrange polynomials L_k. In noise prediction it is DEIS in log rho (Zhang & Chen 2023,
-    https://arxiv.org/abs/2204.13902, eq. 15). The first steps are of lower order, that of the number of predictions.
+    https://arxiv.org/abs/2204.13902, eq. 15). The first steps have a lower order, the number of predictions so far.
 
     Args:
       levels: Level[N], N >= order + 1, any process whose first alpha is positive.
@@ -49,7 +49,7 @@ def deis(
       lower_order_final, euler_at_final: as `dpmpp_3m`.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
+      ValueError: if levels are not a plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
 
     >>> from diffusers_fn import grids
     >>> deis(grids.karras(4), order=2).rows.m.round(3)
@@ -69,9 +69,9 @@ def lms(levels: Level, order: int = 4) -> Solver:
     """Returns the linear multistep method in rho = sigma / alpha: x' / alpha' = x / alpha + sum_k eps_k int L_k d(rho).
 
     Adams-Bashforth on d(x / alpha) / d(rho) = eps_hat, for any spacing of the levels: Katherine Crowson's sampler
-    (https://github.com/crowsonkb/k-diffusion), whose integrals are by quadrature; here they are exact. That code also
-    extrapolates into sigma = 0, where tables end with x0_hat; a last level of sigma = 1e-13 without a final denoise
-    gives its result.
+    (https://github.com/crowsonkb/k-diffusion), which integrates by quadrature; here the integrals are exact. That code
+    also extrapolates to sigma = 0, where the tables here return x0_hat; a last level of sigma = 1e-13 with
+    `final_denoise=False` gives its result.
 
     Args: as `deis`, without the form.
     Raises: as `deis`.
@@ -89,7 +89,7 @@ def lms(levels: Level, order: int = 4) -> Solver:
 
 
 def ipndm(levels: Level, order: int = 4) -> Solver:
-    """Returns the improved PNDM: DDIM with eps_hat replaced by an Adams-Bashforth mean of the last ones.
+    """Returns the improved PNDM: DDIM with eps_hat replaced by an Adams-Bashforth mean of the last predictions.
 
         m = (3, -1) / 2,  (23, -16, 5) / 12,  (55, -59, 37, -9) / 24
 
@@ -134,7 +134,7 @@ def adams(
 ) -> list[Array]:
     """Returns the columns sign kappa r int L_k(u) e^(sign kappa (u - lambda')) du of an `ExponentialStep`.
 
-    So m(u) is the polynomial through the last predictions.
+    They replace m(u) by the polynomial through the last predictions.
 
     Args:
       levels: Level[N].

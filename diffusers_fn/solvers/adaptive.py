@@ -27,8 +27,8 @@ class AdaptiveRow:
     Attributes:
       start: [R, *S] level at which the path begins.
       end: [R, *S] level at which it ends.
-      u: [R] where on the path to begin: 0, or 1 for the final denoise, whose path is the last one again.
-      max_step_size: [R] the largest step, as a part of the path.
+      u: [R] the starting point on the path: 0, or 1 for the final denoise, which repeats the last path.
+      max_step_size: [R] the largest step, as a fraction of the path.
       rtol, atol: [R] tolerances.
     """
 
@@ -49,7 +49,7 @@ class AdaptiveState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AdaptiveStep(Step):
-    """A `Step` at the end of a path, with the number of steps that it took, the rejected ones included."""
+    """A `Step` at the end of a path, with its number of steps, rejected steps included."""
 
     num_steps: jax.Array
 
@@ -69,13 +69,13 @@ def adaptive(
         dx/du = x0_hat d(alpha)/du + eps_hat d(sigma)/du
 
     from level to level, where u runs from 0 to 1 linearly in log SNR (see `between`). Two levels, the ends, are enough;
-    `emit` gets the state at each but the first. A step is accepted where the root mean square of
+    `emit` gets the state at every level but the first. A step is accepted where the root mean square of
     (error / (atol + rtol |x|)) is at most 1 for every example, so that no example's accuracy depends on the others;
-    the batch shares the steps. As in Song et al. 2021 (https://arxiv.org/abs/2011.13456, appendix D.4), which uses
-    Dormand and Prince's pair and both tolerances at 1e-5. Tolerances bound the estimated error of a step, not that of
-    the sample. In float32 less than 1e-6 is out of reach.
+    the batch shares the steps. Song et al. 2021 (https://arxiv.org/abs/2011.13456, appendix D.4) use Dormand and
+    Prince's pair with both tolerances 1e-5. Tolerances bound the estimated error of a step, not the error of the
+    sample. In float32, tolerances below 1e-6 cannot be met.
 
-    Needs diffrax: `pip install diffusers_fn[adaptive]`. The number of steps is known after the run only: emit
+    Needs diffrax: `pip install diffusers_fn[adaptive]`. The number of steps is known only after the run: emit
     `step.num_steps`. A path that is not finished after max_steps gives NaN. Inside `jax.shard_map` diffrax needs
     check_vma=False.
 
@@ -92,8 +92,8 @@ def adaptive(
 
     Raises:
       ImportError: without diffrax.
-      ValueError: if levels are no plan of at least two levels, alpha is 0 at one of them, a readable tolerance or
-        max_step_size is not positive, or max_steps < 1.
+      ValueError: if levels are not a plan of at least two levels, alpha is 0 at one of them, a tolerance or
+        max_step_size (not traced) is not positive, or max_steps < 1.
 
     >>> from diffusers_fn import oracles
     >>> from diffusers_fn.processes import edm
@@ -171,7 +171,7 @@ class _Adaptive:
 
 
 def _largest_rms(error: jax.Array) -> jax.Array:
-    """The largest root mean square of an example; its slope is 0 where it is 0, as that of diffrax's own norm."""
+    """The largest root mean square over the examples, with derivative 0 where it is 0, like diffrax's own norm."""
     mean_squares = jnp.mean(jnp.square(error.reshape(error.shape[0], -1)), axis=1)
     largest = jnp.max(mean_squares)
     return jnp.where(largest > 0, jnp.sqrt(jnp.where(largest > 0, largest, 1.0)), 0.0)

@@ -10,7 +10,7 @@ The new state is a weighted sum of the states and values, plus noise z ~ N(0, 1)
 
     x' = sum_j row.x[j] x_j  +  sum_k row.m[k] m_k  +  row.noise z
 
-The last row of every table is the final denoise x' = x0_hat: where each method arrives with a step into sigma = 0.
+The last row of every table is the final denoise x' = x0_hat, the result of every method's step to sigma = 0.
 
 Examples, for a step from the level (alpha, sigma) to (alpha', sigma'):
 
@@ -22,9 +22,9 @@ Examples, for a step from the level (alpha, sigma) to (alpha', sigma'):
     Heun, first row       [1]                 alpha' - alpha     sigma' - sigma     [1, 0]         None
     Heun, second row      [1]                 alpha' - alpha     sigma' - sigma     [1/2, -1/2]    None
 
-Multistep methods keep m = x0_hat or eps_hat and weigh the last few. Runge-Kutta methods keep slopes; each of their rows
-continues from the stage before it, so Heun's second row adds half the change of slope to Euler's point. One step of it,
-from sigma = 4 to sigma = 1 with alpha = 1, evaluates at 4 and at 1, and the final denoise at 1 again:
+Multistep methods keep m = x0_hat or eps_hat and combine the last few. Runge-Kutta methods keep slopes; each of their
+rows continues from the stage before it, so Heun's second row adds half the change of slope to Euler's point. One step
+of it, from sigma = 4 to sigma = 1 with alpha = 1, evaluates at 4 and at 1, and the final denoise at 1 again:
 
 >>> from diffusers_fn import grids, solvers
 >>> rows = solvers.heun(grids.karras(2, sigma_max=4.0, sigma_min=1.0)).rows
@@ -35,12 +35,12 @@ array([[ 1. ,  0. ],
        [ 0.5, -0.5],
        [ 1. ,  0. ]])
 
-Two optional columns. `noise` is None in a deterministic table, and no random number is generated. `churn` is noise that
-is added to x_1 before the evaluation, x_1 + row.churn z; the row's level is then that of the churned state.
+Two columns are optional. `noise` is None in a deterministic table, and no random number is generated. `churn` is noise
+that is added to x_1 before the evaluation, x_1 + row.churn z; the row's level is then that of the churned state.
 
 Numbers are computed in float64 on the host where levels and options are NumPy or Python numbers, and rounded once, to
 the precision of x, by `sample`; with traced levels or options they are traced. Solvers of equal shape share one
-compiled program, since the numbers are its inputs. A solver of your own is one call of `linear_solver`.
+compiled program, since the numbers are its inputs. A solver of your own is one call to `linear_solver`.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class LinearRow:
       noise_range: [R, *S] or None. With a learned variance the standard deviation is
         noise * exp(var_frac * noise_range).
       churn: [R, *S] standard deviation of the noise added before the evaluation, or None for none.
-      nominal_churn: [R, *S] or None. `level` is that of x_1 with noise of this standard deviation added: `churn`, where
-        no factor multiplies the noise alone.
+      nominal_churn: [R, *S] standard deviation of the added noise that `level` accounts for, or None without churn. It
+        is `churn` itself unless a factor such as s_noise multiplies the noise alone.
     """
 
     level: Level
@@ -181,7 +181,7 @@ def linear_solver(
       noise_range: a column, see `LinearRow`.
       churn: [R + 1, *S] standard deviations of noise added before each evaluation, the final denoise included, or None.
         `levels` are then those of the churned states.
-      nominal_churn: [R + 1, *S], see `LinearRow`; None for churn itself.
+      nominal_churn: [R + 1, *S], see `LinearRow`; None for `churn` itself.
 
     DDIM from one level to the next:
 

@@ -13,11 +13,11 @@ __all__ = ["on_chord"]
 
 
 def on_chord(start: Level, end: Level, fraction: float, process: Process | None) -> tuple[Level, Array]:
-    """Returns (level, scale): where the network is evaluated for a point of the chord, and x at it per x at the point.
+    """Returns (level, scale) for a point of the chord: the level to evaluate the network at, and the factor of x there.
 
     The chord is the straight line between the levels in the plane of alpha and sigma; dx = x0_hat d(alpha) + eps_hat
-    d(sigma) holds along it as along any path. A network knows the levels of its process alone, so it is evaluated at
-    the level of the same sigma / alpha, where x is `scale` times as large.
+    d(sigma) holds along it as along any path. A network is trained on the levels of its process only, so it is
+    evaluated at the level of the same sigma / alpha, where x is `scale` times as large.
 
     Args:
       start: Level[M].

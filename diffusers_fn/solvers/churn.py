@@ -52,14 +52,14 @@ def heun_churn(
         then not churned.
       s_churn: [], the amount of noise over all steps; a Python 0 is `heun`, without noise. All four may be traced.
       s_min, s_max: [], the range of sigma / alpha that is churned.
-      s_noise: [], a factor for the noise that leaves the level as it is.
-      process: on which the churned levels and their labels lie; with `final_denoise=False` the state is left at the
-        alpha of the last level's churned one. Without a process alpha stays, and the label changes with log SNR as it
-        does in the step before: exact for EDM's log(sigma) / 4.
+      s_noise: [], a factor for the added noise; the level does not depend on it.
+      process: the process on which the churned levels and their labels lie; with `final_denoise=False` the result has
+        the alpha of the last churned level. Without a process alpha is unchanged, and the label is extrapolated
+        linearly in log SNR from the step before, which is exact for EDM's log(sigma) / 4.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels, alpha is 0, alpha changes and there
-        is no process, or a readable number is negative.
+      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, alpha is 0, alpha changes and
+        there is no process, or a number (not traced) is negative.
 
     >>> from diffusers_fn import grids
     >>> rows = heun_churn(grids.karras(3, sigma_min=1.0), s_churn=1.0, s_max=50.0).rows
@@ -126,13 +126,13 @@ def dpm2_churn(
 
 
 class _Churned(NamedTuple):
-    """What churn does at each of N levels.
+    """The churn at each of N levels.
 
     Attributes:
       level: Level[N] of the evaluation.
       scale: [N, *S] the factor of x before the noise, alpha^ / alpha.
       churn: [N, *S] standard deviation of the noise.
-      nominal_churn: [N, *S] the same with s_noise = 1, by which the level rises.
+      nominal_churn: [N, *S] the same with s_noise = 1, which determines the level.
     """
 
     level: Level

@@ -27,7 +27,7 @@ def lcm(levels: Level) -> Solver:
       levels: Level[N], any process.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`).
+      ValueError: if levels are not a plan (see `check_plan`).
 
     >>> from diffusers_fn import grids
     >>> lcm(grids.karras(3)).rows.noise.round(4)
@@ -48,13 +48,13 @@ def tcd(levels: Level, process: Callable[[Any], Level], gamma: Any = 0.3) -> Sol
     is `ddim`; with gamma = 1 and a process that is clean at t = 0 it is `lcm`.
 
     Args:
-      levels: Level[N], whose labels t are the process' own time.
+      levels: Level[N], whose labels t are the process's own time.
       process: t -> Level, e.g. `processes.tabulated(schedule)`; for whole timesteps, as the authors round them,
         `lambda t: level_at(schedule, np.floor(t).astype(int))`.
       gamma: [] in [0, 1].
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) or a readable gamma is outside [0, 1].
+      ValueError: if levels are not a plan (see `check_plan`) or gamma (not traced) is outside [0, 1].
 
     >>> from diffusers_fn import grids, processes
     >>> process = processes.trigonometric()

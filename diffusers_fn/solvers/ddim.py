@@ -29,7 +29,7 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
       eta: [] in [0, 1].
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) or a readable eta is outside [0, 1].
+      ValueError: if levels are not a plan (see `check_plan`) or eta (not traced) is outside [0, 1].
 
     >>> from diffusers_fn import grids
     >>> ddim(grids.karras(3)).rows.x0
@@ -72,7 +72,7 @@ def ancestral(levels: Level, variance: Variance = fixed_small) -> Solver:
       variance: fixed_small, fixed_large, learned or learned_range.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`).
+      ValueError: if levels are not a plan (see `check_plan`).
 
     >>> from diffusers_fn import grids
     >>> ancestral(grids.karras(3)).rows.noise.round(4)

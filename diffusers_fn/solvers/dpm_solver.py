@@ -24,7 +24,7 @@ from diffusers_fn.solvers.stages import solver_from_stages
 
 __all__ = ["dpm2", "dpm_solver", "dpmpp_2s", "dpmpp_3s", "level_towards"]
 
-# Where DPM-Solver-1, -2 and -3 have the levels inside a step, as shares of its length in lambda.
+# The levels inside a step of DPM-Solver-1, -2 and -3, as fractions of its length in lambda.
 _SHARES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
@@ -40,12 +40,12 @@ def dpm_solver(
 ) -> Solver:
     """Returns DPM-Solver-1, -2 or -3 (Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithms 1 and 2).
 
-    Every step from one level to the next takes `order` evaluations, at its start and at 1/2, or at 1/3 and 2/3, of its
-    length in lambda; the formulas are those of `solvers.singlestep`. "DPM-Solver-fast" is one order per step,
+    Every step from one level to the next takes `order` network evaluations, at its start and at 1/2, or at 1/3 and 2/3,
+    of its length in lambda; the formulas are those of `solvers.singlestep`. "DPM-Solver-fast" has one order per step:
     `fast_orders(num_evaluations)`.
 
     With eta > 0 a step ends at sqrt(sigma'^2 - s^2), but not below the last level, and noise of standard deviation s is
-    added, s = eta sigma' sqrt(1 - SNR / SNR'): Katherine Crowson's dpm_fast
+    added, s = eta sigma' sqrt(1 - SNR / SNR'), as in Katherine Crowson's dpm_fast
     (https://github.com/crowsonkb/k-diffusion).
 
     Args:
@@ -132,7 +132,7 @@ def dpmpp_2s(
 def dpmpp_3s(
     levels: Level, form: ExponentialForm = data_prediction, process: Process | None = None, *, taylor: bool = False
 ) -> Solver:
-    """Returns DPM-Solver-3 in data prediction, "DPM-Solver++(3S)", of order three with three evaluations per step.
+    """Returns DPM-Solver-3 in data prediction, "DPM-Solver++(3S)": order 3, three network evaluations per step.
 
     Args and Raises: as `dpm_solver`.
 
@@ -144,7 +144,7 @@ def dpmpp_3s(
 
 
 def level_towards(start: Level, down: Level, end: Level, last: Level, share: float, process: Process | None) -> Level:
-    """Returns Level[M] at a share of the way from `start` to `down`, from where noise leads back up to `end`.
+    """Returns Level[M] at the fraction `share` of the way from `start` to `down`, from which noise leads to `end`.
 
     The way is measured in log SNR. The level may lie beyond `end`; without a process it is then interpolated between
     `start` and `last`.

@@ -9,8 +9,8 @@ the probability-flow ODE is d(x / s) = m d(r / s) exactly, and r / s = e^(sign l
 
     x' = (s' / s) x + sign r' int m(u) e^(sign (u - lambda')) du,     u from lambda to lambda' = lambda + h,
 
-and a method decides how m(u) is continued from its last values. The reverse SDE with eta times its noise has an exact
-solution of the same kind: in data prediction the noise makes x forget faster, in noise prediction m counts for more.
+and a method chooses how to extrapolate m(u) from its last values. The reverse SDE with eta times its noise has an exact
+solution of the same form: a smaller coefficient of x in data prediction, a larger weight of m in noise prediction.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def exponential_step(start: Level, end: Level, form: ExponentialForm, eta: Any =
 
 
 def _power(base: Array, exponent: Any) -> Array:
-    """base^exponent, with slope 0 at base 0 where it is infinite: gradients pass through it."""
+    """base^exponent, with derivative 0 at base 0 in place of infinity, so that gradients stay finite."""
     xp = namespace(base, exponent)
     known = (base > 0) | (exponent >= 1)
     return xp.where(known, xp.where(known, base, 1.0) ** exponent, 0.0**exponent)

@@ -32,7 +32,7 @@ __all__ = ["Corrector", "PredictorCorrectorRow", "annealed_langevin", "langevin"
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["correct"])
 @dataclasses.dataclass(frozen=True)
 class Corrector:
-    """The correction of a predictor-corrector sampler at each level before the predictor leaves it.
+    """The corrector of a predictor-corrector sampler, applied at each level before the predictor.
 
     Attributes:
       correct: (key, denoise, x, level, row) -> x, at the same level.
@@ -63,8 +63,8 @@ def langevin(
 
         e = 2 scale (snr |z| / |score|)^2
 
-    Song et al. 2021, https://arxiv.org/abs/2011.13456, algorithms 4 and 5. The norms are those of each example, so that
-    no sample depends on another; the authors' code takes their means over the batch: `average_norms`. Data of few
+    Song et al. 2021, https://arxiv.org/abs/2011.13456, algorithms 4 and 5. Norms are taken per example, so that no
+    sample depends on another; the authors' code takes their means over the batch: `average_norms`. Data of few
     dimensions need that, since a single |z| / |score| is then far from its mean.
 
     Args:
@@ -76,7 +76,7 @@ def langevin(
       average_norms: whether the norms are averaged over the batch.
 
     Raises:
-      ValueError: if levels are no plan, num_steps < 1, or a readable snr or scale is negative.
+      ValueError: if levels are not a plan, num_steps < 1, or snr or scale (not traced) is negative.
 
     >>> from diffusers_fn import grids
     >>> langevin(grids.karras(3), snr=0.1).rows["factor"].round(4)
@@ -117,7 +117,7 @@ def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:
       corrector: for the same levels, `langevin` or `annealed_langevin`.
 
     Raises:
-      ValueError: if the predictor is no table or has churn, or the two are not for the same number of levels.
+      ValueError: if the predictor is not a table or has churn, or the two are not for the same number of levels.
 
     >>> from diffusers_fn import grids, oracles
     >>> from diffusers_fn.sampling import sample

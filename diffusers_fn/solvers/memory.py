@@ -20,14 +20,14 @@ __all__ = ["with_memory"]
 def with_memory(solver: Solver) -> Solver:
     """Returns the solver for a denoiser with a memory, (x, level, memory) -> (prediction, memory).
 
-    The memory has the shape of x, is zero at first, and each evaluation gets that of the evaluation before, the final
-    denoise included. It is part of the solver's state, so sampling stays one scan of a pure function.
+    The memory has the shape of x and is zero at first; each evaluation, the final denoise included, gets the memory of
+    the one before. It is part of the solver's state, so sampling stays one scan of a pure function.
 
     Args:
       solver: a table (every solver but `predictor_corrector` and `adaptive`).
 
     Raises:
-      ValueError: if the solver is no table.
+      ValueError: if the solver is not a table.
 
     >>> from diffusers_fn import grids, oracles, sample
     >>> from diffusers_fn.solvers import ddim

@@ -1,4 +1,4 @@
-"""Multistep DPM-Solver(++): one evaluation per step, divided differences of the last predictions."""
+"""Multistep DPM-Solver(++): one network evaluation per step, divided differences of the last predictions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dpmpp_1(levels: Level, form: ExponentialForm = data_prediction) -> Solver:
       form: data_prediction, or noise_prediction for DPM-Solver-1 (https://arxiv.org/abs/2206.00927, eq. 3.7).
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels, or alpha = 0 in noise prediction.
+      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, or alpha = 0 in noise prediction.
 
     >>> from diffusers_fn import grids
     >>> dpmpp_1(grids.karras(3)).rows.m.round(4)[:, 0]
@@ -76,7 +76,7 @@ def dpmpp_3m(
     lower_order_final: bool = False,
     euler_at_final: bool = False,
 ) -> Solver:
-    """Returns DPM-Solver++(3M) with the coefficients of its authors' code, as every library runs it.
+    """Returns DPM-Solver++(3M) with the coefficients of its authors' code, which other libraries use too.
 
         x' = (sigma' / sigma) x + alpha' (1 - e^-h) m_1 + alpha' phi_2 D_1 - alpha' phi_3 D_2
 
@@ -138,11 +138,11 @@ def dpmpp_2m_sde(
       levels: Level[N], N >= 2, any process.
       eta: [] in [0, 1].
       form: data_prediction; noise_prediction for "SDE-DPM-Solver", see `dpmpp_1_sde`.
-      taylor, euler_at_final: as `dpmpp_2m`; in `taylor` the weight has (1 + eta) h where that of the ODE has h.
+      taylor, euler_at_final: as `dpmpp_2m`; with `taylor` the weight contains (1 + eta) h in place of h.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels, a readable eta is outside [0, 1], or
-        alpha = 0 in noise prediction.
+      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, eta (not traced) is outside
+        [0, 1], or alpha = 0 in noise prediction.
 
     >>> from diffusers_fn import grids
     >>> dpmpp_2m_sde(grids.karras(3)).rows.noise.round(4)
@@ -165,8 +165,8 @@ def dpmpp_3m_sde(
         x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^(-(1 + eta) h)) m_1 + phi_2 D_1 - phi_3 D_2)
              + sigma' sqrt(1 - e^(-2 eta h)) z
 
-    Katherine Crowson's sampler (https://github.com/crowsonkb/k-diffusion), whose second step is of the kind `taylor`.
-    Another library has the sign of the 1/2 in phi_3 the other way round, which is not offered: its order is one.
+    Katherine Crowson's sampler (https://github.com/crowsonkb/k-diffusion), whose second step is that of `taylor`.
+    Another library has the opposite sign of the 1/2 in phi_3; that method has order one and is not offered.
 
     Args: as `dpmpp_2m_sde` and `dpmpp_3m`.
     Raises: as `dpmpp_2m_sde`, with at least three levels.

@@ -80,7 +80,9 @@ def step_index(column: Array) -> np.ndarray:
 
 
 def value_before(values: Array, k: int) -> Array:
-    """Returns, of values [N, *S] at the levels, that at k levels before the start of each step; the first if none is.
+    """Returns, for each step, the value k levels before its start: [N - 1, *S] from values [N, *S] at the levels.
+
+    Where fewer than k levels precede the start, it is the first value.
 
     >>> value_before(np.array([5.0, 6.0, 7.0, 8.0]), 1)
     array([5., 5., 6.])

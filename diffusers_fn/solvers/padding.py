@@ -14,7 +14,7 @@ __all__ = ["pad"]
 
 
 def pad(solver: Solver, num_rows: int) -> Solver:
-    """Returns the solver with `num_rows` rows: in front of its own come rows that leave x as it is.
+    """Returns the solver padded to `num_rows` rows; the rows in front leave x unchanged.
 
     A padding row is x' = x_1 at the level that the solver starts from, without noise. `sample` returns the same samples
     for the padded solver, with the same noise for the same key. A scan evaluates the network in padding rows too and
@@ -26,7 +26,7 @@ def pad(solver: Solver, num_rows: int) -> Solver:
       num_rows: at least R.
 
     Raises:
-      ValueError: if the solver is no table or has more than num_rows rows.
+      ValueError: if the solver is not a table or has more than num_rows rows.
 
     >>> from diffusers_fn import grids
     >>> from diffusers_fn.solvers.ddim import ddim

@@ -75,7 +75,7 @@ def neighbours(levels: Level) -> tuple[Level, Level]:
 
 
 def check_alpha(levels: Level) -> None:
-    """Raises ValueError if a readable alpha is zero, where sigma / alpha is infinite."""
+    """Raises ValueError if an alpha (not traced) is zero, where sigma / alpha is infinite."""
     alpha = concrete(levels.alpha)
     if alpha is not None and np.any(alpha == 0):
         raise ValueError(

@@ -27,15 +27,15 @@ def plms(levels: Level) -> Solver:
 
         x~_1 = DDIM(x_0, eps_0),   x_1 = DDIM(x_0, (eps_0 + eps~_1) / 2),   then means of eps_0, eps_1, eps_2, ...
 
-    The second level is visited twice, so there are N + 1 evaluations: Katherine Crowson's sampler in latent diffusion
-    (https://github.com/CompVis/latent-diffusion/pull/51), "skip_prk_steps" elsewhere. The means ignore the spacing: the
-    order is two on a smooth grid, where sigma / alpha is not evenly spaced.
+    The second level is visited twice, so there are N + 1 evaluations. It is Katherine Crowson's sampler in latent
+    diffusion (https://github.com/CompVis/latent-diffusion/pull/51), "skip_prk_steps" elsewhere. The means
+    ignore the spacing: the order is two on a smooth grid, where sigma / alpha is not evenly spaced.
 
     Args:
       levels: Level[N], N >= 2, any process whose first alpha is positive.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels, or alpha = 0.
+      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, or alpha = 0.
 
     >>> from diffusers_fn import grids
     >>> plms(grids.karras(5)).rows.level.sigma.round(1)
@@ -59,8 +59,8 @@ def pndm(levels: Level, middles: Level | None = None, process: Process | None = 
     """Returns PNDM, the "F-PNDM" of the paper: three steps of a pseudo Runge-Kutta method, then `ipndm` of order four.
 
     Each of the first three steps takes four evaluations, of the classical method in sigma / alpha: at both ends and
-    twice in the middle (eq. 13); N + 9 in all. The means use the first value of each, up to twelve rows later, so this
-    table keeps thirteen values.
+    twice in the middle (eq. 13); N + 9 in all. The means use the first value of each of these steps up to twelve rows
+    later, so this table keeps thirteen values.
 
     Args:
       levels: Level[N], N >= 4, any process whose first alpha is positive.
@@ -69,7 +69,8 @@ def pndm(levels: Level, middles: Level | None = None, process: Process | None = 
       process: on which these default middles lie; None interpolates, see `processes.between`.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least four levels, alpha = 0, or middles are not three.
+      ValueError: if levels are not a plan (see `check_plan`) of at least four levels, alpha = 0, or there are not
+        three middles.
 
     >>> from diffusers_fn import grids
     >>> pndm(grids.karras(6)).rows.m.shape

@@ -27,21 +27,21 @@ Segment = tuple[int | Level, int, int]
 def with_restarts(
     make: Callable[[Level], Solver], levels: Level, segments: Sequence[Segment], *, s_noise: Any = 1.0
 ) -> Solver:
-    """Returns make(levels) with segments of the plan that are run again, from their result with noise added.
+    """Returns make(levels), with segments of the plan repeated after noise has been added to their result.
 
-    For a segment (first, last, times), when the state has reached levels[last], `times` times
+    For a segment (first, last, times), once the state has reached levels[last], noise
 
         x = (alpha_first / alpha_last) x + s_noise sqrt(var) z,     see `transition`,
 
-    returns it to levels[first], and make(levels[first : last + 1]) solves down to levels[last] again. Each run starts
-    as the solver starts, multistep methods with low order. RePaint with jumps of j levels and r passes has the segments
-    (0, j, r - 1), (j, 2j, r - 1), ...
+    returns it to levels[first], and make(levels[first : last + 1]) solves down to levels[last] again; this is
+    repeated `times` times. Each repetition starts like a new run: multistep methods start with low order. RePaint with
+    jumps of j levels and r passes has the segments (0, j, r - 1), (j, 2j, r - 1), ...
 
     Args:
       make: levels -> table (see `linear_solver`), e.g. `solvers.heun`.
       levels: Level[N].
-      segments: (first, last, times) each, 0 <= first < last < N, in the order of `last`. In place of the index
-        `first`, Level[M] is a plan of its own for the way down, which ends at levels[last].
+      segments: (first, last, times) each, 0 <= first < last < N, in the order of `last`. `first` may also be a
+        Level[M], a separate plan for the way down, which ends at levels[last].
       s_noise: [], a factor for the noise (1.003 for EDM in the paper).
 
     Raises:

@@ -2,7 +2,8 @@
 
 They integrate along chords, straight lines between levels in the plane of alpha and sigma, on which d(alpha) and
 d(sigma) are constant. The equation gives the same x along every path between two levels, so the order is the tableau's
-on every process; flow and alpha = 1 move on chords anyway. `runge_kutta_in_time` integrates in a process' own time.
+on every process; `flow` levels and levels with alpha = 1 lie on chords anyway. `runge_kutta_in_time` integrates in a
+process's own time.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def euler(levels: Level) -> Solver:
       levels: Level[N], N >= 2, any process.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels.
+      ValueError: if levels are not a plan (see `check_plan`) of at least two levels.
 
     >>> from diffusers_fn import grids
     >>> euler(grids.karras(3)).rows.eps.round(4)
@@ -83,7 +84,7 @@ def euler_ancestral(levels: Level, eta: Any = 1.0, *, s_noise: Any = 1.0) -> Sol
 
 
 def heun(levels: Level) -> Solver:
-    """Returns Heun's method (the trapezoid rule), of second order, with two evaluations per step: 2N - 1 in all.
+    """Returns Heun's method (the trapezoid rule), of second order: two network evaluations per step, 2N - 1 in all.
 
         d = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma) at x,   x~ = x + d,   x' = x + (d + d~) / 2
 
@@ -94,7 +95,7 @@ def heun(levels: Level) -> Solver:
       levels: Level[N], N >= 2, any process.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels.
+      ValueError: if levels are not a plan (see `check_plan`) of at least two levels.
 
     >>> from diffusers_fn import grids
     >>> heun(grids.karras(3)).rows.m
@@ -108,7 +109,7 @@ def heun(levels: Level) -> Solver:
 
 
 def midpoint(levels: Level, process: Process | None = None) -> Solver:
-    """Returns the midpoint method, of second order, with two evaluations per step: 2N - 1 in all.
+    """Returns the midpoint method, of second order: two network evaluations per step, 2N - 1 in all.
 
         d = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma),   x' = x + d at x + d / 2
 
@@ -126,7 +127,7 @@ def midpoint(levels: Level, process: Process | None = None) -> Solver:
 
 
 def rk4(levels: Level, process: Process | None = None) -> Solver:
-    """Returns the classical Runge-Kutta method, of fourth order, with four evaluations per step: 4N - 3 in all.
+    """Returns the classical Runge-Kutta method, of fourth order: four network evaluations per step, 4N - 3 in all.
 
     The "rk4" of torchdiffeq is `runge_kutta(levels, THREE_EIGHTHS)`.
 
@@ -146,7 +147,7 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
         x_i = x + sum_k a_ik d_k,   x' = x + sum_k b_k d_k,
         d_k = x0_hat (alpha' - alpha) + eps_hat (sigma' - sigma) at x_k
 
-    A stage inside the step lies at the point c_i of the chord; the network is evaluated at the process' level of the
+    A stage inside the step lies at the point c_i of the chord; the network is evaluated at the process's level of the
     same sigma / alpha, with x scaled to it.
 
     Args:
@@ -156,7 +157,7 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
         `processes.between`.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels, the tableau is not explicit or its
+      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, the tableau is not explicit or its
         nodes leave [0, 1], or alpha = 0 on a variance-preserving plan without its process.
 
     >>> from diffusers_fn import grids
@@ -178,7 +179,7 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
 
 
 def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
-    """Returns the explicit Runge-Kutta method of a tableau in a process' own time.
+    """Returns the explicit Runge-Kutta method of a tableau in a process's own time.
 
         x_i = x + (t' - t) sum_k a_ik d_k,   x' = x + (t' - t) sum_k b_k d_k,
         d_k = x0_hat d(alpha)/dt + eps_hat d(sigma)/dt at x_k and t + c_k (t' - t)
@@ -194,7 +195,8 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
       tableau: as `runge_kutta`.
 
     Raises:
-      ValueError: if t gives no plan (see `check_plan`) of at least two levels, or as `runge_kutta` for the tableau.
+      ValueError: if process(t) is not a plan (see `check_plan`) of at least two levels, or as `runge_kutta` for the
+        tableau.
 
     >>> from diffusers_fn.processes import trigonometric
     >>> from diffusers_fn.solvers.tableaus import EULER

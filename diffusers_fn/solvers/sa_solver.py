@@ -1,4 +1,4 @@
-"""SA-Solver: Adams methods on the reverse SDE, with a corrector that costs no evaluation.
+"""SA-Solver: Adams methods on the reverse SDE, with a corrector that costs no network evaluation.
 
 Xue et al., "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models", 2023,
 https://arxiv.org/abs/2309.05019.
@@ -40,8 +40,8 @@ def sa_solver(
                          + sigma' sqrt(1 - e^(-2 tau^2 h)) z                                            (eq. 14)
         corrector   the same integrals, with the prediction m' at x' as one more node, and the same z    (eq. 17)
 
-    One evaluation per step: the corrector changes the state before the next step starts (see `unipc`). tau = 0 is the
-    ODE, tau = 1 the reverse SDE; tau^2 is the eta of `dpmpp_2m_sde`. With tau = 0, simplified=False and
+    One network evaluation per step: the corrector changes the state before the next step starts (see `unipc`). tau = 0
+    is the ODE, tau = 1 the reverse SDE; tau^2 is the eta of `dpmpp_2m_sde`. With tau = 0, simplified=False and
     corrector_order = predictor_order + 1 it is UniPC with the exact weights of each order, without a noise column.
 
     Args:
@@ -55,8 +55,8 @@ def sa_solver(
       lower_order_final, euler_at_final: as `unipc`; the corrector's order is at most one more than the predictor's.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of more levels than either order, alpha = 0, an order is out
-        of range, or a readable tau is negative.
+      ValueError: if levels are not a plan (see `check_plan`) of more levels than either order, alpha = 0, an order is
+        out of range, or tau (not traced) is negative.
 
     >>> from diffusers_fn import grids
     >>> plan = grids.karras(4)

@@ -1,7 +1,7 @@
 """Reverse-time stochastic equations as tables: Euler-Maruyama, a stochastic Heun, reverse diffusion.
 
 With the forward equation dx = f x dt + g dw of a process, every choice of w(t) >= 0 gives an equation whose solutions
-have the process' own marginals, run from noise to data (t falls, so dt < 0):
+have the process's own marginals, run from noise to data (t falls, so dt < 0):
 
     dx = [f x - (g^2 + w) / 2 score] dt + sqrt(w) dw,     score = -eps_hat / sigma
 
@@ -40,17 +40,17 @@ def euler_maruyama(process: Process, t: Array, diffusion: DiffusionCoefficient =
 
         x' = x - dt [x0_hat d(alpha)/dt + eps_hat (d(sigma)/dt + w / (2 sigma))] + sqrt(w dt) z,     dt = t - t' > 0
 
-    The code of Song et al. 2021 (https://arxiv.org/abs/2011.13456) has steps of 1 / N whatever the times: `dt`.
+    The code of Song et al. 2021 (https://arxiv.org/abs/2011.13456) has steps of 1 / N for all times; pass them as `dt`.
 
     Args:
       process: any.
       t: [N] times, N >= 2, descending in noise; the levels are process(t).
-      diffusion: w, a function of t or a number; None is the process' own g^2, a Python 0 the ODE, without noise.
+      diffusion: w, a function of t or a number; None is the process's own g^2, a Python 0 the ODE, without noise.
       dt: [N - 1] or [], the step sizes where they are not the differences of t.
 
     Raises:
-      ValueError: if t gives no plan of at least two levels, w is negative, dt is not positive, or w is infinite, which
-        g^2 is at pure noise (alpha = 0).
+      ValueError: if process(t) is not a plan of at least two levels, w is negative or infinite (as g^2 is at pure
+        noise, alpha = 0), or dt is not positive.
 
     >>> from diffusers_fn.processes import ve
     >>> solver = euler_maruyama(ve(0.1, 10.0), np.linspace(1.0, 0.0, 3))
@@ -109,7 +109,7 @@ def reverse_diffusion(levels: Level, *, probability_flow: bool = False) -> Solve
       probability_flow: True halves the score's part and leaves the noise out.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) of at least two levels.
+      ValueError: if levels are not a plan (see `check_plan`) of at least two levels.
 
     >>> from diffusers_fn import grids
     >>> reverse_diffusion(grids.karras(3)).rows.noise.round(3)

@@ -1,4 +1,4 @@
-"""DPM-Solver(++) in single steps: two or three evaluations per step, none of which later steps use.
+"""DPM-Solver(++) in single steps: up to three network evaluations per step, which later steps do not use.
 
 Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", 2022,
 https://arxiv.org/abs/2206.00927, and "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095.
@@ -97,11 +97,11 @@ def singlestep(
     taylor: bool = False,
     nested: bool = False,
 ) -> Solver:
-    """Returns single-step DPM-Solver(++) that evaluates at every level of a plan, orders[i] of them in step i.
+    """Returns single-step DPM-Solver(++) with an evaluation at every level of a plan, orders[i] of them in step i.
 
-    The formulas are those of this module. A step of order p goes p levels ahead in the plan and has the levels between
-    inside, wherever they lie; without `taylor`, order 3 needs r_2 near 2/3. With eta > 0 each stage solves the reverse
-    SDE, from the step's start with fresh noise.
+    The formulas are those of this module. A step of order p leads p levels ahead in the plan; the levels between
+    are those inside it, wherever they lie. Without `taylor`, order 3 needs r_2 near 2/3. With eta > 0 each stage
+    solves the reverse SDE, from the step's start with fresh noise.
 
     Args:
       levels: Level[N], N >= 2; the first may have alpha = 0 if the form is data_prediction and orders[0] is 1.
@@ -113,8 +113,8 @@ def singlestep(
         the same with `taylor`.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`) or orders do not fit it, a readable eta is outside [0, 1], or
-        alpha = 0 elsewhere.
+      ValueError: if levels are not a plan (see `check_plan`) or orders do not fit it, eta (not traced) is outside
+        [0, 1], or alpha = 0 elsewhere.
 
     >>> from diffusers_fn import grids
     >>> singlestep(grids.karras(6), [3, 2]).rows.m.shape
@@ -173,7 +173,7 @@ def runs(orders: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _share(start: Level, inside: Level, end: Level) -> Array:
-    """r, how far on its way from start to end in log SNR a level lies."""
+    """r, the fraction of the way from start to end in log SNR at which a level lies."""
     return (log_snr(inside) - log_snr(start)) / (log_snr(end) - log_snr(start))
 
 

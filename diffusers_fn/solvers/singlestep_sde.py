@@ -58,14 +58,14 @@ def dpmpp_2s_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = 
 
 
 def dpmpp_sde(levels: Level, eta: Any = 1.0, process: Process | None = None, *, s_noise: Any = 1.0) -> Solver:
-    """Returns DPM-Solver++(SDE): to the middle with the start's x0_hat, from the start to the end with the middle's.
+    """Returns DPM-Solver++(SDE): a step to the middle, then one from start to end with the middle's x0_hat.
 
         x_1 = x_coef_1 x + w_1 x0_hat(x) + s_1 z_1,     x' = x_coef x + w x0_hat(x_1) + s z
 
-    with the middle halfway in log SNR; each goes down to sqrt(sigma'^2 - s^2) and adds noise of standard deviation
-    s = eta sigma' sqrt(1 - SNR / SNR'), both sigma' and SNR' those of its end. Katherine Crowson's sampler
-    (https://github.com/crowsonkb/k-diffusion), whose noise is of one Brownian path; here z_1 and z are independent, as
-    with its other noise samplers. eta = 1 is `singlestep` with eta = 1 and two levels per step.
+    with the middle halfway in log SNR. Both steps begin at x, go down to sqrt(sigma'^2 - s^2) and add noise of standard
+    deviation s = eta sigma' sqrt(1 - SNR / SNR'), with sigma' and SNR' at their own end. It is Katherine Crowson's
+    sampler (https://github.com/crowsonkb/k-diffusion), whose noise comes from one Brownian path; here z_1 and z are
+    independent, as with its other noise samplers. eta = 1 is `singlestep` with eta = 1 and two levels per step.
 
     Args and Raises: as `dpm2_ancestral`; with a Python 0 it is `dpmpp_2s`.
 

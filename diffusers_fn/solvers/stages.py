@@ -24,7 +24,7 @@ __all__ = ["Stage", "before_each_step", "interleave", "solver_from_stages"]
 
 
 class Stage(NamedTuple):
-    """One evaluation within each of M steps, and the state that follows it, a x + sum_k w_k m_k + s z.
+    """One network evaluation within each of M steps, and the state that follows it, a x + sum_k w_k m_k + s z.
 
     Every number is [M, *S], or one number for all steps.
 
@@ -52,7 +52,7 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
     state is enough. With noise at a stage before the last, every row starts from the state at its step's start.
 
     Args:
-      segments: lists of stages, each for M consecutive steps with that many stages; segments may differ in both.
+      segments: lists of stages; each list describes M consecutive steps. Segments may differ in M and in length.
       last: Level[1] of the final denoise.
       columns: more columns of `linear_solver`, e.g. churn.
 
@@ -85,7 +85,7 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
 
 
 def _weights(stages: Sequence[Stage], i: int, from_start: bool) -> tuple[list[Array], list[Array]]:
-    """(x, m): what the state after stage i has of the last states and of the last values, newest first."""
+    """(x, m): the coefficients of the last states and values, newest first, in the state after stage i."""
     stage = stages[i]
     if from_start:
         return [namespace(stage.x).zeros_like(stage.x)] * i + [stage.x], list(stage.m[::-1])

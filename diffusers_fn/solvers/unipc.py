@@ -1,4 +1,4 @@
-"""UniPC: an exponential multistep predictor with a corrector that costs no evaluation.
+"""UniPC: an exponential multistep predictor with a corrector that costs no network evaluation.
 
 Zhao et al., "UniPC: A Unified Predictor-Corrector Framework", 2023, https://arxiv.org/abs/2302.04867.
 """
@@ -36,12 +36,13 @@ def unipc(
     lower_order_final: bool = True,
     euler_at_final: bool = False,
 ) -> Solver:
-    """Returns UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867, algorithms 1 and 2), one evaluation per step.
+    """Returns UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867, algorithms 1 and 2).
 
-    In a step of length h in lambda = log(alpha / sigma), from x with the predictions m_1, m_2, ...:
+    There is one network evaluation per step. In a step of length h in lambda = log(alpha / sigma), from x with the
+    predictions m_1, m_2, ...:
 
         predictor   x' = (s' / s) x + c m_1 + B sum_k rho_k (m_{1+k} - m_1) / r_k
-        corrector   adds, when m' is known at x', the term with r = 1, and x moves to the corrected point
+        corrector   once m' at x' is known, adds the term with r = 1, which moves x to the corrected point
 
     The corrector changes the state before the next step starts and raises the order to `order` + 1 on a smooth grid;
     orders 3 and 4 need lower_order_final=False for that, since the lowered order of the last step limits it to three.
@@ -59,7 +60,7 @@ def unipc(
       euler_at_final: whether the step into the last level is of first order already, for runs that end there.
 
     Raises:
-      ValueError: if levels are no plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
+      ValueError: if levels are not a plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
 
     >>> from diffusers_fn import grids
     >>> unipc(grids.karras(4), order=1).rows.m.shape  # the corrector uses one more value

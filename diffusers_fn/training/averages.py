@@ -4,8 +4,8 @@ After update n = 1, 2, ... of the parameters p, an average a becomes
 
     a <- a + w_n (p - a),    w_n = 1 - decay_n
 
-and a `WeightSchedule` returns w_n. It is w_n and not the decay, since the decay of a long average rounds to 1 in
-float32. For averages of other lengths after a run see `post_hoc_weights`.
+and a `WeightSchedule` returns w_n. It returns w_n and not the decay, since the decay of a long average rounds to 1
+in float32. For averages of other lengths after a run see `post_hoc_weights`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def warmed_up(
 
     Here s = n - 1 - start; up to s = 0 the average is the parameters themselves.
 
-    The length of the average grows with the number of updates; with power 1 and inv_gamma 1 it is their mean. The
-    warm-up of k-diffusion (`EMAWarmup`, Crowson, https://github.com/crowsonkb/k-diffusion) and of diffusers
+    The length of the average grows with the number of updates; with power 1 and inv_gamma 1 it is their mean. It is
+    the warm-up of k-diffusion (`EMAWarmup`, Crowson, https://github.com/crowsonkb/k-diffusion) and of diffusers
     (`EMAModel(use_ema_warmup=True)`, whose update_after_step is `start`). With powers 2/3 and 3/4 the decay reaches
     0.999 after 31,600 and 10,000 updates.
 
@@ -108,8 +108,8 @@ def warmed_up(
 def ratio_warmed_up(decay: float, *, min_decay: float = 0.0, start: int = 0) -> WeightSchedule:
     """Returns the schedule of the decay (1 + s) / (10 + s), clipped to [min_decay, decay], with s = n - 1 - start.
 
-    Up to s = 0 the average is the parameters themselves. The warm-up of TensorFlow's `ExponentialMovingAverage` and the
-    default of diffusers' `EMAModel`.
+    Up to s = 0 the average is the parameters themselves. It is the warm-up of TensorFlow's `ExponentialMovingAverage`
+    and the default of diffusers' `EMAModel`.
 
     Args: as for `warmed_up`.
 

@@ -5,9 +5,10 @@
 A backbone is a linen module called as `net.apply(variables, x, t, cond, train=...)`: x [B, ...], t [] or [B] (integer
 or float), cond class labels [] or [B] or None. It takes arrays, never a `Level`, and returns an array like x.
 
-Inside this repository it is one file in `diffusers_fn/backbones/`, exported by `backbones/__init__.py`; one line of
-NETS in `tests/backbones/test_laws.py`, where the laws are checked; one line of BACKBONES in
-`diffusers_fn/from_config/network.py`; and new field names are rows of docs/vocabulary.md. The laws:
+Inside this repository the network is a file `diffusers_fn/backbones/NAME.py`, exported by `backbones/__init__.py`,
+with one line in the table NETS of `tests/backbones/test_laws.py`, where the laws are checked. For use by name in a
+config, add one line to the table BACKBONES of `diffusers_fn/from_config/network.py`. New field names are rows of
+docs/vocabulary.md. The laws:
 
 - an untrained network returns zeros (the last layer starts at zero), so that the first prediction is finite;
 - parameters, normalisation statistics and the softmax stay in float32, also where `dtype` is bfloat16;
@@ -47,7 +48,7 @@ class SmallConvNet(nn.Module):
         features = embeddings.sinusoidal_features(times, self.channels)
         emb = embeddings.LabelEmbedding(4 * self.channels, self.num_classes, name="embedding")(features, cond)
 
-        # `ops` has flax's layers with flax's signatures; on a CPU they are faster. flax's own work as well.
+        # `ops` has layers with flax's signatures that are faster on a CPU. flax's own layers work as well.
         h = ops.Conv(self.channels, (3, 3), name="conv_in")(x)
         for i in range(self.depth):
             r = ops.Conv(self.channels, (3, 3), name=f"conv_{i}")(ops.silu(ops.GroupNorm(8, name=f"norm_{i}")(h)))

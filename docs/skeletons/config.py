@@ -3,11 +3,11 @@
     python -m experiments.train --config=docs/skeletons/config.py --workdir=runs/skeleton
     python -m experiments.train --config=docs/skeletons/config.py:wide --workdir=runs/wide
 
-Variants: `small` (the default) and `wide`. Expect (what to expect belongs here): two crescents after a minute on a CPU.
+Variants: `small` (the default) and `wide`. What to expect is also stated here: two crescents after a minute on a CPU.
 
 A config is one file with `get_config(arg)`. Every field and its default is in `diffusers_fn/from_config/defaults.py`; a
-config changes what it needs, and a wrong name or type is refused. Inside this repository it is one file in `configs/`:
-tests/from_config/test_build.py finds it there and builds every entry of its VARIANTS.
+config changes what it needs, and a wrong name or type raises an error. Inside this repository it is one file in
+`configs/`: tests/from_config/test_build.py finds it there and builds every entry of its VARIANTS.
 """
 
 from ml_collections import ConfigDict

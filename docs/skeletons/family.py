@@ -5,9 +5,10 @@
 A `Family` maps a published config.json to a linen module and back, and names, for every parameter, the tensors of the
 checkpoint and their layout. Reading, checking, sharding, casting and writing are the same for all families.
 
-Inside this repository the network is a file in `diffusers_fn/backbones/`, the family one file in
-`diffusers_fn/pretrained/` and one line of FAMILIES in `diffusers_fn/pretrained/load.py`. A small checkpoint of the
-reference with its outputs, in `tests/golden_nets/NAME/`, joins tests/pretrained/test_families.py by its folder.
+Inside this repository the network is a file in `diffusers_fn/backbones/` and the family a file
+`diffusers_fn/pretrained/NAME.py`, with one line in the table FAMILIES of `diffusers_fn/pretrained/load.py`.
+`tests/pretrained/test_families.py` finds a small checkpoint of the reference with its outputs in
+`tests/golden_nets/NAME/`.
 """
 
 import json

@@ -6,13 +6,13 @@ Write a rule first: how a conditional and an unconditional prediction are combin
 evaluates the network for it, in one batch or two, with scales that are numbers, traced, per example or functions of
 the level.
 
-Inside this repository the rule is a function in `diffusers_fn/guidance/NAME.py`, exported by `guidance/__init__.py`,
-and one line of GUIDANCES in `tests/guidance/test_common.py`, where the laws are checked (the neutral scale changes no
+Inside this repository the rule is a file `diffusers_fn/guidance/NAME.py`, exported by `guidance/__init__.py`, with one
+line in the table GUIDANCES of `tests/guidance/test_common.py`, where the laws are checked (the neutral scale changes no
 bit, another scale compiles nothing, JAX's transforms pass):
 
     "clipped": (lambda s, _: guidance.classifier_free(s, NULL, rule=guidance.clipped(1.0)), 1.0),
 
-To be named by a config it also takes one line of GUIDANCES in `diffusers_fn/from_config/guiding.py`.
+For use by name in a config, add one line to the table GUIDANCES of `diffusers_fn/from_config/guiding.py`.
 """
 
 import jax

@@ -7,8 +7,8 @@ method is
 
     x' = (sigma' / sigma) x + sigma' h [(1 + c) m_1 - c m_2],      m = x0_hat.
 
-Inside this repository this file is `diffusers_fn/solvers/NAME.py`, exported by `solvers/__init__.py`, and one line of
-SOLVERS in `diffusers_fn/from_config/samplers.py`:
+Inside this repository the function is a file `diffusers_fn/solvers/NAME.py`, exported by `solvers/__init__.py`, with
+one line in the table SOLVERS of `diffusers_fn/from_config/samplers.py`:
 
     "adams_2": levels_only(solvers.adams_2, order=2),
 
@@ -24,7 +24,7 @@ from diffusers_fn.from_config import tables
 
 def adams_2(levels: dfn.Level) -> dfn.Solver:
     """Returns the two-step Adams-Bashforth method on a plan Level[N], N >= 2."""
-    # 1. Refuse before tracing what cannot work.
+    # 1. Check the plan before tracing.
     solvers.check_plan(levels)  # noisy levels in descending order
     solvers.check_num_levels(levels, 2)
     # 2. The symbols of the formula as vectors over the N - 1 steps, in NumPy float64.

@@ -14,7 +14,7 @@ def coupled(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batches with standard normal `noise` [B, ...], paired with the images by `optimal_pairing`.
 
-    The noise of batch number k depends on (seed, k) alone: a resumed run sees the noise of an uninterrupted one.
+    The noise of batch number k depends on (seed, k) alone: a resumed run gets the noise of an uninterrupted one.
 
     Args:
       batches: batches with `image` [B, ...] and, optionally, `label` [B].

@@ -26,7 +26,7 @@ def batches(
     """Returns an endless iterator of batches: number `start_step`, `start_step + 1`, and so on.
 
     Batch number k is `batch_at(dataset, batch_size, seed, k, flip=flip)`, a pure function: a run resumed at
-    step k sees the batches of an uninterrupted run. The Grain `MapDataset` has one element per batch, not per
+    step k gets the batches of an uninterrupted run. The Grain `MapDataset` has one element per batch, not per
     example, so that its overhead arises once per batch; the gather is vectorised.
 
     Args:

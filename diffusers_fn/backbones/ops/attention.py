@@ -42,7 +42,7 @@ def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | N
 
 
 def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention by products over examples and heads together, for the most heads at a time that stay small."""
+    """Returns attention by products over examples and heads together, in groups of heads of bounded size."""
     (batch, length, heads, width), dtype = query.shape, query.dtype
     weights = batch * length * key.shape[1]
     group = max((n for n in range(1, heads + 1) if heads % n == 0 and n * weights <= _LARGE), default=1)

@@ -7,8 +7,8 @@ XLA's convolution on a CPU is slower than its matrix products, its weight gradie
 - `product_first`: few output channels, one product with all of the kernel, then shifted sums;
 - `patches_first`: everything else, the patches side by side (im2col), then one product.
 
-They are plain array operations, chosen so that what automatic differentiation makes of them is as fast, in both modes
-and to any order, under vmap and inside loops. Intermediate results are computed again in the backward pass instead of
+They are plain array operations, chosen so that their derivatives, in both modes and of any order, are as fast, under
+vmap and inside loops too. Intermediate results are computed again in the backward pass instead of
 kept; so is x itself where it is lazy.
 """
 

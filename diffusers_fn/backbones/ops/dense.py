@@ -91,8 +91,8 @@ def _linear(layer: Any, x: jax.Array | Lazy, features: tuple[int, ...], axes: in
 def product(x: jax.Array, kernel: jax.Array, *, axes: int = 1) -> jax.Array:
     """Returns the product of x and a kernel over the last `axes` axes of x and the first of the kernel.
 
-    On a CPU the leading axes of x are joined to rows. With more axes, XLA's compiler transposes x there for the
-    gradient of the kernel, x^T g, and recomputes the operations before the transposition, against the order of memory.
+    On a CPU the leading axes of x are joined to rows. With more axes, XLA's CPU compiler transposes x for the
+    gradient of the kernel, x^T g, and recomputes the preceding operations in an order that does not follow memory.
     A barrier keeps XLA (with JAX 0.12) from fusing a normalisation of many tokens into the product. Other platforms
     keep the axes, any of which may be sharded.
 

@@ -13,11 +13,11 @@ __all__ = ["Dropout"]
 
 
 class Dropout(nn.Module):
-    """Sets a share `rate` of the numbers to zero and scales the others by 1 / (1 - rate), with the rng "dropout".
+    """Sets the fraction `rate` of the numbers to zero and scales the others by 1 / (1 - rate), with the rng "dropout".
 
     Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting" (2014), section 4. The rate
     is in [0, 1). For finite numbers the result is that of linen's layer, to the bit. The mask is a factor here, because
-    linen's, a choice, would have to be split over mesh axes of type Explicit as x is. A lazy x stays lazy where there
+    linen's selection would need a mask split over mesh axes of type Explicit as x is. A lazy x stays lazy where there
     is nothing to drop.
 
     >>> import jax.numpy as jnp

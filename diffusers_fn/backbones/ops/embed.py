@@ -26,7 +26,7 @@ class Embed(nn.Embed):
 
 
 def take_rows(table: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the rows [..., *S] of a table [N, *S] for labels [...]: NaN, not another row, where there is none.
+    """Returns the rows [..., *S] of a table [N, *S] for labels [...]: NaN where there is no such row.
 
     Mesh axes of type Explicit that split the labels split the rows.
 

@@ -1,6 +1,7 @@
 """Arrays that are computed by the layer that consumes them, so that they need not be kept for the backward pass.
 
-Functions that return them have the type Any, so that a network may give arrays and lazy arrays one name.
+Functions that return them have the type Any, so that a network can hold arrays and lazy arrays in one
+variable.
 """
 
 from __future__ import annotations
