@@ -51,6 +51,7 @@ def test_only_threefry_draws_for_each_example_from_its_own_key_alone(impl):
     assert bool(jnp.all(_random.normal(others, x) == whole)) == (impl != "threefry2x32")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("impl", GENERATORS)
 def test_a_config_trains_and_samples_with_it(impl):
     config = customise(

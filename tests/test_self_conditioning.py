@@ -100,6 +100,7 @@ def config(**sections):
     return customise(made, **sections)
 
 
+@pytest.mark.long
 def test_a_config_trains_and_samples_with_estimates():
     model = dfn.build(config())
     params = jax.jit(model.init)(jax.random.key(0))

@@ -57,6 +57,7 @@ def test_same_numbers_in_float32(name):
     assert max(errors(name, jnp.float32, "f32").values()) < 2e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_same_numbers_in_float64(x64, name):
     assert max(errors(name, jnp.float64, "f64").values()) < 1e-12
@@ -108,6 +109,7 @@ def test_scaling_is_that_of_the_fields_and_comes_back():
         np.testing.assert_allclose(net.unscale(net.scale(z)), z, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["encode", "decode"])
 def test_bfloat16_computes_close_to_float32(method):
     module, params = published.network("vae_kl", autoencoder_kl.family)
@@ -119,6 +121,7 @@ def test_bfloat16_computes_close_to_float32(method):
         assert 0 < relative_rms(a, b) < 0.02
 
 
+@pytest.mark.long
 def test_every_parameter_has_a_gradient():
     module, params = published.network("vae_kl", autoencoder_kl.family)
     image, z = images("vae_kl")

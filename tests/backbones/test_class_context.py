@@ -8,6 +8,8 @@ import pytest
 
 from diffusers_fn.backbones import ClassContext, UNet2DCondition
 
+pytestmark = pytest.mark.long  # compiles a text-conditioned network
+
 FIELDS = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "transformer_depths": (1,)}
 FIELDS |= {"num_heads": 2, "norm_groups": 4}
 NET = UNet2DCondition(context_dim=6, mid_depth=None, **FIELDS)
@@ -23,6 +25,7 @@ def tokens():
     return module, nets.random_params(module, X)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick_runs")
 def test_a_class_is_a_row_of_tokens(tokens):
     module, params = tokens
@@ -34,6 +37,7 @@ def test_a_class_is_a_row_of_tokens(tokens):
     assert nets.relative_rms(other, by_label) > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick_runs")
 def test_no_label_is_the_last_row_and_one_label_stands_for_all(tokens):
     module, params = tokens

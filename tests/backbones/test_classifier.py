@@ -24,6 +24,7 @@ X = jnp.asarray(np.random.default_rng(0).standard_normal([2, 4, 4, 3]), jnp.floa
 T = jnp.array([3, 700])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

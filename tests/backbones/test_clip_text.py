@@ -45,6 +45,7 @@ def test_config_and_tensors_come_back(name):
     published.assert_round_trip(name, FAMILIES[name])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("encoder", "family", "expected"),
     [
@@ -140,6 +141,7 @@ def test_every_field_has_a_change():
     assert set(CHANGES) | {"remat", "dtype", "param_dtype"} == fields  # those: test_conditional_laws.py
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_field_changes_the_network(case, field):
     encoder = TINY.clone(**{field: CHANGES[field]})

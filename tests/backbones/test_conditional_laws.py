@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from diffusers_fn.backbones import UNet2DCondition
 
+pytestmark = pytest.mark.long  # compiles every transform of three networks
+
 
 @pytest.fixture(scope="module", params=CALLS)
 def case(request):

@@ -21,6 +21,7 @@ NETS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("size", "width", "published"),
     [("S", 384, 32_963_360), ("B", 768, 130_512_416), ("L", 1024, 458_102_816), ("XL", 1152, 675_129_632)],
@@ -46,6 +47,7 @@ def test_every_block_starts_as_the_identity():
     assert not zeros["block_0"]["attention"]["qkv"]["kernel"]
 
 
+@pytest.mark.long
 def test_two_steps_from_the_start_move_every_parameter():
     def loss(params):
         return jnp.mean((TINY.apply({"params": params}, X, T, LABELS) - X[:, ::-1]) ** 2)
@@ -92,6 +94,7 @@ def test_labels_without_a_row_give_nan_under_a_trace():
     np.testing.assert_array_equal(np.isnan(out).all((1, 2, 3)), [False, True, True])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETS)
 def test_remat_computes_the_same_gradients(name):
     net, args = NETS[name]
@@ -141,6 +144,7 @@ def test_bfloat16_keeps_statistics_softmax_and_sinusoids_in_float32(name):
     assert {str(equation.invars[0].aval.dtype) for equation in delicate} == {"float32"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETS)
 def test_sharded_parameters_and_batch_give_the_same_outputs(name):
     net, args = NETS[name]
@@ -160,6 +164,7 @@ def test_sharded_parameters_and_batch_give_the_same_outputs(name):
     assert nets.relative_rms(out, expected) < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETS)
 def test_lowering_for_accelerators_and_over_devices_and_ensembles(name):
     net, args = NETS[name]

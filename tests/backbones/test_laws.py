@@ -96,7 +96,13 @@ class Case:
         return self.net.apply({"params": params or self.params}, x, t, cond, **kwargs)
 
 
-@pytest.fixture(scope="module", params=NETS)
+# The laws of the other networks are compiled in the long set.
+QUICK = ("dit", "mlp")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in NETS]
+)
 def case(request):
     net = NETS[request.param]
     shape = SHAPES.get(request.param, [2, 8, 8, 3])

@@ -40,6 +40,7 @@ def test_every_field_has_a_change():
     assert set(CHANGES) | {"zero_init_output"} == fields  # that one: test_laws.py
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", sorted(CHANGES))
 def test_every_field_changes_the_network(field):
     def observe(net):
@@ -83,6 +84,7 @@ def test_misuse_is_explained(fields, message):
         TINY.clone(**fields).init(jax.random.key(0), X, T)
 
 
+@pytest.mark.long
 def test_learns_a_gaussian_with_labels_of_any_scale():
     """Trained on x0 ~ N(mu, s^2), the loss comes within 2% of its optimum for labels of four scales.
 

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from diffusers_fn.backbones.ops import Dropout
 
+pytestmark = pytest.mark.long  # compiles every network for meshes and for other platforms
+
 NETS = {**test_unet_laws.CASES, **calls.CALLS, **test_dit.NETS}
 
 

@@ -41,6 +41,7 @@ T = jnp.array([-0.3, 0.4])
 AUGMENT = jnp.asarray(RNG.standard_normal([2, 4]), jnp.float32)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("net", "size", "expected"),
     [
@@ -119,6 +120,7 @@ def test_labels_outside_give_nan_under_a_trace():
     np.testing.assert_array_equal(np.isnan(out).all(-1), [True, False])
 
 
+@pytest.mark.long
 def test_labels_are_left_out_in_training_at_their_rate(net):
     """Every example has the output of its label or of no label, both occur, and evaluation leaves none out."""
     net = net.clone(label_dropout=0.5)
@@ -205,6 +207,7 @@ def test_every_field_has_a_change():
     assert set(CHANGES) | ELSEWHERE == fields
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_field_changes_the_network(net, before, field):
     if not hasattr(net, field):

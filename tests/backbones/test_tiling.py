@@ -63,6 +63,7 @@ def test_gradients_are_those_of_the_function(x):
     np.testing.assert_allclose(tiles, whole, atol=1e-5)
 
 
+@pytest.mark.long
 def test_an_autoencoder_needs_less_memory_in_tiles():
     net = AutoencoderKL(channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, norm_groups=4, mid_attention=False)
     z = jnp.asarray(np.random.default_rng(0).standard_normal([1, 32, 32, 4]), jnp.float32)

@@ -42,6 +42,7 @@ def test_same_outputs_in_float32(name, call):
     assert published.error(run(name, call, jnp.float32), published.recorded(name, call)["out_f32"]) < 2e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "call"), CALLS)
 def test_same_outputs_in_float64(x64, name, call):
     tolerance = 2e-7 if "dit" in name else 1e-12  # DiT's reference keeps its positions in float32

@@ -39,6 +39,7 @@ ADM = {"head_dim": 64, "attention_resolutions": (32, 16, 8), "scale_shift_norm":
 ADM |= {"num_classes": 1000, "null_class": False, "learned_variance": True}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("image_size", "channels", "channel_multipliers", "num_res_blocks", "expected"),
     [
@@ -112,6 +113,7 @@ def test_every_field_has_a_change():
     assert set(CHANGES) | ELSEWHERE == {field.name for field in dataclasses.fields(UNet)} - {"parent", "name"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", sorted(set(CHANGES) - {"zero_init_output", "dtype"}))  # those: test_laws.py
 def test_every_field_changes_the_network(tiny, field):
     params, out = tiny

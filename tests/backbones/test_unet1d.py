@@ -86,6 +86,7 @@ def tiny():
     return params, TINY.apply({"params": params}, X, T)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_field_changes_the_network(tiny, field):
     params, out = tiny

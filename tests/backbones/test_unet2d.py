@@ -23,6 +23,7 @@ X = jnp.asarray(np.random.default_rng(0).standard_normal([2, 4, 4, 3]), jnp.floa
 T = jnp.array([3, 700])
 
 
+@pytest.mark.long
 def test_it_equals_unet_with_the_same_fields():
     unet = UNet(
         image_size=4,
@@ -39,6 +40,7 @@ def test_it_equals_unet_with_the_same_fields():
     np.testing.assert_allclose(*outs, atol=1e-5)
 
 
+@pytest.mark.long
 def test_published_parameter_counts():
     x = jnp.zeros([1, 32, 32, 3])
     assert nets.count(UNet2D(), x) == 35_746_307  # DDPM for CIFAR-10
@@ -97,6 +99,7 @@ def test_every_field_has_a_change():
     assert set(CHANGES) | ELSEWHERE == {field.name for field in dataclasses.fields(UNet2D)} - {"parent", "name"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", sorted(set(CHANGES) - {"in_channels"}))  # below
 def test_every_field_changes_the_network(tiny, field):
     params, out = tiny

@@ -13,6 +13,8 @@ from diffusers_fn.backbones import UNet2DCondition
 from diffusers_fn.backbones.embeddings import sinusoidal_features
 from diffusers_fn.pretrained import unet2d_condition
 
+pytestmark = pytest.mark.long  # compiles networks of every published kind
+
 FAMILY = unet2d_condition.family
 NAMES = {  # the names of the recorded inputs
     "ctx": "context",
@@ -58,11 +60,13 @@ def test_same_outputs_in_float32(name, call):
     assert published.error(*outputs(name, call, jnp.float32)) < 2e-5  # 1.9e-6 measured
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "call"), CALLS)
 def test_same_outputs_in_float64(x64, name, call):
     assert published.error(*outputs(name, call, jnp.float64)) < 1e-12
 
 
+@pytest.mark.long
 def test_bfloat16_is_within_two_percent_of_the_published_output():
     net, params = published.network("unet2dcond_sd15", FAMILY)
     io = published.recorded("unet2dcond_sd15", "main")
@@ -90,6 +94,7 @@ PUBLISHED_SIZES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("net", "expected"), PUBLISHED_SIZES)
 def test_published_parameter_counts(net, expected):
     variables = jax.eval_shape(net.init, jax.random.key(0), *unet2d_condition.inputs(net))
@@ -126,6 +131,7 @@ def run(params, t=T, **cond):
     return TINY.apply({"params": params}, X, t, COND | cond)
 
 
+@pytest.mark.long
 def test_one_time_label_means_the_same_for_all(params):
     np.testing.assert_array_equal(run(params, 5), run(params, jnp.array([5, 5])))
     np.testing.assert_array_equal(run(params, 5), run(params, jnp.array([5.0, 5.0])))
@@ -162,6 +168,7 @@ def test_class_labels_outside_the_table_give_nan_under_a_trace():
         np.testing.assert_array_equal(np.isnan(out(jnp.array(labels))).all((1, 2, 3)), [False, True])
 
 
+@pytest.mark.long
 def test_dropout_acts_in_training_only(params):
     net = TINY.clone(dropout=0.3)
     np.testing.assert_array_equal(net.apply({"params": params}, X, T, COND), run(params))
@@ -212,6 +219,7 @@ def test_every_field_has_a_change():
     assert set(CHANGES) | ELSEWHERE == fields
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", sorted(CHANGES))
 def test_every_field_changes_the_network(params, field):
     value, cond = CHANGES[field]

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from diffusers_fn.backbones import DhariwalUNet, SongUNet, UNet, UNet1D, UNet2D
 
+pytestmark = pytest.mark.long  # compiles every transform of five networks
+
 X, T, LABELS = normal(8, 4, 4, 3), jnp.arange(8) * 100, jnp.arange(8) % 3
 LEVELS = {"image_size": 4, "channels": 8, "channel_multipliers": (1, 1), "num_res_blocks": 1}
 VECTORS = {"label": LABELS, "augment": normal(8, 4)}

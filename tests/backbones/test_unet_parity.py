@@ -57,6 +57,7 @@ def test_same_outputs_in_float32(name, calls):
     assert max(errors(name, jnp.float32, calls)) < 2e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "calls"),
     [
@@ -70,6 +71,7 @@ def test_same_outputs_in_float64(x64, name, calls):
     assert max(errors(name, jnp.float64, calls)) < 1e-10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["family"] != "guided_classifier"])
 def test_options_give_the_same_outputs(x64, name):
     apply = unet_cases.applied(name)
@@ -81,6 +83,7 @@ def test_options_give_the_same_outputs(x64, name):
         assert published.error(out, arrays["out"]) < 2e-7, call  # the reference is rounded to float32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_names_and_configs_come_back(name):
     family = pretrained.FAMILIES[CASES[name]["family"]]
@@ -155,6 +158,7 @@ def classified(module, params, x, t, y):
     return logits, grad
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["family"] == "guided_classifier"])
 def test_classifiers_give_the_same_logits_and_gradients(x64, name):
     module, params = unet_cases.network(name)
@@ -165,6 +169,7 @@ def test_classifiers_give_the_same_logits_and_gradients(x64, name):
     assert published.error(grad, arrays["grad"]) < 2e-7
 
 
+@pytest.mark.long
 def test_the_published_classifier_in_float32():
     name = "guided_classifier_attention"
     module, params = published.network(name, pretrained.FAMILIES["guided_classifier"])

@@ -14,6 +14,7 @@ T = jnp.array([7.0, 400.0])
 TINY = UViT(image_size=(4, 8), hidden_size=16, depth=2, num_heads=2)
 
 
+@pytest.mark.long
 def test_published_sizes():
     def count(net, shape, *cond):
         variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros([]), *cond)
@@ -31,6 +32,7 @@ def test_published_sizes():
     assert count(text, [1, 32, 32, 4], jnp.zeros([1, 77, 768])) == 44_255_328 + more
 
 
+@pytest.mark.long
 def test_text_tokens_and_their_order_matter():
     net = TINY.clone(text_shape=(5, 6))
     text = jnp.asarray(np.random.default_rng(1).standard_normal([2, 5, 6]), jnp.float32)

@@ -268,7 +268,7 @@ def test_scans_by_hand_sample_as_the_sampler_does(make):
 
 
 def test_a_session_recompiles_nothing():
-    facts = jax_session.session(calls=3, batch=2, max_steps=4, backbone={"width": 16, "depth": 1}).facts()
+    facts = jax_session.session(calls=3, batch=2, max_steps=4, backbone={"hidden_size": 16, "depth": 1}).facts()
     assert facts["programs_in_the_first_call"] >= 2
     assert facts["recompilations"] == 0
 

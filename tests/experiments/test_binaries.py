@@ -110,6 +110,7 @@ def test_train_leaves_what_it_promises(trained):
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [40, 50, 60]  # keep_checkpoints
 
 
+@pytest.mark.long
 def test_a_truncated_newest_checkpoint_falls_back_with_a_warning(run, trained, tmp_path):
     workdir = tmp_path / "damaged"
     shutil.copytree(trained[0], workdir)
@@ -134,6 +135,7 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(run, tmp_path):
     assert all(name.isdigit() for name in names)
 
 
+@pytest.mark.long
 def test_steps_in_one_call_are_those_of_single_calls(run, trained, tmp_path):
     workdir = tmp_path / "scanned"
     run("train", "ddpm_digits.py", workdir, "--config.training.steps_per_call=5")

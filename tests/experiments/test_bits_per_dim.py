@@ -52,6 +52,7 @@ def test_grey_levels_are_found():
     assert bits_per_dim.grey_levels(np.array([-1.0, 0.123, 0.777, 0.9])) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["table", "ve", "vp"])
 def test_scores_of_an_exact_model_bound_the_entropy(kind, monkeypatch):
     """Images whose pixels are rounded normal numbers, 17 levels: all figures lie above their exact bits, near them."""
@@ -95,8 +96,8 @@ def test_models_without_a_likelihood_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (latent.get_config(), "no latents"),
-        (few_step.get_config("mean_flow"), "no few-step"),
+        (latent.get_config(), "set latent.enabled to False .* got True"),
+        (few_step.get_config("mean_flow"), "set .* loss.objective to 'denoising'; got False and 'mean_flow'"),
         (edm.get_config(), "'edm'"),
     ],
 )

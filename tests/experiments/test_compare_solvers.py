@@ -37,6 +37,7 @@ def test_errors_fall_with_the_order_of_the_solver():
     assert fine < 0.3 * coarse
 
 
+@pytest.mark.long
 def test_the_picture_and_its_numbers_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_solvers, "SIZES", (6, 12))
     with jax.enable_x64(True):

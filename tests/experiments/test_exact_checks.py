@@ -1,10 +1,12 @@
 """The figures of exact_checks on few levels are near the exact ones; the picture is written."""
 
 import numpy as np
+import pytest
 
 from experiments import exact_checks
 
 
+@pytest.mark.long
 def test_the_figures_are_near_the_exact_answers(tmp_path):
     figures = {
         "spread": exact_checks.spreads([50, 400]),

@@ -51,6 +51,7 @@ def guided():
     return config, model, networks, {"classifier": net}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [of_latents, guided])
 def test_no_network_is_compiled_in(make):
     config, model, networks, others = make()

@@ -106,7 +106,15 @@ def parts_of(config):
     return dfn.build(config), dfn.build_objective(config)
 
 
-@pytest.mark.parametrize(("name", "variant"), list(every_config()))
+def first_variants_quickly():
+    """The parameters of a test of every config: the first variants of a few files, and the others in the long set."""
+    seen = {"adm", "classifier", "dit", "edm_unets", "sequences", "unet2d", "unet2d_condition", "uvit"}
+    for name, variant in every_config():
+        yield pytest.param(name, variant, marks=pytest.mark.long if name in seen else ())
+        seen.add(name)
+
+
+@pytest.mark.parametrize(("name", "variant"), list(first_variants_quickly()))
 def test_every_config_builds_and_trains(name, variant):
     """Under jax.eval_shape: shapes and types only, so that a large network costs its trace alone."""
     module = importlib.import_module(f"configs.{name}")
@@ -630,6 +638,7 @@ def test_bad_requests_for_samples_are_refused(num_classes, knobs, message):
         diffusion.sample(params, jax.random.split(jax.random.key(0), 3), 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("section", ["loss", "sampler"])
 def test_every_choice_of_a_config_runs(section):
     """Each name that a message lists, once."""

@@ -90,6 +90,7 @@ def loss_of(diffusion, params, index):
     return diffusion.loss(params, own_draws(index)[0], one)[0][0]
 
 
+@pytest.mark.long
 def test_guidance_is_learned_from_the_network_without_a_label():
     """With r = t the target is (1 - scale) u(x, t, t, no label) + scale (eps - x0); without guidance eps - x0."""
     scale, section = 2.5, {"two_times_share": 0.0, "label_dropout": 1e-9}
@@ -185,6 +186,7 @@ NETS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETS)
 def test_a_backbone_is_conditioned_on_a_second_time(name):
     net, shape = NETS[name]

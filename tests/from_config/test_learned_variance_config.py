@@ -31,6 +31,7 @@ def model():
     return diffusion, diffusion.init(jax.random.key(0))
 
 
+@pytest.mark.long
 def test_hybrid_is_the_plain_loss_and_a_thousandth_of_the_bound(model):
     diffusion, params = model
     keys = jax.random.split(jax.random.key(1), 4)

@@ -141,6 +141,7 @@ def test_the_score_of_a_scaled_output():
     np.testing.assert_allclose(prediction.x0, x0, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_importance_sampled_timesteps_leave_the_expected_loss():
     """With a record that makes half the steps likelier, the weighted mean is that of uniform steps."""
     config = small(
@@ -281,6 +282,7 @@ def test_few_step_models_sample_in_few_steps(steps):
 # Other networks.
 
 
+@pytest.mark.long
 def test_a_classifiers_log_probabilities_sum_to_one_and_its_loss_is_their_negative():
     config = small(
         task="classifier", backbone={"name": "mlp_classifier", "num_classes": 3, "hidden_size": 8, "depth": 1}

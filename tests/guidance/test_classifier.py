@@ -65,6 +65,7 @@ def test_the_exact_classifier_at_scale_one_gives_the_conditional_denoiser(name, 
         np.testing.assert_allclose(ours.eps, wanted.eps, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize("make", [solvers.ddim, solvers.ancestral])
 @pytest.mark.usefixtures("x64")

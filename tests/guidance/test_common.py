@@ -141,6 +141,7 @@ def test_vmap_and_sharding_change_nothing(name, x):
     np.testing.assert_allclose(sharded, wanted, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", GUIDANCES)
 def test_it_samples_in_one_scan(name, x):
     make, _ = GUIDANCES[name]

@@ -20,6 +20,7 @@ SAME = dfn.Level(np.ones(3), np.array([2.0, 1.0, 1.0]), np.zeros(3))
 TWICE = solvers.linear_solver(SAME, x=[0.0], x0=1.0, eps=SAME.sigma[1:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_schedule_on_a_plan_is_exact_at_each_of_its_levels(plan):
     levels = PLANS[plan]

@@ -60,6 +60,7 @@ def megabytes(process):
     return float(out.split()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems release pages by rules of their own")
 def test_loading_and_saving_hold_no_second_copy(tmp_path):
     file = 8 * SIZE

@@ -54,7 +54,10 @@ def run(parameterization, solver, x):
     return dfn.sample(key, denoise, solver, x, final_denoise=False).x0
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize(
+    "parameterization",
+    [pytest.param(name, marks=() if name in ("epsilon", "v") else pytest.mark.long) for name in PARAMETERIZATIONS],
+)
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.usefixtures("x64")
 def test_samples_are_those_of_the_exact_denoiser(name, parameterization):

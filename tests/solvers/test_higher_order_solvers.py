@@ -35,7 +35,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("levels_of", [vp, flow, edm])
 @pytest.mark.parametrize("name", ORDERS)
-@pytest.mark.parametrize("denoise", [gaussian, mixture])
+@pytest.mark.parametrize("denoise", [gaussian, pytest.param(mixture, marks=pytest.mark.long)])
 def test_order_of_convergence(name, levels_of, denoise):
     make, order = ORDERS[name]
     assert measured_order(make, levels_of, denoise, (400, 800)) == pytest.approx(order, abs=0.15)

@@ -57,7 +57,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("levels_of", [vp, flow, edm])
 @pytest.mark.parametrize("name", ORDERS)
-@pytest.mark.parametrize("denoise", [gaussian, mixture])
+@pytest.mark.parametrize("denoise", [gaussian, pytest.param(mixture, marks=pytest.mark.long)])
 def test_order_of_convergence(name, levels_of, denoise):
     make, order, sizes = ORDERS[name]
     assert measured_order(make, levels_of, denoise, sizes) == pytest.approx(order, abs=0.15)
@@ -315,6 +315,7 @@ def test_moments_tend_to_the_data_s(name):
     oracles.check_solver(STOCHASTIC[name], sizes=(400, 800))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["dpmpp_3m_sde", "sa_34", "dpm_2m_sde"])
 def test_samples_of_an_asymmetric_mixture(name):
     """Mean and spread within four standard errors, and a bias that 150 steps leave."""

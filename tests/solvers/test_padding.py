@@ -32,6 +32,7 @@ def keys(solver, batched):
     return (jax.random.split(key, 4) if batched else key) if solver.stochastic else None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("name", MAKE)
 def test_one_program_serves_every_number_of_steps(name, batched, start):

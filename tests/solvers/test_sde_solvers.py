@@ -76,6 +76,7 @@ def one_program():
     return jax.jit(lambda key, solver, x: dfn.sample(key, oracles.gaussian(0.0, STD), solver, x))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick_runs")
 @pytest.mark.parametrize("name", PROCESSES)
 def test_predictor_corrector_reaches_the_std_of_the_data_at_1000_steps(name):
@@ -155,6 +156,7 @@ def test_the_gradient_in_eta_passes_pure_noise():
     assert np.isfinite(through(1.2))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("taylor", [False, True])
@@ -203,6 +205,7 @@ def by_annealed_langevin(process, t):
     return solvers.predictor_corrector(solvers.ancestral(levels), solvers.annealed_langevin(levels, 0.1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [by_euler_maruyama, by_heun, by_reverse_diffusion, by_annealed_langevin])
 def test_mean_and_covariance_of_an_asymmetric_mixture(make):
     w, means, stds, mean, covariance = correlated_mixture()
@@ -415,6 +418,7 @@ def test_the_scale_of_a_corrector_is_one_minus_beta():
         np.testing.assert_allclose(rows, expected, rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [solvers.langevin, solvers.annealed_langevin])
 def test_a_corrector_alone_converges_to_the_level_it_is_at(make):
     """Many steps from a wrong start leave q(x) at the level, up to the bias of a step of finite size."""
@@ -450,6 +454,7 @@ def test_an_example_depends_on_its_own_key_alone():
     np.testing.assert_allclose(together[1:3], apart, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_each_example_may_have_levels_of_its_own():
     processes_ = [processes.ve(0.01, 20.0), processes.ve(0.02, 50.0)]
     plans = [process(uniform(process, 8)) for process in processes_]
@@ -615,6 +620,7 @@ def test_an_easy_batch_does_not_dilute_the_error_of_one_example():
     assert num_steps(jnp.concatenate([hard, easy])) >= num_steps(hard) > num_steps(easy)
 
 
+@pytest.mark.long
 def test_adaptive_has_gradients_and_says_when_it_did_not_arrive():
     process = processes.vp()
     levels = process(np.array([1.0, 1e-2]))
@@ -663,6 +669,7 @@ SILENT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", SILENT.values(), ids=SILENT)
 def test_gradients_pass_through_noise_that_is_zero(x64, make):
     """A traced knob of 0 keeps the column of noise, whose root must not spoil the slope of the rest."""

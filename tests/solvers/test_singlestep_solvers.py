@@ -45,7 +45,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("levels_of", [vp, flow, edm])
 @pytest.mark.parametrize("name", ORDERS)
-@pytest.mark.parametrize("denoise", [gaussian, mixture])
+@pytest.mark.parametrize("denoise", [gaussian, pytest.param(mixture, marks=pytest.mark.long)])
 def test_order_of_convergence(name, levels_of, denoise):
     make, of_mixture, of_gaussian, sizes = ORDERS[name]
     order = of_gaussian if denoise is gaussian else of_mixture
@@ -228,6 +228,7 @@ def test_the_spread_of_stochastic_samples_converges(name, levels_of):
     assert np.log2(errors[0] / errors[1]) > order - 0.2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["dpm2_ancestral", "dpmpp_sde", "dpmpp_sde_half", "heun_churn", "dpm2_churn"])
 def test_samples_of_an_asymmetric_mixture(name):
     """Mean, spread and skew of 20 000 samples from the exact marginal, within four standard errors."""
@@ -403,6 +404,7 @@ def test_padding_changes_no_sample(make):
     np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [solvers.midpoint, solvers.rk4, solvers.dpm2, solvers.dpmpp_3s])
 @pytest.mark.usefixtures("x64")
 def test_inversion_and_back(make):
@@ -417,6 +419,7 @@ def test_inversion_and_back(make):
     assert np.log2(errors[0] / errors[1]) > 1.8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*MAKERS, "restarts"])
 @pytest.mark.usefixtures("x64")
 def test_gradients_with_respect_to_the_levels(name):

@@ -88,6 +88,7 @@ def test_minimal_filters_are_correlations(points):
     np.testing.assert_allclose(a @ ((g @ taps) * (b @ values)), np.correlate(values, taps, "valid"), atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["winograd, odd sides", "winograd, chunks of images", "winograd, bands of rows",
                                   "product first", "patches first, stride, odd"])  # fmt: skip
 def test_derivatives_agree_with_those_of_the_platform_in_float64(name):
@@ -137,6 +138,7 @@ def test_each_platform_gets_its_own_program_for_gradients_too(platform, native, 
     assert exported.mlir_module().count("stablehlo.convolution(") == convolutions
 
 
+@pytest.mark.long
 def test_the_config_field_changes_no_more_than_rounding():
     fields = {"channels": 16, "image_size": 16, "channel_multipliers": (1, 2), "num_res_blocks": 1, "norm_groups": 4,
               "attention_resolutions": (), "zero_init_output": False}  # fmt: skip

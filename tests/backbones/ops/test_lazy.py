@@ -62,6 +62,7 @@ def check_equal(lazy, plain, x, film, key):
         np.testing.assert_allclose(got, wanted, atol=2e-5 * float(jnp.abs(wanted).max()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("films", [0, 2])
 @pytest.mark.parametrize(("side", "features"), [(16, 16), (4, 16), (8, 3)])  # each kind of convolution
@@ -73,6 +74,7 @@ def test_lazy_norms_change_no_number_and_no_derivative(side, features, films, na
     check_equal(lazy, plain, x, film, keys[3])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("films", "affine"), [(0, True), (2, False), (2, True)])
 @pytest.mark.parametrize("inner", [Attention(2), FeedForward(24)], ids=["attention", "feed-forward"])
 def test_lazy_tokens_are_the_same_and_less_is_kept(inner, films, affine):
@@ -95,6 +97,7 @@ def test_groups_that_do_not_divide_are_refused():
         jax.eval_shape(Layer(True, 8).init, jax.random.key(0), jnp.ones([1, 4, 4, 6]))
 
 
+@pytest.mark.long
 def test_a_chain_of_blocks_keeps_two_arrays_per_block_on_a_cpu():
     block, x, emb = ResBlock(32, norm_groups=8), jnp.ones([4, 16, 16, 32]), jnp.ones([1, 8])
     params = block.init(jax.random.key(0), x, emb)
