@@ -21,6 +21,7 @@ def check_standard_normal(z):
         assert abs(moment.mean() - exact) < 5 * (variance / z.size) ** 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("impl", GENERATORS)
 @pytest.mark.parametrize("batched", [False, True])
 def test_noise_is_standard_normal_and_independent_between_rows_and_examples(impl, batched):

@@ -109,6 +109,7 @@ def test_remat_computes_the_same_gradients(name):
         np.testing.assert_allclose(a, b, atol=1e-5 * scale)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETS)
 def test_remat_keeps_less_for_the_backward_pass(name):
     net, args = NETS[name]

@@ -145,6 +145,7 @@ def test_rate_of_left_out_labels():
     assert abs(float(kept.mean()) - 0.9) < 4 * np.sqrt(0.09 / 40_000)
 
 
+@pytest.mark.long
 def test_division_by_sigma_and_its_logarithm():
     net = SONG.clone(fourier_features=True, num_classes=None, augment_dim=None)
     params, sigma = nets.random_params(net, X), jnp.array([0.3, 7.0])

@@ -138,6 +138,7 @@ def test_no_normalisation_before_the_middle_attention_with_scale_shift_as_publis
         assert ("norm" in params["mid_attention"]) == expected
 
 
+@pytest.mark.long
 def test_labels_that_are_times_or_vectors(tiny):
     """A label 0 embedded like a time has an embedding; a vector of zeros adds nothing."""
     params, out = tiny

@@ -196,6 +196,7 @@ def denoised(apply, level, parameterization, x):
     return denoise(x * level.alpha[:, None, None, None], level).x0
 
 
+@pytest.mark.long
 def test_vp_preconditioning_is_epsilon_at_preserving_levels(x64):
     module, params = published.network("edm_vp_ddpmpp", pretrained.FAMILIES["edm"], jnp.float64)
     arrays = published.recorded("edm_vp_ddpmpp", "main")
@@ -206,6 +207,7 @@ def test_vp_preconditioning_is_epsilon_at_preserving_levels(x64):
     assert published.error(out, images(arrays["out.D_f64"])) < 1e-10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["edm_ncsnpp", "edm_ddpmpp_cond", "edm_adm_cond", "edm_iddpm_adm"])
 def test_other_preconditionings(x64, name):
     arrays = unet_cases.recorded(name, "precond")

@@ -157,6 +157,7 @@ def check_stopped(workdir, output):
     assert f"stopped at step {newest} of 1000000" in output
 
 
+@pytest.mark.long
 def test_sigterm_saves_a_checkpoint(run, tmp_path, monkeypatch):
     write = MetricLog.write
 

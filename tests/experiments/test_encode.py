@@ -44,6 +44,7 @@ def losses_of(workdir):
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_the_file_holds_the_latents_of_both_splits(stage):
     workdir, path = stage
     config = tiny("autoencoder")

@@ -75,6 +75,7 @@ def test_no_network_is_compiled_in(make):
     assert float(np.abs(run(networks, key) - run(changed, key)).max()) > 1e-4
 
 
+@pytest.mark.long
 def test_samples_of_latents_are_decoded_in_chunks_of_the_configs():
     config, model, networks, others = of_latents()
     draw = lambda config: np.asarray(  # noqa: E731

@@ -49,6 +49,7 @@ def test_an_examples_loss_is_its_own(model):
     np.testing.assert_allclose(shuffled, loss[order], rtol=2e-5)  # float32, in another order of lanes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_as_many_evaluations_as_steps(model, steps):
     """The samples are those of the solver written out, one evaluation a step."""

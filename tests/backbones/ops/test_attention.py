@@ -41,6 +41,7 @@ def by_definition(query, key, value, mask=None):
     return jnp.einsum("bhlm,bmhd->blhd", weights / weights.sum(-1, keepdims=True), value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_derivatives_are_those_of_the_definition(x64, name):
     arrays, mask = make(name, np.float64)

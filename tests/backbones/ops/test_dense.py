@@ -12,6 +12,7 @@ from diffusers_fn.backbones import ops
 from diffusers_fn.backbones.ops.dense import product, product_of
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("shape", "axis", "features"), [((2, 5, 6), -1, 7), ((2, 4, 3, 2), (-2, -1), (2, 4))])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dense_layers_are_the_same_functions(shape, axis, features, dtype):
