@@ -55,7 +55,7 @@ def coupled(denoise: Denoiser, levels: Level, x0: jax.Array) -> jax.Array:
 
 ROUND_TRIPS = {
     "ddim": by(solvers.ddim),
-    "ddim, implicit hops": implicit,
+    "ddim, implicit steps": implicit,
     "dpmpp_2m": by(solvers.dpmpp_2m),
     "heun": by(solvers.heun),
     "deis (3)": by(solvers.deis),
