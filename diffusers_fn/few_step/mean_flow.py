@@ -61,15 +61,15 @@ def mean_flow_target(
     return u, jax.lax.stop_gradient(velocity - expand(t - r, x) * du)
 
 
-def adaptive_mse(out: jax.Array, wanted: jax.Array, *, power: float = 1.0, c: float = 1e-3) -> jax.Array:
-    """Returns the loss [B] w |out - wanted|^2 with w = stop(1 / (|out - wanted|^2 + c)^power), where |.|^2 is a sum.
+def adaptive_mse(out: jax.Array, target: jax.Array, *, power: float = 1.0, c: float = 1e-3) -> jax.Array:
+    """Returns the loss [B] w |out - target|^2 with w = stop(1 / (|out - target|^2 + c)^power), where |.|^2 is a sum.
 
     With power = 1 all examples have similar weight; power = 0 is the squared error. Geng et al. 2025,
     https://arxiv.org/abs/2505.13447, section 4.3, with power = 1.
 
     Args:
       out: [B, ...] the network's output.
-      wanted: [B, ...] its target.
+      target: [B, ...] its regression target.
       power: the paper's p.
       c: positive, avoids division by zero.
 
@@ -79,10 +79,10 @@ def adaptive_mse(out: jax.Array, wanted: jax.Array, *, power: float = 1.0, c: fl
     >>> round(float(adaptive_mse(jnp.zeros((1, 2)), jnp.full((1, 2), 3.0), c=2.0)[0]), 4)
     0.9
     """
-    check_data(out=out, wanted=wanted)
+    check_data(out=out, target=target)
     if not c > 0:
         raise ValueError(f"c must be positive; got {c}")
-    error = jnp.sum((out - wanted).reshape(out.shape[0], -1) ** 2, axis=1)
+    error = jnp.sum((out - target).reshape(out.shape[0], -1) ** 2, axis=1)
     return error * jax.lax.stop_gradient((error + c) ** -power)
 
 

@@ -34,7 +34,7 @@ def autoencoder_loss(
       key: one key, or [B] keys.
       codec: of the parameters to train: `make_codec(encode, decode, params)`.
       x: [B, ...] data.
-      error: (out, wanted) -> [B]: losses.mse, .l1, .huber, `gaussian_nll(std)`, or one of them inside `perceptual`.
+      error: (out, target) -> [B]: losses.mse, .l1, .huber, `gaussian_nll(std)`, or one of them inside `perceptual`.
       kl_weight: [], may be traced.
 
     Raises:
@@ -58,9 +58,9 @@ def autoencoder_loss(
 
 
 def gaussian_nll(std: Any) -> losses.Error:
-    """Returns the error (out, wanted) -> -log N(wanted; out, std^2) in nats per entry, [B].
+    """Returns the error (out, target) -> -log N(target; out, std^2) in nats per entry, [B].
 
-        (wanted - out)^2 / (2 std^2) + log std + log(2 pi) / 2
+        (target - out)^2 / (2 std^2) + log std + log(2 pi) / 2
 
     Args:
       std: [], positive, the standard deviation of the data around the reconstruction; may be traced, to train it.
@@ -75,8 +75,8 @@ def gaussian_nll(std: Any) -> losses.Error:
     if known is not None and not known > 0:
         raise ValueError(f"std must be positive; got {std}")
 
-    def error(out: jax.Array, wanted: jax.Array) -> jax.Array:
-        return losses.mse(out, wanted) / (2 * std**2) + jnp.log(std) + 0.5 * math.log(2 * math.pi)
+    def error(out: jax.Array, target: jax.Array) -> jax.Array:
+        return losses.mse(out, target) / (2 * std**2) + jnp.log(std) + 0.5 * math.log(2 * math.pi)
 
     return error
 
@@ -84,11 +84,11 @@ def gaussian_nll(std: Any) -> losses.Error:
 def perceptual(
     features: Callable[[jax.Array], Any], weight: Any = 1.0, *, error: losses.Error = losses.mse
 ) -> losses.Error:
-    """Returns the perceptual error (out, wanted) -> error(out, wanted) + weight sum_l mse(f_l(out), f_l(wanted)), [B].
+    """Returns the perceptual error (out, target) -> error(out, target) + weight sum_l mse(f_l(out), f_l(target)), [B].
 
     Dosovitskiy & Brox, "Generating Images with Perceptual Similarity Metrics based on Deep Networks", 2016,
     https://arxiv.org/abs/1602.02644, eq. 4; with a calibrated network for f it is the reconstruction term of the first
-    stage of latent diffusion. No gradient passes through the features of `wanted`.
+    stage of latent diffusion. No gradient passes through the features of `target`.
 
     Args:
       features: [B, ...] -> a pytree of arrays [B, ...], such as activations of a classifier's layers, normalised and
@@ -101,8 +101,8 @@ def perceptual(
     Array([13.], dtype=float32)
     """
 
-    def with_features(out: jax.Array, wanted: jax.Array) -> jax.Array:
-        pairs = jax.tree.map(losses.mse, features(out), jax.lax.stop_gradient(features(wanted)))
-        return error(out, wanted) + weight * sum(jax.tree.leaves(pairs))
+    def with_features(out: jax.Array, target: jax.Array) -> jax.Array:
+        pairs = jax.tree.map(losses.mse, features(out), jax.lax.stop_gradient(features(target)))
+        return error(out, target) + weight * sum(jax.tree.leaves(pairs))
 
     return with_features
