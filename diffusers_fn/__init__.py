@@ -8,18 +8,7 @@ tables of numbers over levels, and `sample` runs them in one scan.
 import importlib
 import typing
 
-from diffusers_fn import (
-    few_step,
-    grids,
-    guidance,
-    likelihood,
-    losses,
-    oracles,
-    parameterizations,
-    processes,
-    solvers,
-    training,
-)
+from diffusers_fn import grids, guidance, losses, parameterizations, processes, solvers
 from diffusers_fn.denoisers import (
     Denoiser,
     Transform,
@@ -68,9 +57,10 @@ from diffusers_fn.sampling import Samples, python_scan, sample, while_scan
 from diffusers_fn.solvers import Solver, start_level
 from diffusers_fn.variances import Variance, fixed_large, fixed_small, learned, learned_range
 
-# Networks and everything built from them are imported on first use: they would double the time of this import.
+# Families that many programs do without, and all that imports the networks, are imported on first use: together they
+# would double the time of this import.
 if typing.TYPE_CHECKING:
-    from diffusers_fn import backbones, latents, pretrained
+    from diffusers_fn import backbones, few_step, latents, likelihood, oracles, pretrained, training
     from diffusers_fn.from_config.autoencoder import Autoencoder, build_autoencoder
     from diffusers_fn.from_config.classifier import NoisyClassifier, build_classifier
     from diffusers_fn.from_config.defaults import customise, default_config, pick
@@ -187,9 +177,13 @@ _ON_FIRST_USE = {
     "build_objective": "from_config.diffusion",
     "customise": "from_config.defaults",
     "default_config": "from_config.defaults",
+    "few_step": None,
     "latents": None,
+    "likelihood": None,
+    "oracles": None,
     "pick": "from_config.defaults",
     "pretrained": None,
+    "training": None,
 }
 
 
