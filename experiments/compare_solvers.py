@@ -160,7 +160,7 @@ def evaluations(solver: Solver) -> int:
 def mixture_quantiles(level: Level, num: int) -> np.ndarray:
     """Returns the quantiles (i + 1/2) / num of the marginal at a level, by the flow of the quantiles of pure noise."""
     normal = ndtri((np.arange(num) + 0.5) / num)
-    # The flow is smooth, so many quantiles are interpolated in a table of it.
+    # The flow is smooth: quantiles are interpolated in a table of it.
     nodes = np.linspace(normal[0], normal[-1], min(num, 4001))
     flowed = oracles.mixture_flow(WEIGHTS, MEANS, STDS, nodes, Level(0.0, 1.0, 0.0), level)
     return np.interp(normal, nodes, flowed)
