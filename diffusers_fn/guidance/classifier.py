@@ -85,7 +85,7 @@ def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0)
     >>> from diffusers_fn import grids, oracles, solvers
     >>> solver = solvers.ancestral(grids.karras(20))
     >>> guided = classifier_mean_shift(lambda x, level: jnp.sum(2 * x, axis=1), solver)(oracles.gaussian(0.0, 1.0))
-    >>> guided(jnp.ones((1, 1)), jax.tree.map(lambda a: a[-1], grids.karras(20))).x0.round(4)  # the last step
+    >>> guided(jnp.ones((1, 1)), grids.karras(20)[-1]).x0.round(4)  # the last step
     Array([[1.]], dtype=float32)
     """
     rows = one_step_rows(solver)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import SongUNet, UNet2D
+from diffusers_fn.backbones.clip_text import exact_gelu
 from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained import ncsnpp
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
@@ -26,22 +27,12 @@ __all__ = [
     "ACTIVATIONS",
     "constants",
     "entries",
-    "exact_gelu",
     "family",
     "from_config",
     "inputs",
     "rename",
     "to_config",
 ]
-
-
-def exact_gelu(x: jax.Array) -> jax.Array:
-    """Returns x Phi(x), with Phi the distribution function of N(0, 1).
-
-    >>> exact_gelu(jnp.zeros([])).item()
-    0.0
-    """
-    return jax.nn.gelu(x, approximate=False)
 
 
 ACTIVATIONS = {"silu": nn.silu, "swish": nn.silu, "mish": jax.nn.mish, "gelu": exact_gelu, "relu": nn.relu}

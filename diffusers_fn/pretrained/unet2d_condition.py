@@ -18,6 +18,8 @@ from diffusers_fn.backbones import UNet2DCondition
 from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
+from diffusers_fn.pretrained.layouts import pointwise
+from diffusers_fn.pretrained.unet2d_blocks import res_block
 
 __all__ = ["entries", "family", "from_config", "inputs", "to_config"]
 
@@ -238,7 +240,7 @@ def entries(module: UNet2DCondition) -> list[Entry]:
     for level in range(levels):
         name = f"down_blocks.{level}"
         for i, depth in enumerate(module.depths(level)):
-            found += _res_block(f"down_{level}_block_{i}", f"{name}.resnets.{i}", skip=width != widths[level])
+            found += res_block(f"down_{level}_block_{i}", f"{name}.resnets.{i}", skip=width != widths[level])
             found += _transformer(f"down_{level}_transformer_{i}", f"{name}.attentions.{i}", depth, module)
             saved.append(width := widths[level])
         if level < levels - 1:
@@ -247,14 +249,14 @@ def entries(module: UNet2DCondition) -> list[Entry]:
 
     if module.mid_depth is not None:
         for i in range(2):
-            found += _res_block(f"mid_block_{i}", f"mid_block.resnets.{i}", skip=False)
+            found += res_block(f"mid_block_{i}", f"mid_block.resnets.{i}", skip=False)
         found += _transformer("mid_transformer", "mid_block.attentions.0", module.mid_depth, module)
 
     for level in reversed(range(levels)):
         name = f"up_blocks.{levels - 1 - level}"
         for i, depth in enumerate(module.depths(level, up=True)):
             skip = width + saved.pop() != widths[level]
-            found += _res_block(f"up_{level}_block_{i}", f"{name}.resnets.{i}", skip=skip)
+            found += res_block(f"up_{level}_block_{i}", f"{name}.resnets.{i}", skip=skip)
             found += _transformer(f"up_{level}_transformer_{i}", f"{name}.attentions.{i}", depth, module)
             width = widths[level]
         if level > 0:
@@ -325,24 +327,11 @@ def _mlp(path: str, name: str) -> list[Entry]:
     return [*linear(f"{path}/dense_0", f"{name}.linear_1"), *linear(f"{path}/dense_1", f"{name}.linear_2")]
 
 
-def _res_block(path: str, name: str, *, skip: bool) -> list[Entry]:
-    found = [*norm(f"{path}/norm_0", f"{name}.norm1"), *conv(f"{path}/conv_0", f"{name}.conv1")]
-    found += [*norm(f"{path}/norm_1", f"{name}.norm2"), *conv(f"{path}/conv_1", f"{name}.conv2")]
-    found += linear(f"{path}/emb", f"{name}.time_emb_proj")
-    return found + (_pointwise(f"{path}/skip", f"{name}.conv_shortcut") if skip else [])
-
-
-def _pointwise(path: str, name: str) -> list[Entry]:
-    """Returns the entries of an nn.Dense, made from a 1x1 convolution [out, in, 1, 1]."""
-    kernel = Entry(f"{path}/kernel", (f"{name}.weight",), lambda a: a[:, :, 0, 0].T, lambda a: (a.T[:, :, None, None],))
-    return [kernel, *same(f"{path}/bias", f"{name}.bias")]
-
-
 def _transformer(path: str, name: str, depth: int, module: UNet2DCondition) -> list[Entry]:
     """Returns the entries of the transformer after a residual block; none at depth 0."""
     if not depth:
         return []
-    projection = linear if module.linear_projection else _pointwise
+    projection = linear if module.linear_projection else pointwise
     found = [*norm(f"{path}/norm", f"{name}.norm")]
     found += [*projection(f"{path}/proj_in", f"{name}.proj_in"), *projection(f"{path}/proj_out", f"{name}.proj_out")]
     for i in range(depth):
