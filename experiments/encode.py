@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, runs
+from experiments import data, runs, states
 from experiments.checkpoints import checksum
 from experiments.files import write_atomically
 
@@ -50,7 +50,7 @@ def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, bat
     datasets = {prefix: data.load(runs.data_seed(config), split) for prefix, split in splits.items()}
     runs.check_data_fits(config, datasets[""])
     autoencoder = dfn.build_autoencoder(config)
-    step, state = runs.load_state(config, workdir, runs.state_like(config, autoencoder.init))
+    step, state = states.load_state(config, workdir, states.state_like(config, autoencoder.init))
     params = jax.device_put(state.ema)
     run = jax.jit(autoencoder.encode)
 

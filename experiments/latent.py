@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, latent_cache, runs
+from experiments import data, latent_cache, states
 from experiments.files import write_text
 
 _COPY = "autoencoder.json"  # the first stage's config, in the second stage's work directory
@@ -70,7 +70,7 @@ def extras_like(autoencoder: dfn.Autoencoder) -> Any:
 def make_extras(config: ConfigDict, stage: ConfigDict, autoencoder: dfn.Autoencoder, dataset: data.Dataset) -> Any:
     """Returns the autoencoder's averaged parameters, and the scale and shift of the data's latents."""
     workdir = Path(config.latent.autoencoder_workdir)
-    _, state = runs.load_state(stage, workdir, runs.state_like(stage, autoencoder.init))
+    _, state = states.load_state(stage, workdir, states.state_like(stage, autoencoder.init))
     if config.latent.cache:
         held = latent_cache.read(config, state.ema)
         scale, shift = dfn.latents.calibrate(held["mean"], held["logvar"])

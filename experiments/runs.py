@@ -13,10 +13,8 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-import diffusers_fn as dfn
 from diffusers_fn.from_config.defaults import default_config
 from experiments import compilation, data
-from experiments.checkpoints import Checkpoints
 from experiments.files import write_text
 from experiments.pictures import save_grid, save_points, save_sequences
 
@@ -127,55 +125,6 @@ def random_key(config: ConfigDict, seed: int) -> jax.Array:
     if config.prng_impl not in PRNG_IMPLS:
         raise ValueError(f"config.prng_impl must be one of {', '.join(PRNG_IMPLS)}; got {config.prng_impl!r}")
     return jax.random.key(seed, impl=config.prng_impl)
-
-
-def make_optimizer(config: ConfigDict) -> Any:
-    """Returns the optimizer that config.training describes."""
-    training = config.training
-    return dfn.training.make_optimizer(
-        training.optimizer,
-        learning_rate=training.learning_rate,
-        lr_schedule=training.lr_schedule,
-        warmup_steps=training.warmup_steps,
-        num_steps=training.num_steps,
-        weight_decay=training.weight_decay,
-        grad_clip=training.grad_clip,
-        accumulation=training.accumulation,
-    )
-
-
-def state_like(config: ConfigDict, init: Callable[[jax.Array], Any], extras_like: Any = None) -> Any:
-    """Returns the shapes of a run's training state, for restoring a checkpoint.
-
-    Args:
-      config: of the run.
-      init: (key) -> params.
-      extras_like: shapes of the state's extras.
-    """
-    optimizer = make_optimizer(config)
-    return jax.eval_shape(
-        lambda key, extras: dfn.training.make_train_state(init(key), optimizer, extras), jax.random.key(0), extras_like
-    )
-
-
-def load_state(config: ConfigDict, workdir: Path, like: Any) -> tuple[int, Any]:
-    """Returns (step, state) of the newest readable checkpoint of a work directory.
-
-    Args:
-      config: as trained, except for fields that do not affect the trained parameters.
-      workdir: of the run.
-      like: the state's shapes, of `state_like`.
-
-    Raises:
-      ValueError: if the directory holds no run, or a run of another config, or no checkpoint.
-    """
-    open_workdir(workdir, config, create=False)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    restored = checkpoints.restore(like)
-    checkpoints.close()
-    if restored is None:
-        raise ValueError(f"{workdir} holds no checkpoint yet: continue the training")
-    return restored
 
 
 def sampled_classes(config: ConfigDict) -> int:

@@ -9,39 +9,22 @@ curve.png.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import math
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, runs
+from experiments import data, runs, states
 from experiments.checkpoints import Checkpoints
-from experiments.compilation import compile_now
-from experiments.curves import save_curves
+from experiments.loop import run_loop
 from experiments.metric_log import MetricLog
 from experiments.tasks import Task, make_task
 
-__all__ = [
-    "StopSignal",
-    "check_intervals",
-    "closed_on_error",
-    "device_batches",
-    "make_train_steps",
-    "mean_metrics",
-    "start_or_resume",
-    "train",
-]
+__all__ = ["check_intervals", "device_batches", "start_or_resume", "train"]
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -60,7 +43,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     key = runs.random_key(config, config.seed)
     init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(key, 0), 3)
     mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
-    train_steps = make_train_steps(config, task, mesh)
+    train_steps = states.make_train_steps(config, task.loss, task.update_extras, mesh)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
@@ -77,86 +60,31 @@ def train(config: ConfigDict, workdir: Path) -> None:
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{len(dataset)} examples, {num_params:,} parameters, {jax.device_count()} {jax.default_backend()} device(s)")
 
-    if start < settings.num_steps:
-        first = next(batches)
-        train_steps = compile_now("the training step", train_steps, state, run_key, first)
-        batches = itertools.chain([first], batches)
-
-    stop = StopSignal()
-    step = saved = start
-    window: list[dict[str, jax.Array]] = []  # metrics since the last log entry; their means are logged next
-    since, when = start, time.monotonic()
-    bar = tqdm(total=settings.num_steps, initial=start, unit="step", desc="training", mininterval=0.5)
-    with closed_on_error(checkpoints), bar:
-        while step < settings.num_steps and not stop.requested:
-            state, metrics = train_steps(state, run_key, next(batches))
-            window.append(metrics)
-            step += settings.steps_per_call
-            bar.update(settings.steps_per_call)
-            saving = step % settings.checkpoint_every == 0 or step == settings.num_steps
-            if step % settings.log_every == 0 or saving:
-                values = mean_metrics(window, step)
-                elapsed = time.monotonic() - when
-                values["steps_per_second"] = (step - since) / elapsed if step > since else 0.0
-                window, since, when = [], step, time.monotonic()
-                bar.set_postfix(loss=f"{values['loss']:.4f}")
-                log.write(step, values)
-            if saving:
-                checkpoints.save(step, state)
-                saved = step
-            if settings.sample_every and step % settings.sample_every == 0 and step < settings.num_steps:
-                bar.set_description("sampling")
-                draw(state.ema, state.extras, workdir / "samples" / f"{step:08d}.png")
-                bar.set_description("training")
-                since, when = step, time.monotonic()
-    if step > saved:  # stopped between two checkpoints
-        if window:
-            log.write(step, mean_metrics(window, step))
-        checkpoints.save(step, state)
-    checkpoints.close()
-    log.close()
-    if step < settings.num_steps:
-        print(f"stopped at step {step} of {settings.num_steps}; the same command resumes from there")
-        return
-    draw(state.ema, state.extras, workdir / "samples.png")
-    save_curves(workdir / "curve.png", log.path)
-    print(f"done: samples in {workdir / 'samples.png'}, loss curve in {workdir / 'curve.png'}, all else in {workdir}")
-
-
-def make_train_steps(config: ConfigDict, task: Task, mesh: jax.sharding.Mesh) -> Any:
-    """Returns train_steps(state, key, batches) -> (state, metrics), jitted: training.steps_per_call steps in one call.
-
-    The state is donated and replicated over the mesh; batches and metrics have the steps as their first axis.
-    """
-    step = dfn.training.make_train_step(
-        task.loss,
-        runs.make_optimizer(config),
-        ema_decay=config.training.ema_decay,
-        update_extras=task.update_extras,
+    finished = run_loop(
+        config,
+        workdir,
+        state,
+        start,
+        train_steps=train_steps,
+        key=run_key,
+        batches=batches,
+        checkpoints=checkpoints,
+        log=log,
+        draw=draw,
     )
-
-    def train_steps(state: Any, key: jax.Array, batches: Any) -> Any:
-        return jax.lax.scan(lambda state, batch: step(state, key, batch), state, batches)
-
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.jit(train_steps, donate_argnums=0, out_shardings=everywhere)
+    if finished:
+        print(f"done: samples in {workdir / 'samples.png'}, curve in {workdir / 'curve.png'}, all else in {workdir}")
 
 
 def start_or_resume(
     config: ConfigDict, task: Task, checkpoints: Checkpoints, key: jax.Array, dataset: data.Dataset
 ) -> tuple[int, Any]:
     """Returns (step, state) of the last checkpoint, or (0, a new state initialised with the key)."""
-    restored = checkpoints.restore(runs.state_like(config, task.init, task.extras_like))
+    restored = checkpoints.restore(states.state_like(config, task.init, task.extras_like))
     if restored is not None:
         print(f"resuming at step {restored[0]} of {config.training.num_steps}")
         return restored
-    optimizer = runs.make_optimizer(config)
-
-    @jax.jit
-    def make_state(key: jax.Array, extras: Any) -> Any:
-        return dfn.training.make_train_state(task.init(key), optimizer, extras)
-
-    return 0, make_state(key, task.make_extras(dataset))
+    return 0, states.new_state(config, task.init, key, task.make_extras(dataset))
 
 
 def device_batches(
@@ -169,33 +97,6 @@ def device_batches(
         batches = data.coupled(batches, config.seed, start_step=start_step)
     stacks = (jax.tree.map(lambda *each: np.stack(each), *group) for group in zip(*[batches] * settings.steps_per_call))
     return (dfn.training.split_batch(stack, mesh, axis=1) for stack in stacks)
-
-
-@contextlib.contextmanager
-def closed_on_error(checkpoints: Checkpoints) -> Iterator[None]:
-    """Waits, if training fails, until the last checkpoint is written, from which the run can resume."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(Exception):  # the first error is the one to report
-            checkpoints.close()
-        raise
-
-
-def mean_metrics(window: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
-    """Returns the mean of each metric over a list of steps.
-
-    Raises:
-      FloatingPointError: if the loss is not finite.
-    """
-    fetched = jax.device_get(window)
-    values = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
-    if not math.isfinite(values["loss"]):
-        raise FloatingPointError(
-            f"the loss became {values['loss']} in the steps before {step}; the last checkpoint is kept: lower "
-            "config.training.learning_rate or set config.training.grad_clip"
-        )
-    return values
 
 
 def check_intervals(config: ConfigDict, num_devices: int) -> None:
@@ -229,20 +130,6 @@ def check_intervals(config: ConfigDict, num_devices: int) -> None:
         raise ValueError(
             f"config.training.batch_size must be a multiple of the {num_devices} devices; got {settings.batch_size}"
         )
-
-
-class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop after the current call of the training step."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:  # the second signal stops at once
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import diffusers_fn as dfn
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.guiding import is_guided
 from diffusers_fn.from_config.samplers import SOLVERS
-from experiments import compilation, latent, runs
+from experiments import compilation, latent, runs, states
 from experiments.tasks import TASKS
 
 
@@ -53,7 +53,7 @@ def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Netw
         model, like = dfn.build(latent.in_latents(config, autoencoder)), latent.extras_like(autoencoder)
     else:
         model, like = dfn.build(config), dfn.build_objective(config).extras
-    step, state = runs.load_state(config, workdir, runs.state_like(config, model.init, like))
+    step, state = states.load_state(config, workdir, states.state_like(config, model.init, like))
     state = jax.device_put(state)
     if config.sampler.classifier_workdir:
         classifier, guide = load_classifier(config)
@@ -123,7 +123,7 @@ def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
             f"and {ours[differing[0]]!r} here; train the classifier with the model's noise_schedule"
         )
     net = dfn.build_classifier(held)
-    _, state = runs.load_state(held, folder, runs.state_like(held, net.init))
+    _, state = states.load_state(held, folder, states.state_like(held, net.init))
     return net, jax.device_put(state.ema)
 
 

@@ -65,20 +65,24 @@ def default_config() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.name = "digits"  # digits, idx, images, arrays or toy2d
+    data.name = "digits"  # digits, idx, images, arrays, toy2d, or "package.module:function" of your own
     data.path = ""  # a folder or file, for idx, images and arrays
     data.shape = (8, 8, 1)  # of one example; values lie in [-1, 1]
-    data.num_classes = 10  # 0 for data without labels
+    data.num_classes = placeholder(int)  # None: that of the backbone; 0: labels are not used
     data.heldout_fraction = 0.2  # share of the examples held out for evaluation (idx: the test files)
     data.pairs = ""  # a file of experiments.reflow: train on its pairs instead of the data
     data.coupling = "none"  # of data and noise within a batch; ot: optimal transport, for flows
     data.flip = False  # mirror images at random
-    data.image_size = 0  # images: crop and resize to this; 0 requires that all have one size
+    data.image_size = 0  # images: height and width after `resize`; 0: those of data.shape
+    data.resize = "none"  # images of another size: none (refused), crop, pad or stretch
+    data.background = (255, 255, 255)  # images: colour behind transparent pixels; with four channels they stay RGBA
+    data.memory_limit_mb = 1024  # images: decoded in advance if they fit into this, else each time they are read
     data.variant = "moons"  # toy2d: name of the point cloud
     data.num_examples = 10_000  # toy2d: number of points
     data.images_key = "images"  # arrays: entry of the .npz file with the examples
     data.labels_key = "labels"  # arrays: entry with the labels
-    data.normalize = True  # arrays: scale to [-1, 1]; False leaves floats unchanged, for latents
+    data.value_range = placeholder(tuple)  # arrays: smallest and largest value as stored, which become -1 and 1
+    data.normalize = True  # values lie in [-1, 1]; False: in any range; arrays are read unchanged
     return data
 
 
@@ -103,9 +107,14 @@ def _training() -> ConfigDict:
     training.weight_decay = 0.0  # adamw
     training.grad_clip = 1.0  # largest global norm of the gradient; 0: no clipping
     training.accumulation = 1  # batches per parameter update
-    training.ema_decay = 0.999  # of the averaged parameters, which samples are drawn with
+    training.ema_decay = 0.999  # largest decay of the averaged parameters, which samples are drawn with
+    training.ema_warmup = "ratio"  # how the decay grows: ratio, power or none, see training.averages
+    training.ema_stds = ()  # relative lengths of further averages (EDM2), such as (0.05, 0.1)
+    training.ema_snapshot_every = 0  # steps between the stored averages for other lengths after the run; 0: none
+    training.max_skipped = 10  # steps in a row without finite numbers, after which the last checkpoint is restored
     training.log_every = 100  # steps
     training.sample_every = 2_000  # steps; 0: never
+    training.heldout_every = 1_000  # steps between losses on held-out data; 0: never
     training.checkpoint_every = 1_000  # steps
     training.keep_checkpoints = 3  # number of checkpoints kept on disk
     return training
@@ -186,7 +195,7 @@ def _sampler() -> ConfigDict:
     sampler.skip_type = "trailing"  # the grid of noise levels, see from_config/noise.py: trailing, log_snr, karras, ...
     sampler.num_inference_steps = 50
     sampler.eta = 0.0  # ddim: share of DDPM's noise, in [0, 1]
-    sampler.clip_denoised = True  # clip estimates of x0 to [-1, 1]
+    sampler.clip_denoised = True  # clip estimates of x0 to [-1, 1]; without effect if data.normalize is False
     sampler.cfg_scale = 1.0  # guidance scale; 1: no guidance (classifier_free_pp: 0)
     sampler.guidance = "classifier_free"  # how cfg_scale is applied: classifier_free, classifier_free_pp or projected
     sampler.apg_eta = 0.0  # projected: share of the update's parallel component that is kept

@@ -9,7 +9,7 @@ import pytest
 
 import diffusers_fn as dfn
 from diffusers_fn.from_config.defaults import customise
-from experiments import data, latent_cache, runs, tasks
+from experiments import data, latent_cache, runs, states, tasks
 from experiments.encode import encode
 from experiments.sample import sample
 from experiments.train import train
@@ -49,7 +49,7 @@ def test_the_file_holds_the_latents_of_both_splits(stage):
     workdir, path = stage
     config = tiny("autoencoder")
     net = dfn.build_autoencoder(config)
-    _, state = runs.load_state(config, workdir, runs.state_like(config, net.init))
+    _, state = states.load_state(config, workdir, states.state_like(config, net.init))
     held = np.load(path)
     assert path == workdir / "latents.npz"
     for prefix, split, number in (("", "train", 1438), ("heldout_", "heldout", 359)):

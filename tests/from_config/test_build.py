@@ -23,7 +23,7 @@ from diffusers_fn.from_config.defaults import customise, default_backbone, defau
 from diffusers_fn.from_config.module_fields import tupled
 from diffusers_fn.from_config.network import BACKBONES, backbone_fields, check_backbone_field
 from diffusers_fn.from_config.samplers import SOLVERS
-from experiments import data, runs
+from experiments import data, runs, states
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_every_config_builds_and_trains(name, variant):
     config = module.get_config(variant)
     diffusion, objective = parts_of(config)
     extras = () if objective.extras is None else (objective.extras,)
-    optimizer = runs.make_optimizer(config)
+    optimizer = states.make_optimizer(config)
     shape = tuple(config.data.shape)
     batch = {"image": jax.ShapeDtypeStruct((2, *shape), jnp.float32)}
     if config.backbone.get("num_classes", 0):
