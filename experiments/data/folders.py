@@ -118,7 +118,7 @@ def image_format(config: Any) -> Format | None:
 def memory_limit(config: Any) -> int:
     """Returns data.memory_limit_mb in bytes."""
     limit = getattr(config, "memory_limit_mb", None)
-    return int((_DEFAULT_MEGABYTES if limit is None else limit) * 2**20)
+    return round((_DEFAULT_MEGABYTES if limit is None else limit) * 2**20)
 
 
 def in_memory(dataset: Dataset, limit: int, title: str) -> Dataset:

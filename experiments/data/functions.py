@@ -141,7 +141,7 @@ def _assemble(config: Any, read: _Reader, examples: Iterable[Any], names: Any, w
         used += image.nbytes
         if used > limit:
             raise ValueError(
-                f"{where}: more than data.memory_limit_mb={limit / 2**20:g} MB after {index + 1} examples. An iterable "
+                f"{where}: more than data.memory_limit_mb={limit / 2**20:.3g} MB after {index + 1} examples. An iterable "
                 "is read to its end before training: raise the limit, end the iterable earlier, or return an object "
                 "with len(data) and data[i], which is read on demand"
             )

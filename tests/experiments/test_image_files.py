@@ -180,7 +180,7 @@ def test_any_shape_by_crop_pad_or_stretch(tmp_path):
     assert load(tmp_path, shape=(6, 6, 1), resize="pad", image_size=6).shape == (6, 6, 1)
     with pytest.raises(ValueError, match=r"differ in size: .*set data.resize to crop, pad or stretch"):
         load(tmp_path, shape=(2, 4, 3))
-    with pytest.raises(ValueError, match="neither data.shape nor data.image_size"):
+    with pytest.raises(ValueError, match=r"neither data.shape nor data.image_size"):
         load(tmp_path, resize="crop")
     (tmp_path / "tall.png").unlink()
     with pytest.raises(ValueError, match=r"\(4, 12, 3\); set data.shape to that, or data.resize to crop"):
