@@ -193,7 +193,7 @@ def _eight_bits(image: Image.Image, again: Callable[[], Image.Image] | None) -> 
             "to 8 bits"
         )
     with again() as second:
-        extents = second.tile[0]
+        extents = second.tile[0]  # type: ignore[attr-defined]
         if raw == "LA;16B":  # four bytes per pixel
             second.tile = [(*extents[:3], "RGBA")]  # type: ignore[attr-defined, list-item]
             whole = np.asarray(second).astype(np.uint32)

@@ -37,8 +37,8 @@ def load_images(config: Any, split: str) -> Dataset:
     listing = list_images(folder)
     if listing.left_out and split == "train":
         count, examples = len(listing.left_out), ", ".join(listing.left_out[:3])
-        files = "1 file that is no image" if count == 1 else f"{count} files that are no images"
-        print(f"{folder}: left out {files}: {examples}{', ...' if count > 3 else ''}")
+        kind = "1 file that is no image" if count == 1 else f"{count} files that are no images"
+        print(f"{folder}: left out {kind}: {examples}{', ...' if count > 3 else ''}")
     target = image_format(config) or _common_format(config, folder, listing.names)
     if listing.labels is not None and listing.class_names is None and field(config, "num_classes") != 0:
         check_all_present(listing.labels, listing.num_classes, str(folder))

@@ -102,7 +102,8 @@ class _Reader:
                 )
             label, caption = _pick(example, self._labels), _pick(example, _CAPTIONS)
         elif isinstance(example, (tuple, list)) and len(example) == 2:
-            image, label, caption = *example, None
+            image, label = example
+            caption = None
         else:
             image, label, caption = example, None, None
         return self._array(image, index), label, caption
@@ -128,7 +129,9 @@ class _Reader:
 def _assemble(config: Any, read: _Reader, examples: Iterable[Any], names: Any, where: str, whole: bool) -> Dataset:
     """Returns all examples in memory."""
     limit, used = memory_limit(config), 0
-    images, labels, captions = [], [], []
+    images: list[np.ndarray] = []
+    labels: list[Any] = []
+    captions: list[Any] = []
     for index, example in enumerate(tqdm(examples, desc=f"reading {where}", leave=False, delay=2)):
         image, label, caption = read(example, index)
         if images and image.shape != images[0].shape:
@@ -141,9 +144,9 @@ def _assemble(config: Any, read: _Reader, examples: Iterable[Any], names: Any, w
         used += image.nbytes
         if used > limit:
             raise ValueError(
-                f"{where}: more than data.memory_limit_mb={limit / 2**20:.3g} MB after {index + 1} examples. An iterable "
-                "is read to its end before training: raise the limit, end the iterable earlier, or return an object "
-                "with len(data) and data[i], which is read on demand"
+                f"{where}: more than data.memory_limit_mb={limit / 2**20:.3g} MB after {index + 1} examples. An "
+                "iterable is read to its end before training: raise the limit, end the iterable earlier, or return "
+                "an object with len(data) and data[i], which is read on demand"
             )
         images.append(image)
         labels.append(label)
