@@ -96,8 +96,9 @@ def pixels(image: Image.Image, target: Format) -> np.ndarray:
         image = image.convert(_MODES[channels])
     if image.size != (width, height):
         image = RESIZE[target.resize](image, (width, height), target.background)
-    array = np.array(image, np.uint8).reshape(target.shape)
+    array = np.asarray(image, np.uint8).reshape(target.shape)
     if channels == 4:
+        array = array.copy()
         array[array[..., 3] == 0, :3] = target.background
     return array
 
