@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data
+from diffusers_fn.from_config.defaults import customise, default_config
+from experiments import data, runs
 from experiments.data.toy2d import CLOUDS, sample_cloud
 
 
@@ -104,6 +105,17 @@ def test_num_classes_bounds_or_drops_labels():
 def test_errors_of_bad_configs_name_the_remedy(fields, split, message):
     with pytest.raises(ValueError, match=message):
         data.load(config(**fields), split)
+
+
+def test_the_number_of_classes_is_that_of_the_network():
+    conditional = customise(default_config(), backbone={"num_classes": 10})
+    assert runs.data_seed(conditional).num_classes == 10
+    assert data.load(runs.data_seed(conditional), "train").num_classes == 10
+    assert data.load(runs.data_seed(customise(default_config())), "train").labels is None
+    guided_by_a_classifier = customise(default_config(), data={"num_classes": 10})
+    assert runs.data_seed(guided_by_a_classifier).num_classes == 10
+    autoencoder = customise(default_config(), backbone={"name": "simple_autoencoder"})
+    assert data.load(runs.data_seed(autoencoder), "train").num_classes == 10  # latents keep the labels
 
 
 # --- IDX ----------------------------------------------------------------------------------------------------

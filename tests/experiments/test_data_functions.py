@@ -152,6 +152,8 @@ def endless():
         ),
         (iter([]), {}, "mine: no examples"),
         (Indexable([]), {}, "mine: no examples"),
+        (data.Dataset(IMAGES / 255, None, (4, 5, 3), 0), {}, "mine: all floats lie in"),
+        (data.Dataset(IMAGES, LABELS * 2, (4, 5, 3), 3), {}, r"label 4 \(index 2\) is beyond the 3 classes"),
         (3, {}, "returned int; it must return a Dataset, arrays"),
         ([{"img": IMAGES[0]}], {}, "example 0 has no 'image'; it has img; set data.images_key"),
         ([{"image": "x.png"}], {}, "example 0: the image is str, not an array"),
@@ -178,6 +180,9 @@ def test_a_later_bad_example_is_named_when_it_is_read():
     dataset = to_dataset(source, memory_limit_mb=0)
     source.examples[4] = {"image": images[4] * np.nan, "label": 0}
     with pytest.raises(ValueError, match=r"mine: example 4: 60 of 60 image entries are NaN"):
+        data.float_images(dataset)
+    source.examples[4] = {"image": IMAGES[4], "label": 0}
+    with pytest.raises(ValueError, match=r"mine: example 4 is uint8 \(4, 5, 3\), others are float64"):
         data.float_images(dataset)
     source.examples[4] = {"image": images[4] * 9, "label": 0}
     with pytest.raises(ValueError, match=r"mine: example 4: values lie in \[-4.5, 4.5\]"):
