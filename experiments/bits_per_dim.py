@@ -37,7 +37,7 @@ from diffusers_fn.from_config.objectives import OBJECTIVES
 from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4
-from experiments import data, runs, trained
+from experiments import data, own, runs, trained
 from experiments.files import write_text
 from experiments.tasks import TASKS
 
@@ -69,7 +69,7 @@ def bits_per_dim(
       ValueError: if the model is not a diffusion model of data whose network is a denoiser, or the data do not lie on
         `num_levels` grey levels.
     """
-    entry = choose("loss.objective", config.loss.objective, OBJECTIVES)
+    entry = choose("loss.objective", config.loss.objective, own.tables(config).objectives)
     if not (choose("task", config.task, TASKS).has_samples and entry.denoiser):
         raise ValueError(
             "bits per dimension need a diffusion model whose network is a denoiser (task 'diffusion', loss.objective "
@@ -114,7 +114,7 @@ def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_prob
       num_levels: grey levels of the data, or None.
       steps, num_probes: of the flow.
     """
-    noise, make_denoiser = make_noise(config.noise_schedule), dfn.build_denoiser(config)
+    noise, make_denoiser = make_noise(config.noise_schedule), dfn.build_denoiser(config, own.tables(config))
     shape, levels = tuple(config.data.shape), flow_levels(noise, steps)
     schedule, last = noise.schedule, jax.tree.map(lambda a: a[-1], levels)
 

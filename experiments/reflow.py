@@ -26,7 +26,7 @@ from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.from_config.samplers import make_plan
 from diffusers_fn.solvers import start_level
-from experiments import runs, trained
+from experiments import own, runs, trained
 from experiments.files import write_atomically
 
 __all__ = ["check_plan", "main", "reflow"]
@@ -80,7 +80,8 @@ def check_plan(config: ConfigDict) -> None:
     """Raises ValueError unless the sampler maps pure noise to a sample deterministically."""
     if config.latent.enabled:
         raise ValueError("config.latent.enabled: reflow straightens flows of data, not of latents")
-    solver = make_plan(config.sampler, make_noise(config.noise_schedule), VARIANCES[config.variance])()
+    noise, variance = make_noise(config.noise_schedule), VARIANCES[config.variance]
+    solver = make_plan(config.sampler, noise, variance, table=own.tables(config).solvers)()
     if solver.stochastic:
         raise ValueError(
             f"config.sampler.name is {config.sampler.name!r}, which draws noise on the way, so that the initial noise "

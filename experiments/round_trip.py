@@ -27,8 +27,7 @@ import diffusers_fn as dfn
 from diffusers_fn import Denoiser, Level, grids, solvers
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import TIME_LABELS, make_noise
-from diffusers_fn.from_config.objectives import OBJECTIVES
-from experiments import data, runs, trained
+from experiments import data, own, runs, trained
 from experiments.files import write_atomically, write_text
 
 
@@ -83,8 +82,8 @@ def round_trip(
     config: ConfigDict, workdir: Path, *, num_images: int = 100, sizes: Sequence[int] = (5, 10, 20, 40, 80)
 ) -> None:
     """Writes round_trip.json and round_trip.png, and prints the errors as a table."""
-    section = config.noise_schedule
-    if config.latent.enabled or not choose("loss.objective", config.loss.objective, OBJECTIVES).denoiser:
+    section, tables = config.noise_schedule, own.tables(config)
+    if config.latent.enabled or not choose("loss.objective", config.loss.objective, tables.objectives).denoiser:
         raise ValueError(
             "round trips need a denoiser of data: set latent.enabled to False and loss.objective to 'denoising'; got "
             f"{config.latent.enabled} and {config.loss.objective!r}"
@@ -104,7 +103,7 @@ def round_trip(
     if config.backbone.num_classes and heldout.labels is not None:
         cond = jnp.asarray(heldout.labels[indices])
 
-    make_denoiser = dfn.build_denoiser(config)
+    make_denoiser = dfn.build_denoiser(config, tables)
     make = lambda params: make_denoiser(params, cond)  # noqa: E731
     figures = measure(make, networks.own, schedule, jnp.asarray(images), sizes)
     write_text(workdir / "round_trip.json", json.dumps({"step": step, "figures": figures}, indent=1) + "\n")

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from diffusers_fn.from_config.defaults import default_config
 from experiments import compilation, data
 from experiments.files import write_text
+from experiments.own import import_name as import_name
 from experiments.pictures import save_grid, save_points, save_sequences
 
 # Fields that may change between two commands on one work directory: they do not affect the trained parameters.

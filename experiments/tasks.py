@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import diffusers_fn as dfn
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import make_noise
-from experiments import data, latent, latent_cache, runs
+from experiments import data, latent, latent_cache, own, runs
 from experiments.pictures import save_line
 
 
@@ -56,7 +56,8 @@ def diffusion(config: ConfigDict, workdir: Path) -> Task:
     """Returns the task of a diffusion model; its picture is a grid of samples."""
     if config.latent.enabled:
         return latent_diffusion(config, workdir)
-    model, objective = dfn.build(config), dfn.build_objective(config)
+    tables = own.tables(config)
+    model, objective = dfn.build(config, tables), dfn.build_objective(config, tables)
     return Task(
         model.init,
         objective.loss,
@@ -72,8 +73,9 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
     stage = latent.first_stage(config, workdir)
     net = dfn.build_autoencoder(stage)
     inner = latent.in_latents(config, net)
-    model = dfn.build(inner)
-    if dfn.build_objective(inner).extras is not None:
+    tables = own.tables(inner)
+    model = dfn.build(inner, tables)
+    if dfn.build_objective(inner, tables).extras is not None:
         raise ValueError(
             f"config.loss.time_sampler = {config.loss.time_sampler!r} does not go with latents: set it to 'uniform'"
         )

@@ -15,8 +15,7 @@ from tqdm import tqdm
 import diffusers_fn as dfn
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.guiding import is_guided
-from diffusers_fn.from_config.samplers import SOLVERS
-from experiments import compilation, latent, runs, states
+from experiments import compilation, latent, own, runs, states
 from experiments.tasks import TASKS
 
 
@@ -48,11 +47,12 @@ def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Netw
         sampled = ", ".join(repr(name) for name, entry in TASKS.items() if entry.has_samples)
         raise ValueError(f"config.task is {config.task!r}: only runs of the task {sampled} have samples")
     autoencoder = classifier = guide = None
+    tables = own.tables(config)
     if config.latent.enabled:
         autoencoder = dfn.build_autoencoder(latent.first_stage(config, workdir))
-        model, like = dfn.build(latent.in_latents(config, autoencoder)), latent.extras_like(autoencoder)
+        model, like = dfn.build(latent.in_latents(config, autoencoder), tables), latent.extras_like(autoencoder)
     else:
-        model, like = dfn.build(config), dfn.build_objective(config).extras
+        model, like = dfn.build(config, tables), dfn.build_objective(config, tables).extras
     step, state = states.load_state(config, workdir, states.state_like(config, model.init, like))
     state = jax.device_put(state)
     if config.sampler.classifier_workdir:
@@ -198,6 +198,7 @@ def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
         lambda key: diffusion.sample(diffusion.init(key), key, 1, cond=cond, emit=lambda step: step.x).trace, key
     )
     rows = jax.tree.leaves(trace)[0].shape[0]
-    per_row = SOLVERS[config.sampler.name].evaluations_per_row(config.sampler)
-    guided = config.backbone.num_classes and is_guided(config.sampler)
+    tables = own.tables(config)
+    per_row = tables.solvers[config.sampler.name].evaluations_per_row(config.sampler)
+    guided = config.backbone.num_classes and is_guided(config.sampler, tables.guidances)
     return rows * per_row * (2 if guided else 1)
