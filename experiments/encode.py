@@ -75,11 +75,11 @@ def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, bat
 def main(config: ConfigDict, workdir: Path) -> None:
     """Calls `encode` with the flags of the command line."""
     given = flags.FLAGS
-    encode(config, workdir, output=Path(given.output) if given.output else None, batch_size=given.batch_size)
+    encode(config, workdir, output=given.output, batch_size=given.batch_size)
 
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_string("output", None, "The .npz file to write; default: WORKDIR/latents.npz.")
+    runs.define_path("output", None, "The .npz file to write; default: WORKDIR/latents.npz.")
     flags.DEFINE_integer("batch_size", 500, "Number of examples that are encoded at a time.", lower_bound=1)
     runs.run(main)

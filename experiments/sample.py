@@ -97,7 +97,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         labels=given.labels,
         seed=given.seed,
         batch_size=given.batch_size,
-        output=Path(given.output) if given.output else None,
+        output=given.output,
     )
 
 
@@ -113,5 +113,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "batch_size", 100, "Number of samples that are drawn at a time; it does not change them.", lower_bound=1
     )
-    flags.DEFINE_string("output", None, "Folder for samples.npz and samples.png; default: WORKDIR/sampled.")
+    runs.define_path("output", None, "Folder for samples.npz and samples.png; default: WORKDIR/sampled.")
     runs.run(main)
