@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.defaults import default_config
@@ -116,8 +119,7 @@ def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
         _parse(sys.argv, overrides)
     except (flags.Error, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    if not any(argument.startswith(("--verbosity", "-v", "--v=")) for argument in sys.argv):
-        logging.set_verbosity(logging.WARNING)  # the default, INFO, breaks the progress bar
+    _configure_logging()
     debug = flags.FLAGS.debug
     compilation.use_cache(flags.FLAGS.compilation_cache)
     try:
@@ -131,6 +133,18 @@ def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
             raise
         print("interrupted", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
+
+
+def _configure_logging() -> None:
+    """Warnings are one line each; those of orbax about its own options are left out."""
+    if not any(argument.startswith(("--verbosity", "-v", "--v=")) for argument in sys.argv):
+        absl_logging.set_verbosity(absl_logging.WARNING)  # the default, INFO, breaks the progress bar
+    absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _message(error: Exception) -> str:

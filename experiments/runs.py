@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffusers_fn.from_config.derived import num_data_classes
 from experiments import data
 from experiments.command_line import define_flags, define_path, run, run_with_config, run_without_config
 from experiments.own import import_name
@@ -51,8 +52,13 @@ def check_data_fits(config: ConfigDict, dataset: data.Dataset) -> None:
 
 
 def data_seed(config: ConfigDict) -> ConfigDict:
-    """Returns config.data with the run's seed, which also selects the held-out examples."""
-    return ConfigDict({**config.data.to_dict(), "seed": config.seed})
+    """Returns config.data with the run's seed, which also selects the held-out examples, and its number of classes.
+
+    A network without a field for classes, such as an autoencoder, leaves the number to the data.
+    """
+    own = config.data.get("num_classes") is None and "num_classes" not in config.backbone
+    num_classes = None if own else num_data_classes(config)
+    return ConfigDict({**config.data.to_dict(), "seed": config.seed, "num_classes": num_classes})
 
 
 def random_key(config: ConfigDict, seed: int) -> jax.Array:

@@ -78,7 +78,7 @@ def _train(config: ConfigDict, workdir: Path, allow_changes: bool, init_from: st
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
     if init_from is not None and not check_new(workdir, init_from):
         init_from = None  # this run has started from it before
-    record = data.describe(dataset, _heldout(config)) if hasattr(data, "describe") else None
+    record = data.describe(dataset, _heldout(config))
     # The last check; records config and data in a new folder.
     workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
     workdirs.record_versions(workdir)
