@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
     compilation.define_flags()
     if any(argument in _HELP for argument in sys.argv[1:]):
-        print(_help(with_config=overrides is not None))
+        print(_help())
         raise SystemExit(0)
     try:
         _parse(sys.argv, overrides)
@@ -205,13 +206,15 @@ def _override(config: ConfigDict, overrides: Sequence[_Override]) -> None:
     expand_paths(config)
 
 
-def _help(*, with_config: bool) -> str:
+def _help() -> str:
     """The text of --help: what the binary does, and its own flags."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     for flag in sorted(own, key=lambda flag: (flag.name not in ("config", "workdir"), flag.name)):
         default = "" if flag.default in (None, False, []) else f" (default: {flag.default_as_str})"
-        lines.append(f"  --{flag.name}: {flag.help}{default}")
-    if with_config:
+        lines += textwrap.wrap(
+            f"--{flag.name}: {flag.help}{default}", 118, initial_indent="  ", subsequent_indent="      "
+        )
+    if "list_fields" in flags.FLAGS:
         lines += ["", "--list_fields prints every field of the config; with --config=FILE, its values in that file."]
     return "\n".join(lines)

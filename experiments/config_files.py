@@ -148,8 +148,8 @@ def _where(error: BaseException, path: Path) -> str:
 def _similar_files(path: Path) -> str:
     folders = [folder for folder in dict.fromkeys((path.parent, Path("configs"))) if folder.is_dir()]
     files = {file.name: str(file) for folder in reversed(folders) for file in sorted(folder.glob("*.py"))}
-    close = difflib.get_close_matches(path.name, files, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(f"{path.name}.py", files, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(path.name, files, n=1, cutoff=0.75)
+    close = close or difflib.get_close_matches(f"{path.name}.py", files, n=1, cutoff=0.75)
     return f"; did you mean {files[close[0]]}?" if close else f" (the current folder is {Path.cwd()})"
 
 
