@@ -212,9 +212,8 @@ def _help() -> str:
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     for flag in sorted(own, key=lambda flag: (flag.name not in ("config", "workdir"), flag.name)):
         default = "" if flag.default in (None, False, []) else f" (default: {flag.default_as_str})"
-        lines += textwrap.wrap(
-            f"--{flag.name}: {flag.help}{default}", 118, initial_indent="  ", subsequent_indent="      "
-        )
+        text = f"  --{flag.name}: {flag.help}{default}"
+        lines += textwrap.wrap(text, 118, subsequent_indent=" " * 6)
     if "list_fields" in flags.FLAGS:
         lines += ["", "--list_fields prints every field of the config; with --config=FILE, its values in that file."]
     return "\n".join(lines)

@@ -78,10 +78,7 @@ def test_what_may_change_in_a_run(tmp_path, capsys, change, flag, fixed):
         open_workdir(tmp_path, other, create=False)
         assert contents(tmp_path) == before  # only training records
     else:
-        hint = (
-            "--allow_changes|cannot change" if not fixed else "cannot change within a run|has no state|--allow_changes"
-        )
-        with pytest.raises(ValueError, match=hint):
+        with pytest.raises(ValueError, match=r"holds a run of another config \(.* there, .* here\): .*--workdir"):
             open_workdir(tmp_path, other, create=True)
         assert contents(tmp_path) == before
     if fixed:
@@ -108,7 +105,7 @@ def test_one_field_may_stand_for_both_numbers_of_classes(tmp_path):
     config.backbone.num_classes, config.data.num_classes = None, count
     open_workdir(tmp_path, config, create=False)
     config.data.num_classes = count + 1
-    with pytest.raises(ValueError, match="backbone.num_classes: 10 there, 11 here"):
+    with pytest.raises(ValueError, match=r"backbone.num_classes: 10 there, 11 here"):
         open_workdir(tmp_path, config, create=False)
 
 
@@ -166,9 +163,9 @@ def test_other_data_are_refused_or_accepted_by_flag(tmp_path, capsys):
 
     moved = record(np.arange(10, 50), np.arange(10))  # the same examples, another split
     other = small(training={"log_every": 3})
-    with pytest.raises(ValueError, match="trained on other data: .*10 of (the )?10 held-out .*--allow_changes"):
+    with pytest.raises(ValueError, match=r"trained on other data: .*10 of (the )?10 held-out .*--allow_changes"):
         open_workdir(tmp_path, other, create=True, record=moved)
-    with pytest.raises(ValueError, match="10 of (the )?10 held-out"):
+    with pytest.raises(ValueError, match=r"10 of (the )?10 held-out"):
         check_data(tmp_path, moved, train=False)
     assert contents(tmp_path) == before  # a refusal changes nothing, the free field included
 
