@@ -8,6 +8,7 @@ its initialisation. The averaged parameters (EMA) start from the same values.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,13 +20,14 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
+from diffusers_fn.pretrained.safetensors_file import open_safetensors
 from experiments import states
 from experiments.config_files import expanded
 from experiments.files import write_text
 from experiments.tasks import make_task
 from experiments.workdir import newest_step, read_config
 
-__all__ = ["Taken", "check_new", "load_params", "started_from", "take"]
+__all__ = ["Taken", "check_new", "load_params", "prepare", "take"]
 
 _FILE = "init_from.json"
 
@@ -66,38 +68,39 @@ def check_new(workdir: Path, source: str) -> bool:
     return False
 
 
-def started_from(
-    config: ConfigDict,
-    workdir: Path,
-    init: Callable[[jax.Array], Any],
-    key: jax.Array,
-    extras: Any,
-    *,
-    source: str,
-    which: str = "ema",
-) -> Any:
-    """Returns the state before the first step, with parameters of `source`; prints and records what was taken.
+def prepare(
+    config: ConfigDict, workdir: Path, init: Callable[[jax.Array], Any], *, source: str, which: str = "ema"
+) -> Callable[[Callable[[jax.Array], Any], jax.Array, Any], Any]:
+    """Returns (init, key, extras) -> the state before the first step, as `states.new_state` of the config.
+
+    The source is read at once, and nothing is written. The function returned prints what was taken, and records it in
+    WORKDIR/init_from.json. It is not called if the run in the work directory resumes.
 
     Args:
       config: of the new run.
-      workdir: of the new run; gets `init_from.json`.
+      workdir: of the new run.
       init: (key) -> params of the new run.
-      key: for the parameters that are not taken.
-      extras: of the state.
       source: see `load_params`.
       which: of the source's parameters, see `load_params`.
 
     Raises:
-      ValueError: if nothing can be taken.
+      ValueError: if nothing can be taken, or the work directory holds a run that started from anything else.
     """
+    if not check_new(workdir, source):
+        return functools.partial(states.new_state, config)
     params, name = load_params(source, which)
-    taken = take(jax.jit(init)(key), params)
-    print(_report(taken, name))
-    record = {"source": str(source), "what": name, **taken._asdict()}
-    del record["params"]
-    write_text(workdir / _FILE, json.dumps(record, indent=2) + "\n")
-    with jax.disable_jit():  # compiled, the parameters would be constants of the program
-        return states.new_state(config, lambda key: taken.params, key, extras)
+    take(jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0))), params)  # checks that there is anything
+
+    def new_state(init: Callable[[jax.Array], Any], key: jax.Array, extras: Any) -> Any:
+        taken = take(jax.jit(init)(key), params)
+        print(_report(taken, name))
+        record = {"source": str(source), "what": name, **taken._asdict()}
+        del record["params"]
+        write_text(workdir / _FILE, json.dumps(record, indent=2) + "\n")
+        with jax.disable_jit():  # compiled, the parameters would be constants of the program
+            return states.new_state(config, lambda key: taken.params, key, extras)
+
+    return new_state
 
 
 def load_params(source: str, which: str = "ema") -> tuple[Any, str]:
@@ -168,13 +171,7 @@ def _chosen(config: ConfigDict, workdir: Path, state: Any, which: str) -> Any:
 
 def _by_names(path: Path) -> dict[str, Any]:
     """The tree of a .safetensors file whose names are paths."""
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # of any type: a damaged file
-        raise ValueError(f"--init_from={path} cannot be read: {error}") from error
-    flat = {name.replace(".", "/"): value for name, value in tensors.items()}
+    flat = {name.replace(".", "/"): stored.read() for name, stored in open_safetensors(path).items()}
     tree: dict[str, Any] = traverse_util.unflatten_dict(flat, sep="/")
     return tree
 

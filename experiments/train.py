@@ -27,7 +27,7 @@ import diffusers_fn as dfn
 from experiments import data, runs, states
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints
-from experiments.init_from import check_new, started_from
+from experiments.init_from import prepare
 from experiments.loop import run_loop
 from experiments.metric_log import MetricLog
 from experiments.tasks import Task, make_task
@@ -76,17 +76,15 @@ def _train(config: ConfigDict, workdir: Path, allow_changes: bool, init_from: st
     runs.check_data_fits(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
-    if init_from is not None and not check_new(workdir, init_from):
-        init_from = None  # this run has started from it before
+    new_state = functools.partial(states.new_state, config)
+    if init_from is not None:
+        new_state = prepare(config, workdir, task.init, source=init_from, which=init_params)
     record = data.describe(dataset, _heldout(config))
     # The last check; records config and data in a new folder.
     workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
     workdirs.record_versions(workdir)
 
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
-    new_state = functools.partial(states.new_state, config)
-    if init_from is not None:
-        new_state = functools.partial(started_from, config, workdir, source=init_from, which=init_params)
     start, state = start_or_resume(config, task, checkpoints, init_key, dataset, new_state)
     state, run_key = dfn.training.replicate((state, run_key), mesh)
     (workdir / "samples").mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ class MyNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        angles = jnp.broadcast_to(t, x.shape[:1])[:, None] / 1000.0 * jnp.array([1.0, 4.0, 16.0])
+        angles = jnp.broadcast_to(t, x.shape[:1])[:, None] / 1000.0 * jnp.array([[1.0, 4.0, 16.0]])
         h = jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], axis=-1)
         if self.num_classes is not None:
             labels = jnp.broadcast_to(self.num_classes if cond is None else cond, x.shape[:1])
