@@ -70,9 +70,10 @@ def test_a_run_of_ones_own_is_sampled_with_its_work_directory_alone(run, trained
 
 
 def test_a_network_that_is_gone_is_named(run, copy):
-    (copy / "own.json").unlink()  # as if its folder had moved
+    text = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(text.replace("own_run.nets", "gone_away.nets"))
     output = run("sample", f"--workdir={copy}", code=1)
-    assert "config.backbone.name: 'own_run.nets:MyNet': there is no module 'own_run'" in output
+    assert "config.backbone.name: 'gone_away.nets:MyNet': there is no module 'gone_away'" in output
     assert "PYTHONPATH" in output
 
 
