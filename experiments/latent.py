@@ -15,6 +15,7 @@ from tqdm import tqdm
 import diffusers_fn as dfn
 from experiments import data, latent_cache, states
 from experiments.files import write_text
+from experiments.workdir import read_config_file
 
 _COPY = "autoencoder.json"  # the first stage's config, in the second stage's work directory
 
@@ -32,7 +33,7 @@ def first_stage(config: ConfigDict, workdir: Path) -> ConfigDict:
             "config.latent.enabled needs a trained autoencoder: set config.latent.autoencoder_workdir to the --workdir "
             f"of a run of configs/autoencoder.py; got {given!r}"
         )
-    stage = ConfigDict(json.loads(source.read_text()))
+    stage = read_config_file(source)
     if stage.get("task") != "autoencoder" or tuple(stage.data.shape) != tuple(config.data.shape):
         raise ValueError(
             f"config.latent.autoencoder_workdir = {given!r} holds a run of task {stage.get('task')!r} on data of shape "

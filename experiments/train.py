@@ -76,7 +76,7 @@ def _train(config: ConfigDict, workdir: Path, allow_changes: bool, init_from: st
     runs.check_data_fits(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
-    new_state = functools.partial(states.new_state, config)
+    new_state: Callable[..., Any] = functools.partial(states.new_state, config)
     if init_from is not None:
         new_state = prepare(config, workdir, task.init, source=init_from, which=init_params)
     record = data.describe(dataset, _heldout(config))

@@ -43,6 +43,7 @@ __all__ = [
     "newest_step",
     "open_workdir",
     "read_config",
+    "read_config_file",
     "record_change",
     "record_versions",
 ]
@@ -177,11 +178,20 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: train first, with --config and this --workdir")
+    for folder in _json_or(workdir / "own.json", {}).get("folders", []):
+        own.use_folder(folder)
+    return read_config_file(path)
+
+
+def read_config_file(path: Path) -> ConfigDict:
+    """Returns the config in a JSON file such as config.json, locked; fields added since then have their defaults.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
     held = _read(path, _REQUIRED)
     if not isinstance(held["backbone"].get("name"), str):
         raise _damaged(path, "it has no backbone.name")
-    for folder in _json_or(workdir / "own.json", {}).get("folders", []):
-        own.use_folder(folder)
     config = default_config()
     with config.unlocked():
         name = held["backbone"]["name"]
@@ -244,7 +254,7 @@ def newest_step(workdir: Path) -> int:
 
 def record_versions(workdir: Path) -> None:
     """Appends a line to `versions.jsonl`: time, command line, versions, device and commit of this start."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy"):
         try:
             versions[package] = metadata.version(package)
