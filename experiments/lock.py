@@ -35,7 +35,6 @@ def lock(workdir: Path) -> Iterator[None]:
       ValueError: if another process holds the lock; nothing has been read or changed then.
     """
     created = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "lock"
     file = _acquire(workdir, path)
     stop = threading.Event()
@@ -57,7 +56,11 @@ def lock(workdir: Path) -> Iterator[None]:
 def _acquire(workdir: Path, path: Path) -> int:
     """Returns the descriptor of the locked file, with this process as its holder."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another process has just removed the folder that it had created
+            continue
         try:
             free = _flock(file)
             holder = _holder(path)

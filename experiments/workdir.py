@@ -159,6 +159,7 @@ def open_workdir(
             f"{workdir} holds a run of another config ({_listed(affecting)}): {_remedy(workdir, fixed, create)}"
         )
     if create:
+        _check_steps_per_call(workdir, config, affecting)
         _check_optimizer(workdir, config, affecting)
     if record is not None:
         check_data(workdir, record, allow_changes=allow_changes, train=create)
@@ -287,6 +288,15 @@ def _remedy(workdir: Path, fixed: Sequence[str], create: bool) -> str:
             f"--init_from={workdir} starts a new run from the parameters of this one"
         )
     return "give the same config or another --workdir, or continue the run with these changes by --allow_changes"
+
+
+def _check_steps_per_call(workdir: Path, config: ConfigDict, changes: Mapping[str, Any]) -> None:
+    step = newest_step(workdir)
+    if "training.steps_per_call" in changes and step % config.training.steps_per_call:
+        raise ValueError(
+            f"the run in {workdir} continues at step {step}, which must be a multiple of training.steps_per_call; got "
+            f"{config.training.steps_per_call}"
+        )
 
 
 def _check_optimizer(workdir: Path, config: ConfigDict, changes: Mapping[str, Any]) -> None:

@@ -49,6 +49,29 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
+def test_processes_exclude_each_other(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from experiments.lock import lock
+counter, taken = Path(sys.argv[1], "counter"), 0
+while taken < 50:
+    try:
+        with lock(counter.parent):
+            value = int(counter.read_text())
+            counter.write_text(str(value + 1))
+            taken += 1
+    except ValueError:  # another one holds it
+        pass
+"""
+    (tmp_path / "counter").write_text("0")
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "150"
+    assert [path.name for path in tmp_path.iterdir()] == ["counter"]
+
+
 def test_a_new_folder_in_which_nothing_was_written_is_removed(tmp_path):
     with pytest.raises(FloatingPointError), lock(tmp_path / "a" / "b"):
         raise FloatingPointError

@@ -97,6 +97,14 @@ def test_what_may_change_in_a_run(tmp_path, capsys, change, flag, fixed):
     assert len(changes(tmp_path)) == 1
 
 
+def test_steps_per_call_must_divide_the_step_at_which_a_run_continues(tmp_path):
+    open_workdir(tmp_path, small(), create=True)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"continues at step 20, which must be a multiple of .*; got 3"):
+        open_workdir(tmp_path, small(training={"steps_per_call": 3}), create=True, allow_changes=True)
+    open_workdir(tmp_path, small(training={"steps_per_call": 5}), create=True, allow_changes=True)
+
+
 def test_one_field_may_stand_for_both_numbers_of_classes(tmp_path):
     config = small()
     count = config.backbone.num_classes or config.data.num_classes
