@@ -61,7 +61,9 @@ def decode(path: Path, target: Format) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             image = _eight_bits(opened, lambda: Image.open(path))
-            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            if _may_be_turned(image):
+                ImageOps.exif_transpose(image, in_place=True)
             return pixels(image, target)
     except _UnsuitableError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -94,8 +96,9 @@ def pixels(image: Image.Image, target: Format) -> np.ndarray:
         image = image.convert(_MODES[channels])
     if image.size != (width, height):
         image = RESIZE[target.resize](image, (width, height), target.background)
-    array = np.array(image, np.uint8).reshape(target.shape)
+    array = np.asarray(image, np.uint8).reshape(target.shape)
     if channels == 4:
+        array = array.copy()
         array[array[..., 3] == 0, :3] = target.background
     return array
 
@@ -111,12 +114,15 @@ def upright_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             if image.format == "TIFF":  # some versions of Pillow exchange the two already here, others do not
                 width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-            # getexif() would decode a PNG without such a chunk completely.
-            has_exif = image.format != "PNG" or _PNG_ORIENTATION & image.info.keys()
-            turned = has_exif and image.getexif().get(_ORIENTATION) in _TURNED
+            turned = _may_be_turned(image) and image.getexif().get(_ORIENTATION) in _TURNED
     except DAMAGED as error:
         raise ValueError(f"{path}: not a readable image ({error}); remove or replace the file") from error
     return (width, height) if turned else (height, width)
+
+
+def _may_be_turned(image: Image.Image) -> bool:
+    """Whether getexif() may find an orientation; without it, a PNG file would be decoded for it, or searched twice."""
+    return image.format != "PNG" or bool(_PNG_ORIENTATION & image.info.keys())
 
 
 class _UnsuitableError(ValueError):
@@ -188,7 +194,7 @@ def _eight_bits(image: Image.Image, again: Callable[[], Image.Image] | None) -> 
             "to 8 bits"
         )
     with again() as second:
-        extents = second.tile[0]
+        extents = second.tile[0]  # type: ignore[attr-defined]
         if raw == "LA;16B":  # four bytes per pixel
             second.tile = [(*extents[:3], "RGBA")]  # type: ignore[attr-defined, list-item]
             whole = np.asarray(second).astype(np.uint32)

@@ -37,8 +37,8 @@ def load_images(config: Any, split: str) -> Dataset:
     listing = list_images(folder)
     if listing.left_out and split == "train":
         count, examples = len(listing.left_out), ", ".join(listing.left_out[:3])
-        files = "1 file that is no image" if count == 1 else f"{count} files that are no images"
-        print(f"{folder}: left out {files}: {examples}{', ...' if count > 3 else ''}")
+        kind = "1 file that is no image" if count == 1 else f"{count} files that are no images"
+        print(f"{folder}: left out {kind}: {examples}{', ...' if count > 3 else ''}")
     target = image_format(config) or _common_format(config, folder, listing.names)
     if listing.labels is not None and listing.class_names is None and field(config, "num_classes") != 0:
         check_all_present(listing.labels, listing.num_classes, str(folder))
@@ -118,7 +118,7 @@ def image_format(config: Any) -> Format | None:
 def memory_limit(config: Any) -> int:
     """Returns data.memory_limit_mb in bytes."""
     limit = getattr(config, "memory_limit_mb", None)
-    return int((_DEFAULT_MEGABYTES if limit is None else limit) * 2**20)
+    return round((_DEFAULT_MEGABYTES if limit is None else limit) * 2**20)
 
 
 def in_memory(dataset: Dataset, limit: int, title: str) -> Dataset:

@@ -41,7 +41,7 @@ def load_function(config: Any, split: str) -> Dataset:
 def to_dataset(config: Any, returned: Any, where: str, *, whole: bool = True) -> Dataset:
     """Returns data of any of these forms as a `Dataset`; values are checked and mapped as those of array files.
 
-    - a `Dataset`, which is used as it is;
+    - a `Dataset`;
     - an array of images; a pair (images, labels); a dict of arrays with the keys of an .npz file;
     - an indexable data set: `len(data)` and `data[i]`, a dict or a pair. Its examples are read at once if they fit
       into data.memory_limit_mb, else each time they are used;
@@ -60,7 +60,7 @@ def to_dataset(config: Any, returned: Any, where: str, *, whole: bool = True) ->
       ValueError: for other forms, and values or labels out of range.
     """
     if isinstance(returned, Dataset):
-        return returned
+        return _checked(config, returned, where)
     if _is_array(returned):
         return array_dataset(config, np.asarray(returned), None, None, where, whole=whole)
     if isinstance(returned, tuple) and len(returned) == 2 and _is_array(returned[0]):
@@ -79,6 +79,19 @@ def to_dataset(config: Any, returned: Any, where: str, *, whole: bool = True) ->
         f"{where}: the function returned {type(returned).__name__}; it must return a Dataset, arrays, an indexable "
         "data set or an iterable of dicts with 'image' and 'label'"
     )
+
+
+def _checked(config: Any, dataset: Dataset, where: str) -> Dataset:
+    """Returns a data set of the user's own with its labels, and the images that are in memory, checked."""
+    images, labels = dataset.images, dataset.labels
+    if isinstance(images, np.ndarray):
+        images = check_axes(images, where, field(config, "shape"))
+        images = check_values(
+            images, where, normalize=field(config, "normalize", True), value_range=value_range(config)
+        )
+    if labels is not None:
+        labels, _ = check_labels(labels, len(dataset), dataset.num_classes, where)
+    return dataclasses.replace(dataset, images=images, labels=labels)
 
 
 class _Reader:
@@ -102,7 +115,8 @@ class _Reader:
                 )
             label, caption = _pick(example, self._labels), _pick(example, _CAPTIONS)
         elif isinstance(example, (tuple, list)) and len(example) == 2:
-            image, label, caption = *example, None
+            image, label = example
+            caption = None
         else:
             image, label, caption = example, None, None
         return self._array(image, index), label, caption
@@ -128,7 +142,9 @@ class _Reader:
 def _assemble(config: Any, read: _Reader, examples: Iterable[Any], names: Any, where: str, whole: bool) -> Dataset:
     """Returns all examples in memory."""
     limit, used = memory_limit(config), 0
-    images, labels, captions = [], [], []
+    images: list[np.ndarray] = []
+    labels: list[Any] = []
+    captions: list[Any] = []
     for index, example in enumerate(tqdm(examples, desc=f"reading {where}", leave=False, delay=2)):
         image, label, caption = read(example, index)
         if images and image.shape != images[0].shape:
@@ -141,9 +157,9 @@ def _assemble(config: Any, read: _Reader, examples: Iterable[Any], names: Any, w
         used += image.nbytes
         if used > limit:
             raise ValueError(
-                f"{where}: more than data.memory_limit_mb={limit / 2**20:g} MB after {index + 1} examples. An iterable "
-                "is read to its end before training: raise the limit, end the iterable earlier, or return an object "
-                "with len(data) and data[i], which is read on demand"
+                f"{where}: more than data.memory_limit_mb={limit / 2**20:.3g} MB after {index + 1} examples. An "
+                "iterable is read to its end before training: raise the limit, end the iterable earlier, or return "
+                "an object with len(data) and data[i], which is read on demand"
             )
         images.append(image)
         labels.append(label)
@@ -168,7 +184,7 @@ def _from_indexable(config: Any, source: Any, where: str, whole: bool) -> Datase
     check_values(
         _stacked(probed, where), where, normalize=field(config, "normalize", True), value_range=value_range(config)
     )
-    images = _OnDemand(source, read, config, where, image.shape)
+    images = _OnDemand(source, read, config, where, image.shape, image.dtype)
     if label is None:
         return Dataset(images, None, image.shape, 0)
     column = _labels(_label_column(source, config, read), where)
@@ -187,6 +203,7 @@ class _OnDemand(ImageSource):
     config: Any
     where: str
     shape: tuple[int, ...]
+    dtype: np.dtype
 
     def __len__(self) -> int:
         return len(self.source)
@@ -194,8 +211,8 @@ class _OnDemand(ImageSource):
     def __getitem__(self, index: int, /) -> np.ndarray:
         image = self.read(self.source[index], index)[0]
         where = f"{self.where}: example {index}"
-        if image.shape != self.shape:
-            raise ValueError(f"{where} has the shape {image.shape}, others {self.shape}")
+        if image.shape != self.shape or image.dtype != self.dtype:
+            raise ValueError(f"{where} is {image.dtype} {image.shape}, others are {self.dtype} {self.shape}")
         bounds = value_range(self.config)
         if not field(self.config, "normalize", True) or bounds is not None:
             normalize = bounds is not None

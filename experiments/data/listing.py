@@ -102,7 +102,9 @@ def _by_folder(folder: Path, images: list[str], others: tuple[str, ...]) -> List
 
 def _walk(folder: Path) -> tuple[list[str], tuple[str, ...]]:
     """Returns the relative paths of the images and of all other visible files."""
-    images, others, visited = [], [], set()
+    images: list[str] = []
+    others: list[str] = []
+    visited: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:  # a link to a folder above it

@@ -43,7 +43,8 @@ __all__ = ["KINDS", "load", "load_digits"]
 def load(data_config: Any, split: str) -> Dataset:
     """Returns the "train" or the "heldout" split of the data set that `data_config` describes.
 
-    The two splits are disjoint and the same in every run. Images lie in [-1, 1] after `float_images`.
+    The two splits are disjoint and the same in every run. Values lie in [-1, 1] after `float_images`, unless
+    `data.normalize` is False.
 
     Args:
       data_config: an object with the fields above as attributes, such as an `ml_collections.ConfigDict`.
