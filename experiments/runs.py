@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.defaults import default_config
 from experiments import compilation, data
 from experiments.files import write_text
 from experiments.own import import_name as import_name
-from experiments.pictures import save_grid, save_points, save_sequences
 
 # Fields that may change between two commands on one work directory: they do not affect the trained parameters.
 _FREE = ("sampler", "evaluation", "latent.autoencoder_workdir", "latent.cache", "latent.decode_batch_size",
@@ -99,7 +98,7 @@ def check_data_fits(config: ConfigDict, dataset: data.Dataset) -> None:
     """Raises ValueError unless the data set has the shape and the labels that the model is built for."""
     if tuple(config.data.shape) != tuple(dataset.shape):
         raise ValueError(f"config.data.shape is {tuple(config.data.shape)}, but the data have shape {dataset.shape}")
-    num_classes = config.backbone.get("num_classes", 0)
+    num_classes = derived.num_classes(config)
     if num_classes and dataset.labels is None:
         raise ValueError(
             "the model is class-conditional, but the data have no labels: set config.backbone.num_classes=0"
@@ -126,35 +125,6 @@ def random_key(config: ConfigDict, seed: int) -> jax.Array:
     if config.prng_impl not in PRNG_IMPLS:
         raise ValueError(f"config.prng_impl must be one of {', '.join(PRNG_IMPLS)}; got {config.prng_impl!r}")
     return jax.random.key(seed, impl=config.prng_impl)
-
-
-def sampled_classes(config: ConfigDict) -> int:
-    """Returns the number of classes of samples: the network's, or those of the classifier that guides it."""
-    own = config.backbone.num_classes
-    return own or (config.data.num_classes if config.sampler.classifier_workdir else 0)
-
-
-def grid_labels(config: ConfigDict) -> np.ndarray | None:
-    """Returns the labels of a sample grid, one row of ten per class, at most ten classes; None without classes."""
-    num_classes = config.backbone.num_classes
-    return np.repeat(np.arange(min(num_classes, 10)), 10) if num_classes else None
-
-
-def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, reference: Any = None) -> None:
-    """Writes a PNG file: images as a grid, points in the plane as a scatter plot, sequences and other vectors as lines.
-
-    Images with neither one nor three channels, such as latents, are drawn as one grey image per channel, side by side.
-    """
-    if samples.ndim == 4:
-        if samples.shape[-1] not in (1, 3):
-            samples = np.concatenate(np.split(samples, samples.shape[-1], axis=-1), axis=2)
-        save_grid(path, samples, columns=columns)
-    elif samples.ndim == 3:
-        save_sequences(path, samples, columns)
-    elif samples.shape[1:] == (2,):
-        save_points(path, samples, reference)
-    else:
-        save_sequences(path, samples[:100, :, None], columns)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

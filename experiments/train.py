@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 import diffusers_fn as dfn
 from experiments import data, runs, states
 from experiments.checkpoints import Checkpoints
+from experiments.grey_levels import check_loss_levels
 from experiments.loop import run_loop
 from experiments.metric_log import MetricLog
 from experiments.tasks import Task, make_task
@@ -46,6 +47,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     train_steps = states.make_train_steps(config, task.loss, task.update_extras, mesh)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
+    check_loss_levels(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
     runs.open_workdir(workdir, config, create=True)  # the last check; records the config in a new folder

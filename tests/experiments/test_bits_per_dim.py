@@ -44,14 +44,6 @@ def test_train_and_score(variant, command, tmp_path):
         assert "class_accuracy" in command("evaluate", *arguments)
 
 
-def test_grey_levels_are_found():
-    digits = np.array([[-1.0, 0.125], [0.25, 1.0]], np.float32)
-    assert bits_per_dim.grey_levels(digits) == 17
-    pixels = (np.array([0, 3, 100, 255]) / 127.5 - 1.0).astype(np.float32)
-    assert bits_per_dim.grey_levels(pixels) == 256
-    assert bits_per_dim.grey_levels(np.array([-1.0, 0.123, 0.777, 0.9])) is None
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["table", "ve", "vp"])
 def test_scores_of_an_exact_model_bound_the_entropy(kind, monkeypatch):
