@@ -44,6 +44,7 @@ from experiments.files import write_text
 from experiments.grey_levels import Grid, find_grid, given_grid
 from experiments.provenance import provenance
 from experiments.tasks import TASKS
+from experiments.workdir import check_data
 
 DISCRETE = "bits per dimension"
 DENSITY = "bits per dimension of a density, not comparable with published bits/dim (the data have no grey levels)"
@@ -61,6 +62,7 @@ def bits_per_dim(
     num_probes: int = 4,
     seed: int = 0,
     params: str = "ema",
+    allow_changes: bool = False,
 ) -> None:
     """Writes bits_per_dim.json and prints it as a table.
 
@@ -73,6 +75,7 @@ def bits_per_dim(
       num_probes: random vectors for its divergence.
       seed: of all random numbers.
       params: which parameters: "ema", "raw" or "ema:STD", see `states.choose_params`.
+      allow_changes: accept other data than those of the training, of which the held-out part may have been trained on.
 
     Raises:
       ValueError: if the model is not a diffusion model of data whose network is a denoiser, or the data do not lie on
@@ -87,8 +90,9 @@ def bits_per_dim(
         )
     if config.latent.enabled:
         raise ValueError("config.latent.enabled: bits per dimension are those of data, not of latents")
-    heldout = data.load(runs.data_seed(config), "heldout")
+    train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
     runs.check_data_fits(config, heldout)
+    check_data(workdir, data.describe(train, heldout), allow_changes=allow_changes, train=False)
     _, networks, step = trained.load_trained(config, workdir, params)
     indices = np.arange(min(num_images or len(heldout), len(heldout)))
     images = data.float_images(heldout, indices)
@@ -231,6 +235,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_probes", 4, "Random vectors for the divergence of the flow.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of all random numbers.", lower_bound=0)
     trained.define_params_flag()
+    trained.define_allow_changes_flag()
     values = flags.FLAGS
     runs.run(
         lambda config, workdir: bits_per_dim(
@@ -242,5 +247,6 @@ if __name__ == "__main__":
             num_probes=values.num_probes,
             seed=values.seed,
             params=values.params,
+            allow_changes=values.allow_changes,
         )
     )

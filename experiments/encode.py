@@ -79,13 +79,12 @@ def encode(
 def main(config: ConfigDict, workdir: Path) -> None:
     """Calls `encode` with the flags of the command line."""
     given = flags.FLAGS
-    output = Path(given.output).expanduser() if given.output else None
-    encode(config, workdir, output=output, batch_size=given.batch_size, params=given.params)
+    encode(config, workdir, output=given.output, batch_size=given.batch_size, params=given.params)
 
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_string("output", None, "The .npz file to write; default: WORKDIR/latents.npz.")
+    runs.define_path("output", None, "The .npz file to write; default: WORKDIR/latents.npz.")
     flags.DEFINE_integer("batch_size", 500, "Number of examples that are encoded at a time.", lower_bound=1)
     trained.define_params_flag()
     runs.run(main)

@@ -24,11 +24,14 @@ from experiments.files import write_text
 from experiments.metrics import evaluate_samples
 from experiments.parts import Parts
 from experiments.provenance import provenance
+from experiments.workdir import check_data
 
 __all__ = ["asked_labels", "evaluate", "table"]
 
 
-def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0, params: str = "ema") -> None:
+def evaluate(
+    config: ConfigDict, workdir: Path, *, seed: int = 0, params: str = "ema", allow_changes: bool = False
+) -> None:
     """Draws samples, writes evaluation.json and prints it as a table.
 
     Args:
@@ -36,13 +39,18 @@ def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0, params: str = 
       workdir: its work directory.
       seed: random seed of the samples.
       params: which parameters: "ema", "raw" or "ema:STD", see `states.choose_params`.
+      allow_changes: accept other data than those of the training, of which the held-out part may have been trained on.
 
     Raises:
       ValueError: if config, data and run do not fit together, or the samples cannot be judged.
       SystemExit: on Ctrl-C, with the code 75; the batches that are done are kept.
     """
-    train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
+    section = runs.data_seed(config)
+    if not section.num_classes:  # a classifier may guide an unconditional network
+        section.num_classes = trained.sampled_classes(config)
+    train, heldout = (data.load(section, split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
+    check_data(workdir, data.describe(train, heldout), allow_changes=allow_changes, train=False)
     diffusion, networks, step = trained.load_trained(config, workdir, params)
     num_samples, batch_size = config.evaluation.num_samples, config.evaluation.batch_size
     labels = asked_labels(config, train, num_samples)
@@ -91,4 +99,10 @@ if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_integer("seed", 0, "Random seed of the samples.", lower_bound=0)
     trained.define_params_flag()
-    runs.run(lambda config, workdir: evaluate(config, workdir, seed=flags.FLAGS.seed, params=flags.FLAGS.params))
+    trained.define_allow_changes_flag()
+    given = flags.FLAGS
+    runs.run(
+        lambda config, workdir: evaluate(
+            config, workdir, seed=given.seed, params=given.params, allow_changes=given.allow_changes
+        )
+    )

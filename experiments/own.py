@@ -25,7 +25,15 @@ from ml_collections import ConfigDict
 from diffusers_fn.from_config import tables as names
 from diffusers_fn.from_config.defaults import default_backbone
 
-__all__ = ["add_folder", "complete", "import_name", "is_own", "tables"]
+_FIELDS = (
+    ("backbone", "name"),
+    ("loss", "objective"),
+    ("sampler", "name"),
+    ("sampler", "guidance"),
+    ("data", "name"),
+)
+
+__all__ = ["add_folder", "complete", "folders", "import_name", "is_own", "tables", "use_folder"]
 
 
 def is_own(name: Any) -> bool:
@@ -80,8 +88,31 @@ def add_folder(config_file: Path) -> list[str]:
     while (package / "__init__.py").exists():
         package = package.parent
     added = [str(each) for each in dict.fromkeys((folder, package))]
-    sys.path.extend(each for each in added if each not in sys.path)
+    for each in added:
+        use_folder(each)
     return added
+
+
+def use_folder(folder: str) -> None:
+    """Makes the modules and packages in a folder importable, unless one of the same name is found before."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def folders(config: ConfigDict) -> list[str]:
+    """Returns the folders from which the objects of the user's own in a config are imported."""
+    found = []
+    for section, field in _FIELDS:
+        name = config.get(section, {}).get(field)
+        if is_own(name):
+            import_name(name)
+            module_name = name.partition(":")[0]
+            file = sys.modules[module_name].__file__
+            if file is not None:
+                path = Path(file).resolve()
+                depth = module_name.count(".") + (path.stem == "__init__")
+                found.append(str(path.parents[depth]))
+    return list(dict.fromkeys(found))
 
 
 def tables(config: ConfigDict) -> names.Tables:

@@ -9,8 +9,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.derived import data_range
+from experiments import workdir as workdirs
 
-__all__ = ["class_names", "overrides", "provenance"]
+__all__ = ["overrides", "provenance"]
 
 
 def provenance(config: ConfigDict, workdir: Path, step: int, params: str) -> dict[str, Any]:
@@ -26,27 +27,21 @@ def provenance(config: ConfigDict, workdir: Path, step: int, params: str) -> dic
       `step`, `params`, `overrides` (see `overrides`), `data_range` (null for data of any range), and `data`, the counts
       and checksums that were recorded in training, or null.
     """
-    recorded = workdir / "data.json"
     return {
         "step": step,
         "params": params,
         "overrides": overrides(config, workdir),
         "data_range": data_range(config),
-        "data": json.loads(recorded.read_text()) if recorded.exists() else None,
+        "data": workdirs.recorded_data(workdir),
     }
 
 
 def overrides(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Returns {"section.field": value} of the fields that differ from the config that the run was trained with."""
-    held = json.loads((workdir / "config.json").read_text())
-    return _differing(held, json.loads(json.dumps(config.to_dict(), default=list)))
-
-
-def class_names(workdir: Path) -> tuple[str, ...] | None:
-    """Returns the names of the classes of the data that a run was trained on; None if they have none."""
-    recorded = workdir / "data.json"
-    names = json.loads(recorded.read_text()).get("class_names") if recorded.exists() else None
-    return tuple(map(str, names)) if names else None
+    held = workdirs.read_config(workdir).to_dict()
+    return _differing(
+        json.loads(json.dumps(held, default=list)), json.loads(json.dumps(config.to_dict(), default=list))
+    )
 
 
 def _differing(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -106,7 +106,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         num_pairs=given.num_pairs,
         seed=given.seed,
         batch_size=given.batch_size,
-        output=Path(given.output).expanduser() if given.output else None,
+        output=given.output,
         params=given.params,
     )
 
@@ -118,6 +118,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "batch_size", 1_000, "Number of pairs that are drawn at a time; it does not change them.", lower_bound=1
     )
-    flags.DEFINE_string("output", None, "The .npz file to write; default: WORKDIR/pairs.npz.")
+    runs.define_path("output", None, "The .npz file to write; default: WORKDIR/pairs.npz.")
     trained.define_params_flag()
     runs.run(main)

@@ -24,7 +24,8 @@ from experiments import runs, trained
 from experiments.files import write_text
 from experiments.parts import Parts
 from experiments.pictures import picture_range, save_picture
-from experiments.provenance import class_names, provenance
+from experiments.provenance import provenance
+from experiments.workdir import class_names, recorded_data
 
 __all__ = ["choose_labels", "main", "read_shape", "sample"]
 
@@ -62,7 +63,8 @@ def sample(
       SystemExit: on Ctrl-C, with the code 75; the batches that are done are kept.
     """
     names, num_classes = class_names(workdir), trained.sampled_classes(config)
-    chosen = choose_labels(labels, num_classes, num_samples, names)
+    absent = (recorded_data(workdir) or {}).get("absent_classes", ())
+    chosen = choose_labels(labels, num_classes, num_samples, names, absent)
     key = runs.random_key(config, seed)
     diffusion, networks, step = trained.load_trained(config, workdir, params)
     about: dict[str, Any] = provenance(config, workdir, step, params)
@@ -103,7 +105,11 @@ def _described(
 
 
 def choose_labels(
-    given: list[str] | None, num_classes: int, num_samples: int, names: Sequence[str] | None = None
+    given: list[str] | None,
+    num_classes: int,
+    num_samples: int,
+    names: Sequence[str] | None = None,
+    absent: Sequence[int] = (),
 ) -> np.ndarray | None:
     """Returns the class labels [num_samples] of the samples, cycling through --labels; None for no condition.
 
@@ -114,6 +120,7 @@ def choose_labels(
       num_samples: number of labels.
       names: of the classes, if the data have names. A name is looked up before a number: a class named "3" may have
         another number.
+      absent: classes that are not among "all": the training data had no examples of them.
 
     Raises:
       ValueError: if a label is not a class of the model.
@@ -129,7 +136,8 @@ def choose_labels(
         raise ValueError("--labels was given, but this model is unconditional (config.backbone.num_classes is 0)")
     names = list(names or ())[:num_classes]
     if given is None:
-        return np.resize(np.arange(len(names) or num_classes, dtype=np.int32), num_samples)
+        trained_on = np.setdiff1d(np.arange(num_classes, dtype=np.int32), np.asarray(absent, np.int32))
+        return np.resize(trained_on, num_samples)
     unknown = [label for label in given if label not in names and not label.lstrip("-").isdecimal()]
     if unknown and names:
         raise ValueError(f"--labels has no class {', '.join(unknown)}: the classes are {', '.join(names)}")
@@ -175,7 +183,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         labels=given.labels,
         seed=given.seed,
         batch_size=given.batch_size,
-        output=Path(given.output).expanduser() if given.output else None,
+        output=given.output,
         params=given.params,
         shape=read_shape(given.shape, tuple(config.data.shape)),
     )
@@ -194,7 +202,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "batch_size", 100, "Number of samples that are drawn at a time; it does not change them.", lower_bound=1
     )
-    flags.DEFINE_string("output", None, "Folder for the files; default: WORKDIR/sampled.")
+    runs.define_path("output", None, "Folder for the files; default: WORKDIR/sampled.")
     flags.DEFINE_list("shape", None, "Shape of a sample, such as 64,96, for networks of any size; default: the data's.")
     trained.define_params_flag()
     runs.run(main)

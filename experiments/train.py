@@ -2,25 +2,33 @@
 
     python -m experiments.train --config=configs/ddpm_digits.py --workdir=runs/digits
 
-The same command again resumes from the last checkpoint. The work directory gets config.json, checkpoints/,
-metrics.jsonl, tensorboard/, samples/ (a picture every training.sample_every steps) and, at the end, samples.png and
-curve.png.
+The same command again resumes from the last checkpoint, and so does --workdir alone. The work directory gets
+config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ (a picture every training.sample_every steps) and, at
+the end, samples.png and curve.png. A finished run is extended, and other settings are changed, by
+
+    python -m experiments.train --workdir=runs/digits --config.training.num_steps=20_000 --allow_changes
+
+--init_from=RUN or WEIGHTS starts a new run from the parameters of another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
 from experiments import data, runs, states
+from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints
 from experiments.grey_levels import check_loss_levels
+from experiments.init_from import check_new, started_from
 from experiments.loop import run_loop
 from experiments.metric_log import MetricLog
 from experiments.tasks import Task, make_task
@@ -28,16 +36,36 @@ from experiments.tasks import Task, make_task
 __all__ = ["check_intervals", "device_batches", "start_or_resume", "train"]
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    allow_changes: bool = False,
+    init_from: str | None = None,
+    init_params: str = "ema",
+) -> None:
     """Trains until config.training.num_steps, starting from the last checkpoint if there is one.
 
     SIGTERM and Ctrl-C save a checkpoint and return. A killed run loses the steps after its last checkpoint; when it is
     resumed, it repeats them bit for bit.
 
+    Args:
+      config: of the run.
+      workdir: its work directory, which is locked for other processes that train.
+      allow_changes: continue with other data or settings than before, see `workdir.open_workdir`.
+      init_from: start a new run from the parameters of another run or of published weights, see `init_from`.
+      init_params: which parameters of that run: ema or raw.
+
     Raises:
-      ValueError: if config, data and work directory do not fit together.
+      ValueError: if config, data and work directory do not fit together, or another process trains there.
       FloatingPointError: if the loss is not finite; that state is not saved.
     """
+    with workdirs.lock(workdir):
+        _train(config, workdir, allow_changes, init_from, init_params)
+
+
+def _train(config: ConfigDict, workdir: Path, allow_changes: bool, init_from: str | None, init_params: str) -> None:
+    """`train`, in a locked work directory."""
     task = make_task(config, workdir)
     settings = config.training
     check_intervals(config, jax.device_count())
@@ -50,10 +78,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
     check_loss_levels(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
-    runs.open_workdir(workdir, config, create=True)  # the last check; records the config in a new folder
+    if init_from is not None and not check_new(workdir, init_from):
+        init_from = None  # this run has started from it before
+    record = data.describe(dataset, _heldout(config))
+    # The last check; records config and data in a new folder.
+    workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
+    workdirs.record_versions(workdir)
 
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
-    start, state = start_or_resume(config, task, checkpoints, init_key, dataset)
+    new_state = functools.partial(states.new_state, config)
+    if init_from is not None:
+        new_state = functools.partial(started_from, config, workdir, source=init_from, which=init_params)
+    start, state = start_or_resume(config, task, checkpoints, init_key, dataset, new_state)
     state, run_key = dfn.training.replicate((state, run_key), mesh)
     (workdir / "samples").mkdir(exist_ok=True)
     draw = task.make_pictures(dataset, grid_key)
@@ -79,14 +115,38 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def start_or_resume(
-    config: ConfigDict, task: Task, checkpoints: Checkpoints, key: jax.Array, dataset: data.Dataset
+    config: ConfigDict,
+    task: Task,
+    checkpoints: Checkpoints,
+    key: jax.Array,
+    dataset: data.Dataset,
+    new_state: Callable[..., Any],
 ) -> tuple[int, Any]:
-    """Returns (step, state) of the last checkpoint, or (0, a new state initialised with the key)."""
+    """Returns (step, state) of the last checkpoint, or (0, new_state(task.init, key, extras))."""
     restored = checkpoints.restore(states.state_like(config, task.init, task.extras_like))
     if restored is not None:
         print(f"resuming at step {restored[0]} of {config.training.num_steps}")
         return restored
-    return 0, states.new_state(config, task.init, key, task.make_extras(dataset))
+    return 0, new_state(task.init, key, task.make_extras(dataset))
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Calls `train` with the flags of the command line."""
+    given = flags.FLAGS
+    train(
+        config,
+        workdir,
+        allow_changes=given.allow_changes,
+        init_from=given.init_from,
+        init_params=given.init_params,
+    )
+
+
+def _heldout(config: ConfigDict) -> data.Dataset | None:
+    """The held-out examples; None if there are none."""
+    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # idx has separate held-out files
+        return None
+    return data.load(runs.data_seed(config), "heldout")
 
 
 def device_batches(
@@ -136,4 +196,11 @@ def check_intervals(config: ConfigDict, num_devices: int) -> None:
 
 if __name__ == "__main__":
     runs.define_flags()
-    runs.run(train)
+    flags.DEFINE_bool(
+        "allow_changes", False, "Continue a run with other data or settings; what differs is printed and recorded."
+    )
+    flags.DEFINE_string(
+        "init_from", None, "Start a new run from the parameters of this run (its folder), or of published weights."
+    )
+    flags.DEFINE_string("init_params", "ema", "Which parameters of the run in --init_from: ema or raw.")
+    runs.run(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from diffusers_fn.from_config.guiding import is_guided
 from experiments import compilation, latent, own, runs, states
 from experiments.parts import Parts
 from experiments.tasks import TASKS
+from experiments.workdir import read_config
 
 
 def define_params_flag() -> None:
@@ -29,6 +29,15 @@ def define_params_flag() -> None:
         "ema",
         "Which parameters: ema (averaged), raw (of the last step), or ema:STD, such as ema:0.05, an average of that "
         "relative length (of config.training.ema_stds or ema_snapshot_every).",
+    )
+
+
+def define_allow_changes_flag() -> None:
+    """Defines --allow_changes, of the binaries that compare with held-out data."""
+    flags.DEFINE_bool(
+        "allow_changes",
+        False,
+        "Accept other data than those of the training; their held-out part may have been trained on.",
     )
 
 
@@ -127,7 +136,7 @@ def classifier_config(config: ConfigDict) -> ConfigDict:
     where = f"config.sampler.classifier_workdir = {str(folder)!r}"
     if not (folder / "config.json").exists():
         raise ValueError(f"{where} holds no run: train configs/classifier.py there, or set it to ''")
-    held = ConfigDict(json.loads((folder / "config.json").read_text()))
+    held = read_config(folder)
     if held.get("task") != "classifier":
         raise ValueError(f"{where} holds a run of task {held.get('task')!r}, not a classifier")
     return held

@@ -210,7 +210,12 @@ def test_round_trip_writes_its_figures(run, trained, tmp_path):
             ("--config.training.steps=3",),
             "config.training has no field 'steps'; it has accum",
         ),
-        ("train", "ddpm_digits.py", ("--config.training.num_steps=many",), "num_steps=many: invalid literal for int"),
+        (
+            "train",
+            "ddpm_digits.py",
+            ("--config.training.num_steps=many",),
+            "config.training.num_steps must be of type int; got 'many'",
+        ),
         (
             "train",
             "ddpm_digits.py",

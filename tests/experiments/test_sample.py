@@ -18,6 +18,9 @@ from experiments.train import train
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 
 
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+
+
 def tiny(path, **sections):
     """A run on 60 points of standard deviation 3 in four of five classes, whose class 3 has no example."""
     config = customise(
@@ -37,7 +40,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("points")
     points = 3.0 * np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     labels = np.array([0, 1, 2, 4])[np.arange(60) % 4]
-    np.savez(root / "points.npz", images=points, labels=labels)
+    np.savez(root / "points.npz", images=points, labels=labels, class_names=NAMES)
     config = tiny(root / "points.npz")
     train(config, root / "run")
     os.remove(root / "points.npz")
@@ -114,25 +117,26 @@ def test_raw_and_averaged_parameters_are_chosen_and_recorded(run, tmp_path):
 
 def test_classes_are_chosen_by_name(run, tmp_path, capsys):
     config, workdir = run
-    names = ["ant", "bee", "cat", "dog", "eel"]
+    names = NAMES
     assert choose_labels(["dog", "0"], 5, 4, names).tolist() == [3, 0, 3, 0]
     assert choose_labels(["1"], 3, 1, ["1", "2", "3"]).tolist() == [0]  # a name is looked up first
-    assert choose_labels(None, 5, 4, names[:3]).tolist() == [0, 1, 2, 0]  # classes without examples are left out
+    assert choose_labels(None, 5, 4, names, absent=[1, 3]).tolist() == [
+        0,
+        2,
+        4,
+        0,
+    ]  # classes without examples are left out
     with pytest.raises(ValueError, match="no class cow: the classes are ant, bee, cat, dog, eel"):
         choose_labels(["ant", "cow"], 5, 4, names)
     with pytest.raises(ValueError, match=r"must lie in \[0, 4\]; got 5"):
         choose_labels(["5"], 5, 4, names)
-    path = workdir / "data.json"
-    kept = path.read_text() if path.exists() else None
-    path.write_text(json.dumps({**json.loads(kept or "{}"), "class_names": names}))
-    try:
-        sample(config, workdir, num_samples=4, labels=["eel", "bee"], output=tmp_path)
-    finally:
-        path.unlink() if kept is None else path.write_text(kept)
+    sample(config, workdir, num_samples=4, labels=["eel", "bee"], output=tmp_path)
     assert "classes: bee (1), eel (4)" in capsys.readouterr().out
     assert drawn(tmp_path)["labels"].tolist() == [4, 1, 4, 1]
     assert drawn(tmp_path)["class_names"].tolist() == names
     assert json.loads((tmp_path / "samples.json").read_text())["class_names"] == names
+    sample(config, workdir, num_samples=4, output=tmp_path / "all")
+    assert drawn(tmp_path / "all")["labels"].tolist() == [0, 1, 2, 4]  # there was no dog
 
 
 def test_no_row_is_drawn_of_a_class_without_examples(run):
@@ -154,7 +158,7 @@ def test_classes_set_with_the_data_condition_the_network(run):
 def test_evaluate_continues_and_clips_nothing(run, tmp_path, monkeypatch):
     config, workdir = run
     draws = 3.0 * np.random.default_rng(1).normal(size=(2, 40, 2)).astype(np.float32)
-    train_split, heldout = (data.Dataset(part, np.arange(40, dtype=np.int32) % 4, (2,), 4) for part in draws)
+    train_split, heldout = (data.Dataset(part, np.arange(40, dtype=np.int32) % 4, (2,), 5) for part in draws)
     monkeypatch.setattr(data, "load", lambda _, split: train_split if split == "train" else heldout)
     seen = {}
 
@@ -166,8 +170,10 @@ def test_evaluate_continues_and_clips_nothing(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         with pytest.raises(SystemExit):
-            evaluate(config, workdir)
-    evaluate(config, workdir)
+            evaluate(config, workdir, allow_changes=True)
+    with pytest.raises(ValueError, match="was trained on other data"):
+        evaluate(config, workdir)
+    evaluate(config, workdir, allow_changes=True)
     assert seen["bounds"] is None
     assert seen["labels"].tolist() == [0, 1, 2, 3] * 7 + [0, 1]
     diffusion, networks, _ = trained.load_trained(config, workdir)
