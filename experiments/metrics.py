@@ -59,7 +59,7 @@ def evaluate_samples(
         nothing is clipped.
 
     Returns:
-      A dict of dicts with "samples" and "heldout": `class_accuracy` (if there are labels),
+      A dict of dicts with "samples" and "heldout": `class_accuracy` (if there are labels of several classes),
       `frechet_distance`, `classifier_frechet_distance` (the same in the classifier's decision values),
       `precision`, `recall`, `nearest_training_distance` (medians), `memorised_fraction`, `pixel_std_ratio`;
       and the sizes of the sets.
@@ -81,9 +81,9 @@ def evaluate_samples(
         "num_train": len(real),
         "num_compared": size,
     }
-    if labels_asked is not None:
-        if train.labels is None or heldout.labels is None:
-            raise ValueError("samples were asked for by label, but the data set has no labels")
+    if labels_asked is not None and (train.labels is None or heldout.labels is None):
+        raise ValueError("samples were asked for by label, but the data set has no labels")
+    if labels_asked is not None and (classifier is not None or len(np.unique(train.labels)) > 1):
         classifier = classifier or fit_classifier(real, train.labels[at_train], seed)
         figures["class_accuracy"] = {
             "samples": class_accuracy(classifier, samples, labels_asked),

@@ -35,6 +35,8 @@ def save_picture(
     columns: int | None = None,
     reference: Any = None,
     bounds: Bounds = (-1.0, 1.0),
+    *,
+    alpha: bool = False,
 ) -> None:
     """Writes a PNG file: images as a grid, points in the plane as a scatter plot, sequences and other vectors as lines.
 
@@ -46,8 +48,13 @@ def save_picture(
       columns: samples per row; None makes the picture about square.
       reference: real data; points are drawn with them, and they set the axes of sequences.
       bounds: the values that black and white stand for.
+      alpha: the last of four channels is opacity; images are drawn on grey.
     """
     if samples.ndim == 4:
+        if alpha and samples.shape[-1] == 4:
+            low, high = bounds
+            opacity = np.clip((samples[..., 3:] - low) / (high - low), 0.0, 1.0)
+            samples = opacity * samples[..., :3] + (1.0 - opacity) * (low + high) / 2
         if samples.shape[-1] not in (1, 3):
             samples = np.concatenate(np.split(samples, samples.shape[-1], axis=-1), axis=2)
         save_grid(path, samples, columns=columns, bounds=bounds)

@@ -90,7 +90,7 @@ def sample(
         period = len(labels or np.unique(chosen))
         columns = period * max(1, round(len(pictured) ** 0.5 / period))
     bounds = picture_range(data_range(config), pictured)
-    save_picture(output / "samples.png", pictured, columns, None, bounds)
+    save_picture(output / "samples.png", pictured, columns, None, bounds, alpha=config.data.name == "images")
     parts.remove()
     print(f"{num_samples} samples of step {step}: {_described(output, pictured, num_samples, config, bounds)}")
 

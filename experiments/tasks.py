@@ -121,7 +121,8 @@ def sample_grid(
 
     def draw(params: Any, extras: Any, path: Path) -> None:
         columns = None if labels is None else 10
-        save_picture(path, np.asarray(sample(params, extras)), columns, reference, bounds)
+        samples = np.asarray(sample(params, extras))
+        save_picture(path, samples, columns, reference, bounds, alpha=config.data.name == "images")
 
     return draw
 
@@ -156,7 +157,7 @@ def autoencoder(config: ConfigDict, workdir: Path) -> Task:
 
         def draw(params: Any, extras: Any, path: Path) -> None:
             pair = np.concatenate([images, np.asarray(reconstruct(params, images))])
-            save_picture(path, pair, len(images), images, bounds)
+            save_picture(path, pair, len(images), images, bounds, alpha=config.data.name == "images")
 
         return draw
 

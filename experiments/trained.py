@@ -118,12 +118,12 @@ def of_networks(
             options["transform"] = dfn.guidance.classifier(log_prob, config.sampler.classifier_scale)
         return whole(networks).sample(networks.own, *args, **options)
 
-    return dfn.Diffusion(
-        init=lambda key: networks._replace(own=model.init(key)),
-        apply=lambda networks, *args, **options: model.apply(networks.own, *args, **options),
-        loss=lambda networks, *args: whole(networks).loss(networks.own, *args),
-        sample=sample,
-    )
+    def of_own(name: str) -> Callable[..., Any]:
+        return lambda networks, *args, **options: getattr(whole(networks), name)(networks.own, *args, **options)
+
+    functions = {name: of_own(name) for name in model._fields}
+    functions |= {"init": lambda key: networks._replace(own=model.init(key)), "sample": sample}
+    return dfn.Diffusion(**functions)
 
 
 def classifier_config(config: ConfigDict) -> ConfigDict:

@@ -300,6 +300,14 @@ def test_figures_do_not_depend_on_the_scale_of_the_data():
             np.testing.assert_allclose(scaled[name][column], factor * plain[name][column], rtol=1e-6)
 
 
+def test_a_single_class_needs_no_classifier():
+    draws = np.random.default_rng(3).uniform(-1, 1, (3, 50, 3)).astype(np.float32)
+    train, heldout = (data.Dataset(part, np.zeros(50, np.int32), (3,), 1) for part in draws[1:])
+    figures = metrics.evaluate_samples(draws[0], np.zeros(50, np.int32), train, heldout)
+    assert "class_accuracy" not in figures
+    assert "recall" in figures
+
+
 def test_samples_and_real_data_are_clipped_alike():
     draws = np.random.default_rng(2).normal(size=(3, 200, 3)).astype(np.float32)
     train, heldout = (data.Dataset(part, None, (3,), 0) for part in draws[1:])

@@ -210,3 +210,12 @@ def test_a_diverged_sequence_does_not_flatten_the_others(tmp_path):
         heights.append(np.ptp(np.nonzero(left)[0]))
     assert heights[0] < 5
     assert heights[1] > 15
+
+
+def test_transparent_images_are_drawn_on_grey(tmp_path):
+    images = np.ones((1, 1, 3, 4), np.float32)
+    images[..., 3] = [1.0, 0.0, -1.0]  # opaque, half, transparent
+    pictures.save_picture(tmp_path / "rgba.png", images, alpha=True)
+    pixels = np.asarray(Image.open(tmp_path / "rgba.png"))
+    row = pixels[pixels.shape[0] // 2]
+    assert [row[len(row) * k // 6].tolist() for k in (1, 3, 5)] == [[255] * 3, [191] * 3, [128] * 3]
