@@ -46,11 +46,12 @@ def evaluate(
       SystemExit: on Ctrl-C, with the code 75; the batches that are done are kept.
     """
     section = runs.data_seed(config)
-    if not section.num_classes:  # a classifier may guide an unconditional network
-        section.num_classes = trained.sampled_classes(config)
     train, heldout = (data.load(section, split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
     check_data(workdir, data.describe(train, heldout), allow_changes=allow_changes, train=False)
+    if train.labels is None and (num_classes := trained.sampled_classes(config)):
+        section.num_classes = num_classes  # a classifier guides an unconditional network
+        train, heldout = (data.load(section, split) for split in ("train", "heldout"))
     diffusion, networks, step = trained.load_trained(config, workdir, params)
     num_samples, batch_size = config.evaluation.num_samples, config.evaluation.batch_size
     labels = asked_labels(config, train, num_samples)
