@@ -1,19 +1,14 @@
-"""Shared by the binaries: data, random numbers, labels and pictures of a run; command line and work directory."""
+"""Shared by the binaries: data and random numbers of a run; command line and work directory."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from diffusers_fn.from_config.derived import num_data_classes
+from diffusers_fn.from_config import derived
 from experiments import data
 from experiments.command_line import define_flags, define_path, run, run_with_config, run_without_config
 from experiments.own import import_name
-from experiments.pictures import save_grid, save_points, save_sequences
 from experiments.workdir import open_workdir
 
 __all__ = [
@@ -22,15 +17,12 @@ __all__ = [
     "data_seed",
     "define_flags",
     "define_path",
-    "grid_labels",
     "import_name",
     "open_workdir",
     "random_key",
     "run",
     "run_with_config",
     "run_without_config",
-    "sampled_classes",
-    "save_picture",
 ]
 
 PRNG_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -40,7 +32,7 @@ def check_data_fits(config: ConfigDict, dataset: data.Dataset) -> None:
     """Raises ValueError unless the data set has the shape and the labels that the model is built for."""
     if tuple(config.data.shape) != tuple(dataset.shape):
         raise ValueError(f"config.data.shape is {tuple(config.data.shape)}, but the data have shape {dataset.shape}")
-    num_classes = config.backbone.get("num_classes", 0)
+    num_classes = derived.num_classes(config)
     if num_classes and dataset.labels is None:
         raise ValueError(
             "the model is class-conditional, but the data have no labels: set config.backbone.num_classes=0"
@@ -57,7 +49,7 @@ def data_seed(config: ConfigDict) -> ConfigDict:
     A network without a field for classes, such as an autoencoder, leaves the number to the data.
     """
     own = config.data.get("num_classes") is None and "num_classes" not in config.backbone
-    num_classes = None if own else num_data_classes(config)
+    num_classes = None if own else derived.num_data_classes(config)
     return ConfigDict({**config.data.to_dict(), "seed": config.seed, "num_classes": num_classes})
 
 
@@ -72,32 +64,3 @@ def random_key(config: ConfigDict, seed: int) -> jax.Array:
     if config.prng_impl not in PRNG_IMPLS:
         raise ValueError(f"config.prng_impl must be one of {', '.join(PRNG_IMPLS)}; got {config.prng_impl!r}")
     return jax.random.key(seed, impl=config.prng_impl)
-
-
-def sampled_classes(config: ConfigDict) -> int:
-    """Returns the number of classes of samples: the network's, or those of the classifier that guides it."""
-    own = config.backbone.num_classes
-    return own or (config.data.num_classes if config.sampler.classifier_workdir else 0)
-
-
-def grid_labels(config: ConfigDict) -> np.ndarray | None:
-    """Returns the labels of a sample grid, one row of ten per class, at most ten classes; None without classes."""
-    num_classes = config.backbone.num_classes
-    return np.repeat(np.arange(min(num_classes, 10)), 10) if num_classes else None
-
-
-def save_picture(path: Path, samples: np.ndarray, columns: int | None = None, reference: Any = None) -> None:
-    """Writes a PNG file: images as a grid, points in the plane as a scatter plot, sequences and other vectors as lines.
-
-    Images with neither one nor three channels, such as latents, are drawn as one grey image per channel, side by side.
-    """
-    if samples.ndim == 4:
-        if samples.shape[-1] not in (1, 3):
-            samples = np.concatenate(np.split(samples, samples.shape[-1], axis=-1), axis=2)
-        save_grid(path, samples, columns=columns)
-    elif samples.ndim == 3:
-        save_sequences(path, samples, columns)
-    elif samples.shape[1:] == (2,):
-        save_points(path, samples, reference)
-    else:
-        save_sequences(path, samples[:100, :, None], columns)

@@ -13,7 +13,7 @@ import diffusers_fn as dfn
 from experiments import runs
 from experiments.checkpoints import Checkpoints
 
-__all__ = ["load_state", "make_optimizer", "make_train_steps", "new_state", "state_like"]
+__all__ = ["choose_params", "load_state", "make_optimizer", "make_train_steps", "new_state", "state_like"]
 
 
 def make_optimizer(config: ConfigDict) -> Any:
@@ -102,3 +102,14 @@ def load_state(config: ConfigDict, workdir: Path, like: Any) -> tuple[int, Any]:
     if restored is None:
         raise ValueError(f"{workdir} holds no checkpoint yet: continue the training")
     return restored
+
+
+def choose_params(config: ConfigDict, workdir: Path, state: Any, which: str) -> Any:
+    """Returns the averaged parameters of a training state for "ema", or those of its last step for "raw".
+
+    Raises:
+      ValueError: if `which` is something else.
+    """
+    if which not in ("ema", "raw"):
+        raise ValueError(f"--params must be ema or raw; got {which!r}")
+    return state.ema if which == "ema" else state.params

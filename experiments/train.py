@@ -27,6 +27,7 @@ import diffusers_fn as dfn
 from experiments import data, runs, states
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints
+from experiments.grey_levels import check_loss_levels
 from experiments.init_from import prepare
 from experiments.loop import run_loop
 from experiments.metric_log import MetricLog
@@ -74,6 +75,7 @@ def _train(config: ConfigDict, workdir: Path, allow_changes: bool, init_from: st
     train_steps = states.make_train_steps(config, task.loss, task.update_extras, mesh)
     dataset = data.load(runs.data_seed(config), "train")
     runs.check_data_fits(config, dataset)
+    check_loss_levels(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
     new_state: Callable[..., Any] = functools.partial(states.new_state, config)

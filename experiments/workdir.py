@@ -46,6 +46,7 @@ __all__ = [
     "read_config_file",
     "record_change",
     "record_versions",
+    "recorded_data",
 ]
 
 # Fields by prefix. Free ones do not affect the trained parameters, or the recorded data replace them.
@@ -233,6 +234,11 @@ def check_data(workdir: Path, record: Any, *, allow_changes: bool = False, train
     if train:
         write_atomically(hashes, lambda file: np.savez(file, **record.hashes))
         write_text(path, json.dumps(record.summary, indent=2, default=_plain) + "\n")
+
+
+def recorded_data(workdir: Path) -> dict[str, Any] | None:
+    """Returns the counts and checksums of the data that a run was trained on; None if they were not recorded."""
+    return _json_or(workdir / "data.json", {}) or None
 
 
 def class_names(workdir: Path) -> tuple[str, ...] | None:

@@ -186,6 +186,7 @@ def test_sample_and_evaluate(run, trained, tmp_path):
     run("evaluate", "ddpm_digits.py", workdir)
     figures = json.loads((workdir / "evaluation.json").read_text())
     assert figures["class_accuracy"]["heldout"] > 0.97  # a support vector machine on real digits
+    assert (figures["step"], figures["params"], figures["data_range"]) == (60, "ema", [-1.0, 1.0])
     assert figures["num_samples"] == 200
 
 
