@@ -119,7 +119,7 @@ def load_params(source: str, which: str = "ema") -> tuple[Any, str]:
         config = read_config(path)
         task = make_task(config, path)
         step, state = states.load_state(config, path, states.state_like(config, task.init, task.extras_like))
-        return _chosen(config, path, state, which), f"{which} parameters of {path} at step {step}"
+        return states.choose_params(config, path, state, which), f"{which} parameters of {path} at step {step}"
     if not path.exists():
         raise ValueError(f"--init_from: there is no {path}: give the folder of a run, or a folder or file of weights")
     if which != "ema":
@@ -161,12 +161,6 @@ def take(params: Any, source: Any) -> Taken:
         {path: shapes for path, shapes in common.items() if shapes[0] != shapes[1]},
         [path for path in theirs if path not in ours],
     )
-
-
-def _chosen(config: ConfigDict, workdir: Path, state: Any, which: str) -> Any:
-    if which not in ("ema", "raw"):
-        raise ValueError(f"--init_params must be ema or raw; got {which!r}")
-    return state.ema if which == "ema" else state.params
 
 
 def _by_names(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import make_noise
 from experiments import data, latent, latent_cache, own
+from experiments.heldout import LevelLoss, level_loss
 from experiments.pictures import picture_range, save_line, save_picture
 
 
@@ -32,6 +33,7 @@ class Task(NamedTuple):
       make_extras: (dataset) -> extras at the start of a run; reads the data and other runs where it needs them.
       update_extras: (extras, metrics [B]) -> extras after each step; None if they are constant.
       examples: (dataset, extras) -> the data set from which batches are drawn, in the same order.
+      level_loss: the loss at given noise levels; None if there is none.
     """
 
     init: Callable[[jax.Array], Any]
@@ -41,6 +43,7 @@ class Task(NamedTuple):
     make_extras: Callable[[data.Dataset], Any] = lambda dataset: None
     update_extras: Callable[[Any, dict[str, jax.Array]], Any] | None = None
     examples: Callable[[data.Dataset, Any], data.Dataset] = lambda dataset, extras: dataset
+    level_loss: LevelLoss | None = None
 
 
 def make_task(config: ConfigDict, workdir: Path) -> Task:
@@ -66,6 +69,7 @@ def diffusion(config: ConfigDict, workdir: Path) -> Task:
         extras_like=objective.extras,
         make_extras=lambda dataset: objective.extras,
         update_extras=objective.update_extras,
+        level_loss=level_loss(config, tables),
     )
 
 

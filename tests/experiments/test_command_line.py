@@ -64,6 +64,7 @@ def test_a_run_of_ones_own_is_sampled_with_its_work_directory_alone(run, trained
     run("sample", f"--workdir={copy}", "--num_samples=6", "--config.sampler.name=heun")
     arrays = np.load(copy / "sampled" / "samples.npz")
     assert arrays["samples"].shape == (6, 2)
+    assert arrays["labels"].tolist() == [0, 1, 2] * 2
     assert np.isfinite(arrays["samples"]).all()
     config = read_config(copy)
     assert (config.backbone.name, config.backbone.width, config.sampler.name) == ("own_run.nets:MyNet", 8, "ddim")

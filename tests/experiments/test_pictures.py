@@ -114,8 +114,16 @@ def test_curves_are_read_by_step_and_an_incomplete_line_is_skipped(tmp_path):
     assert [c.tolist() for c in found["loss"]] == [[1, 2, 3], [1.0, 5.0, 1 / 3]]
     assert [c.tolist() for c in found["eval_loss"]] == [[3], [7.0]]
     assert not len(found["absent"][0])
-    with pytest.raises(ValueError, match="line 2: not JSON"):
-        curves.read_curves(write_lines(path, [{"step": 1}], tail='{"st\n{"step": 2}\n'), ["loss"])
+
+
+DAMAGED = ('{"st', "[1]", '{"step": "two", "loss": 1}', '{"loss": 1}', '{"step": 2, "loss": []}', "\ufffd")
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_damaged_lines_of_curves_are_named_and_left_out(tmp_path, caplog, line):
+    path = write_lines(tmp_path / "m.jsonl", [{"step": 1, "loss": 3.0}], tail=f'{line}\n{{"step": 3, "loss": 2.0}}\n')
+    assert [c.tolist() for c in curves.read_curves(path, ["loss"])["loss"]] == [[1, 3], [3.0, 2.0]]
+    assert f"{path}, line 2 is damaged" in caplog.text
 
 
 def test_curve_pictures_are_written_from_files_and_mappings(tmp_path):

@@ -19,8 +19,8 @@ from diffusers_fn.from_config.defaults import customise, default_config
 def get_config() -> ConfigDict:
     return customise(
         default_config(),
-        backbone={"name": "own_run.nets:MyNet", "width": 128},  # fields of the module; those left out keep its defaults
-        data={"name": "own_run.data:load", "shape": (2,), "num_classes": 3, "num_examples": 3_000},
+        backbone={"name": "own_run.nets:MyNet", "width": 128, "num_classes": 3},  # others keep the module's defaults
+        data={"name": "own_run.data:load", "shape": (2,), "num_examples": 3_000},
         sampler={"num_inference_steps": 20},
         training={"num_steps": 2_000, "batch_size": 128},
     )
