@@ -73,7 +73,7 @@ def train(
       workdir: its work directory, which is locked for other processes that train.
       allow_changes: continue with other data or settings than before, see `workdir.open_workdir`.
       init_from: start a new run from the parameters of another run or of published weights, see `init_from`.
-      init_params: which parameters of that run: ema or raw.
+      init_params: which parameters of that run: ema, raw or ema:STD.
       sinks: functions (step, metrics) -> None that get each entry of metrics.jsonl, too.
       profile: "START:STOP", the steps of which a trace is written into `profile/`.
       own_process: whether a signal may end the process, as it does for the binary, see `StopSignal`.
@@ -265,5 +265,5 @@ if __name__ == "__main__":
         "init_from", None, "Start a new run from the parameters of this run (its folder), or of published weights."
     )
     flags.DEFINE_string("profile", None, "START:STOP: write a trace of these steps into WORKDIR/profile.")
-    flags.DEFINE_string("init_params", "ema", "Which parameters of the run in --init_from: ema or raw.")
+    flags.DEFINE_string("init_params", "ema", "Which parameters of the run in --init_from: ema, raw or ema:STD.")
     runs.run(main)
