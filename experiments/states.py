@@ -150,7 +150,7 @@ def load_state(config: ConfigDict, workdir: Path, like: Any) -> tuple[int, Any]:
     checkpoints.close()
     if restored is None:
         raise ValueError(f"{workdir} holds no checkpoint yet: continue the training")
-    return restored
+    return restored.step, restored.state
 
 
 def choose_params(config: ConfigDict, workdir: Path, state: Any, which: str) -> Any:

@@ -20,6 +20,7 @@ __all__ = [
     "BACKBONES",
     "CLASSIFIERS",
     "DTYPES",
+    "NETWORKS",
     "BackboneEntry",
     "backbone_fields",
     "check_backbone_field",
@@ -72,12 +73,12 @@ AUTOENCODERS: Mapping[str, BackboneEntry] = {
     "autoencoder_kl": BackboneEntry(backbones.AutoencoderKL),
 }
 
-_NETWORKS: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
+NETWORKS: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = _NETWORKS) -> list[Field]:
+def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = NETWORKS) -> list[Field]:
     """Returns the fields that config.backbone has beside `name`: the plain fields of the network's module.
 
     Raises:
@@ -95,7 +96,7 @@ def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = _NETWORKS
     return fields
 
 
-def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[str, BackboneEntry] = _NETWORKS) -> None:
+def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[str, BackboneEntry] = NETWORKS) -> None:
     """Raises ValueError unless the field of config.backbone exists for the network `name` and may hold this value.
 
     >>> check_backbone_field("dit", "depth", 12)

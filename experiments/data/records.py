@@ -47,6 +47,7 @@ def describe(train: Dataset, heldout: Dataset | None) -> Record:
         "shape": [int(n) for n in train.shape],
         "num_classes": int(train.num_classes),
         "class_names": None if train.class_names is None else [str(name) for name in train.class_names],
+        "absent_classes": _absent(train),
         "identity": "content" if isinstance(train.images, np.ndarray) else "files",
         "content": _checksum([np.sort(both)]),
         "order": _checksum([hashes["train"]]),
@@ -112,6 +113,12 @@ def _examples(train: tuple[np.ndarray, np.ndarray], heldout: tuple[np.ndarray, n
 
 def _same_set(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(np.sort(a), np.sort(b))
+
+
+def _absent(train: Dataset) -> list[int]:
+    """The classes that no training example has."""
+    present = range(train.num_classes) if train.labels is None else np.unique(np.asarray(train.labels))
+    return [int(label) for label in np.setdiff1d(np.arange(train.num_classes), present)]
 
 
 def _listed(summary: dict[str, Any]) -> str:
