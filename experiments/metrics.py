@@ -81,14 +81,16 @@ def evaluate_samples(
         "num_train": len(real),
         "num_compared": size,
     }
-    if labels_asked is not None and (train.labels is None or heldout.labels is None):
-        raise ValueError("samples were asked for by label, but the data set has no labels")
-    if labels_asked is not None and (classifier is not None or len(np.unique(train.labels)) > 1):
-        classifier = classifier or fit_classifier(real, train.labels[at_train], seed)
-        figures["class_accuracy"] = {
-            "samples": class_accuracy(classifier, samples, labels_asked),
-            "heldout": class_accuracy(classifier, unseen, heldout.labels[at_heldout]),
-        }
+    if labels_asked is not None:
+        if train.labels is None or heldout.labels is None:
+            raise ValueError("samples were asked for by label, but the data set has no labels")
+        if classifier is None and len(np.unique(train.labels)) > 1:
+            classifier = fit_classifier(real, train.labels[at_train], seed)
+        if classifier is not None:
+            figures["class_accuracy"] = {
+                "samples": class_accuracy(classifier, samples, labels_asked),
+                "heldout": class_accuracy(classifier, unseen, heldout.labels[at_heldout]),
+            }
     space = pca_features(real, seed=seed)
     few_samples, few_unseen, few_real = (x[random_subset(len(x), size, seed)] for x in (samples, unseen, real))
     figures["frechet_distance"] = _frechet_distances(space, space.features(real), few_samples, few_unseen)

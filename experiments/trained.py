@@ -121,8 +121,11 @@ def of_networks(
     def of_own(name: str) -> Callable[..., Any]:
         return lambda networks, *args, **options: getattr(whole(networks), name)(networks.own, *args, **options)
 
-    functions = {name: of_own(name) for name in model._fields}
-    functions |= {"init": lambda key: networks._replace(own=model.init(key)), "sample": sample}
+    def init(key: jax.Array) -> Networks:
+        return networks._replace(own=model.init(key))
+
+    functions: dict[str, Any] = {name: of_own(name) for name in model._fields}
+    functions |= {"init": init, "sample": sample}
     return dfn.Diffusion(**functions)
 
 
@@ -265,16 +268,22 @@ def each_batch(
     padded = -(-num_samples // batch_size) * batch_size
     keys = jax.random.split(key, padded)
     conds = None if labels is None else np.resize(labels, padded)
-    starts, run = range(0, padded, batch_size), None
+    starts = range(0, padded, batch_size)
     left = [start for start in starts if start not in done]
-    begun = len(starts) - len(left)
-    for start in tqdm(left, desc=what, unit="batch", initial=begun, total=len(starts), disable=len(starts) == 1):
+    if not left:
+        return
+
+    def inputs(start: int) -> tuple[jax.Array, np.ndarray | None]:
         rows = slice(start, start + batch_size)
-        batch = (keys[rows], None if conds is None else conds[rows])
-        if run is None:
-            run = compilation.compile_now("the sampler", jax.jit(draw), params, *batch)
+        return keys[rows], None if conds is None else conds[rows]
+
+    run, begun = (
+        compilation.compile_now("the sampler", jax.jit(draw), params, *inputs(left[0])),
+        len(starts) - len(left),
+    )
+    for start in tqdm(left, desc=what, unit="batch", initial=begun, total=len(starts), disable=len(starts) == 1):
         size = min(batch_size, num_samples - start)
-        yield start, jax.tree.map(lambda each, size=size: np.asarray(each)[:size], run(params, *batch))
+        yield start, jax.tree.map(lambda each, size=size: np.asarray(each)[:size], run(params, *inputs(start)))
 
 
 def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
