@@ -81,16 +81,16 @@ def of_networks(
     def whole(networks: Networks) -> dfn.Diffusion:
         return model if autoencoder is None else latent.decoded(config, model, autoencoder, networks.first_stage)
 
-    def sample(networks: Networks, *args: Any, **options: Any) -> Any:
+    def sample(params: Networks, *args: Any, **options: Any) -> Any:
         if classifier is not None:
-            log_prob = classifier.log_prob(networks.classifier)
+            log_prob = classifier.log_prob(params.classifier)
             options["transform"] = dfn.guidance.classifier(log_prob, config.sampler.classifier_scale)
-        return whole(networks).sample(networks.own, *args, **options)
+        return whole(params).sample(params.own, *args, **options)
 
     return dfn.Diffusion(
         init=lambda key: networks._replace(own=model.init(key)),
-        apply=lambda networks, *args, **options: model.apply(networks.own, *args, **options),
-        loss=lambda networks, *args: whole(networks).loss(networks.own, *args),
+        apply=lambda params, *args, **options: model.apply(params.own, *args, **options),
+        loss=lambda params, *args: whole(params).loss(params.own, *args),
         sample=sample,
     )
 

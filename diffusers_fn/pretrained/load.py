@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+from jax.typing import DTypeLike
 
 from diffusers_fn.pretrained import (
     autoencoder_kl,
@@ -22,7 +23,7 @@ from diffusers_fn.pretrained import (
     uvit,
 )
 from diffusers_fn.pretrained.checkpoint import open_checkpoint
-from diffusers_fn.pretrained.convert import from_torch
+from diffusers_fn.pretrained.convert import Placement, from_torch
 from diffusers_fn.pretrained.family import Family
 
 __all__ = ["FAMILIES", "class_names", "find_family", "load"]
@@ -50,8 +51,8 @@ def load(
     families: Sequence[Family] = (),
     config: Mapping[str, Any] | None = None,
     key: str | None = None,
-    sharding: Any = None,
-    dtype: Any = None,
+    sharding: Placement = None,
+    dtype: DTypeLike | None = None,
     allow_nonfinite: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns (module, params) of a published network; module.apply({"params": params}, x, t, cond) runs it.
