@@ -149,6 +149,7 @@ def make_scores(config: ConfigDict, grid: Grid | int | None, steps: int, num_pro
 
     def bound(params: Any, keys: jax.Array, images: jax.Array, labels: Any) -> jax.Array:
         assert schedule is not None
+        assert num_levels is not None
         num_timesteps = schedule.betas.shape[0]
         time_labels = noise.level((jnp.arange(num_timesteps) + 0.5) / num_timesteps).t
         return likelihood.calc_bpd(

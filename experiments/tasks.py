@@ -185,7 +185,7 @@ def classifier(config: ConfigDict, workdir: Path) -> Task:
                 level = noise.level(u)
                 eps = jax.random.normal(key, images.shape)
                 logits = net.apply(params, level.alpha * images + level.sigma * eps, level.t)
-                return level.sigma / level.alpha, jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+                return jnp.asarray(level.sigma / level.alpha), jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
             return jax.lax.map(at, jnp.asarray(u, jnp.float32))
 

@@ -110,16 +110,16 @@ def of_networks(
     def whole(networks: Networks) -> dfn.Diffusion:
         return model if autoencoder is None else latent.decoded(config, model, autoencoder, networks.first_stage)
 
-    def sample(networks: Networks, *args: Any, **options: Any) -> Any:
+    def sample(params: Networks, *args: Any, **options: Any) -> Any:
         if autoencoder is not None and options.get("shape") is not None:
             options["shape"] = latent.shape_of(options["shape"], tuple(config.data.shape), autoencoder.latent_shape)
         if classifier is not None:
-            log_prob = classifier.log_prob(networks.classifier)
+            log_prob = classifier.log_prob(params.classifier)
             options["transform"] = dfn.guidance.classifier(log_prob, config.sampler.classifier_scale)
-        return whole(networks).sample(networks.own, *args, **options)
+        return whole(params).sample(params.own, *args, **options)
 
     def of_own(name: str) -> Callable[..., Any]:
-        return lambda networks, *args, **options: getattr(whole(networks), name)(networks.own, *args, **options)
+        return lambda params, *args, **options: getattr(whole(params), name)(params.own, *args, **options)
 
     def init(key: jax.Array) -> Networks:
         return networks._replace(own=model.init(key))

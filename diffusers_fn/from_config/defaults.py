@@ -14,11 +14,12 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from diffusers_fn.from_config.network import NETWORKS, BackboneEntry, backbone_fields, check_backbone_field
+from diffusers_fn.from_config.signatures import Config
 
 __all__ = ["check_complete", "customise", "default_backbone", "default_config", "pick"]
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
     """Returns a config with every field at its default, locked and typed.
 
     `build` reads these sections and fields:
@@ -265,7 +266,7 @@ def check_complete(config: ConfigDict) -> None:
         )
 
 
-def customise(config: ConfigDict, **sections: Any) -> ConfigDict:
+def customise(config: Config, **sections: Any) -> Config:
     """Returns the config, changed in place: each section field by field, a field of the top by its value.
 
     A backbone with a `name` starts from that network's defaults; one named "package.module:name", which is not imported

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import few_step, solvers, variances
 from diffusers_fn._arrays import check_eta
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import Noise
 from diffusers_fn.from_config.self_conditioning import carry_estimates
@@ -178,7 +179,7 @@ def make_plan(
     if settings.eta and not entry.takes_eta:
         raise ValueError(f"config.sampler.eta is {settings.eta}, but {settings.name!r} has none: set it to 0")
 
-    def plan(num_steps: int | None = None, eta: Any = None) -> Solver:
+    def plan(num_steps: int | None = None, eta: ArrayLike | None = None) -> Solver:
         levels = noise.grid(settings.skip_type, settings.num_inference_steps if num_steps is None else num_steps)
         inputs = SolverInputs(levels, noise.process, settings.eta if eta is None else eta, variance)
         solver = entry.make(settings, inputs)

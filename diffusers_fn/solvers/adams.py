@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import Array
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,

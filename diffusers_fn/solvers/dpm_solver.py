@@ -7,12 +7,12 @@ https://arxiv.org/abs/2206.00927, and "DPM-Solver++", 2022, https://arxiv.org/ab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from diffusers_fn._arrays import check_eta, is_zero, namespace, safe_sqrt
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes import Process, at_log_snr, between
 from diffusers_fn.solvers.base import Solver
@@ -34,8 +34,8 @@ def dpm_solver(
     form: ExponentialForm = noise_prediction,
     process: Process | None = None,
     *,
-    eta: Any = 0.0,
-    s_noise: Any = 1.0,
+    eta: ArrayLike = 0.0,
+    s_noise: ArrayLike = 1.0,
     taylor: bool = False,
 ) -> Solver:
     """Returns DPM-Solver-1, -2 or -3 (Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithms 1 and 2).

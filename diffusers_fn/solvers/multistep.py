@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn._arrays import check_eta, namespace
-from diffusers_fn.levels import Array, Level
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,
@@ -102,7 +103,7 @@ def dpmpp_3m(
     return _multistep(levels, 3, form, 0, taylor, lower_order_final, euler_at_final)
 
 
-def dpmpp_1_sde(levels: Level, eta: Any = 1.0, form: ExponentialForm = data_prediction) -> Solver:
+def dpmpp_1_sde(levels: Level, eta: ArrayLike = 1.0, form: ExponentialForm = data_prediction) -> Solver:
     """Returns the stochastic DPM-Solver++ of first order; see `dpmpp_2m_sde`, whose D is m_1 here.
 
     In data prediction eta = 1 is `ancestral`. In noise prediction ("SDE-DPM-Solver-1") it is
@@ -121,7 +122,7 @@ def dpmpp_1_sde(levels: Level, eta: Any = 1.0, form: ExponentialForm = data_pred
 
 def dpmpp_2m_sde(
     levels: Level,
-    eta: Any = 1.0,
+    eta: ArrayLike = 1.0,
     form: ExponentialForm = data_prediction,
     *,
     taylor: bool = False,
@@ -153,7 +154,7 @@ def dpmpp_2m_sde(
 
 def dpmpp_3m_sde(
     levels: Level,
-    eta: Any = 1.0,
+    eta: ArrayLike = 1.0,
     form: ExponentialForm = data_prediction,
     *,
     taylor: bool = True,

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.levels import Array, Level
+from diffusers_fn._types import Array
+from diffusers_fn.levels import Level
 from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.exponential import ExponentialForm, ExponentialStep
 from diffusers_fn.solvers.plans import check_num_levels, check_plan

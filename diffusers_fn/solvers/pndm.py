@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import Array
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes import Process, between
 from diffusers_fn.solvers.adams import ADAMS_BASHFORTH
 from diffusers_fn.solvers.base import Solver, linear_solver

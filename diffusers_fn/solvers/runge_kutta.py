@@ -9,11 +9,11 @@ process's own time.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from diffusers_fn._arrays import floating, namespace
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import Solver, linear_solver
@@ -56,7 +56,7 @@ def euler(levels: Level) -> Solver:
     return linear_solver(levels, x=[1.0], x0=end.alpha - start.alpha, eps=end.sigma - start.sigma)
 
 
-def euler_ancestral(levels: Level, eta: Any = 1.0, *, s_noise: Any = 1.0) -> Solver:
+def euler_ancestral(levels: Level, eta: ArrayLike = 1.0, *, s_noise: ArrayLike = 1.0) -> Solver:
     """Returns Euler's method down to sigma_down, then fresh noise up to the next level ("Euler a").
 
         x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z,    s = eta sigma' sqrt(1 - SNR / SNR')
@@ -178,7 +178,7 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
     return solver_from_stages([stages], levels[-1:])
 
 
-def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
+def runge_kutta_in_time(process: Process, t: ArrayLike, tableau: Tableau) -> Solver:
     """Returns the explicit Runge-Kutta method of a tableau in a process's own time.
 
         x_i = x + (t' - t) sum_k a_ik d_k,   x' = x + (t' - t) sum_k b_k d_k,
@@ -205,14 +205,14 @@ def runge_kutta_in_time(process: Process, t: Any, tableau: Tableau) -> Solver:
     """
     if np.ndim(t) != 1:
         raise ValueError(f"t must be the [N] times of a plan; got shape {np.shape(t)}")
-    t = floating(t)
-    levels = process(t)
+    times = floating(t)
+    levels = process(times)
     check_plan(levels)
     check_num_levels(levels, 2)
     check_tableau(tableau)
-    stages, dt = [], t[1:] - t[:-1]
+    stages, dt = [], times[1:] - times[:-1]
     for node, weights in zip(tableau.nodes, [*tableau.stages[1:], tableau.weights]):
-        now = t[:-1] + node * dt
+        now = times[:-1] + node * dt
         level = process(now)
         # f and g^2 are infinite at pure noise, though the slopes of alpha and sigma are not: take them next to it.
         inside = namespace(level).where(level.alpha == 0, now + np.sqrt(np.finfo(now.dtype).eps) * dt, now)

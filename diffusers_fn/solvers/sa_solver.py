@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn._arrays import concrete, is_zero, namespace
-from diffusers_fn.levels import Array, Level
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level
 from diffusers_fn.solvers.adams import adams
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import ExponentialForm, data_prediction, exponential_step
@@ -23,7 +24,7 @@ __all__ = ["sa_solver"]
 
 def sa_solver(
     levels: Level,
-    tau: Any = 1.0,
+    tau: ArrayLike = 1.0,
     predictor_order: int = 2,
     corrector_order: int = 2,
     form: ExponentialForm = data_prediction,

@@ -24,7 +24,8 @@ import jax
 import numpy as np
 
 from diffusers_fn._arrays import concrete, floating, is_zero, namespace, safe_sqrt
-from diffusers_fn.levels import Array, Level, transition
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, transition
 from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
@@ -35,7 +36,9 @@ __all__ = ["DiffusionCoefficient", "euler_maruyama", "heun_sde", "reverse_diffus
 DiffusionCoefficient = Callable[[Any], Array] | float | Array | None  # w, the squared coefficient of the noise
 
 
-def euler_maruyama(process: Process, t: Array, diffusion: DiffusionCoefficient = None, *, dt: Any = None) -> Solver:
+def euler_maruyama(
+    process: Process, t: Array, diffusion: DiffusionCoefficient = None, *, dt: ArrayLike | None = None
+) -> Solver:
     """Returns the Euler-Maruyama method on the reverse-time equation (see this module), of weak order one.
 
         x' = x - dt [x0_hat d(alpha)/dt + eps_hat (d(sigma)/dt + w / (2 sigma))] + sqrt(w dt) z,     dt = t - t' > 0

@@ -19,10 +19,10 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from diffusers_fn._arrays import check_eta, namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,
@@ -45,14 +45,14 @@ __all__ = [
 ]
 
 
-def first_order(start: Level, end: Level, form: ExponentialForm, eta: Any = 0.0) -> list[Stage]:
+def first_order(start: Level, end: Level, form: ExponentialForm, eta: ArrayLike = 0.0) -> list[Stage]:
     """Returns the stage of steps of order 1 between levels [M], see this module's docstring."""
     step = exponential_step(start, end, form, eta)
     return [Stage(start, *form.keeps, step.x, [step.w0], step.noise)]
 
 
 def second_order(
-    start: Level, inside: Level, end: Level, form: ExponentialForm, eta: Any = 0.0, *, taylor: bool = False
+    start: Level, inside: Level, end: Level, form: ExponentialForm, eta: ArrayLike = 0.0, *, taylor: bool = False
 ) -> list[Stage]:
     """Returns the stages of steps of order 2 between levels [M], see this module's docstring."""
     step = exponential_step(start, end, form, eta)
@@ -69,7 +69,7 @@ def third_order(
     inside_2: Level,
     end: Level,
     form: ExponentialForm,
-    eta: Any = 0.0,
+    eta: ArrayLike = 0.0,
     *,
     taylor: bool = False,
     nested: bool = False,
@@ -93,7 +93,7 @@ def singlestep(
     orders: Sequence[int],
     form: ExponentialForm = data_prediction,
     *,
-    eta: Any = 0.0,
+    eta: ArrayLike = 0.0,
     taylor: bool = False,
     nested: bool = False,
 ) -> Solver:

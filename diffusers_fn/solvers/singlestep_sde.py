@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers_fn._arrays import check_eta, is_zero
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process, between
 from diffusers_fn.solvers.base import Solver
@@ -23,7 +24,9 @@ from diffusers_fn.solvers.stages import Stage, solver_from_stages
 __all__ = ["dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"]
 
 
-def dpm2_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = None, *, s_noise: Any = 1.0) -> Solver:
+def dpm2_ancestral(
+    levels: Level, eta: ArrayLike = 1.0, process: Process | None = None, *, s_noise: ArrayLike = 1.0
+) -> Solver:
     """Returns `dpm2` down to sqrt(sigma'^2 - s^2), then noise of standard deviation s up to sigma'.
 
     With s = eta sigma' sqrt(1 - SNR / SNR'): Katherine Crowson's sampler (https://github.com/crowsonkb/k-diffusion),
@@ -45,7 +48,9 @@ def dpm2_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = None
     return _second_order_ancestral(levels, noise_prediction, eta, process, s_noise)
 
 
-def dpmpp_2s_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = None, *, s_noise: Any = 1.0) -> Solver:
+def dpmpp_2s_ancestral(
+    levels: Level, eta: ArrayLike = 1.0, process: Process | None = None, *, s_noise: ArrayLike = 1.0
+) -> Solver:
     """Returns `dpmpp_2s` down to sqrt(sigma'^2 - s^2), then noise of standard deviation s: "DPM++ 2S a".
 
     Args and Raises: as `dpm2_ancestral`.
@@ -57,7 +62,9 @@ def dpmpp_2s_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = 
     return _second_order_ancestral(levels, data_prediction, eta, process, s_noise)
 
 
-def dpmpp_sde(levels: Level, eta: Any = 1.0, process: Process | None = None, *, s_noise: Any = 1.0) -> Solver:
+def dpmpp_sde(
+    levels: Level, eta: ArrayLike = 1.0, process: Process | None = None, *, s_noise: ArrayLike = 1.0
+) -> Solver:
     """Returns DPM-Solver++(SDE): a step to the middle, then one from start to end with the middle's x0_hat.
 
         x_1 = x_coef_1 x + w_1 x0_hat(x) + s_1 z_1,     x' = x_coef x + w x0_hat(x_1) + s z

@@ -6,12 +6,14 @@ Zhao et al., "UniPC: A Unified Predictor-Corrector Framework", 2023, https://arx
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import ExponentialForm, data_prediction, exponential_step
 from diffusers_fn.solvers.multistep_tables import (
@@ -32,7 +34,7 @@ def unipc(
     form: ExponentialForm = data_prediction,
     *,
     bh1: bool = False,
-    corrector: Any = True,
+    corrector: ArrayLike | Sequence[bool] = True,
     lower_order_final: bool = True,
     euler_at_final: bool = False,
 ) -> Solver:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn._arrays import check_count, check_number
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.training.post_hoc import combine, post_hoc_weights, power_function_gamma, power_function_std
 
 __all__ = [
@@ -240,7 +241,7 @@ def start(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True), params)
 
 
-def move(average: Any, params: Any, weight: Any) -> Any:
+def move(average: Any, params: Any, weight: ArrayLike) -> Any:
     """Returns average + weight (params - average), leaf by leaf, in the average's precision.
 
     >>> move({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.25)
