@@ -16,6 +16,8 @@ from absl import logging
 
 __all__ = ["Checkpoints", "Restored", "checksum"]
 
+_MARGIN = 2**20  # bytes that a checkpoint needs beside its arrays
+
 
 class Restored(NamedTuple):
     """A checkpoint.
@@ -67,6 +69,8 @@ class Checkpoints:
         # Copied, because the training step donates its arguments.
         state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
         _check_finite(step, state)
+        self.wait()
+        self._check_space(step, state)
         held = {"checksum": checksum(state), "meta": dict(meta or {})}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(held))
         self._explain_failure(lambda: self._manager.save(step, args=args))
@@ -133,6 +137,17 @@ class Checkpoints:
                 f"a checkpoint could not be written to {self._directory} (is the disk full?); complete checkpoints are "
                 f"kept, and the same command resumes from the newest: {_first_line(error)}"
             ) from error
+
+    def _check_space(self, step: int, state: Any) -> None:
+        """Raises OSError if the disk has no space for the state: orbax's threads print hundreds of lines then."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _MARGIN
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise OSError(
+                f"the checkpoint of step {step} needs {needed / 2**20:.0f} MiB, but the disk of {self._directory} has "
+                f"{free / 2**20:.0f} MiB free; complete checkpoints are kept, and the same command resumes from the "
+                "newest once there is space"
+            )
 
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(

@@ -137,7 +137,7 @@ def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
 
 
 def _configure_logging() -> None:
-    """Warnings are one line each; those of orbax about its own options are left out."""
+    """Warnings are one line each; those of orbax are left out, whose errors `Checkpoints` raises."""
     if not any(argument.startswith(("--verbosity", "-v", "--v=")) for argument in sys.argv):
         absl_logging.set_verbosity(absl_logging.WARNING)  # the default, INFO, breaks the progress bar
     absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
@@ -145,7 +145,7 @@ def _configure_logging() -> None:
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _message(error: Exception) -> str:

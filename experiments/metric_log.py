@@ -75,8 +75,7 @@ def json_lines(path: Path) -> Sink:
 
     def write(step: int, metrics: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        _append(path, (json.dumps({"step": step, **finite}) + "\n").encode())
 
     return write
 
@@ -118,8 +117,7 @@ class Events:
             data = event.SerializeToString()
             length = struct.pack("<Q", len(data))
             records += length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
-        with self._path.open("ab") as file:
-            file.write(records)
+        _append(self._path, records)
 
 
 def indented(text: str) -> str:
@@ -143,6 +141,14 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         elif line.strip() and number < len(lines):
             logging.warning("%s, line %d is damaged and left out: %.60r", path, number, line)
     return entries
+
+
+def _append(path: Path, content: bytes | bytearray) -> None:
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

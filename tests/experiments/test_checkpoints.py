@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -193,3 +194,22 @@ def test_a_checkpoint_is_chosen_by_its_meta_and_later_ones_can_be_discarded(tmp_
     assert checkpoints.restore(state).step == 2
     checkpoints.save(3, state)
     checkpoints.close()
+
+
+def test_without_space_on_the_disk_nothing_is_begun(tmp_path, state, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=2**20 + 4000))
+    with pytest.raises(OSError, match=r"the checkpoint of step 2 needs 1 MiB, but the disk of .* has 1 MiB free"):
+        checkpoints.save(2, state)
+    checkpoints.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    log = metric_log.MetricLog(tmp_path)
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(OSError, match=r"metrics\.jsonl could not be written: .*Is a directory"):
+        log.write(1, {"loss": 1.0})
