@@ -165,7 +165,7 @@ class _Loop:
         self.pace, self.finished_at = now - max(call.began, self.finished_at), now
         self.bar.update(len(skipped))
         self.window.calls.append(call.metrics)
-        self.recovery = self.recovery.after(skipped)
+        self.recovery = self.recovery.after(skipped.tolist())
         if skipped.any():
             self._report(call, skipped)
         if self.recovery.in_a_row >= self.settings.max_skipped:
@@ -202,8 +202,7 @@ class _Loop:
     def _write_metrics(self, scores: dict[str, float], step: int | None = None) -> None:
         step = self.step if step is None else step
         values = self.window.values(step, self.settings.batch_size, self.flops)
-        rate = getattr(states, "learning_rate", lambda config, step: config.training.learning_rate)(self.config, step)
-        values |= {"learning_rate": float(rate), **monitor.device_memory(), **scores}
+        values |= {"learning_rate": states.learning_rate(self.config, step), **monitor.device_memory(), **scores}
         self.window = _Window(step)
         self.bar.set_postfix(loss=f"{values['loss']:.4f}")
         self.log.write(step, values)

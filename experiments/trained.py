@@ -214,7 +214,7 @@ def draw_samples(
       parts: keeps each batch on disk, and has those of an interrupted command already. None is returned then.
     """
     key = jax.random.fold_in(key, 1)  # 0 is for training, 2 for pairs
-    options = {} if shape is None else {"shape": shape}
+    options: dict[str, Any] = {} if shape is None else {"shape": shape}
 
     def draw(params: Any, keys: jax.Array, cond: Any) -> jax.Array:
         return diffusion.sample(params, keys, keys.shape[0], cond=cond, **options).x0

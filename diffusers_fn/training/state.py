@@ -145,7 +145,7 @@ def make_train_step(
         num_updates = before + ok.astype(before.dtype)
         ema = move(state.ema, params, jnp.where(ok, ema_weight(num_updates), 0.0))
         further = state.averages
-        if averaging is not None:
+        if averaging is not None and state.averages is not None:
             further = _choose(ok, averaging.update(state.averages, params), state.averages)
         return TrainState(state.step + 1, params, ema, opt_state, extras, further, num_updates), metrics
 
