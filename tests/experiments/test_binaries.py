@@ -125,12 +125,12 @@ def test_a_truncated_newest_checkpoint_falls_back_with_a_warning(run, trained, t
 
 def test_a_run_that_diverges_keeps_its_last_checkpoint_and_names_what_to_change(run, tmp_path):
     workdir = tmp_path / "diverged"
-    options = ("--config.training.learning_rate=1e30", "--config.training.grad_clip=0.0")
+    options = ("--config.training.learning_rate=1e15", "--config.training.grad_clip=0.0")
     every = ("--config.training.checkpoint_every=1", "--config.training.log_every=1")
     output = run("train", "ddpm_digits.py", workdir, *options, *every, code=1)
     assert "was skipped (1 so far): the loss" in output
     assert output.count("steps in a row were skipped: back from step") == 3
-    assert "--config.training.learning_rate=3e+29 --allow_changes" in output
+    assert "--config.training.learning_rate=3e+14 --allow_changes" in output
     assert "Traceback" not in output
     state, _ = final_parameters(workdir, max(int(path.name) for path in (workdir / "checkpoints").iterdir()))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
