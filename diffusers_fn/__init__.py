@@ -187,12 +187,14 @@ _ON_FIRST_USE = {
 }
 
 
-def __getattr__(name: str) -> typing.Any:
-    if name not in _ON_FIRST_USE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name] or name}")
-    globals()[name] = getattr(module, name) if _ON_FIRST_USE[name] else module
-    return globals()[name]
+if not typing.TYPE_CHECKING:  # to a type checker every name would exist
+
+    def __getattr__(name: str) -> typing.Any:
+        if name not in _ON_FIRST_USE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name] or name}")
+        globals()[name] = getattr(module, name) if _ON_FIRST_USE[name] else module
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from types import ModuleType
 from typing import Any
 
@@ -121,3 +123,15 @@ def check_eta(eta: Any) -> None:
     values = concrete(eta)
     if values is not None and not np.all((values >= 0) & (values <= 1)):
         raise ValueError(f"eta must lie in [0, 1]; got {eta}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises ValueError unless the value is a finite number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 <= float(value) < math.inf):
+        raise ValueError(f"{name} must be a finite number, at least 0; got {value!r}")
+
+
+def check_count(name: str, value: object, smallest: int) -> None:
+    """Raises ValueError unless the value is an integer of at least `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < smallest:
+        raise ValueError(f"{name} must be an integer of at least {smallest}; got {value!r}")

@@ -54,7 +54,7 @@ Transform = Callable[[Denoiser], Denoiser]
 
 
 def make_denoiser(
-    apply: Callable[..., jax.Array],
+    apply: Callable[..., Any],
     params: Any,
     parameterization: Parameterization,
     **apply_options: Any,
@@ -84,7 +84,7 @@ def make_denoiser(
 
 
 def network_output(
-    apply: Callable[..., jax.Array],
+    apply: Callable[..., Any],
     params: Any,
     parameterization: Parameterization,
     x: jax.Array,

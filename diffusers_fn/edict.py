@@ -17,13 +17,13 @@ the network is evaluated at their leading parts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffusers_fn._arrays import check_data, concrete, expand, namespace, working_dtype
+from diffusers_fn._types import ArrayLike, Scan
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Level
 from diffusers_fn.solvers.plans import check_alpha, check_plan
@@ -57,7 +57,7 @@ class Coupled:
     v_rest: jax.Array
 
 
-def couple(x: jax.Array, alpha: Any = 1.0) -> Coupled:
+def couple(x: jax.Array, alpha: ArrayLike = 1.0) -> Coupled:
     """Returns the state with both paths at x [B, ...], to start `sample_coupled` from noise.
 
     Args:
@@ -80,8 +80,8 @@ def invert_coupled(
     levels: Level,
     x0: jax.Array,
     *,
-    mixing: Any = 0.93,
-    scan: Callable[..., Any] = jax.lax.scan,
+    mixing: ArrayLike = 0.93,
+    scan: Scan = jax.lax.scan,
 ) -> Coupled:
     """Returns the state at levels[0] that `sample_coupled` turns back into x0 up to rounding, for every network.
 
@@ -126,8 +126,8 @@ def sample_coupled(
     levels: Level,
     state: Coupled,
     *,
-    mixing: Any = 0.93,
-    scan: Callable[..., Any] = jax.lax.scan,
+    mixing: ArrayLike = 0.93,
+    scan: Scan = jax.lax.scan,
 ) -> jax.Array:
     """Returns x0 [B, ...] from a coupled state at levels[0], with two network evaluations per level.
 

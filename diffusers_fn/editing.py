@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import numpy as np
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, expand, working_dtype
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform, map_x0
 from diffusers_fn.levels import Level, add_noise
-from diffusers_fn.sampling import Samples, sample
+from diffusers_fn.sampling import SampleOptions, Samples, sample
 from diffusers_fn.solvers import start_level
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.plans import check_plan
@@ -33,7 +34,7 @@ def img2img(
     x0: jax.Array,
     *,
     strength: float = 0.8,
-    **options: Any,
+    **options: Unpack[SampleOptions],
 ) -> Samples:
     """Returns variations of x0: noise is added up to a level of the plan and removed by the solver (SDEdit).
 
@@ -78,7 +79,7 @@ def inpaint(
     x: jax.Array,
     known: jax.Array,
     keep: jax.Array,
-    **options: Any,
+    **options: Unpack[SampleOptions],
 ) -> Samples:
     """Returns samples that are equal to `known` where `keep` is 1.
 
@@ -125,7 +126,7 @@ def replace_x0(known: jax.Array, keep: jax.Array) -> Transform:
     return map_x0(lambda x0: jnp.where(_mask(keep, x0), known.astype(x0.dtype), x0))
 
 
-def slerp(start: jax.Array, end: jax.Array, fraction: Any) -> jax.Array:
+def slerp(start: jax.Array, end: jax.Array, fraction: ArrayLike) -> jax.Array:
     """Returns the spherical interpolation [B, ...] from start to end, which keeps the norm of noise.
 
         sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end,   w the angle between the two, per example

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import check_data, concrete, expand, namespace, working_dtype
+from diffusers_fn._types import Array, Scan
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
-from diffusers_fn.levels import Array, Level
+from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
 from diffusers_fn.sampling import sample
 from diffusers_fn.solvers.base import Solver
@@ -40,7 +41,7 @@ def invert(
     *,
     make: Callable[[Level], Solver] = ddim,
     refine: int = 0,
-    scan: Callable[..., Any] = jax.lax.scan,
+    scan: Scan = jax.lax.scan,
 ) -> jax.Array:
     """Returns x at levels[0], the noise that `sample` with `make(levels)` turns back into x0.
 
@@ -96,7 +97,7 @@ def invert_implicit(
     x0: jax.Array,
     *,
     evaluations: int = 1,
-    scan: Callable[..., Any] = jax.lax.scan,
+    scan: Scan = jax.lax.scan,
 ) -> jax.Array:
     """Returns x at levels[0], the noise that `sample` with `solvers.ddim(levels)` turns back into x0.
 

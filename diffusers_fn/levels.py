@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from types import EllipsisType
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from diffusers_fn._arrays import check_data, check_per_example, expand, namespace
+from diffusers_fn._types import Array, ArrayLike
 
 __all__ = [
     "Array",
@@ -33,7 +35,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-Array = Any  # a NumPy array (float64, on the host) or a JAX array; functions of levels return the type they are given
+_Index = int | np.integer | slice | EllipsisType | None | Array
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +61,11 @@ class Level:
     sigma: Array
     t: Array
 
-    def __getitem__(self, index: Any) -> Level:
+    if TYPE_CHECKING:  # a level is made of numbers too
+
+        def __init__(self, alpha: ArrayLike, sigma: ArrayLike, t: ArrayLike) -> None: ...
+
+    def __getitem__(self, index: _Index | tuple[_Index, ...]) -> Level:
         """Returns the level or levels at `index`: an integer, a slice, an array of integers or booleans, or a tuple.
 
         Raises:
@@ -189,7 +195,7 @@ def root_snr_ratio(noisier: Level, cleaner: Level) -> Array:
     return (noisier.alpha * cleaner.sigma) / (noisier.sigma * cleaner.alpha)
 
 
-def check_level(level: Level, x: Any) -> None:
+def check_level(level: Level, x: ArrayLike) -> None:
     """Raises ValueError unless alpha and sigma have shape [] or [B], with B the first axis of x.
 
     >>> check_level(Level(0.8, 0.6, 0.0), np.zeros((2, 3)))

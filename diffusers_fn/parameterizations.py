@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import check_data, check_positive, concrete, expand, namespace, working_dtype
-from diffusers_fn.levels import Array, Level, check_level
+from diffusers_fn._types import Array
+from diffusers_fn.levels import Level, check_level
 
 __all__ = [
     "Parameterization",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,11 @@ from jax.sharding import PartitionSpec
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, concrete, working_dtype
+from diffusers_fn._types import ArrayLike, Scan
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.solvers.base import Solver, Step, linear_step
 
-__all__ = ["Samples", "python_scan", "sample", "while_scan"]
+__all__ = ["SampleOptions", "Samples", "python_scan", "sample", "while_scan"]
 
 
 def __dir__() -> list[str]:
@@ -38,6 +39,14 @@ class Samples:
     trace: Any = None
 
 
+class SampleOptions(TypedDict, total=False):
+    """Options of `sample` that other functions pass on."""
+
+    emit: Callable[[Step], Any] | None
+    final_denoise: bool
+    scan: Scan
+
+
 def sample(
     key: jax.Array | None,
     denoise: Denoiser,
@@ -46,7 +55,7 @@ def sample(
     *,
     emit: Callable[[Step], Any] | None = None,
     final_denoise: bool = True,
-    scan: Callable[..., Any] = jax.lax.scan,
+    scan: Scan = jax.lax.scan,
 ) -> Samples:
     """Returns samples: runs the solver from x in one scan over its rows (one row per network evaluation).
 
@@ -105,7 +114,7 @@ def _without_zero_columns(solver: Solver) -> Any:
     return rows
 
 
-def while_scan(length: Any) -> Callable[..., Any]:
+def while_scan(length: ArrayLike) -> Scan:
     """Returns a scan function that runs the last `length` rows alone, in a `while_loop`; `length` may be traced.
 
     With `solvers.pad`, one compiled sampler serves every number of steps and evaluates the network for the real rows

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import expand, namespace
-from diffusers_fn.levels import Array, Level, posterior, transition
+from diffusers_fn._types import Array
+from diffusers_fn.levels import Level, posterior, transition
 from diffusers_fn.noise_schedules import NoiseSchedule, table_entry
 
 __all__ = ["Variance", "fixed_large", "fixed_small", "learned", "learned_range"]

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import runs
@@ -100,24 +99,16 @@ def write(results: dict[str, Any], output: Path) -> None:
     write_text(output / "benchmark.md", report.render(results))
 
 
-def main(_: list[str]) -> None:
+def main(config: ConfigDict) -> None:
     """Measures and prints the report."""
-    try:
-        results = run(flags.FLAGS.config, Path(flags.FLAGS.output))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(report.render(results))
+    print(report.render(run(config, flags.FLAGS.output)))
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
+    flags.DEFINE_string(
         "config",
         None,
         "What to measure: FILE.py or FILE.py:variant (full, quick, tiny). Default: experiments/benchmarks/config.py.",
-        lock_config=True,
     )
-    flags.DEFINE_string("output", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
-    if not any(argument.startswith(("--config=", "-config=")) for argument in sys.argv):
-        # Not the flag's default: that is read before the flags are parsed, where a wrong field ends in a traceback.
-        sys.argv.insert(1, f"--config={Path(__file__).parent / 'benchmarks' / 'config.py'}")
-    app.run(main, flags_parser=runs.parse_flags)
+    runs.define_path("output", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
+    runs.run_with_config(main, Path(__file__).parent / "benchmarks" / "config.py")

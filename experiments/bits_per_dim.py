@@ -11,8 +11,9 @@ Prints, and writes into bits_per_dim.json, with standard errors over the images:
   grey levels themselves.
 
 All three are upper bounds, so the lower of the two flow figures counts; its difference to `bound` is given with
-the standard error over paired images. A class-conditional model gets the images' labels. Data without grey levels
-(toy2d) have only a density, in bits without an offset.
+the standard error over paired images. A class-conditional model gets the images' labels. Grey levels are found by
+themselves; those that do not reach from -1 to 1 (data.normalize=False) have `flow, uniform` alone. Data without grey
+levels (toy2d) have only a density, in bits without an offset, which is not comparable with published figures.
 """
 
 from __future__ import annotations
@@ -31,15 +32,22 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from diffusers_fn import Level, likelihood
+from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import Noise, make_noise
 from diffusers_fn.from_config.objectives import OBJECTIVES
 from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4
-from experiments import data, runs, trained
+from experiments import data, own, runs, trained
 from experiments.files import write_text
+from experiments.grey_levels import Grid, find_grid, given_grid
+from experiments.provenance import provenance
 from experiments.tasks import TASKS
+from experiments.workdir import check_data
+
+DISCRETE = "bits per dimension"
+DENSITY = "bits per dimension of a density, not comparable with published bits/dim (the data have no grey levels)"
 
 Score = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]  # (params, keys, images, labels) -> bits [B]
 
@@ -53,6 +61,8 @@ def bits_per_dim(
     steps: int = 100,
     num_probes: int = 4,
     seed: int = 0,
+    params: str = "ema",
+    allow_changes: bool = False,
 ) -> None:
     """Writes bits_per_dim.json and prints it as a table.
 
@@ -64,12 +74,14 @@ def bits_per_dim(
       steps: levels of the flow, four network evaluations each.
       num_probes: random vectors for its divergence.
       seed: of all random numbers.
+      params: which parameters: "ema", "raw" or "ema:STD", see `states.choose_params`.
+      allow_changes: accept other data than those of the training, of which the held-out part may have been trained on.
 
     Raises:
       ValueError: if the model is not a diffusion model of data whose network is a denoiser, or the data do not lie on
         `num_levels` grey levels.
     """
-    entry = choose("loss.objective", config.loss.objective, OBJECTIVES)
+    entry = choose("loss.objective", config.loss.objective, own.tables(config).objectives)
     if not (choose("task", config.task, TASKS).has_samples and entry.denoiser):
         raise ValueError(
             "bits per dimension need a diffusion model whose network is a denoiser (task 'diffusion', loss.objective "
@@ -78,22 +90,25 @@ def bits_per_dim(
         )
     if config.latent.enabled:
         raise ValueError("config.latent.enabled: bits per dimension are those of data, not of latents")
-    heldout = data.load(runs.data_seed(config), "heldout")
+    train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
     runs.check_data_fits(config, heldout)
-    _, networks, step = trained.load_trained(config, workdir)
+    check_data(workdir, data.describe(train, heldout), allow_changes=allow_changes, train=False)
+    _, networks, step = trained.load_trained(config, workdir, params)
     indices = np.arange(min(num_images or len(heldout), len(heldout)))
     images = data.float_images(heldout, indices)
-    labels = heldout.labels[indices] if config.backbone.num_classes and heldout.labels is not None else None
-    levels = num_levels or grey_levels(images)
-    scores = make_scores(config, levels, steps, num_probes)
+    labels = heldout.labels[indices] if derived.num_classes(config) and heldout.labels is not None else None
+    bounds = derived.data_range(config)
+    grid = given_grid(num_levels, images, bounds) if num_levels else find_grid(images, bounds)
+    scores = make_scores(config, grid, steps, num_probes)
     bits = {}
     for i, (name, score) in enumerate(scores.items()):
         keys = jax.random.split(jax.random.fold_in(runs.random_key(config, seed), i), len(images))
         bits[name] = score_images(score, networks.own, keys, images, labels, config.evaluation.batch_size, name)
-    figures: dict[str, Any] = {
-        "step": step,
+    figures: dict[str, Any] = provenance(config, workdir, step, params) | {
+        "figure": DISCRETE if grid else DENSITY,
         "num_images": len(images),
-        "grey_levels": levels,
+        "grey_levels": grid and grid.num_levels,
+        "grey_level_range": grid and [grid.first, grid.last],
         "flow_levels": steps,
         "seed": seed,
     }
@@ -106,16 +121,19 @@ def bits_per_dim(
     print(f"written to {workdir / 'bits_per_dim.json'}")
 
 
-def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_probes: int) -> dict[str, Score]:
+def make_scores(config: ConfigDict, grid: Grid | int | None, steps: int, num_probes: int) -> dict[str, Score]:
     """Returns {name: (params, keys, images, labels) -> bits per dimension [B]} of the scores that apply.
 
     Args:
       config: of the model.
-      num_levels: grey levels of the data, or None.
+      grid: grey levels of the data; a number of levels from -1 to 1; or None.
       steps, num_probes: of the flow.
     """
-    noise, make_denoiser = make_noise(config.noise_schedule), dfn.build_denoiser(config)
+    noise, make_denoiser = make_noise(config.noise_schedule), dfn.build_denoiser(config, own.tables(config))
     shape, levels = tuple(config.data.shape), flow_levels(noise, steps)
+    if isinstance(grid, int):
+        grid = Grid(-1.0, 1.0, grid)
+    num_levels, half = (grid.num_levels, (grid.last - grid.first) / 2) if grid else (2, 1.0)
     schedule, last = noise.schedule, jax.tree.map(lambda a: a[-1], levels)
 
     def log_density(params: Any, keys: jax.Array, x: jax.Array, labels: Any) -> jax.Array:
@@ -131,6 +149,7 @@ def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_prob
 
     def bound(params: Any, keys: jax.Array, images: jax.Array, labels: Any) -> jax.Array:
         assert schedule is not None
+        assert num_levels is not None
         num_timesteps = schedule.betas.shape[0]
         time_labels = noise.level((jnp.arange(num_timesteps) + 0.5) / num_timesteps).t
         return likelihood.calc_bpd(
@@ -139,26 +158,29 @@ def make_scores(config: ConfigDict, num_levels: int | None, steps: int, num_prob
             make_denoiser(params, labels),
             images,
             variance=VARIANCES[config.variance],
-            clip_denoised=config.sampler.clip_denoised,
+            clip_denoised=config.sampler.clip_denoised and derived.data_range(config) is not None,
             labels=time_labels,
             num_levels=num_levels,
         ).total_bpd
 
     def flow_by_noise(params: Any, keys: jax.Array, images: jax.Array, labels: Any) -> jax.Array:
         noise_keys, probe_keys = _two(keys)
-        x, correction = likelihood.noise_dequantize(noise_keys, images, last, num_levels or 2)
+        x, correction = likelihood.noise_dequantize(noise_keys, images, last, num_levels)
         return likelihood.bits_per_dim(log_density(params, probe_keys, x, labels) + correction, shape)
 
     def flow_by_uniform(params: Any, keys: jax.Array, images: jax.Array, labels: Any) -> jax.Array:
         noise_keys, probe_keys = _two(keys)
-        x = likelihood.uniform_dequantize(noise_keys, images, num_levels or 2)
-        return likelihood.bits_per_dim(log_density(params, probe_keys, x, labels), shape, num_levels=num_levels)
+        x = half * likelihood.uniform_dequantize(noise_keys, images / half, num_levels)
+        bits = likelihood.bits_per_dim(log_density(params, probe_keys, x, labels), shape, num_levels=num_levels)
+        return bits - jnp.log2(half)
 
     def flow(params: Any, keys: jax.Array, images: jax.Array, labels: Any) -> jax.Array:
         return likelihood.bits_per_dim(log_density(params, keys, images, labels), shape)
 
-    if num_levels is None:
+    if grid is None:
         return {"flow": flow}
+    if (grid.first, grid.last) != (-1.0, 1.0):  # the other two are defined on levels from -1 to 1
+        return {"flow, uniform": flow_by_uniform}
     found: dict[str, Score] = {"flow, uniform": flow_by_uniform, "flow, noise": flow_by_noise}
     return found if schedule is None else {"bound": bound, **found}
 
@@ -184,20 +206,6 @@ def score_images(
     return np.concatenate(parts)[: len(images)].astype(np.float64)
 
 
-def grey_levels(images: np.ndarray) -> int | None:
-    """Returns the number of evenly spaced levels from -1 to 1 on which the data lie; None if it exceeds 256.
-
-    >>> grey_levels(np.array([-1.0, 0.5, 1.0]))
-    5
-    """
-    values = np.unique(images)
-    for num_levels in range(2, 257):
-        steps = (values + 1) * (num_levels - 1) / 2
-        if np.all(np.abs(steps - np.round(steps)) < 1e-3):
-            return num_levels
-    return None
-
-
 def summary(bits: np.ndarray) -> dict[str, float]:
     """Returns the mean over images and its standard error."""
     return {"mean": float(bits.mean()), "standard_error": float(bits.std(ddof=1) / np.sqrt(len(bits)))}
@@ -206,8 +214,11 @@ def summary(bits: np.ndarray) -> dict[str, float]:
 def table(figures: dict[str, Any]) -> str:
     """Returns the figures as lines of text."""
     levels = figures["grey_levels"]
-    of = f"{levels} grey levels" if levels else "no grey levels: a density"
-    rows = [f"bits per dimension of {figures['num_images']} held-out examples ({of})"]
+    rows = [f"{figures['figure']}, {figures['num_images']} held-out examples"]
+    if levels:
+        first, last = figures["grey_level_range"]
+        ends = "" if (first, last) == (-1.0, 1.0) else f" from {first:g} to {last:g}"
+        rows = [f"{figures['figure']} of {figures['num_images']} held-out examples ({levels} grey levels{ends})"]
     named = figures["bits_per_dim"] | figures.get("difference", {})
     return "\n".join(rows + [f"{n:22}{v['mean']:10.4f} +- {v['standard_error']:.4f}" for n, v in named.items()])
 
@@ -224,6 +235,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 100, "Levels of the flow.", lower_bound=2)
     flags.DEFINE_integer("num_probes", 4, "Random vectors for the divergence of the flow.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of all random numbers.", lower_bound=0)
+    trained.define_params_flag()
+    trained.define_allow_changes_flag()
     values = flags.FLAGS
     runs.run(
         lambda config, workdir: bits_per_dim(
@@ -234,5 +247,7 @@ if __name__ == "__main__":
             steps=values.steps,
             num_probes=values.num_probes,
             seed=values.seed,
+            params=values.params,
+            allow_changes=values.allow_changes,
         )
     )

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 from scipy.special import ndtri
 from tqdm import tqdm
@@ -31,7 +31,7 @@ from diffusers_fn import Level, Solver, default_config, grids, oracles, processe
 from diffusers_fn.from_config.samplers import SOLVERS as TABLE
 from diffusers_fn.from_config.samplers import SolverEntry, SolverInputs
 from diffusers_fn.processes import Process
-from experiments import compilation
+from experiments import runs
 from experiments.files import write_atomically, write_text
 
 __all__ = [
@@ -209,11 +209,10 @@ def draw(path: Path, figures: dict[str, dict[str, Any]]) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Measures all solvers and writes both files."""
     jax.config.update("jax_enable_x64", True)
-    compilation.use_cache(flags.FLAGS.compilation_cache)
-    output, begin = Path(flags.FLAGS.output), time.time()
+    output, begin = flags.FLAGS.output, time.time()
     figures = measure(processes.vp(), list(SOLVERS))
     write_text(output / "solvers.json", json.dumps(figures, indent=1) + "\n")
     draw(output / "solvers.png", figures)
@@ -221,6 +220,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", "runs/solvers", "Folder for solvers.png and solvers.json.")
-    compilation.define_flags()
-    app.run(main)
+    runs.define_path("output", "runs/solvers", "Folder for solvers.png and solvers.json.")
+    runs.run_without_config(main)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from experiments import runs
 from experiments.files import write_text
 from experiments.pictures import save_grid
 
@@ -80,13 +81,9 @@ VARIANTS = (
 )
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Runs the commands whose results are missing, then writes the table and the picture."""
-    root = Path(flags.FLAGS.root)
-    try:
-        chosen = choose(flags.FLAGS.only)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    root, chosen = flags.FLAGS.root, choose(flags.FLAGS.only)
     overrides = list(flags.FLAGS.override)
     with tqdm(chosen, unit="variant") as bar:
         for variant in bar:
@@ -203,7 +200,7 @@ def draw(figures: dict[str, Any], root: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("root", "runs/variants", "Folder of all work directories and of the results.")
+    runs.define_path("root", "runs/variants", "Folder of all work directories and of the results.")
     flags.DEFINE_list("only", None, "Comma-separated names of the variants to run; default: all.")
     flags.DEFINE_multi_string("override", [], "A config override such as --config.a.b=value, passed to every command")
-    app.run(main)
+    runs.run_without_config(main)

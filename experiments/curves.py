@@ -1,16 +1,15 @@
 """Training curves: metrics read from a log, smoothed and drawn."""
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.files import write_atomically
+from experiments.metric_log import read
 
 __all__ = ["Curve", "read_curves", "running_mean", "save_curves"]
 
@@ -32,14 +31,14 @@ def save_curves(
     Args:
       path: the PNG file.
       metrics: a file of JSON lines such as `{"step": 100, "loss": 0.25}`, or a mapping from names to values or to
-        pairs (steps, values). An incomplete last line, left by a killed run, is skipped.
+        pairs (steps, values).
       names: the metrics to draw; those without values are left out.
       smoothing: decay of the running mean per value, in [0, 1). None averages over about a fiftieth of the curve;
         a curve of at most 50 values is not smoothed.
       title: title of the plot.
 
     Raises:
-      ValueError: if none of `names` has a value, or a line other than the last is not JSON.
+      ValueError: if none of `names` has a value.
     """
     if smoothing is not None and not 0.0 <= smoothing < 1.0:
         raise ValueError(f"smoothing must lie in [0, 1); got {smoothing}")
@@ -68,23 +67,13 @@ def save_curves(
 def read_curves(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Curve]:
     """Returns {name: (steps, values)} from a file of JSON lines that each have a `step`.
 
-    A step that occurs twice (in a run resumed from an earlier checkpoint) keeps its last value.
+    A step that occurs twice (in a run resumed from an earlier checkpoint) keeps its last value. Damaged lines are left
+    out, see `metric_log.read`.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
     curves: dict[str, dict[float, float]] = {name: {} for name in names}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        for name in names:
-            if name in record and "step" in record:
-                value = record[name]
-                curves[name][float(record["step"])] = math.nan if value is None else float(value)
+    for entry in read(path):
+        for name in set(names) & set(entry):
+            curves[name][float(entry["step"])] = math.nan if entry[name] is None else float(entry[name])
     return {name: _as_curve((sorted(points), [points[s] for s in sorted(points)])) for name, points in curves.items()}
 
 

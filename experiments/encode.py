@@ -6,9 +6,9 @@
 
 Writes --output, by default WORKDIR/latents.npz, with the arrays `mean` and `logvar` [N, ...] of the training data,
 unscaled and in their order, and `labels` if any; `heldout_mean`, `heldout_logvar` and `heldout_labels`, unless
-data.heldout_fraction is 0; and `checksum`, that of the autoencoder's parameters. All arrays must fit into memory. Each
-training step draws new latents from mean and logvar. To train on the means alone, without the autoencoder, use
---config.data.name=arrays --config.data.images_key=mean --config.data.normalize=False.
+data.heldout_fraction is 0; and `step`, `params` and `checksum` of the autoencoder's parameters. All arrays must fit
+into memory. Each training step draws new latents from mean and logvar. To train on the means alone, without the
+autoencoder, use --config.data.name=arrays --config.data.images_key=mean --config.data.normalize=False.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, runs, states
+from experiments import data, runs, states, trained
 from experiments.checkpoints import checksum
 from experiments.files import write_atomically
 
 __all__ = ["encode", "main"]
 
 
-def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, batch_size: int = 500) -> Path:
-    """Writes the latents of both splits, by the averaged parameters of the newest checkpoint; returns the file's path.
+def encode(
+    config: ConfigDict, workdir: Path, *, output: Path | None = None, batch_size: int = 500, params: str = "ema"
+) -> Path:
+    """Writes the latents of both splits, by the parameters of the newest checkpoint; returns the file's path.
 
     Args:
       config: config of an autoencoder run (task "autoencoder").
       workdir: its work directory.
       output: the .npz file; WORKDIR/latents.npz by default.
       batch_size: number of examples that are encoded at a time.
+      params: which parameters, see `states.choose_params`. Training in latents uses the averaged ones ("ema"), and
+        refuses a file of others.
 
     Raises:
       ValueError: if it is not an autoencoder run, or has no checkpoint, or the data do not fit it.
@@ -51,15 +55,15 @@ def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, bat
     runs.check_data_fits(config, datasets[""])
     autoencoder = dfn.build_autoencoder(config)
     step, state = states.load_state(config, workdir, states.state_like(config, autoencoder.init))
-    params = jax.device_put(state.ema)
-    run = jax.jit(autoencoder.encode)
+    chosen = states.choose_params(config, workdir, state, params)
+    on_device, run = jax.device_put(chosen), jax.jit(autoencoder.encode)
 
-    arrays: dict[str, Any] = {"checksum": np.int64(checksum(state.ema))}
+    arrays: dict[str, Any] = {"checksum": np.int64(checksum(chosen)), "step": np.int64(step), "params": np.str_(params)}
     for prefix, dataset in datasets.items():
         parts = []
         for start in tqdm(range(0, len(dataset), batch_size), desc=f"encoding {splits[prefix]}", unit="batch"):
-            chosen = np.arange(start, start + batch_size) % len(dataset)  # the last batch is filled up
-            coded = run(params, data.float_images(dataset, chosen))
+            which = np.arange(start, start + batch_size) % len(dataset)  # the last batch is filled up
+            coded = run(on_device, data.float_images(dataset, which))
             parts.append([np.asarray(part)[: len(dataset) - start] for part in coded])
         arrays[f"{prefix}mean"], arrays[f"{prefix}logvar"] = (np.concatenate(each) for each in zip(*parts))
         if dataset.labels is not None:
@@ -75,11 +79,12 @@ def encode(config: ConfigDict, workdir: Path, *, output: Path | None = None, bat
 def main(config: ConfigDict, workdir: Path) -> None:
     """Calls `encode` with the flags of the command line."""
     given = flags.FLAGS
-    encode(config, workdir, output=Path(given.output) if given.output else None, batch_size=given.batch_size)
+    encode(config, workdir, output=given.output, batch_size=given.batch_size, params=given.params)
 
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_string("output", None, "The .npz file to write; default: WORKDIR/latents.npz.")
+    runs.define_path("output", None, "The .npz file to write; default: WORKDIR/latents.npz.")
     flags.DEFINE_integer("batch_size", 500, "Number of examples that are encoded at a time.", lower_bound=1)
+    trained.define_params_flag()
     runs.run(main)

@@ -4,7 +4,8 @@
 
 Draws config.evaluation.num_samples samples, the same number of each class, and writes evaluation.json into the work
 directory: class accuracy by an independent classifier, Fréchet distance, precision and recall, distances to the
-nearest training image, and standard deviations of the pixels; each beside the same figure of held-out real data.
+nearest training image, and standard deviations of the pixels; each beside the same figure of held-out real data. Ctrl-C
+keeps the samples that are drawn in WORKDIR/evaluation_parts; the same command continues.
 """
 
 from __future__ import annotations
@@ -17,35 +18,66 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from diffusers_fn.from_config.derived import data_range
 from experiments import data, runs, trained
 from experiments.files import write_text
 from experiments.metrics import evaluate_samples
+from experiments.parts import Parts
+from experiments.provenance import provenance
+from experiments.workdir import check_data
 
-__all__ = ["evaluate", "table"]
+__all__ = ["asked_labels", "evaluate", "table"]
 
 
-def evaluate(config: ConfigDict, workdir: Path, *, seed: int = 0) -> None:
+def evaluate(
+    config: ConfigDict, workdir: Path, *, seed: int = 0, params: str = "ema", allow_changes: bool = False
+) -> None:
     """Draws samples, writes evaluation.json and prints it as a table.
 
     Args:
       config: config of the trained run; the settings in config.sampler and config.evaluation may differ.
       workdir: its work directory.
       seed: random seed of the samples.
+      params: which parameters: "ema", "raw" or "ema:STD", see `states.choose_params`.
+      allow_changes: accept other data than those of the training, of which the held-out part may have been trained on.
+
+    Raises:
+      ValueError: if config, data and run do not fit together, or the samples cannot be judged.
+      SystemExit: on Ctrl-C, with the code 75; the batches that are done are kept.
     """
-    train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
+    section = runs.data_seed(config)
+    train, heldout = (data.load(section, split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
-    diffusion, networks, step = trained.load_trained(config, workdir)
-    num_samples, num_classes = config.evaluation.num_samples, runs.sampled_classes(config)
-    labels = np.resize(np.arange(num_classes, dtype=np.int32), num_samples) if num_classes else None
-    samples = trained.draw_samples(
-        diffusion, networks, runs.random_key(config, seed), labels, num_samples, config.evaluation.batch_size
-    )
-    figures: dict[str, Any] = {"step": step, "seed": seed, "sampler": config.sampler.to_dict()}
+    check_data(workdir, data.describe(train, heldout), allow_changes=allow_changes, train=False)
+    if train.labels is None and (num_classes := trained.sampled_classes(config)):
+        section.num_classes = num_classes  # a classifier guides an unconditional network
+        train, heldout = (data.load(section, split) for split in ("train", "heldout"))
+    diffusion, networks, step = trained.load_trained(config, workdir, params)
+    num_samples, batch_size = config.evaluation.num_samples, config.evaluation.batch_size
+    labels = asked_labels(config, train, num_samples)
+    figures: dict[str, Any] = provenance(config, workdir, step, params)
+    figures |= {"seed": seed, "sampler": config.sampler.to_dict()}
+    parts = Parts(workdir / "evaluation_parts", figures | {"num_samples": num_samples, "batch_size": batch_size})
+    try:
+        key = runs.random_key(config, seed)
+        trained.draw_samples(diffusion, networks, key, labels, num_samples, batch_size, parts=parts)
+    except KeyboardInterrupt:
+        raise parts.interrupted(num_samples) from None
     figures["network_evaluations"] = trained.network_evaluations(config, diffusion)
-    figures |= evaluate_samples(samples, labels, train, heldout)
+    figures |= evaluate_samples(parts.read(), labels, train, heldout, bounds=data_range(config))
     write_text(workdir / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+    parts.remove()
     print(table(figures))
     print(f"written to {workdir / 'evaluation.json'}")
+
+
+def asked_labels(config: ConfigDict, train: data.Dataset, num_samples: int) -> np.ndarray | None:
+    """Returns the labels of the samples to judge, the same number of each class that the train split has; or None."""
+    num_classes = trained.sampled_classes(config)
+    if not num_classes:
+        return None
+    classes = np.arange(num_classes) if train.labels is None else np.unique(train.labels)
+    return np.resize(classes.astype(np.int32), num_samples)
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -67,4 +99,11 @@ def table(figures: dict[str, Any]) -> str:
 if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_integer("seed", 0, "Random seed of the samples.", lower_bound=0)
-    runs.run(lambda config, workdir: evaluate(config, workdir, seed=flags.FLAGS.seed))
+    trained.define_params_flag()
+    trained.define_allow_changes_flag()
+    given = flags.FLAGS
+    runs.run(
+        lambda config, workdir: evaluate(
+            config, workdir, seed=given.seed, params=given.params, allow_changes=given.allow_changes
+        )
+    )

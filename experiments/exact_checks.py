@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 
 import diffusers_fn as dfn
 from diffusers_fn import Level, grids, guidance, likelihood, oracles, processes, solvers
-from experiments import compilation
+from experiments import runs
 from experiments.files import write_atomically, write_text
 
 __all__ = [
@@ -153,10 +153,9 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Computes, writes and prints the figures."""
-    compilation.use_cache(flags.FLAGS.compilation_cache)
-    output = Path(flags.FLAGS.output)
+    output = flags.FLAGS.output
     output.mkdir(parents=True, exist_ok=True)
     sizes = [int(size) for size in flags.FLAGS.sizes]
     figures = {
@@ -172,9 +171,8 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", "runs/exact", "Folder for exact_checks.json and exact_checks.png.")
+    runs.define_path("output", "runs/exact", "Folder for exact_checks.json and exact_checks.png.")
     flags.DEFINE_list("sizes", ["20", "50", "100", "200", "500", "1000"], "Comma-separated numbers of noise levels.")
     valid = lambda sizes: bool(sizes) and all(size.isdecimal() and int(size) >= 2 for size in sizes)  # noqa: E731
     flags.register_validator("sizes", valid, "must be comma-separated integers of at least 2")
-    compilation.define_flags()
-    app.run(main)
+    runs.run_without_config(main)

@@ -1,6 +1,6 @@
 """Features of images that need no pretrained network: principal components, and a classifier's decision values.
 
-Images are `[n, ...]` in [-1, 1]; features are `[n, d]`.
+Images are `[n, ...]` in any range; features are `[n, d]`.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def fit_classifier(images: Any, labels: Any, seed: int = 0, *, max_examples: int
     about 98.5% of the held-out split correctly; trained on 20,000 images of Fashion-MNIST, about 88% of the test split.
 
     Args:
-      images: `[n, ...]` in [-1, 1].
+      images: `[n, ...]`; the kernel's width follows their scale.
       labels: integers `[n]` of at least two classes.
       seed: seed of the choice of examples if there are more than `max_examples`, and of the PCA.
       max_examples: largest number of examples used; training time grows quadratically with it.

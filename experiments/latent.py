@@ -15,6 +15,7 @@ from tqdm import tqdm
 import diffusers_fn as dfn
 from experiments import data, latent_cache, states
 from experiments.files import write_text
+from experiments.workdir import read_config_file
 
 _COPY = "autoencoder.json"  # the first stage's config, in the second stage's work directory
 
@@ -32,7 +33,7 @@ def first_stage(config: ConfigDict, workdir: Path) -> ConfigDict:
             "config.latent.enabled needs a trained autoencoder: set config.latent.autoencoder_workdir to the --workdir "
             f"of a run of configs/autoencoder.py; got {given!r}"
         )
-    stage = ConfigDict(json.loads(source.read_text()))
+    stage = read_config_file(source)
     if stage.get("task") != "autoencoder" or tuple(stage.data.shape) != tuple(config.data.shape):
         raise ValueError(
             f"config.latent.autoencoder_workdir = {given!r} holds a run of task {stage.get('task')!r} on data of shape "
@@ -48,16 +49,30 @@ def keep_first_stage(stage: ConfigDict, workdir: Path) -> None:
 
 
 def in_latents(config: ConfigDict, autoencoder: dfn.Autoencoder) -> ConfigDict:
-    """Returns the config with data of the latents' shape.
-
-    Raises:
-      ValueError: if config.sampler.clip_denoised is set.
-    """
-    if config.sampler.clip_denoised:
-        raise ValueError("latents have no bounds: set config.sampler.clip_denoised to False")
+    """Returns the config of a model of the latents: data of their shape, in any range, so that nothing is clipped."""
     inner = ConfigDict(config.to_dict())
     inner.data.shape = autoencoder.latent_shape
+    inner.data.normalize = False
     return inner
+
+
+def shape_of(shape: tuple[int, ...], data_shape: tuple[int, ...], latent_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of the latents of data of another size, for a convolutional autoencoder.
+
+    Raises:
+      ValueError: if the latents have no axes of space, or the size is not a multiple of the autoencoder's factor.
+
+    >>> shape_of((16, 24, 1), (8, 8, 1), (4, 4, 2))
+    (8, 12, 2)
+    """
+    if len(latent_shape) != len(data_shape):
+        raise ValueError(
+            f"latents of shape {latent_shape} have no axes of space: samples of this model have the shape {data_shape}"
+        )
+    factors = [size // inner for size, inner in zip(data_shape[:-1], latent_shape[:-1])]
+    if any(size % factor for size, factor in zip(shape, factors)):
+        raise ValueError(f"the size of a sample must be a multiple of {factors}, as the autoencoder's; got {shape}")
+    return (*(size // factor for size, factor in zip(shape, factors)), latent_shape[-1])
 
 
 def extras_like(autoencoder: dfn.Autoencoder) -> Any:

@@ -1,7 +1,8 @@
 """Quality of samples: figures that need no pretrained network, each beside the same figure of held-out data.
 
-Images are `[n, ...]` in [-1, 1]. The Fréchet distance is taken in a feature space fitted to the data and named beside
-the figure; it is not the "FID" of papers, which uses features of the Inception network.
+Images are `[n, ...]` in any range. Distances are in the units of the data, and the Fréchet distance in their squares;
+all other figures do not depend on the scale. The Fréchet distance is taken in a feature space fitted to the data and
+named beside the figure; it is not the "FID" of papers, which uses features of the Inception network.
 """
 
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ def evaluate_samples(
     classifier: Classifier | None = None,
     seed: int = 0,
     max_reference: int = 5_000,
+    bounds: tuple[float, float] | None = (-1.0, 1.0),
 ) -> dict[str, Any]:
     """Returns figures of the samples, each beside the same figure of held-out real images; ready for JSON.
 
@@ -46,16 +48,18 @@ def evaluate_samples(
     searched in the whole train split.
 
     Args:
-      samples: `[n, *shape]` in [-1, 1]; values outside are clipped, as in a picture.
+      samples: `[n, *shape]`.
       labels_asked: integers `[n]`, the classes that the samples were conditioned on, or None.
       train: the train split.
       heldout: the held-out split.
       classifier: a classifier already fitted to `train`; None fits one if there are labels.
       seed: seed of the random subsets and the classifier.
       max_reference: largest number of train images, and of held-out images, that are used.
+      bounds: range of the data, to which samples and real images are clipped, as in a picture; None: any range, and
+        nothing is clipped.
 
     Returns:
-      A dict of dicts with "samples" and "heldout": `class_accuracy` (if there are labels),
+      A dict of dicts with "samples" and "heldout": `class_accuracy` (if there are labels of several classes),
       `frechet_distance`, `classifier_frechet_distance` (the same in the classifier's decision values),
       `precision`, `recall`, `nearest_training_distance` (medians), `memorised_fraction`, `pixel_std_ratio`;
       and the sizes of the sets.
@@ -64,9 +68,10 @@ def evaluate_samples(
       ValueError: if the samples have another shape than the data or NaN or infinite entries, or if the data have no
         labels although the samples have.
     """
-    samples = _check_samples(samples, train.shape)
+    clip = (lambda images: images) if bounds is None else (lambda images: np.clip(images, *bounds))
+    samples = clip(_check_samples(samples, train.shape))
     at_train, at_heldout = (random_subset(len(part), max_reference, seed) for part in (train, heldout))
-    real, unseen = float_images(train, at_train), float_images(heldout, at_heldout)
+    real, unseen = clip(float_images(train, at_train)), clip(float_images(heldout, at_heldout))
     size = min(len(samples), len(unseen), len(real))
     if size < _MIN_IMAGES:
         raise ValueError(f"at least {_MIN_IMAGES} samples, held-out and train images are needed; got {size} of one")
@@ -79,11 +84,13 @@ def evaluate_samples(
     if labels_asked is not None:
         if train.labels is None or heldout.labels is None:
             raise ValueError("samples were asked for by label, but the data set has no labels")
-        classifier = classifier or fit_classifier(real, train.labels[at_train], seed)
-        figures["class_accuracy"] = {
-            "samples": class_accuracy(classifier, samples, labels_asked),
-            "heldout": class_accuracy(classifier, unseen, heldout.labels[at_heldout]),
-        }
+        if classifier is None and len(np.unique(train.labels)) > 1:
+            classifier = fit_classifier(real, train.labels[at_train], seed)
+        if classifier is not None:
+            figures["class_accuracy"] = {
+                "samples": class_accuracy(classifier, samples, labels_asked),
+                "heldout": class_accuracy(classifier, unseen, heldout.labels[at_heldout]),
+            }
     space = pca_features(real, seed=seed)
     few_samples, few_unseen, few_real = (x[random_subset(len(x), size, seed)] for x in (samples, unseen, real))
     figures["frechet_distance"] = _frechet_distances(space, space.features(real), few_samples, few_unseen)
@@ -98,7 +105,9 @@ def evaluate_samples(
         figures[name] = {"feature_space": space.name, "samples": for_samples[i], "heldout": for_heldout[i]}
     to_samples, to_unseen = nearest_training_distance(samples, train), nearest_training_distance(unseen, train)
     figures["nearest_training_distance"] = {
-        "unit": "euclidean, pixels in [-1, 1], median",
+        "unit": "euclidean, "
+        + ("values in any range" if bounds is None else f"pixels in [{bounds[0]:g}, {bounds[1]:g}]")
+        + ", median",
         "samples": float(np.median(to_samples)),
         "heldout": float(np.median(to_unseen)),
     }
@@ -171,14 +180,14 @@ def pixel_std_ratio(fake: Any, real: Any) -> PixelStdRatio:
 
 
 def _check_samples(samples: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the samples as float32 `[n, *shape]`, clipped to [-1, 1]."""
+    """Returns the samples as float32 `[n, *shape]`."""
     samples = np.asarray(samples, np.float32)
     if samples.shape[1:] != shape:
         raise ValueError(f"samples must be [n, {', '.join(map(str, shape))}]; got {list(samples.shape)}")
     if not np.isfinite(samples).all():
         broken = int((~np.isfinite(samples)).reshape(len(samples), -1).any(axis=1).sum())
         raise ValueError(f"{broken} of {len(samples)} samples hold NaN or infinite values")
-    return np.clip(samples, -1.0, 1.0)
+    return samples
 
 
 def _frechet_distances(space: FeatureSpace, reference: np.ndarray, samples: Any, heldout: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,80 @@ from PIL import Image
 
 from experiments.files import write_atomically
 
-__all__ = ["image_grid", "save_grid", "save_line", "save_points", "save_sequences", "to_uint8"]
+__all__ = [
+    "image_grid",
+    "picture_range",
+    "save_grid",
+    "save_line",
+    "save_picture",
+    "save_points",
+    "save_sequences",
+    "to_uint8",
+]
+
+Bounds = tuple[float, float]
 
 _GAP = 2  # pixels between the images of a grid
 _BACKGROUND = 96  # grey level of the gaps
 _MIN_WIDTH = 600  # pixels; smallest width of a grid without a given scale
 
 
-def to_uint8(images: Any) -> np.ndarray:
-    """Returns images in [-1, 1] as uint8 0..255, rounded to nearest; values outside [-1, 1] are clipped.
+def save_picture(
+    path: Path,
+    samples: np.ndarray,
+    columns: int | None = None,
+    reference: Any = None,
+    bounds: Bounds = (-1.0, 1.0),
+    *,
+    alpha: bool = False,
+) -> None:
+    """Writes a PNG file: images as a grid, points in the plane as a scatter plot, sequences and other vectors as lines.
+
+    Images with two channels or more than three, such as latents, are drawn as one grey image per channel, side by side.
+
+    Args:
+      path: the PNG file.
+      samples: `[n, *shape]`.
+      columns: samples per row; None makes the picture about square.
+      reference: real data; points are drawn with them, and they set the axes of sequences.
+      bounds: the values that black and white stand for.
+      alpha: the last of four channels is opacity; images are drawn on grey.
+    """
+    if samples.ndim == 4:
+        if alpha and samples.shape[-1] == 4:
+            low, high = bounds
+            opacity = np.clip((samples[..., 3:] - low) / (high - low), 0.0, 1.0)
+            samples = opacity * samples[..., :3] + (1.0 - opacity) * (low + high) / 2
+        if samples.shape[-1] not in (1, 3):
+            samples = np.concatenate(np.split(samples, samples.shape[-1], axis=-1), axis=2)
+        save_grid(path, samples, columns=columns, bounds=bounds)
+    elif samples.ndim == 3:
+        save_sequences(path, samples, columns, reference)
+    elif samples.shape[1:] == (2,):
+        save_points(path, samples, reference)
+    else:
+        save_sequences(path, samples[:100, :, None], columns, None if reference is None else reference[..., None])
+
+
+def picture_range(bounds: Bounds | None, values: Any) -> Bounds:
+    """Returns the values that black and white stand for: the bounds of the data or, if None, those of the values.
+
+    The latter are the quantiles 0.5% and 99.5% of the finite values, so that a single outlier does not make all else
+    grey.
+
+    >>> picture_range((-1.0, 1.0), None), picture_range(None, np.linspace(0.0, 200.0, 201))
+    ((-1.0, 1.0), (1.0, 199.0))
+    """
+    if bounds is not None:
+        return bounds
+    values = np.asarray(values, np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (float(each) for each in np.quantile(finite, [0.005, 0.995])) if finite.size else (-1.0, 1.0)
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def to_uint8(images: Any, bounds: Bounds = (-1.0, 1.0)) -> np.ndarray:
+    """Returns images as uint8, 0 and 255 at the bounds, rounded to nearest; values outside the bounds are clipped.
 
     Raises:
       ValueError: if an entry is NaN.
@@ -31,16 +97,21 @@ def to_uint8(images: Any) -> np.ndarray:
         where = tuple(int(i) for i in np.argwhere(np.isnan(images))[0])
         count = int(np.isnan(images).sum())
         raise ValueError(f"{count} of {images.size} values to be drawn are NaN, the first at index {where}")
+    if bounds != (-1.0, 1.0):
+        images = (2.0 * (images - np.float64(bounds[0])) / (bounds[1] - bounds[0]) - 1.0).astype(np.float32)
     return np.rint(127.5 * (np.clip(images, -1.0, 1.0) + 1.0)).astype(np.uint8)
 
 
-def image_grid(images: Any, columns: int | None = None, scale: int | None = None) -> np.ndarray:
+def image_grid(
+    images: Any, columns: int | None = None, scale: int | None = None, bounds: Bounds = (-1.0, 1.0)
+) -> np.ndarray:
     """Returns images laid out row by row, uint8 `[height, width, C]`, with gaps of 2 pixels.
 
     Args:
-      images: `[n, H, W, C]` in [-1, 1], C = 1 or 3.
+      images: `[n, H, W, C]`, C = 1 or 3.
       columns: images per row; None makes the grid about square.
       scale: side of the square that each pixel becomes; None takes the smallest with a grid at least 600 pixels wide.
+      bounds: the values that black and white stand for.
 
     Raises:
       ValueError: if the shape is wrong, there are no images, an entry is NaN, or columns or scale is below 1.
@@ -61,7 +132,7 @@ def image_grid(images: Any, columns: int | None = None, scale: int | None = None
     if scale < 1:
         raise ValueError(f"scale must be at least 1; got {scale}")
     rows = math.ceil(n / columns)
-    tiles = to_uint8(images).repeat(scale, axis=1).repeat(scale, axis=2)
+    tiles = to_uint8(images, bounds).repeat(scale, axis=1).repeat(scale, axis=2)
     tall, wide = height * scale + _GAP, width * scale + _GAP
     grid = np.full((rows * tall + _GAP, columns * wide + _GAP, channels), _BACKGROUND, np.uint8)
     for i, tile in enumerate(tiles):
@@ -70,9 +141,15 @@ def image_grid(images: Any, columns: int | None = None, scale: int | None = None
     return grid
 
 
-def save_grid(path: str | os.PathLike[str], images: Any, columns: int | None = None, scale: int | None = None) -> None:
-    """Writes `image_grid(images, columns, scale)` as a PNG file."""
-    grid = image_grid(images, columns, scale)
+def save_grid(
+    path: str | os.PathLike[str],
+    images: Any,
+    columns: int | None = None,
+    scale: int | None = None,
+    bounds: Bounds = (-1.0, 1.0),
+) -> None:
+    """Writes `image_grid(images, columns, scale, bounds)` as a PNG file."""
+    grid = image_grid(images, columns, scale, bounds)
     picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
     write_atomically(path, lambda file: picture.save(file, format="PNG"))
 
@@ -111,13 +188,18 @@ def save_points(path: str | os.PathLike[str], points: Any, reference: Any = None
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def save_sequences(path: str | os.PathLike[str], sequences: Any, columns: int | None = None) -> None:
+def save_sequences(
+    path: str | os.PathLike[str], sequences: Any, columns: int | None = None, reference: Any = None
+) -> None:
     """Writes sequences `[n, L, C]` as small plots on common axes, row by row, with one line per channel.
+
+    The axes cover the sequences, but at most three times the extent of the reference, if it is given.
 
     Args:
       path: the PNG file.
       sequences: `[n, L, C]`.
       columns: plots per row; None makes the picture about square.
+      reference: real sequences `[m, L, C]`, or None.
 
     Raises:
       ValueError: if the shape is wrong, or a value is NaN or infinite.
@@ -134,6 +216,12 @@ def save_sequences(path: str | os.PathLike[str], sequences: Any, columns: int | 
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for ax in axes:
         ax.set(xticks=[], yticks=[])
+    if reference is not None and np.size(reference):
+        low, high = float(np.min(reference)), float(np.max(reference))
+        reach = 3 * (high - low) / 2 + 1e-6
+        center, margin = (low + high) / 2, 0.05 * (high - low) + 1e-6
+        low, high = min(low, float(sequences.min())), max(high, float(sequences.max()))
+        axes[0].set_ylim(max(low, center - reach) - margin, min(high, center + reach) + margin)
     for ax, sequence in zip(axes, sequences):
         ax.plot(sequence, linewidth=0.8)
     for ax in axes[n:]:

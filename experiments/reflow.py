@@ -5,11 +5,11 @@
     python -m experiments.train --config=configs/flow.py:reflow --workdir=runs/reflow \\
         --config.data.pairs=runs/flow/pairs.npz
 
-Writes --output, by default WORKDIR/pairs.npz, with the arrays `noise` and `images` [N, ...], and `labels` if there are
-classes, the same number of each. The second flow learns straight paths between noise and the samples of the first flow,
-so that it needs few sampler steps, down to one. Liu et al., "Flow Straight and Fast" (2022),
-https://arxiv.org/abs/2209.03003, algorithm 1. Sampler settings, such as the guidance scale, may be given on the command
-line and influence the pairs.
+Writes --output, by default WORKDIR/pairs.npz, with the arrays `noise` and `images` [N, ...], `labels` if there are
+classes, the same number of each, and `step` and `params` of the network. The second flow learns straight paths between
+noise and the samples of the first flow, so that it needs few sampler steps, down to one. Liu et al., "Flow Straight and
+Fast" (2022), https://arxiv.org/abs/2209.03003, algorithm 1. Sampler settings, such as the guidance scale, may be given
+on the command line and influence the pairs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.from_config.samplers import make_plan
 from diffusers_fn.solvers import start_level
-from experiments import runs, trained
+from experiments import own, runs, trained
 from experiments.files import write_atomically
 
 __all__ = ["check_plan", "main", "reflow"]
@@ -40,8 +41,9 @@ def reflow(
     seed: int = 0,
     batch_size: int = 1_000,
     output: Path | None = None,
+    params: str = "ema",
 ) -> Path:
-    """Writes pairs drawn with the averaged parameters of the newest checkpoint; returns the file's path.
+    """Writes pairs drawn with the parameters of the newest checkpoint; returns the file's path.
 
     Args:
       config: config of the trained run; the sampler's settings may differ.
@@ -50,13 +52,14 @@ def reflow(
       seed: random seed of the noise.
       batch_size: number of pairs that are drawn at a time; it does not change them.
       output: the .npz file; WORKDIR/pairs.npz by default.
+      params: which parameters: "ema", "raw" or "ema:STD", see `states.choose_params`.
 
     Raises:
       ValueError: if the sampler is stochastic, or the process does not start at pure noise.
     """
     check_plan(config)
-    model, params, step = trained.load_trained(config, workdir)
-    num_classes = config.backbone.num_classes
+    model, networks, step = trained.load_trained(config, workdir, params)
+    num_classes = derived.num_classes(config)
     labels = np.resize(np.arange(num_classes, dtype=np.int32), num_pairs) if num_classes else None
     key = jax.random.fold_in(runs.random_key(config, seed), 2)  # 0 is for training, 1 for samples
 
@@ -66,8 +69,8 @@ def reflow(
         x, sigma = samples.trace
         return x[0] / sigma[0], samples.x0
 
-    noise, images = trained.draw_in_batches(draw, params, key, labels, num_pairs, batch_size, "drawing pairs")
-    arrays: dict[str, Any] = {"noise": noise, "images": images}
+    noise, images = trained.draw_in_batches(draw, networks, key, labels, num_pairs, batch_size, "drawing pairs")
+    arrays: dict[str, Any] = {"noise": noise, "images": images, "step": np.int64(step), "params": np.str_(params)}
     if labels is not None:
         arrays["labels"] = labels
     output = output or workdir / "pairs.npz"
@@ -80,7 +83,8 @@ def check_plan(config: ConfigDict) -> None:
     """Raises ValueError unless the sampler maps pure noise to a sample deterministically."""
     if config.latent.enabled:
         raise ValueError("config.latent.enabled: reflow straightens flows of data, not of latents")
-    solver = make_plan(config.sampler, make_noise(config.noise_schedule), VARIANCES[config.variance])()
+    noise, variance = make_noise(config.noise_schedule), VARIANCES[config.variance]
+    solver = make_plan(config.sampler, noise, variance, table=own.tables(config).solvers)()
     if solver.stochastic:
         raise ValueError(
             f"config.sampler.name is {config.sampler.name!r}, which draws noise on the way, so that the initial noise "
@@ -102,7 +106,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         num_pairs=given.num_pairs,
         seed=given.seed,
         batch_size=given.batch_size,
-        output=Path(given.output) if given.output else None,
+        output=given.output,
+        params=given.params,
     )
 
 
@@ -113,5 +118,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "batch_size", 1_000, "Number of pairs that are drawn at a time; it does not change them.", lower_bound=1
     )
-    flags.DEFINE_string("output", None, "The .npz file to write; default: WORKDIR/pairs.npz.")
+    runs.define_path("output", None, "The .npz file to write; default: WORKDIR/pairs.npz.")
+    trained.define_params_flag()
     runs.run(main)

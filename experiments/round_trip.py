@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from diffusers_fn import Denoiser, Level, grids, solvers
+from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import TIME_LABELS, make_noise
-from diffusers_fn.from_config.objectives import OBJECTIVES
-from experiments import data, runs, trained
+from experiments import data, own, runs, trained
 from experiments.files import write_atomically, write_text
+from experiments.provenance import provenance
 
 
 def by(make: Callable[[Level], dfn.Solver]) -> Callable[[Denoiser, Level, jax.Array], jax.Array]:
@@ -80,11 +81,16 @@ def measure(
 
 
 def round_trip(
-    config: ConfigDict, workdir: Path, *, num_images: int = 100, sizes: Sequence[int] = (5, 10, 20, 40, 80)
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    num_images: int = 100,
+    sizes: Sequence[int] = (5, 10, 20, 40, 80),
+    params: str = "ema",
 ) -> None:
-    """Writes round_trip.json and round_trip.png, and prints the errors as a table."""
-    section = config.noise_schedule
-    if config.latent.enabled or not choose("loss.objective", config.loss.objective, OBJECTIVES).denoiser:
+    """Writes round_trip.json and round_trip.png, and prints the errors, in the units of the data, as a table."""
+    section, tables = config.noise_schedule, own.tables(config)
+    if config.latent.enabled or not choose("loss.objective", config.loss.objective, tables.objectives).denoiser:
         raise ValueError(
             "round trips need a denoiser of data: set latent.enabled to False and loss.objective to 'denoising'; got "
             f"{config.latent.enabled} and {config.loss.objective!r}"
@@ -97,17 +103,18 @@ def round_trip(
         )
     heldout = data.load(runs.data_seed(config), "heldout")
     runs.check_data_fits(config, heldout)
-    _, networks, step = trained.load_trained(config, workdir)
+    _, networks, step = trained.load_trained(config, workdir, params)
     indices = np.arange(min(num_images, len(heldout)))
     images = data.float_images(heldout, indices)
     cond = None
-    if config.backbone.num_classes and heldout.labels is not None:
+    if derived.num_classes(config) and heldout.labels is not None:
         cond = jnp.asarray(heldout.labels[indices])
 
-    make_denoiser = dfn.build_denoiser(config)
+    make_denoiser = dfn.build_denoiser(config, tables)
     make = lambda params: make_denoiser(params, cond)  # noqa: E731
+    about = provenance(config, workdir, step, params) | {"num_images": len(images)}
     figures = measure(make, networks.own, schedule, jnp.asarray(images), sizes)
-    write_text(workdir / "round_trip.json", json.dumps({"step": step, "figures": figures}, indent=1) + "\n")
+    write_text(workdir / "round_trip.json", json.dumps(about | {"figures": figures}, indent=1) + "\n")
     draw(workdir / "round_trip.png", figures)
     print(f"{'rmse, by number of levels':26}" + "".join(f"{n:>10}" for n in sizes))
     for name, curve in figures.items():
@@ -134,8 +141,13 @@ if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_integer("num_images", 100, "Number of held-out images.", lower_bound=1)
     flags.DEFINE_list("sizes", ["5", "10", "20", "40", "80"], "Numbers of levels.")
+    trained.define_params_flag()
     runs.run(
         lambda config, workdir: round_trip(
-            config, workdir, num_images=flags.FLAGS.num_images, sizes=[int(size) for size in flags.FLAGS.sizes]
+            config,
+            workdir,
+            num_images=flags.FLAGS.num_images,
+            sizes=[int(size) for size in flags.FLAGS.sizes],
+            params=flags.FLAGS.params,
         )
     )

@@ -3,12 +3,15 @@
     python -m experiments.sample --config=configs/ddpm_digits.py --workdir=runs/digits --num_samples=100 \\
         --config.sampler.cfg_scale=3.0
 
-Writes samples.npz (`samples`, and `labels` if there are classes) and samples.png into --output, by default
-WORKDIR/sampled. The settings in config.sampler may differ from those of training.
+Writes samples.npz (`samples`, and `labels` if there are classes), samples.png and samples.json (what they were drawn
+with) into --output, by default WORKDIR/sampled. The settings in config.sampler may differ from those of training. No
+data are read. Ctrl-C keeps the batches that are done in OUTPUT/parts; the same command continues.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,18 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from diffusers_fn.from_config.derived import data_range
 from experiments import runs, trained
-from experiments.files import write_atomically
+from experiments.files import write_text
+from experiments.parts import Parts
+from experiments.pictures import picture_range, save_picture
+from experiments.provenance import provenance
+from experiments.workdir import class_names, recorded_data
 
-__all__ = ["choose_labels", "main", "sample"]
+__all__ = ["choose_labels", "main", "read_shape", "sample"]
+
+_PICTURED = 1_000  # samples in the picture, or fewer of images with many pixels
+_VALUES = 2**26
 
 
 def sample(
@@ -31,8 +42,10 @@ def sample(
     seed: int = 0,
     batch_size: int = 100,
     output: Path | None = None,
+    params: str = "ema",
+    shape: tuple[int, ...] | None = None,
 ) -> None:
-    """Draws samples with the averaged parameters of the newest checkpoint and writes samples.npz and samples.png.
+    """Draws samples with the parameters of the newest checkpoint and writes samples.npz, samples.png and samples.json.
 
     Args:
       config: config of the trained run; the sampler's settings may differ.
@@ -41,50 +54,123 @@ def sample(
       labels: class labels as on the command line, see `choose_labels`.
       seed: random seed of the samples.
       batch_size: number of samples that are drawn at a time; it does not change them.
-      output: folder for samples.npz and samples.png; WORKDIR/sampled by default.
+      output: folder for the files; WORKDIR/sampled by default.
+      params: which parameters: "ema", "raw" or "ema:STD", see `states.choose_params`.
+      shape: of one sample, for networks of any image size; None: that of the data.
+
+    Raises:
+      ValueError: if an argument does not fit the model, or OUTPUT/parts holds samples of another command.
+      SystemExit: on Ctrl-C, with the code 75; the batches that are done are kept.
     """
-    chosen = choose_labels(labels, runs.sampled_classes(config), num_samples)
-    diffusion, networks, step = trained.load_trained(config, workdir)
-    samples = trained.draw_samples(diffusion, networks, runs.random_key(config, seed), chosen, num_samples, batch_size)
+    names, num_classes = class_names(workdir), trained.sampled_classes(config)
+    absent = (recorded_data(workdir) or {}).get("absent_classes", ())
+    chosen = choose_labels(labels, num_classes, num_samples, names, absent)
+    key = runs.random_key(config, seed)
+    diffusion, networks, step = trained.load_trained(config, workdir, params)
+    about: dict[str, Any] = provenance(config, workdir, step, params)
+    about |= {"seed": seed, "num_samples": num_samples, "batch_size": batch_size, "shape": shape, "labels": labels}
+    about["sampler"] = config.sampler.to_dict()
     output = output or workdir / "sampled"
-    output.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"samples": samples} | ({} if chosen is None else {"labels": chosen})
-    write_atomically(output / "samples.npz", lambda file: np.savez(file, **arrays))
+    parts = Parts(output / "parts", about)
+    try:
+        trained.draw_samples(diffusion, networks, key, chosen, num_samples, batch_size, shape=shape, parts=parts)
+    except KeyboardInterrupt:
+        raise parts.interrupted(num_samples) from None
+    arrays: dict[str, Any] = {} if chosen is None else {"labels": chosen}
+    if chosen is not None and names:
+        arrays["class_names"] = np.array(names)
+        about["class_names"] = list(names)
+    parts.write_npz(output / "samples.npz", **arrays)
+    write_text(output / "samples.json", json.dumps(about, indent=2) + "\n")
+    if chosen is not None and names:
+        print("classes: " + ", ".join(f"{names[label]} ({label})" for label in np.unique(chosen)))
+    pictured = parts.read(min(_PICTURED, _VALUES // int(np.prod(shape or config.data.shape)) + 1))
     columns = None
     if chosen is not None:  # one column per class, repeated until the picture is about square
-        period = len(labels or range(runs.sampled_classes(config)))
-        columns = period * max(1, round(num_samples**0.5 / period))
-    runs.save_picture(output / "samples.png", samples, columns)
-    print(f"{len(samples)} samples of step {step}: {output / 'samples.png'} and {output / 'samples.npz'}")
+        period = len(labels or np.unique(chosen))
+        columns = period * max(1, round(len(pictured) ** 0.5 / period))
+    bounds = picture_range(data_range(config), pictured)
+    save_picture(output / "samples.png", pictured, columns, None, bounds, alpha=config.data.name == "images")
+    parts.remove()
+    print(f"{num_samples} samples of step {step}: {_described(output, pictured, num_samples, config, bounds)}")
 
 
-def choose_labels(given: list[str] | None, num_classes: int, num_samples: int) -> np.ndarray | None:
+def _described(
+    output: Path, pictured: np.ndarray, num_samples: int, config: ConfigDict, bounds: tuple[float, float]
+) -> str:
+    notes = [f"the first {len(pictured)}"] if len(pictured) < num_samples else []
+    if data_range(config) is None and pictured.ndim == 4:
+        notes.append(f"black is {bounds[0]:.4g}, white {bounds[1]:.4g}")
+    return f"{output / 'samples.png'}{' (' + '; '.join(notes) + ')' if notes else ''} and {output / 'samples.npz'}"
+
+
+def choose_labels(
+    given: list[str] | None,
+    num_classes: int,
+    num_samples: int,
+    names: Sequence[str] | None = None,
+    absent: Sequence[int] = (),
+) -> np.ndarray | None:
     """Returns the class labels [num_samples] of the samples, cycling through --labels; None for no condition.
 
     Args:
-      given: value of --labels: ["3", "5"] or similar, ["none"] for no condition, None for all classes.
+      given: value of --labels: ["3", "5"] or ["cat", "dog"] or similar, ["none"] for no condition, None for all
+        classes.
       num_classes: number of classes of the model; 0 is unconditional.
       num_samples: number of labels.
+      names: of the classes, if the data have names. A name is looked up before a number: a class named "3" may have
+        another number.
+      absent: classes that are not among "all": the training data had no examples of them.
 
     Raises:
       ValueError: if a label is not a class of the model.
 
     >>> choose_labels(["3", "5"], num_classes=10, num_samples=4)
     array([3, 5, 3, 5], dtype=int32)
+    >>> choose_labels(["dog"], num_classes=2, num_samples=2, names=["cat", "dog"])
+    array([1, 1], dtype=int32)
     """
     if given == ["none"] or (given is None and not num_classes):
         return None
     if not num_classes:
         raise ValueError("--labels was given, but this model is unconditional (config.backbone.num_classes is 0)")
-    try:
-        labels = np.array(range(num_classes) if given is None else [int(label) for label in given], np.int32)
-    except (ValueError, OverflowError):
+    names = list(names or ())[:num_classes]
+    if given is None:
+        trained_on = np.setdiff1d(np.arange(num_classes, dtype=np.int32), np.asarray(absent, np.int32))
+        return np.resize(trained_on, num_samples)
+    unknown = [label for label in given if label not in names and not label.lstrip("-").isdecimal()]
+    if unknown and names:
+        raise ValueError(f"--labels has no class {', '.join(unknown)}: the classes are {', '.join(names)}")
+    if unknown:
+        raise ValueError(f"--labels must be integers separated by commas, or none; got {','.join(given)}")
+    labels = [names.index(label) if label in names else int(label) for label in given]
+    if not labels or min(labels) < 0 or max(labels) >= num_classes:
+        raise ValueError(f"--labels must lie in [0, {num_classes - 1}]; got {','.join(given)}")
+    return np.resize(np.array(labels, np.int32), num_samples)
+
+
+def read_shape(given: Sequence[str] | None, data_shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Returns the shape of one sample for --shape; the channels are those of the data if only a size is given.
+
+    Raises:
+      ValueError: if it is not a list of positive integers of the length of the data's shape, or one less.
+
+    >>> read_shape(["16", "24"], (8, 8, 3)), read_shape(None, (8, 8, 3))
+    ((16, 24, 3), None)
+    """
+    if given is None:
+        return None
+    if not given or not all(size.isdecimal() and int(size) > 0 for size in given):
+        raise ValueError(f"--shape must be positive integers such as 32,48; got {','.join(given)}")
+    shape = tuple(int(size) for size in given)
+    if len(shape) == len(data_shape) - 1:
+        shape += (int(data_shape[-1]),)
+    if len(shape) != len(data_shape) or shape[-1] != data_shape[-1]:
         raise ValueError(
-            f"--labels must be integers separated by commas, or none; got {','.join(given or [])}"
-        ) from None
-    if not labels.size or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"--labels must lie in [0, {num_classes - 1}]; got {','.join(given or [])}")
-    return np.resize(labels, num_samples)
+            f"--shape must be like the data's, {','.join(map(str, data_shape))}, with the same last number; got "
+            f"{','.join(given)}"
+        )
+    return shape
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -97,7 +183,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
         labels=given.labels,
         seed=given.seed,
         batch_size=given.batch_size,
-        output=Path(given.output) if given.output else None,
+        output=given.output,
+        params=given.params,
+        shape=read_shape(given.shape, tuple(config.data.shape)),
     )
 
 
@@ -107,11 +195,14 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "labels",
         None,
-        "Comma-separated class labels, drawn in turn, such as 3 or 0,1,2 (default: all classes); none: no label.",
+        "Comma-separated classes by name or number, drawn in turn, such as cat,dog or 0,1,2 (default: all classes); "
+        "none: no label.",
     )
     flags.DEFINE_integer("seed", 0, "Random seed of the samples.", lower_bound=0)
     flags.DEFINE_integer(
         "batch_size", 100, "Number of samples that are drawn at a time; it does not change them.", lower_bound=1
     )
-    flags.DEFINE_string("output", None, "Folder for samples.npz and samples.png; default: WORKDIR/sampled.")
+    runs.define_path("output", None, "Folder for the files; default: WORKDIR/sampled.")
+    flags.DEFINE_list("shape", None, "Shape of a sample, such as 64,96, for networks of any size; default: the data's.")
+    trained.define_params_flag()
     runs.run(main)

@@ -13,10 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
+from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import make_noise
-from experiments import data, latent, latent_cache, runs
-from experiments.pictures import save_line
+from experiments import data, latent, latent_cache, own
+from experiments.heldout import LevelLoss, level_loss
+from experiments.pictures import picture_range, save_line, save_picture
 
 
 class Task(NamedTuple):
@@ -31,6 +33,7 @@ class Task(NamedTuple):
       make_extras: (dataset) -> extras at the start of a run; reads the data and other runs where it needs them.
       update_extras: (extras, metrics [B]) -> extras after each step; None if they are constant.
       examples: (dataset, extras) -> the data set from which batches are drawn, in the same order.
+      level_loss: the loss at given noise levels; None if there is none.
     """
 
     init: Callable[[jax.Array], Any]
@@ -40,6 +43,7 @@ class Task(NamedTuple):
     make_extras: Callable[[data.Dataset], Any] = lambda dataset: None
     update_extras: Callable[[Any, dict[str, jax.Array]], Any] | None = None
     examples: Callable[[data.Dataset, Any], data.Dataset] = lambda dataset, extras: dataset
+    level_loss: LevelLoss | None = None
 
 
 def make_task(config: ConfigDict, workdir: Path) -> Task:
@@ -56,7 +60,8 @@ def diffusion(config: ConfigDict, workdir: Path) -> Task:
     """Returns the task of a diffusion model; its picture is a grid of samples."""
     if config.latent.enabled:
         return latent_diffusion(config, workdir)
-    model, objective = dfn.build(config), dfn.build_objective(config)
+    tables = own.tables(config)
+    model, objective = dfn.build(config, tables), dfn.build_objective(config, tables)
     return Task(
         model.init,
         objective.loss,
@@ -64,6 +69,7 @@ def diffusion(config: ConfigDict, workdir: Path) -> Task:
         extras_like=objective.extras,
         make_extras=lambda dataset: objective.extras,
         update_extras=objective.update_extras,
+        level_loss=level_loss(config, tables),
     )
 
 
@@ -72,8 +78,9 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
     stage = latent.first_stage(config, workdir)
     net = dfn.build_autoencoder(stage)
     inner = latent.in_latents(config, net)
-    model = dfn.build(inner)
-    if dfn.build_objective(inner).extras is not None:
+    tables = own.tables(inner)
+    model = dfn.build(inner, tables)
+    if dfn.build_objective(inner, tables).extras is not None:
         raise ValueError(
             f"config.loss.time_sampler = {config.loss.time_sampler!r} does not go with latents: set it to 'uniform'"
         )
@@ -108,17 +115,39 @@ def sample_grid(
     config: ConfigDict, model_of: Callable[[Any], dfn.Diffusion], dataset: data.Dataset, key: jax.Array
 ) -> Callable[[Any, Any, Path], None]:
     """Returns draw(params, extras, path), which writes a grid of samples of model_of(extras), one row per class."""
-    labels = runs.grid_labels(config)
+    labels = grid_labels(config, dataset)
     num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
     cond = None if labels is None else jnp.asarray(labels)
     keys = jax.random.split(key, num_samples)
     sample = jax.jit(lambda params, extras: model_of(extras).sample(params, keys, num_samples, cond=cond).x0)
     reference = data.float_images(dataset, np.arange(min(2_000, len(dataset))))
+    bounds = _picture_range(config, reference)
 
     def draw(params: Any, extras: Any, path: Path) -> None:
-        runs.save_picture(path, np.asarray(sample(params, extras)), None if labels is None else 10, reference)
+        columns = None if labels is None else 10
+        samples = np.asarray(sample(params, extras))
+        save_picture(path, samples, columns, reference, bounds, alpha=config.data.name == "images")
 
     return draw
+
+
+def grid_labels(config: ConfigDict, dataset: data.Dataset) -> np.ndarray | None:
+    """Returns the labels of a sample grid: ten of each of the first ten classes; None without classes.
+
+    Classes of the network that no example has are left out: nothing was trained for them.
+    """
+    if not derived.num_classes(config) or dataset.labels is None:
+        return None
+    return np.repeat(np.unique(dataset.labels)[:10], 10)
+
+
+def _picture_range(config: ConfigDict, reference: np.ndarray) -> tuple[float, float]:
+    """The values that black and white stand for; printed if they are those of the data at hand."""
+    bounds = derived.data_range(config)
+    found = picture_range(bounds, reference)
+    if bounds is None and reference.ndim == 4:
+        print(f"pictures: black is {found[0]:.4g}, white {found[1]:.4g}, the quantiles 0.5% and 99.5% of the data")
+    return found
 
 
 def autoencoder(config: ConfigDict, workdir: Path) -> Task:
@@ -128,10 +157,11 @@ def autoencoder(config: ConfigDict, workdir: Path) -> Task:
     def make_pictures(dataset: data.Dataset, key: jax.Array) -> Callable[[Any, Any, Path], None]:
         images = data.float_images(dataset, np.arange(min(10, len(dataset))))
         reconstruct = jax.jit(lambda params, x: net.decode(params, net.encode(params, x)[0]))
+        bounds = _picture_range(config, images)
 
         def draw(params: Any, extras: Any, path: Path) -> None:
             pair = np.concatenate([images, np.asarray(reconstruct(params, images))])
-            runs.save_picture(path, pair, len(images), images)
+            save_picture(path, pair, len(images), images, bounds, alpha=config.data.name == "images")
 
         return draw
 
@@ -155,7 +185,7 @@ def classifier(config: ConfigDict, workdir: Path) -> Task:
                 level = noise.level(u)
                 eps = jax.random.normal(key, images.shape)
                 logits = net.apply(params, level.alpha * images + level.sigma * eps, level.t)
-                return level.sigma / level.alpha, jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+                return jnp.asarray(level.sigma / level.alpha), jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
             return jax.lax.map(at, jnp.asarray(u, jnp.float32))
 

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
+from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.guiding import is_guided
-from diffusers_fn.from_config.samplers import SOLVERS
-from experiments import compilation, latent, runs, states
+from experiments import compilation, latent, own, runs, states
+from experiments.parts import Parts
 from experiments.tasks import TASKS
+from experiments.workdir import read_config
+
+
+def define_params_flag() -> None:
+    """Defines --params, of the binaries that load a model."""
+    flags.DEFINE_string(
+        "params",
+        "ema",
+        "Which parameters: ema (averaged), raw (of the last step), or ema:STD, such as ema:0.05, an average of that "
+        "relative length (of config.training.ema_stds or ema_snapshot_every).",
+    )
+
+
+def define_allow_changes_flag() -> None:
+    """Defines --allow_changes, of the binaries that compare with held-out data."""
+    flags.DEFINE_bool(
+        "allow_changes",
+        False,
+        "Accept other data than those of the training; their held-out part may have been trained on.",
+    )
 
 
 class Networks(NamedTuple):
@@ -34,30 +55,38 @@ class Networks(NamedTuple):
     classifier: Any = None
 
 
-def load_trained(config: ConfigDict, workdir: Path) -> tuple[dfn.Diffusion, Networks, int]:
-    """Returns (diffusion, networks, step): the model of a work directory and its averaged (EMA) parameters.
+def load_trained(config: ConfigDict, workdir: Path, params: str = "ema") -> tuple[dfn.Diffusion, Networks, int]:
+    """Returns (diffusion, networks, step): the model of a work directory and its parameters. Reads no data.
 
     The functions of `diffusion` take `networks` as their parameters. Samples in latents are decoded, and are guided by
     the classifier of config.sampler.classifier_workdir if that is set.
 
+    Args:
+      config: as trained; the sampler's settings may differ.
+      workdir: of the run.
+      params: which parameters of the diffusion model, see `states.choose_params`; a first stage and a classifier have
+        their averaged ones.
+
     Raises:
-      ValueError: if the directory holds no run, or one of another config, or model and classifier do not fit.
+      ValueError: if the directory holds no run, or one of another config, or has no such parameters, or model and
+        classifier do not fit.
     """
     runs.open_workdir(workdir, config, create=False)
     if not choose("task", config.task, TASKS).has_samples:
         sampled = ", ".join(repr(name) for name, entry in TASKS.items() if entry.has_samples)
         raise ValueError(f"config.task is {config.task!r}: only runs of the task {sampled} have samples")
     autoencoder = classifier = guide = None
+    tables = own.tables(config)
     if config.latent.enabled:
         autoencoder = dfn.build_autoencoder(latent.first_stage(config, workdir))
-        model, like = dfn.build(latent.in_latents(config, autoencoder)), latent.extras_like(autoencoder)
+        model, like = dfn.build(latent.in_latents(config, autoencoder), tables), latent.extras_like(autoencoder)
     else:
-        model, like = dfn.build(config), dfn.build_objective(config).extras
+        model, like = dfn.build(config, tables), dfn.build_objective(config, tables).extras
     step, state = states.load_state(config, workdir, states.state_like(config, model.init, like))
-    state = jax.device_put(state)
+    chosen = jax.device_put(states.choose_params(config, workdir, state, params))
     if config.sampler.classifier_workdir:
         classifier, guide = load_classifier(config)
-    networks = Networks(state.ema, state.extras if config.latent.enabled else None, guide)
+    networks = Networks(chosen, jax.device_put(state.extras) if config.latent.enabled else None, guide)
     return of_networks(config, model, networks, autoencoder, classifier), networks, step
 
 
@@ -81,18 +110,47 @@ def of_networks(
     def whole(networks: Networks) -> dfn.Diffusion:
         return model if autoencoder is None else latent.decoded(config, model, autoencoder, networks.first_stage)
 
-    def sample(networks: Networks, *args: Any, **options: Any) -> Any:
+    def sample(params: Networks, *args: Any, **options: Any) -> Any:
+        if autoencoder is not None and options.get("shape") is not None:
+            options["shape"] = latent.shape_of(options["shape"], tuple(config.data.shape), autoencoder.latent_shape)
         if classifier is not None:
-            log_prob = classifier.log_prob(networks.classifier)
+            log_prob = classifier.log_prob(params.classifier)
             options["transform"] = dfn.guidance.classifier(log_prob, config.sampler.classifier_scale)
-        return whole(networks).sample(networks.own, *args, **options)
+        return whole(params).sample(params.own, *args, **options)
 
-    return dfn.Diffusion(
-        init=lambda key: networks._replace(own=model.init(key)),
-        apply=lambda networks, *args, **options: model.apply(networks.own, *args, **options),
-        loss=lambda networks, *args: whole(networks).loss(networks.own, *args),
-        sample=sample,
-    )
+    def of_own(name: str) -> Callable[..., Any]:
+        return lambda params, *args, **options: getattr(whole(params), name)(params.own, *args, **options)
+
+    def init(key: jax.Array) -> Networks:
+        return networks._replace(own=model.init(key))
+
+    functions: dict[str, Any] = {name: of_own(name) for name in model._fields}
+    functions |= {"init": init, "sample": sample}
+    return dfn.Diffusion(**functions)
+
+
+def classifier_config(config: ConfigDict) -> ConfigDict:
+    """Returns the config of the classifier of config.sampler.classifier_workdir.
+
+    Raises:
+      ValueError: if there is no classifier.
+    """
+    folder = Path(config.sampler.classifier_workdir)
+    where = f"config.sampler.classifier_workdir = {str(folder)!r}"
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{where} holds no run: train configs/classifier.py there, or set it to ''")
+    held = read_config(folder)
+    if held.get("task") != "classifier":
+        raise ValueError(f"{where} holds a run of task {held.get('task')!r}, not a classifier")
+    return held
+
+
+def sampled_classes(config: ConfigDict) -> int:
+    """Returns the number of classes of samples: the network's, or those of the classifier that guides it."""
+    own_classes = derived.num_classes(config)
+    if own_classes or not config.sampler.classifier_workdir:
+        return own_classes
+    return derived.num_classes(classifier_config(config))
 
 
 def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
@@ -101,18 +159,20 @@ def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
     Raises:
       ValueError: if there is no classifier, or its data, classes or noise levels are not those of the model.
     """
-    folder = Path(config.sampler.classifier_workdir)
+    folder, held = Path(config.sampler.classifier_workdir), classifier_config(config)
     where = f"config.sampler.classifier_workdir = {str(folder)!r}"
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{where} holds no run: train configs/classifier.py there, or set it to ''")
-    held = ConfigDict(json.loads((folder / "config.json").read_text()))
-    if held.get("task") != "classifier":
-        raise ValueError(f"{where} holds a run of task {held.get('task')!r}, not a classifier")
     if config.latent.enabled or tuple(held.data.shape) != tuple(config.data.shape):
         raise ValueError(f"{where} is for data of shape {tuple(held.data.shape)}, not that of the model's data")
-    if held.backbone.num_classes != config.data.num_classes:
+    ranges = [derived.data_range(each) for each in (held, config)]
+    if ranges[0] != ranges[1]:
         raise ValueError(
-            f"{where} has {held.backbone.num_classes} classes, the data have {config.data.num_classes} "
+            f"{where} is for data with data.normalize = {ranges[0] is not None}, the model's have "
+            f"{ranges[1] is not None}: train a classifier on these data"
+        )
+    classes, wanted = derived.num_classes(held), derived.num_data_classes(config)
+    if wanted and classes != wanted:
+        raise ValueError(
+            f"{where} has {classes} classes, the data have {wanted} "
             "(config.data.num_classes): train a classifier on these data"
         )
     theirs, ours = held.noise_schedule.to_dict(), config.noise_schedule.to_dict()
@@ -128,8 +188,16 @@ def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
 
 
 def draw_samples(
-    diffusion: dfn.Diffusion, params: Any, key: jax.Array, labels: np.ndarray | None, num_samples: int, batch_size: int
-) -> np.ndarray:
+    diffusion: dfn.Diffusion,
+    params: Any,
+    key: jax.Array,
+    labels: np.ndarray | None,
+    num_samples: int,
+    batch_size: int,
+    *,
+    shape: tuple[int, ...] | None = None,
+    parts: Parts | None = None,
+) -> np.ndarray | None:
     """Returns samples [num_samples, *shape], drawn in batches by one compiled program, with a progress bar.
 
     Each sample has its own key: the same seed gives the same samples for every batch size, unless the generator is
@@ -142,13 +210,20 @@ def draw_samples(
       labels: [num_samples], or None for unconditional samples.
       num_samples: number of samples.
       batch_size: number of samples drawn at once.
+      shape: of one sample; None: that of the data.
+      parts: keeps each batch on disk, and has those of an interrupted command already. None is returned then.
     """
     key = jax.random.fold_in(key, 1)  # 0 is for training, 2 for pairs
+    options: dict[str, Any] = {} if shape is None else {"shape": shape}
 
     def draw(params: Any, keys: jax.Array, cond: Any) -> jax.Array:
-        return diffusion.sample(params, keys, keys.shape[0], cond=cond).x0
+        return diffusion.sample(params, keys, keys.shape[0], cond=cond, **options).x0
 
-    return draw_in_batches(draw, params, key, labels, num_samples, batch_size, "sampling")
+    if parts is None:
+        return draw_in_batches(draw, params, key, labels, num_samples, batch_size, "sampling")
+    for start, batch in each_batch(draw, params, key, labels, num_samples, batch_size, "sampling", parts):
+        parts.save(start, batch)
+    return None
 
 
 def draw_in_batches(
@@ -160,16 +235,32 @@ def draw_in_batches(
     batch_size: int,
     what: str,
 ) -> Any:
-    """Returns the results of `draw` with one key per sample, in batches by one compiled program, with a progress bar.
+    """Returns the results of `draw` for all samples as one tree of arrays; the arguments are those of `each_batch`."""
+    batches = [batch for _, batch in each_batch(draw, params, key, labels, num_samples, batch_size, what)]
+    return jax.tree.map(lambda *each: np.concatenate(each), *batches)
+
+
+def each_batch(
+    draw: Callable[[Any, jax.Array, Any], Any],
+    params: Any,
+    key: jax.Array,
+    labels: np.ndarray | None,
+    num_samples: int,
+    batch_size: int,
+    what: str,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, Any]]:
+    """Yields (index of the first sample, result of `draw`) by batch, with one key per sample and a progress bar.
 
     Args:
       draw: (params, keys [b], labels [b] or None) -> a tree of arrays [b, ...].
       params: its parameters.
       key: split into the samples' keys.
       labels: [num_samples], or None.
-      num_samples: number of samples.
+      num_samples: number of samples; the last batch has what is left of them.
       batch_size: number drawn at once; samples do not depend on it, unless the generator is rbg or unsafe_rbg.
       what: label of the progress bar.
+      done: indices of batches that are left out.
     """
     if batch_size < 1 or num_samples < 1:
         raise ValueError(f"the number of samples and batch_size must be at least 1; got {num_samples}, {batch_size}")
@@ -177,14 +268,22 @@ def draw_in_batches(
     padded = -(-num_samples // batch_size) * batch_size
     keys = jax.random.split(key, padded)
     conds = None if labels is None else np.resize(labels, padded)
-    batches = [
-        (keys[start : start + batch_size], None if conds is None else conds[start : start + batch_size])
-        for start in range(0, padded, batch_size)
-    ]
-    run, parts = compilation.compile_now("the sampler", jax.jit(draw), params, *batches[0]), []
-    for batch in tqdm(batches, desc=what, unit="batch", disable=len(batches) == 1):
-        parts.append(jax.tree.map(np.asarray, run(params, *batch)))
-    return jax.tree.map(lambda *each: np.concatenate(each)[:num_samples], *parts)
+    starts = range(0, padded, batch_size)
+    left = [start for start in starts if start not in done]
+    if not left:
+        return
+
+    def inputs(start: int) -> tuple[jax.Array, np.ndarray | None]:
+        rows = slice(start, start + batch_size)
+        return keys[rows], None if conds is None else conds[rows]
+
+    run, begun = (
+        compilation.compile_now("the sampler", jax.jit(draw), params, *inputs(left[0])),
+        len(starts) - len(left),
+    )
+    for start in tqdm(left, desc=what, unit="batch", initial=begun, total=len(starts), disable=len(starts) == 1):
+        size = min(batch_size, num_samples - start)
+        yield start, jax.tree.map(lambda each, size=size: np.asarray(each)[:size], run(params, *inputs(start)))
 
 
 def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
@@ -192,12 +291,13 @@ def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
 
     Nothing is computed: the rows of the solver's table are counted, the gradients of a classifier are not.
     """
-    cond = np.zeros(1, np.int32) if runs.sampled_classes(config) else None
+    cond = np.zeros(1, np.int32) if sampled_classes(config) else None
     key = jax.random.key(0)
     trace = jax.eval_shape(
         lambda key: diffusion.sample(diffusion.init(key), key, 1, cond=cond, emit=lambda step: step.x).trace, key
     )
     rows = jax.tree.leaves(trace)[0].shape[0]
-    per_row = SOLVERS[config.sampler.name].evaluations_per_row(config.sampler)
-    guided = config.backbone.num_classes and is_guided(config.sampler)
+    tables = own.tables(config)
+    per_row = tables.solvers[config.sampler.name].evaluations_per_row(config.sampler)
+    guided = derived.num_classes(config) and is_guided(config.sampler, tables.guidances)
     return rows * per_row * (2 if guided else 1)

@@ -185,7 +185,7 @@ def test_training_steps_do_something(plain_steps, training_run):
     assert int(state.step) == 2
     assert float(jnp.abs(state.params["w"] - training_run[1].params["w"]).max()) > 1e-3
     # Gradient descent with an average: the EMA moves a tenth of the way each time.
-    assert sorted(metrics) == ["grad_norm", "loss", "x0"]
+    assert sorted(metrics) == ["grad_norm", "loss", "param_norm", "update_norm", "x0"]
 
 
 def test_training_under_jit(training_run, plain_steps):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import check_data, check_eta, check_per_example, concrete, expand, is_zero
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import add_noise, snr_ratio
 from diffusers_fn.noise_schedules import NoiseSchedule, check_timesteps, level_at
 from diffusers_fn.parameterizations import epsilon, to_prediction
@@ -61,11 +62,11 @@ def ddim_timesteps(num_timesteps: int, num_steps: int, skip_type: str = "uniform
 def ddim_step(
     schedule: NoiseSchedule,
     x_t: jax.Array,
-    t: Any,
-    t_prev: Any,
+    t: ArrayLike,
+    t_prev: ArrayLike,
     predicted_noise: jax.Array,
     *,
-    eta: Any = 0.0,
+    eta: ArrayLike = 0.0,
     noise: jax.Array | None = None,
     clip_denoised: bool = True,
     use_clipped_model_output: bool = False,
@@ -129,7 +130,7 @@ def ddim_step(
 
 
 def ddim_reverse_step(
-    schedule: NoiseSchedule, x_t: jax.Array, t: Any, t_next: Any, predicted_noise: jax.Array
+    schedule: NoiseSchedule, x_t: jax.Array, t: ArrayLike, t_next: ArrayLike, predicted_noise: jax.Array
 ) -> jax.Array:
     """Returns x at t_next > t, the deterministic DDIM step in reverse; shape [B, ...].
 

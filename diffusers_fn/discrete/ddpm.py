@@ -7,13 +7,13 @@ Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_per_example, expand
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.discrete.forward import q_posterior_mean_variance
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at
 from diffusers_fn.parameterizations import Parameterization, epsilon, split_variance, to_prediction
@@ -49,7 +49,7 @@ def p_mean_variance(
     schedule: NoiseSchedule,
     model_output: jax.Array,
     x_t: jax.Array,
-    t: Any,
+    t: ArrayLike,
     *,
     parameterization: Parameterization = epsilon,
     variance: Variance = fixed_small,
@@ -99,7 +99,7 @@ def p_sample(
     schedule: NoiseSchedule,
     model_output: jax.Array,
     x_t: jax.Array,
-    t: Any,
+    t: ArrayLike,
     *,
     parameterization: Parameterization = epsilon,
     variance: Variance = fixed_small,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, check_per_example, expand, working_dtype
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import add_noise
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at, table_entry
 
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 
-def q_sample(schedule: NoiseSchedule, x_start: jax.Array, t: Any, noise: jax.Array) -> jax.Array:
+def q_sample(schedule: NoiseSchedule, x_start: jax.Array, t: ArrayLike, noise: jax.Array) -> jax.Array:
     """Returns x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise, shape [B, ...]; at t = -1 it is x_start.
 
     Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 4.
@@ -44,7 +45,9 @@ def q_sample(schedule: NoiseSchedule, x_start: jax.Array, t: Any, noise: jax.Arr
     return add_noise(x_start, noise, level_at(schedule, t))
 
 
-def q_mean_variance(schedule: NoiseSchedule, x_start: jax.Array, t: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+def q_mean_variance(
+    schedule: NoiseSchedule, x_start: jax.Array, t: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (mean, variance, log_variance) of q(x_t | x_0): mean [B, ...], the others broadcast with it.
 
     Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 4.
@@ -63,7 +66,7 @@ def q_mean_variance(schedule: NoiseSchedule, x_start: jax.Array, t: Any) -> tupl
     return mean, at("sqrt_one_minus_alphas_cumprod") ** 2, at("log_one_minus_alphas_cumprod")
 
 
-def predict_start_from_noise(schedule: NoiseSchedule, x_t: jax.Array, t: Any, noise: jax.Array) -> jax.Array:
+def predict_start_from_noise(schedule: NoiseSchedule, x_t: jax.Array, t: ArrayLike, noise: jax.Array) -> jax.Array:
     """Returns x_0 = x_t / sqrt(alpha_bar_t) - sqrt(1 / alpha_bar_t - 1) noise, shape [B, ...].
 
     Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 4, solved for x_0.
@@ -82,7 +85,7 @@ def predict_start_from_noise(schedule: NoiseSchedule, x_t: jax.Array, t: Any, no
     return at("sqrt_recip_alphas_cumprod") * x_t - at("sqrt_recipm1_alphas_cumprod") * noise
 
 
-def predict_noise_from_start(schedule: NoiseSchedule, x_t: jax.Array, t: Any, x_start: jax.Array) -> jax.Array:
+def predict_noise_from_start(schedule: NoiseSchedule, x_t: jax.Array, t: ArrayLike, x_start: jax.Array) -> jax.Array:
     """Returns the noise in x_t given x_0, shape [B, ...].
 
     Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 4, solved for the noise.
@@ -101,7 +104,7 @@ def predict_noise_from_start(schedule: NoiseSchedule, x_t: jax.Array, t: Any, x_
 
 
 def q_posterior_mean_variance(
-    schedule: NoiseSchedule, x_start: jax.Array, x_t: jax.Array, t: Any
+    schedule: NoiseSchedule, x_start: jax.Array, x_t: jax.Array, t: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (mean, variance, log_variance_clipped) of q(x_{t-1} | x_t, x_0): mean [B, ...], the others broadcast.
 
@@ -124,7 +127,9 @@ def q_posterior_mean_variance(
     return mean, at("posterior_variance"), at("posterior_log_variance_clipped")
 
 
-def forward_diffusion(key: jax.Array, schedule: NoiseSchedule, x: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
+def forward_diffusion(
+    key: jax.Array, schedule: NoiseSchedule, x: jax.Array, t: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
     """Returns (noisy_x, noise), [B, ...] each: a draw from q(x_t | x_0) and the noise in it.
 
     Args:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn._arrays import check_data, expand
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level, check_level
 from diffusers_fn.losses import mse
 
@@ -31,7 +32,7 @@ def consistency_tangent(
     t: jax.Array,
     velocity: jax.Array,
     *,
-    warmup: Any = 1.0,
+    warmup: ArrayLike = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (F, g), both [B, ...]: the network's output at x, and the change of F that the loss aims at.
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, expand, namespace
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level
 from diffusers_fn.losses import TimeSampler
 from diffusers_fn.solvers import Solver, ddim
@@ -117,7 +118,7 @@ def draw_two_times(
     return t, jnp.where(apart, jnp.minimum(first, second), t)
 
 
-def jump(levels: Level, clean: Any = 0.0) -> Solver:
+def jump(levels: Level, clean: ArrayLike = 0.0) -> Solver:
     """Returns the solver for a network with two time labels: one network evaluation per step from level to level.
 
         x' = alpha' x0_hat + sigma' eps_hat,   (x0_hat, eps_hat) = denoise(x, (level, level'))
@@ -140,5 +141,6 @@ def jump(levels: Level, clean: Any = 0.0) -> Solver:
     solver = ddim(levels)
     xp = namespace(levels, clean)
     last = xp.broadcast_to(xp.asarray(clean, levels.t.dtype), levels.t[:1].shape)
-    labelled = Level(levels.alpha, levels.sigma, (levels.t, xp.concatenate([levels.t[1:], last])))
+    labels: Any = (levels.t, xp.concatenate([levels.t[1:], last]))
+    labelled = Level(levels.alpha, levels.sigma, labels)
     return dataclasses.replace(solver, rows=dataclasses.replace(solver.rows, level=labelled))

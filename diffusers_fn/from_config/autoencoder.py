@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from diffusers_fn import latents
 from diffusers_fn.from_config.batches import check_images
 from diffusers_fn.from_config.loss_terms import make_error
 from diffusers_fn.from_config.network import init_params, make_autoencoder
+from diffusers_fn.from_config.signatures import BatchLoss, Config
 
 __all__ = ["Autoencoder", "build_autoencoder"]
 
@@ -31,11 +31,11 @@ class Autoencoder(NamedTuple):
     init: Callable[[jax.Array], Any]
     encode: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
     decode: Callable[[Any, jax.Array], jax.Array]
-    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    loss: BatchLoss
     latent_shape: tuple[int, ...]
 
 
-def build_autoencoder(config: ConfigDict) -> Autoencoder:
+def build_autoencoder(config: Config) -> Autoencoder:
     """Returns the autoencoder that a config describes: backbone, data.shape, loss.loss_type, loss.kl_weight.
 
     Raises:

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from diffusers_fn import _random, _threefry
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.batches import check_images, check_labels
 from diffusers_fn.from_config.network import check_time_label, init_params, make_classifier
 from diffusers_fn.from_config.noise import make_noise
+from diffusers_fn.from_config.signatures import BatchLoss, Config
 from diffusers_fn.from_config.time_samplers import make_level_sampler
 from diffusers_fn.guidance import class_log_prob
 from diffusers_fn.levels import Level, add_noise
@@ -34,11 +35,11 @@ class NoisyClassifier(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
-    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    loss: BatchLoss
     log_prob: Callable[[Any], Callable[[jax.Array, Level, Any], jax.Array]]
 
 
-def build_classifier(config: ConfigDict) -> NoisyClassifier:
+def build_classifier(config: Config) -> NoisyClassifier:
     """Returns the noise-aware classifier that a config describes: backbone, noise_schedule, loss.time_sampler.
 
     Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233, section 4.
@@ -63,7 +64,9 @@ def build_classifier(config: ConfigDict) -> NoisyClassifier:
     def init(key: jax.Array) -> Any:
         return init_params(key, jnp.zeros((1, *shape)), jnp.ones((1,)), module=module)
 
-    def apply(params: Any, x: jax.Array, t: Any, *, key: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def apply(
+        params: Any, x: jax.Array, t: ArrayLike, *, key: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
         rngs = {} if key is None else {"dropout": _threefry.faster(key)}
         logits = module.apply({"params": params}, x, t, train=train, rngs=rngs)
         assert isinstance(logits, jax.Array)

@@ -13,12 +13,13 @@ from typing import Any, Union, get_origin
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
-from diffusers_fn.from_config.network import backbone_fields, check_backbone_field
+from diffusers_fn.from_config.network import NETWORKS, BackboneEntry, backbone_fields, check_backbone_field
+from diffusers_fn.from_config.signatures import Config
 
 __all__ = ["check_complete", "customise", "default_backbone", "default_config", "pick"]
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
     """Returns a config with every field at its default, locked and typed.
 
     `build` reads these sections and fields:
@@ -215,11 +216,11 @@ def _sampler() -> ConfigDict:
     return sampler
 
 
-def default_backbone(name: str) -> ConfigDict:
+def default_backbone(name: str, networks: Mapping[str, BackboneEntry] = NETWORKS) -> ConfigDict:
     """Returns the section `backbone` for a network: its name, and the fields of its module at their defaults.
 
-    num_classes and image_size are None: those of config.data; num_classes = 0 is an unconditional model. dtype is that of the computation, param_dtype that of the parameters,
-    both by name. Fields that are functions, such as attention_fn, are left out. A field of several types, such as a
+    num_classes and image_size are None, which is those of config.data; num_classes = 0 is an unconditional model. dtype
+    is that of the computation, param_dtype that of the parameters, both by name. Fields that are functions, such as attention_fn, are left out. A field of several types, such as a
     number or a sequence of numbers, takes any value here; `build` checks it.
 
     Raises:
@@ -229,7 +230,7 @@ def default_backbone(name: str) -> ConfigDict:
     4
     """
     section = ConfigDict({"name": name})
-    for field in backbone_fields(name):
+    for field in backbone_fields(name, networks):
         if field.name in ("dtype", "param_dtype"):
             section[field.name] = "float32"
         elif field.name == "num_classes":
@@ -267,10 +268,11 @@ def check_complete(config: ConfigDict) -> None:
         )
 
 
-def customise(config: ConfigDict, **sections: Any) -> ConfigDict:
+def customise(config: Config, **sections: Any) -> Config:
     """Returns the config, changed in place: each section field by field, a field of the top by its value.
 
-    A backbone with a `name` starts from that network's defaults.
+    A backbone with a `name` starts from that network's defaults; one named "package.module:name", which is not imported
+    here, has the fields given.
 
     Raises:
       ValueError: if a field does not exist or a value's type is not the default's.
@@ -282,7 +284,7 @@ def customise(config: ConfigDict, **sections: Any) -> ConfigDict:
     for name, value in sections.items():
         if name == "backbone" and "name" in value:
             with config.unlocked():
-                config.backbone = default_backbone(value["name"]).lock()
+                config.backbone = _named_backbone(value).lock()
         if isinstance(value, dict):
             for field, entry in value.items():
                 _set(config[name], name, field, entry)
@@ -308,10 +310,18 @@ def pick(variants: Mapping[str, Any], arg: str | None, default: str) -> dict[str
     return variants[name]
 
 
+def _named_backbone(value: Mapping[str, Any]) -> ConfigDict:
+    """The section for customise(config, backbone=value): with every field if the library has the network."""
+    if ":" not in value["name"]:
+        return default_backbone(value["name"])
+    fields = {field: FieldReference(entry, field_type=object) for field, entry in value.items() if field != "name"}
+    return ConfigDict({"name": value["name"], "num_classes": placeholder(int), **fields})
+
+
 def _set(config: ConfigDict, section: str, field: str, value: Any) -> None:
     if field not in config:
         raise ValueError(f"config{'.' + section if section else ''} has no field {field!r}; it has {', '.join(config)}")
-    if section == "backbone" and field != "name":
+    if section == "backbone" and field != "name" and config.name in NETWORKS:
         check_backbone_field(config.name, field, value)
     try:
         config[field] = value

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.guiding import GuidanceInputs, is_guided, make_guidance
 from diffusers_fn.from_config.model import Model, make_model
 from diffusers_fn.from_config.objectives import Objective, make_objective
 from diffusers_fn.from_config.samplers import make_plan
+from diffusers_fn.from_config.signatures import Apply, Config, LossWithExtras, MakeDenoiser, Sample
 from diffusers_fn.from_config.tables import Tables
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.self_conditioning import self_conditioned
@@ -53,12 +54,12 @@ class Diffusion(NamedTuple):
     """
 
     init: Callable[[jax.Array], Any]
-    apply: Callable[..., jax.Array]
-    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-    sample: Callable[..., Samples]
+    apply: Apply
+    loss: LossWithExtras
+    sample: Sample
 
 
-def build(config: ConfigDict, tables: Tables = _TABLES) -> Diffusion:
+def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
     """Returns the model that a config describes, as pure functions.
 
     Args:
@@ -102,8 +103,8 @@ def build(config: ConfigDict, tables: Tables = _TABLES) -> Diffusion:
         num_samples: int,
         *,
         cond: Any = None,
-        guidance_scale: Any = None,
-        eta: Any = None,
+        guidance_scale: ArrayLike | None = None,
+        eta: ArrayLike | None = None,
         num_inference_steps: int | None = None,
         emit: Callable[[Step], Any] | None = None,
         transform: Transform | None = None,
@@ -138,7 +139,7 @@ def build(config: ConfigDict, tables: Tables = _TABLES) -> Diffusion:
     return Diffusion(model.init, inputs.apply, loss, sample_fn)
 
 
-def build_denoiser(config: ConfigDict, tables: Tables = _TABLES) -> Callable[..., Denoiser]:
+def build_denoiser(config: Config, tables: Tables = _TABLES) -> MakeDenoiser:
     """Returns (params, cond=None) -> the denoiser of a config's model, with nothing guided or clipped.
 
     For likelihoods, inversion, and your own guidance and solvers. Its noise levels are
@@ -155,10 +156,14 @@ def build_denoiser(config: ConfigDict, tables: Tables = _TABLES) -> Callable[...
     (3, 2)
     """
     inputs = make_model(config, tables).inputs
-    return lambda params, cond=None: bind(make_denoiser(inputs.apply, params, inputs.parameterization), cond)
+
+    def denoiser(params: Any, cond: Any = None) -> Denoiser:
+        return bind(make_denoiser(inputs.apply, params, inputs.parameterization), cond)
+
+    return denoiser
 
 
-def build_objective(config: ConfigDict, tables: Tables = _TABLES) -> Objective:
+def build_objective(config: Config, tables: Tables = _TABLES) -> Objective:
     """Returns the training objective of a config: `Diffusion.loss`, and the extras that it needs, if any.
 
     For `training.make_train_state(params, optimizer, objective.extras)` and

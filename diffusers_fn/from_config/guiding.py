@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from diffusers_fn import guidance
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Transform
 from diffusers_fn.from_config.choices import choose, listed
 from diffusers_fn.parameterizations import Parameterization
@@ -103,7 +104,7 @@ def make_guidance(
             )
     everywhere = low == 0 and high == float("inf")
 
-    def transform(scale: Any) -> Transform:
+    def transform(scale: ArrayLike) -> Transform:
         neutral = isinstance(scale, (int, float)) and scale == entry.neutral_scale
         limited = scale if everywhere or neutral else guidance.interval(scale, low, high)
         return entry.make(settings, inputs, limited)

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusers_fn import _threefry
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.from_config import derived, few_step, self_conditioning
 from diffusers_fn.from_config.batches import make_batch_reader
 from diffusers_fn.from_config.choices import check_requirements, choose, listed
@@ -110,7 +111,7 @@ def _make_apply(module: nn.Module, *, dropout: float, takes_x0: bool) -> Callabl
     def apply(
         params: Any,
         x: jax.Array,
-        t: Any,
+        t: ArrayLike,
         cond: Any = None,
         *,
         x0: jax.Array | None = None,

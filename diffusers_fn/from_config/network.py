@@ -20,6 +20,7 @@ __all__ = [
     "BACKBONES",
     "CLASSIFIERS",
     "DTYPES",
+    "NETWORKS",
     "BackboneEntry",
     "backbone_fields",
     "check_backbone_field",
@@ -72,14 +73,14 @@ AUTOENCODERS: Mapping[str, BackboneEntry] = {
     "autoencoder_kl": BackboneEntry(backbones.AutoencoderKL),
 }
 
-_NETWORKS: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
+NETWORKS: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
 
 _DERIVED = ("num_classes", "image_size")  # None in config.backbone: those of config.data
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = _NETWORKS) -> list[Field]:
+def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = NETWORKS) -> list[Field]:
     """Returns the fields that config.backbone has beside `name`: the plain fields of the network's module.
 
     Raises:
@@ -97,7 +98,7 @@ def backbone_fields(name: str, networks: Mapping[str, BackboneEntry] = _NETWORKS
     return fields
 
 
-def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[str, BackboneEntry] = _NETWORKS) -> None:
+def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[str, BackboneEntry] = NETWORKS) -> None:
     """Raises ValueError unless the field of config.backbone exists for the network `name` and may hold this value.
 
     >>> check_backbone_field("dit", "depth", 12)
@@ -204,11 +205,11 @@ def _size(module: type[nn.Module], settings: ConfigDict, shape: tuple[int, ...])
         return {"image_size": (height, width) if height != width and fits((1, 1), declared["image_size"]) else height}
     if "attention_resolutions" in declared and given != height:
         resolutions = tuple(settings.get("attention_resolutions", ()))
-        same = tuple(height * resolution / given for resolution in resolutions)
+        same = tuple(height * resolution // given for resolution in resolutions)
         raise ValueError(
             f"config.backbone.image_size is {given}, but the data are {height} x {width}: leave it None, which is the "
             f"height of the data, to which attention_resolutions refer. (The network of image_size {given} with "
-            f"attention_resolutions {resolutions} is that of image_size None with {tuple(f'{s:g}' for s in same)})"
+            f"attention_resolutions {resolutions} is that of image_size None with {same})"
         )
     return {"image_size": given}
 

@@ -7,10 +7,9 @@ of the schedule, and its ends are the defaults. Without a schedule they are EDM'
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.grids.sources import Source, as_process, check_num_steps, ratio_at
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import at_log_snr, edm
@@ -18,7 +17,7 @@ from diffusers_fn.processes import at_log_snr, edm
 __all__ = ["at_ratios", "cosine", "exponential", "karras", "polyexponential"]
 
 
-def at_ratios(sigmas: Any, schedule: Source | None = None) -> Level:
+def at_ratios(sigmas: ArrayLike, schedule: Source | None = None) -> Level:
     """Returns the levels at given values of sigma / alpha [N], noisiest first.
 
     Args:
@@ -140,9 +139,9 @@ def _ends(
     check_num_steps(num_steps)
     process = edm() if schedule is None else as_process(schedule)
     if sigma_min is None:
-        sigma_min = ratio_at(process, process.t_min)
+        sigma_min = float(ratio_at(process, process.t_min))
     if sigma_max is None:
-        sigma_max = ratio_at(process, process.t_max)
+        sigma_max = float(ratio_at(process, process.t_max))
     if not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(f"{name} needs 0 < sigma_min < sigma_max < inf; got {sigma_min} and {sigma_max}")
     return sigma_max, sigma_min

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffusers_fn._types import Array
 from diffusers_fn.noise_schedules import NoiseSchedule
 from diffusers_fn.processes import Process, tabulated
 
@@ -22,7 +23,7 @@ def as_process(source: Source) -> Process:
     return tabulated(source) if isinstance(source, NoiseSchedule) else source
 
 
-def ratio_at(process: Process, t: float) -> float:
+def ratio_at(process: Process, t: float) -> Array:
     """Returns sigma / alpha of the process at time t, inf at pure noise.
 
     >>> from diffusers_fn.processes import edm

@@ -115,7 +115,7 @@ def classifier_mean_shift(log_prob: LogProb, solver: Solver, scale: Scale = 1.0)
     return transform
 
 
-def class_log_prob(apply: Callable[..., jax.Array], params: Any) -> LogProb:
+def class_log_prob(apply: Callable[..., Any], params: Any) -> LogProb:
     """Returns (x, level, cond) -> log p(cond | x) [B] in nats, the log-softmax of a network's logits.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from diffusers_fn._arrays import expand
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.guidance.predictions import predict_both, shift_output
 from diffusers_fn.guidance.rules import check_threshold, projected_update
@@ -26,9 +27,9 @@ def projected_with_momentum(
     scale: Scale,
     null_cond: Any,
     *,
-    momentum: Any = -0.5,
-    eta: Any = 0.0,
-    norm_threshold: Any = None,
+    momentum: ArrayLike = -0.5,
+    eta: ArrayLike = 0.0,
+    norm_threshold: ArrayLike | None = None,
     on: Parameterization = x0,
     batched: bool = True,
 ) -> DenoiserWithMemory:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform
 from diffusers_fn.guidance.conjugate import conjugate_gradients
 from diffusers_fn.guidance.predictions import inner_product, shift_by_gradient
@@ -26,7 +27,7 @@ __all__ = ["Operator", "average_pool", "dps", "pigdm"]
 Operator = Callable[[jax.Array], jax.Array]
 
 
-def dps(operator: Operator, y: jax.Array, *, noise_std: Any = None, scale: Scale = 1.0) -> Transform:
+def dps(operator: Operator, y: jax.Array, *, noise_std: ArrayLike | None = None, scale: Scale = 1.0) -> Transform:
     """Returns the transform of diffusion posterior sampling (DPS).
 
     It follows the gradient in x, through the denoiser, of
@@ -82,8 +83,8 @@ def pigdm(
     operator: Operator,
     y: jax.Array,
     *,
-    noise_std: Any = 0.0,
-    data_std: Any = 1.0,
+    noise_std: ArrayLike = 0.0,
+    data_std: ArrayLike = 1.0,
     scale: Scale = 1.0,
     tolerance: float = 1e-5,
     max_iterations: int = 50,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Parameterization, Prediction, epsilon
@@ -147,7 +148,7 @@ def shift_output(prediction: Prediction, shift: jax.Array, level: Level, on: Par
     return Prediction(x0, prediction.eps + expand(level.alpha / det, shift) * shift, prediction.var_frac)
 
 
-def shift_by_gradient(prediction: Prediction, gradient: jax.Array, scale: Any, level: Level) -> Prediction:
+def shift_by_gradient(prediction: Prediction, gradient: jax.Array, scale: ArrayLike, level: Level) -> Prediction:
     """Returns the prediction guided by the gradient in x of a log probability, eps' = eps - scale sigma gradient.
 
     Args:

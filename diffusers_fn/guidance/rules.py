@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.guidance.predictions import inner_product, shift_output
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Parameterization, Prediction, epsilon, target, x0
@@ -43,7 +44,7 @@ class Rule(Protocol):
         ...
 
 
-def apply_guidance(noise_pred_cond: jax.Array, noise_pred_uncond: jax.Array, guidance_scale: Any) -> jax.Array:
+def apply_guidance(noise_pred_cond: jax.Array, noise_pred_uncond: jax.Array, guidance_scale: ArrayLike) -> jax.Array:
     """Returns (1 - scale) uncond + scale cond, [B, ...].
 
     It equals uncond + scale (cond - uncond); in this form scale 1 is the conditional prediction and scale 0 the
@@ -62,7 +63,7 @@ def apply_guidance(noise_pred_cond: jax.Array, noise_pred_uncond: jax.Array, gui
     return (1 - scale) * noise_pred_uncond + scale * noise_pred_cond
 
 
-def linear(better: Prediction, worse: Prediction, scale: Any, level: Level) -> Prediction:
+def linear(better: Prediction, worse: Prediction, scale: ArrayLike, level: Level) -> Prediction:
     """Returns worse + scale (better - worse) for x0 and for eps, the rule of `classifier_free` (see `apply_guidance`).
 
     A learned variance is that of the better prediction.
@@ -75,7 +76,7 @@ def linear(better: Prediction, worse: Prediction, scale: Any, level: Level) -> P
     return Prediction(x0, apply_guidance(better.eps, worse.eps, scale), better.var_frac)
 
 
-def rescaled(phi: Any = 0.7, *, on: Parameterization = epsilon) -> Rule:
+def rescaled(phi: ArrayLike = 0.7, *, on: Parameterization = epsilon) -> Rule:
     """Returns the rule that rescales the guided output towards the standard deviation of the conditional output.
 
         out' = phi * out * std(out_cond) / std(out) + (1 - phi) * out
@@ -100,7 +101,7 @@ def rescaled(phi: Any = 0.7, *, on: Parameterization = epsilon) -> Rule:
     if known is not None and not np.all((known >= 0) & (known <= 1)):
         raise ValueError(f"phi must lie in [0, 1], for instance 0.7; got {phi}")
 
-    def rule(better: Prediction, worse: Prediction, scale: Any, level: Level) -> Prediction:
+    def rule(better: Prediction, worse: Prediction, scale: ArrayLike, level: Level) -> Prediction:
         guided = linear(better, worse, scale, level)
         out_cond, out = (target(on, p.x0, p.eps, level) for p in (better, guided))
         ratio = _sqrt_ratio(_variance(out_cond), _variance(out))
@@ -109,7 +110,7 @@ def rescaled(phi: Any = 0.7, *, on: Parameterization = epsilon) -> Rule:
     return rule
 
 
-def projected(eta: Any = 0.0, norm_threshold: Any = None, *, on: Parameterization = x0) -> Rule:
+def projected(eta: ArrayLike = 0.0, norm_threshold: ArrayLike | None = None, *, on: Parameterization = x0) -> Rule:
     """Returns the rule of adaptive projected guidance (APG), which avoids oversaturation at large scales.
 
         out' = out_cond + (scale - 1) (d_orthogonal + eta d_parallel),    d = (out_cond - out_uncond) min(1, r / |d|)
@@ -132,7 +133,7 @@ def projected(eta: Any = 0.0, norm_threshold: Any = None, *, on: Parameterizatio
     """
     check_threshold(norm_threshold)
 
-    def rule(better: Prediction, worse: Prediction, scale: Any, level: Level) -> Prediction:
+    def rule(better: Prediction, worse: Prediction, scale: ArrayLike, level: Level) -> Prediction:
         out, other = (target(on, p.x0, p.eps, level) for p in (better, worse))
         update = projected_update(out - other, out, eta, norm_threshold)
         return shift_output(better, (expand(scale, out) - 1) * update, level, on)
@@ -140,7 +141,7 @@ def projected(eta: Any = 0.0, norm_threshold: Any = None, *, on: Parameterizatio
     return rule
 
 
-def check_threshold(norm_threshold: Any) -> None:
+def check_threshold(norm_threshold: ArrayLike | None) -> None:
     """Raises ValueError if norm_threshold (not traced) is not positive.
 
     >>> check_threshold(2.5)
@@ -150,7 +151,7 @@ def check_threshold(norm_threshold: Any) -> None:
         raise ValueError(f"norm_threshold must be positive, or None for none; got {norm_threshold}")
 
 
-def projected_update(d: jax.Array, along: jax.Array, eta: Any, norm_threshold: Any) -> jax.Array:
+def projected_update(d: jax.Array, along: jax.Array, eta: ArrayLike, norm_threshold: ArrayLike | None) -> jax.Array:
     """Returns d [B, ...], limited to the norm norm_threshold, with its component along `along` multiplied by eta.
 
     >>> projected_update(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0]]), 0.0, 2.5)

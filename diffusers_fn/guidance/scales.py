@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.levels import Level
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
     "scale_on_plan",
 ]
 
-Scale = float | jax.Array | Callable[[Level], Any]  # [] or [B], may be traced, or a function level -> [] or [B]
+Scale = ArrayLike | Callable[[Level], ArrayLike]  # [] or [B], may be traced, or a function level -> [] or [B]
 
 
 def scale_at(scale: Scale, level: Level, x: jax.Array) -> jax.Array:
@@ -36,7 +37,9 @@ def scale_at(scale: Scale, level: Level, x: jax.Array) -> jax.Array:
     return expand(_value(scale, level), x)
 
 
-def linear_guidance_schedule(step: Any, total_steps: Any, start_scale: Any = 1.0, end_scale: Any = 7.5) -> jax.Array:
+def linear_guidance_schedule(
+    step: ArrayLike, total_steps: ArrayLike, start_scale: ArrayLike = 1.0, end_scale: ArrayLike = 7.5
+) -> jax.Array:
     """Returns the scale at a step: start_scale at step 0, end_scale at step total_steps, linear between them.
 
     `scale_on_plan` turns such values into a function of the level.
@@ -50,10 +53,12 @@ def linear_guidance_schedule(step: Any, total_steps: Any, start_scale: Any = 1.0
     >>> float(linear_guidance_schedule(5, 10, 1.0, 7.0))
     4.0
     """
-    return start_scale + (end_scale - start_scale) * (jnp.asarray(step) / total_steps)
+    return jnp.asarray(start_scale + (end_scale - start_scale) * (jnp.asarray(step) / total_steps))
 
 
-def cosine_guidance_schedule(step: Any, total_steps: Any, start_scale: Any = 1.0, end_scale: Any = 7.5) -> jax.Array:
+def cosine_guidance_schedule(
+    step: ArrayLike, total_steps: ArrayLike, start_scale: ArrayLike = 1.0, end_scale: ArrayLike = 7.5
+) -> jax.Array:
     """Returns the scale at a step: start_scale at step 0, end_scale at step total_steps, half a cosine between them.
 
     Args: as for `linear_guidance_schedule`.
@@ -62,10 +67,10 @@ def cosine_guidance_schedule(step: Any, total_steps: Any, start_scale: Any = 1.0
     7.0
     """
     remaining = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step) / total_steps))
-    return end_scale + (start_scale - end_scale) * remaining
+    return jnp.asarray(end_scale + (start_scale - end_scale) * remaining)
 
 
-def scale_on_plan(levels: Level, values: Any) -> Callable[[Level], jax.Array]:
+def scale_on_plan(levels: Level, values: Array | Sequence[float]) -> Callable[[Level], jax.Array]:
     """Returns the scale, a function of the level, whose value is values[i] at levels[i].
 
     Between two levels (inner stages of a solver) it is linear in log SNR; outside the plan it is constant.
@@ -99,7 +104,9 @@ def scale_on_plan(levels: Level, values: Any) -> Callable[[Level], jax.Array]:
     return scale
 
 
-def interval(scale: Scale, low: Any, high: Any, *, outside: Any = 1.0) -> Callable[[Level], jax.Array]:
+def interval(
+    scale: Scale, low: ArrayLike, high: ArrayLike, *, outside: ArrayLike = 1.0
+) -> Callable[[Level], jax.Array]:
     """Returns the scale, a function of the level, that is `scale` if low < sigma / alpha <= high, else `outside`.
 
     Kynkaanniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace
+from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.guidance.scales import scale_on_plan
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.solvers.base import LinearRow, Solver
 
 __all__ = ["one_step_rows", "scale_on_rows", "shift_per_gradient", "shift_scale"]
 
 
-def shift_scale(solver: Solver, amount: Any) -> Callable[[Level], jax.Array]:
+def shift_scale(solver: Solver, amount: ArrayLike) -> Callable[[Level], jax.Array]:
     """Returns the scale, a function of the level, at which guidance by a gradient g moves the next state by amount * g.
 
     Guidance in its epsilon form changes eps by -scale sigma g and x0 by scale sigma^2 / alpha g, so a row
@@ -89,7 +89,7 @@ def shift_per_gradient(rows: LinearRow) -> Array:
     return m * (rows.x0 * level.sigma**2 / level.alpha - rows.eps * level.sigma)
 
 
-def scale_on_rows(rows: LinearRow, values: Any) -> Callable[[Level], jax.Array]:
+def scale_on_rows(rows: LinearRow, values: Array | Sequence[float]) -> Callable[[Level], jax.Array]:
     """Returns the scale, a function of the level, whose value is values[i] at the level of row i.
 
     Args:

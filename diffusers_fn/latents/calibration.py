@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from diffusers_fn._types import Numbers
 from diffusers_fn.latents.codec import Codec
 
 __all__ = ["calibrate", "calibrate_codec"]
 
 
-def calibrate(mean: Any, logvar: Any = None, *, per_channel: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def calibrate(
+    mean: Numbers, logvar: Numbers | None = None, *, per_channel: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns (scale, shift), float64 [] or [C], such that (z - shift) scale has mean 0 and variance 1 over the data.
 
     For z ~ N(mean, exp(logvar)), over all examples and entries,

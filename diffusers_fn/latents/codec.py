@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete, namespace, working_dtype
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.backbones import diagonal_gaussian
 
 __all__ = ["Codec", "in_chunks", "make_codec", "reparameterize", "scale_latents", "scaled"]
@@ -74,7 +75,7 @@ def reparameterize(key: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Ar
     return jax.vmap(diagonal_gaussian.reparameterize)(key, mean, logvar)
 
 
-def scale_latents(z: jax.Array, scale: Any, shift: Any = 0.0) -> jax.Array:
+def scale_latents(z: jax.Array, scale: ArrayLike, shift: ArrayLike = 0.0) -> jax.Array:
     """Returns (z - shift) scale [B, *latent], the latents of the diffusion model.
 
     Args:
@@ -91,7 +92,7 @@ def scale_latents(z: jax.Array, scale: Any, shift: Any = 0.0) -> jax.Array:
     return (z - _per_latent("shift", shift, z)) * _per_latent("scale", scale, z)
 
 
-def scaled(codec: Codec, scale: Any, shift: Any = 0.0) -> Codec:
+def scaled(codec: Codec, scale: ArrayLike, shift: ArrayLike = 0.0) -> Codec:
     """Returns the codec for latents z' = (z - shift) scale, with decode(z') = codec.decode(z' / scale + shift).
 
     Diffusion models are trained on latents of about unit variance (Rombach et al., "High-Resolution Image Synthesis

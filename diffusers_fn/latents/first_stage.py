@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from diffusers_fn import losses
 from diffusers_fn._arrays import check_data, concrete
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.backbones import diagonal_gaussian
 from diffusers_fn.latents.codec import Codec, reparameterize
 
@@ -18,7 +19,7 @@ __all__ = ["autoencoder_loss", "gaussian_nll", "perceptual"]
 
 
 def autoencoder_loss(
-    key: jax.Array, codec: Codec, x: jax.Array, *, error: losses.Error = losses.mse, kl_weight: Any = 1e-6
+    key: jax.Array, codec: Codec, x: jax.Array, *, error: losses.Error = losses.mse, kl_weight: ArrayLike = 1e-6
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns (loss [B], {"reconstruction": [B], "kl": [B]}) of an autoencoder.
 
@@ -57,7 +58,7 @@ def autoencoder_loss(
     return reconstruction + kl_weight * kl / entries, {"reconstruction": reconstruction, "kl": kl}
 
 
-def gaussian_nll(std: Any) -> losses.Error:
+def gaussian_nll(std: ArrayLike) -> losses.Error:
     """Returns the error (out, target) -> -log N(target; out, std^2) in nats per entry, [B].
 
         (target - out)^2 / (2 std^2) + log std + log(2 pi) / 2
@@ -82,7 +83,7 @@ def gaussian_nll(std: Any) -> losses.Error:
 
 
 def perceptual(
-    features: Callable[[jax.Array], Any], weight: Any = 1.0, *, error: losses.Error = losses.mse
+    features: Callable[[jax.Array], Any], weight: ArrayLike = 1.0, *, error: losses.Error = losses.mse
 ) -> losses.Error:
     """Returns the perceptual error (out, target) -> error(out, target) + weight sum_l mse(f_l(out), f_l(target)), [B].
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 
 from diffusers_fn import _random
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.latents.codec import Codec, reparameterize, scale_latents, scaled
 from diffusers_fn.sampling import Samples
 
@@ -35,7 +36,7 @@ class Model(Protocol):
 _M = TypeVar("_M", bound=Model)
 
 
-def in_latent_space(diffusion: _M, codec: Codec, *, scale: Any = 1.0, shift: Any = 0.0) -> _M:
+def in_latent_space(diffusion: _M, codec: Codec, *, scale: ArrayLike = 1.0, shift: ArrayLike = 0.0) -> _M:
     """Returns the diffusion model of latents as a model of data: the loss encodes the batch, samples are decoded.
 
         z = (reparameterize(encode(x)) - shift) scale,    x = decode(z / scale + shift)

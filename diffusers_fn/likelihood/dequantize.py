@@ -12,13 +12,13 @@ level of the model.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, expand, working_dtype
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level, add_noise, check_level
 from diffusers_fn.likelihood.discretized import check_num_levels, discretized_gaussian_log_likelihood
 
@@ -97,7 +97,7 @@ def noise_dequantize(key: jax.Array, x0: jax.Array, level: Level, num_levels: in
     return x, jnp.sum((log_p - log_q).reshape(x.shape[0], -1), axis=1)
 
 
-def bits_per_dim(log_prob: jax.Array, shape: tuple[int, ...], *, num_levels: Any = None) -> jax.Array:
+def bits_per_dim(log_prob: jax.Array, shape: tuple[int, ...], *, num_levels: ArrayLike | None = None) -> jax.Array:
     """Returns bits per dimension [B] from log probabilities or log densities in nats [B].
 
         -log_prob / (D log 2) + log2((num_levels - 1) / 2)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
+from diffusers_fn._types import ArrayLike
+
 __all__ = ["check_num_levels", "discretized_gaussian_log_likelihood", "normal_kl"]
 
 
-def normal_kl(mean1: Any, log_variance1: Any, mean2: Any, log_variance2: Any) -> jax.Array:
+def normal_kl(mean1: ArrayLike, log_variance1: ArrayLike, mean2: ArrayLike, log_variance2: ArrayLike) -> jax.Array:
     """Returns KL(N(mean1, var1) || N(mean2, var2)) in nats, for each entry.
 
         (log var2 - log var1 + var1 / var2 + (mean1 - mean2)^2 / var2 - 1) / 2
@@ -30,7 +30,7 @@ def normal_kl(mean1: Any, log_variance1: Any, mean2: Any, log_variance2: Any) ->
 
 
 def discretized_gaussian_log_likelihood(
-    x: jax.Array, mean: jax.Array, log_std: jax.Array, *, num_levels: Any = 256, approximate: bool = False
+    x: jax.Array, mean: jax.Array, log_std: jax.Array, *, num_levels: ArrayLike = 256, approximate: bool = False
 ) -> jax.Array:
     """Returns log P(x) in nats for each entry: the probability under N(mean, std^2) of the bin around the grey level x.
 
@@ -74,7 +74,7 @@ def discretized_gaussian_log_likelihood(
     return jnp.where(first, log_ndtr(high), jnp.where(last, log_ndtr(-low), inside))
 
 
-def check_num_levels(num_levels: Any) -> None:
+def check_num_levels(num_levels: ArrayLike) -> None:
     """Raises ValueError if a Python number of grey levels is below 2.
 
     >>> check_num_levels(1)

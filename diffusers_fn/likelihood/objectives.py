@@ -6,11 +6,10 @@ section 3.1. Each returns one number per example, [B]; the caller takes the mean
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.discrete import q_sample
 from diffusers_fn.likelihood.vlb import vb_terms_bpd
 from diffusers_fn.losses import Error, Weight, denoising_loss, mse
@@ -26,11 +25,11 @@ def vlb_loss(
     out: jax.Array,
     x0: jax.Array,
     eps: jax.Array,
-    t: Any,
+    t: ArrayLike,
     *,
     parameterization: Parameterization = epsilon,
     variance: Variance = learned_range,
-    num_levels: Any = 256,
+    num_levels: ArrayLike = 256,
     approximate: bool = False,
 ) -> jax.Array:
     """Returns T L_t [B] in bits per dimension; its mean over uniform t is L_vlb without the prior term.
@@ -71,14 +70,14 @@ def hybrid_loss(
     out: jax.Array,
     x0: jax.Array,
     eps: jax.Array,
-    t: Any,
+    t: ArrayLike,
     *,
     parameterization: Parameterization = epsilon,
     variance: Variance = learned_range,
-    vlb_weight: Any = 1e-3,
+    vlb_weight: ArrayLike = 1e-3,
     error: Error = mse,
     weight: Weight | None = None,
-    num_levels: Any = 256,
+    num_levels: ArrayLike = 256,
     approximate: bool = False,
 ) -> jax.Array:
     """Returns L_simple + vlb_weight L_vlb [B] (eq. 16), in which L_vlb trains the variance only.

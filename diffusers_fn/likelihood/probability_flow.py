@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import check_data, expand, namespace, working_dtype
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.levels import Level
 from diffusers_fn.likelihood.traces import Trace, hutchinson
@@ -158,7 +159,7 @@ def standard_prior(x: jax.Array, level: Level) -> jax.Array:
     return _normal_log_density(x, 0.0, level.sigma**2)
 
 
-def gaussian_prior(mean: Any = 0.0, std: Any = 1.0) -> Prior:
+def gaussian_prior(mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> Prior:
     """Returns the prior N(alpha mean, alpha^2 std^2 + sigma^2), the marginal of N(mean, std^2) data at the first level.
 
     Args:

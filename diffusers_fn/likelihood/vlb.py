@@ -10,7 +10,6 @@ entries of an example.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ import numpy as np
 
 from diffusers_fn import _random, losses
 from diffusers_fn._arrays import check_data, namespace, working_dtype
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.discrete import (
     p_mean_variance,
@@ -97,12 +97,12 @@ def vb_terms_bpd(
     model_output: jax.Array,
     x_start: jax.Array,
     x_t: jax.Array,
-    t: Any,
+    t: ArrayLike,
     *,
     parameterization: Parameterization = epsilon,
     variance: Variance = fixed_small,
     clip_denoised: bool = True,
-    num_levels: Any = 256,
+    num_levels: ArrayLike = 256,
     approximate: bool = False,
 ) -> VbTerms:
     """Returns the term L_t of the bound, KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 for t = 0.
@@ -151,8 +151,8 @@ def calc_bpd(
     *,
     variance: Variance = fixed_small,
     clip_denoised: bool = True,
-    labels: Any = None,
-    num_levels: Any = 256,
+    labels: ArrayLike | None = None,
+    num_levels: ArrayLike = 256,
     approximate: bool = False,
 ) -> Bound:
     """Returns the bound on -log2 P(x_start) for each example, with its T terms.

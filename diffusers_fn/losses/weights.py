@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from diffusers_fn._arrays import check_positive, namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import Array
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.parameterizations import Parameterization
 from diffusers_fn.processes import Process
 

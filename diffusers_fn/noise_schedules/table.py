@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import concrete, entries, is_traced, namespace
+from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.levels import Level
 from diffusers_fn.noise_schedules.betas import check_betas
 
@@ -52,19 +53,19 @@ class NoiseSchedule:
       posterior_mean_coef2: the coefficient of x_t in the posterior mean (eq. 7).
     """
 
-    betas: Any
-    alphas: Any
-    alphas_cumprod: Any
-    alphas_cumprod_prev: Any
-    sqrt_alphas_cumprod: Any
-    sqrt_one_minus_alphas_cumprod: Any
-    log_one_minus_alphas_cumprod: Any
-    sqrt_recip_alphas_cumprod: Any
-    sqrt_recipm1_alphas_cumprod: Any
-    posterior_variance: Any
-    posterior_log_variance_clipped: Any
-    posterior_mean_coef1: Any
-    posterior_mean_coef2: Any
+    betas: Array
+    alphas: Array
+    alphas_cumprod: Array
+    alphas_cumprod_prev: Array
+    sqrt_alphas_cumprod: Array
+    sqrt_one_minus_alphas_cumprod: Array
+    log_one_minus_alphas_cumprod: Array
+    sqrt_recip_alphas_cumprod: Array
+    sqrt_recipm1_alphas_cumprod: Array
+    posterior_variance: Array
+    posterior_log_variance_clipped: Array
+    posterior_mean_coef1: Array
+    posterior_mean_coef2: Array
 
 
 def make_noise_schedule(betas: np.ndarray) -> NoiseSchedule:
@@ -105,7 +106,7 @@ def make_noise_schedule(betas: np.ndarray) -> NoiseSchedule:
         )
 
 
-def level_at(schedule: NoiseSchedule, t: Any) -> Level:
+def level_at(schedule: NoiseSchedule, t: ArrayLike) -> Level:
     """Returns the level at timestep t: alpha = sqrt(alpha_bar_t), sigma = sqrt(1 - alpha_bar_t).
 
     t = -1 is the clean level (alpha 1, sigma 0). NumPy integers give float64 NumPy arrays, for plans on the host; JAX
@@ -132,7 +133,7 @@ def level_at(schedule: NoiseSchedule, t: Any) -> Level:
     return Level(alpha, sigma, namespace(alpha).asarray(t).astype(alpha.dtype)[()])
 
 
-def table_entry(schedule: NoiseSchedule, field: str, t: Any) -> Any:
+def table_entry(schedule: NoiseSchedule, field: str, t: ArrayLike) -> Any:
     """Returns the values of one field of the noise schedule at timesteps t in [0, T-1]; S, as for `level_at`.
 
     Raises:
@@ -170,7 +171,7 @@ def respace(schedule: NoiseSchedule, timesteps: np.ndarray) -> NoiseSchedule:
     check_timesteps(schedule, timesteps, lowest=0)
     if timesteps.size == 0 or np.any(np.diff(timesteps) == 0):
         raise ValueError(f"timesteps to keep must be distinct, and one or more; got {timesteps}")
-    alphas_cumprod = schedule.alphas_cumprod[timesteps]
+    alphas_cumprod = np.asarray(schedule.alphas_cumprod)[timesteps]
     return make_noise_schedule(1.0 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]]))
 
 
@@ -189,7 +190,7 @@ def on_host(schedule: NoiseSchedule) -> NoiseSchedule:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), schedule)
 
 
-def check_timesteps(schedule: NoiseSchedule, t: Any, lowest: int = 0) -> None:
+def check_timesteps(schedule: NoiseSchedule, t: ArrayLike, lowest: int = 0) -> None:
     """Raises ValueError unless t has an integer dtype and, if it is not traced, lies in [lowest, T-1].
 
     >>> from diffusers_fn.noise_schedules import linear_betas

@@ -89,7 +89,9 @@ def measure_order(
     return float(-np.log(errors[-1] / errors[-2]) / np.log(sizes[-1] / sizes[-2]))
 
 
-def marginal_moments(solver: Solver, mean: Any = MEAN, std: Any = STD, *, start: Any = None) -> tuple[Any, Any]:
+def marginal_moments(
+    solver: Solver, mean: float = MEAN, std: float = STD, *, start: tuple[Any, Any] | None = None
+) -> tuple[Any, Any]:
     """Returns the exact (mean, standard deviation) of a solver's samples for N(mean, std^2) data.
 
     The exact denoiser of a Gaussian is affine, so all states are Gaussian, and each row of the table maps their mean

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import expand, namespace
+from diffusers_fn._types import Array, Numbers
 from diffusers_fn.denoisers import Denoiser
-from diffusers_fn.levels import Array, Level
+from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-def gaussian(mean: Any, std: Any) -> Denoiser:
+def gaussian(mean: Numbers, std: Numbers) -> Denoiser:
     """Returns the exact denoiser of data whose entries are independent, each N(mean, std^2).
 
         E[x0 | x] = mean + alpha std^2 / var (x - alpha mean),   E[eps | x] = sigma / var (x - alpha mean)
@@ -63,7 +64,7 @@ def gaussian(mean: Any, std: Any) -> Denoiser:
     return denoise
 
 
-def mixture(weights: Any, means: Any, stds: Any, *, independent: bool = False) -> Denoiser:
+def mixture(weights: Numbers, means: Numbers, stds: Numbers, *, independent: bool = False) -> Denoiser:
     """Returns the exact denoiser of a mixture of K Gaussians with diagonal covariances.
 
         E[x0 | x] = sum_k r_k(x) E[x0 | x, k],   r_k proportional to w_k N(x; alpha mean_k, alpha^2 std_k^2 + sigma^2)
@@ -102,7 +103,7 @@ def mixture(weights: Any, means: Any, stds: Any, *, independent: bool = False) -
     return denoise
 
 
-def finite(data: Any) -> Denoiser:
+def finite(data: Numbers) -> Denoiser:
     """Returns the exact denoiser of the uniform distribution over M given examples.
 
         E[x0 | x] = sum_m softmax_m(-|x - alpha data_m|^2 / (2 sigma^2)) data_m
@@ -126,7 +127,7 @@ def finite(data: Any) -> Denoiser:
     def denoise(x: Array, level: Level, cond: Any = None) -> Prediction:
         xp = namespace(data, x, level.alpha, level.sigma)
         x = as_data(x, xp)
-        examples: Array = on_host if xp is np else on_device.astype(x.dtype)
+        examples: Any = on_host if xp is np else on_device.astype(x.dtype)
         if examples.shape[1:] != x.shape[1:]:
             raise ValueError(f"x's examples must have the data's shape {examples.shape[1:]}; got {x.shape[1:]}")
         alpha, sigma = per_example(level.alpha, x, xp), per_example(level.sigma, x, xp)
@@ -186,7 +187,7 @@ def as_data(x: Array, xp: ModuleType) -> Array:
     return np.asarray(x, np.float64) if xp is np else jnp.asarray(x)
 
 
-def per_example(coefficient: Any, x: Array, xp: ModuleType) -> Array:
+def per_example(coefficient: Any, x: Any, xp: ModuleType) -> Any:
     """Returns a coefficient [] or [B] shaped to multiply x [B, ...].
 
     >>> per_example(np.array([2.0, 3.0]), np.ones((2, 4)), np).shape
@@ -198,7 +199,7 @@ def per_example(coefficient: Any, x: Array, xp: ModuleType) -> Array:
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim if coefficient.ndim else 0))
 
 
-def _per_entry(value: Any, x: Array, xp: ModuleType) -> Array:
+def _per_entry(value: Any, x: Any, xp: ModuleType) -> Any:
     """A number, or an array with the shape of one example, shaped to combine with x [B, ...]."""
     value = xp.asarray(value, x.dtype)
     if value.shape not in ((), x.shape[1:]):

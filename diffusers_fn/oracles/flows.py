@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.levels import Array, Level
+from diffusers_fn._types import Array, ArrayLike, Numbers
+from diffusers_fn.levels import Level
 from diffusers_fn.oracles.denoisers import as_data, components_last, mixture_components, per_example
 
 __all__ = ["draw_mixture", "gaussian_flow", "mixture_flow", "mixture_log_prob"]
 
 
-def gaussian_flow(mean: Any, std: Any, x: Any, start: Level, end: Level) -> Any:
+def gaussian_flow(mean: ArrayLike, std: ArrayLike, x: ArrayLike, start: Level, end: Level) -> Array:
     """Returns the end of the probability flow of N(mean, std^2) data from x at one level to another, up or down.
 
     The flow is affine and preserves the standard score:
@@ -37,10 +37,11 @@ def gaussian_flow(mean: Any, std: Any, x: Any, start: Level, end: Level) -> Any:
     """
     xp = namespace(mean, std, x, start, end)
     spread = lambda level: xp.sqrt((level.alpha * std) ** 2 + level.sigma**2)  # noqa: E731
-    return end.alpha * mean + spread(end) / spread(start) * (x - start.alpha * mean)
+    moved: Array = end.alpha * mean + spread(end) / spread(start) * (x - start.alpha * mean)
+    return moved
 
 
-def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, start: Level, end: Level) -> np.ndarray:
+def mixture_flow(weights: Numbers, means: Numbers, stds: Numbers, x: Numbers, start: Level, end: Level) -> np.ndarray:
     """Returns the end of the probability flow of mixture data from x, for each entry; it preserves the quantile.
 
         F'(x') = F(x),   F the distribution function of sum_k w_k N(alpha mean_k, alpha^2 std_k^2 + sigma^2)
@@ -62,24 +63,24 @@ def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, start: Level, end:
     >>> mixture_flow([0.5, 0.5], [-1.0, 1.0], [0.1, 0.1], np.array([6.7448975]), noisy, clean).round(4)
     array([1.])
     """
-    weights, means, stds = (np.asarray(a, np.float64) for a in (weights, means, stds))
-    if weights.ndim != 1 or means.shape != weights.shape or stds.shape != weights.shape:
-        raise ValueError(f"weights, means and stds must be [K]; got {weights.shape}, {means.shape}, {stds.shape}")
-    weights = weights / weights.sum()
+    shares, centres, widths = (np.asarray(a, np.float64) for a in (weights, means, stds))
+    if shares.ndim != 1 or centres.shape != shares.shape or widths.shape != shares.shape:
+        raise ValueError(f"weights, means and stds must be [K]; got {shares.shape}, {centres.shape}, {widths.shape}")
+    shares = shares / shares.sum()
     x = np.asarray(x, np.float64)
     erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
     def tail(x: np.ndarray, level: Level, upper: np.ndarray) -> np.ndarray:
         """The probability above x if `upper`, else below x; the smaller of the two is accurate."""
-        spread = np.sqrt((level.alpha * stds) ** 2 + level.sigma**2)
-        score = (x[..., None] - level.alpha * means) / spread
-        return np.sum(weights * 0.5 * erfc(np.where(upper[..., None], score, -score) / np.sqrt(2.0)), axis=-1)
+        spread = np.sqrt((level.alpha * widths) ** 2 + level.sigma**2)
+        score = (x[..., None] - level.alpha * centres) / spread
+        return np.sum(shares * 0.5 * erfc(np.where(upper[..., None], score, -score) / np.sqrt(2.0)), axis=-1)
 
     upper = tail(x, start, np.zeros(x.shape, bool)) > 0.5
     target = tail(x, start, upper)
-    reach = 40.0 * np.sqrt((end.alpha * stds) ** 2 + end.sigma**2).max()
-    low = np.full(x.shape, (end.alpha * means).min() - reach)
-    high = np.full(x.shape, (end.alpha * means).max() + reach)
+    reach = 40.0 * np.sqrt((end.alpha * widths) ** 2 + end.sigma**2).max()
+    low = np.full(x.shape, (end.alpha * centres).min() - reach)
+    high = np.full(x.shape, (end.alpha * centres).max() + reach)
     for _ in range(90):  # bisection to rounding
         middle = 0.5 * (low + high)
         left = np.where(upper, tail(middle, end, upper) > target, tail(middle, end, upper) < target)
@@ -88,7 +89,7 @@ def mixture_flow(weights: Any, means: Any, stds: Any, x: Any, start: Level, end:
 
 
 def mixture_log_prob(
-    weights: Any, means: Any, stds: Any, *, independent: bool = False
+    weights: Numbers, means: Numbers, stds: Numbers, *, independent: bool = False
 ) -> Callable[[Array, Level], Array]:
     """Returns (x, level) -> [B], the log density in nats of x at a level for mixture data.
 
@@ -124,7 +125,7 @@ def mixture_log_prob(
     return log_prob
 
 
-def draw_mixture(key: jax.Array, weights: Any, means: Any, stds: Any, num: int) -> jax.Array:
+def draw_mixture(key: jax.Array, weights: Numbers, means: Numbers, stds: Numbers, num: int) -> jax.Array:
     """Returns num samples of mixture data, [num, ...].
 
     Args:

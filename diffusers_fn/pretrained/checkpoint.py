@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-
+from diffusers_fn.pretrained.downloads import check_download, check_pipeline
 from diffusers_fn.pretrained.safetensors_file import StoredTensor, open_safetensors, strict_json
+from diffusers_fn.pretrained.torch_file import open_torch_file
 
 __all__ = ["Checkpoint", "open_checkpoint", "read_json"]
 
 # Looked for in this order. A folder with exactly one weights file of any other name is accepted too.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# Names of averaged parameters in training checkpoints, which are those to sample with.
+_AVERAGED = ("ema", "model_ema", "ema_model", "ema_state_dict", "params_ema")
 _SHARD = re.compile(r"-\d+-of-\d+\.")  # one of several files that an index lists
 _INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")  # .index.json, or .index.fp16.json for a variant
 
@@ -35,9 +34,10 @@ def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> 
     """Returns the checkpoint at a path: a weights file, an index of several, or a folder with either.
 
     Args:
-      path: a .safetensors file, a .bin, .pt or .pth file (read by torch's weights-only loader), an .index.json,
-        or a folder that holds one of these.
-      key: the key of the state dict in a torch file that holds more than one object, e.g. "ema".
+      path: a .safetensors file, a torch file (.bin, .pt, .pth or .ckpt, see `open_torch_file`), an .index.json, or a
+        folder that holds one of these.
+      key: the key of the state dict in a torch file that holds more than one object, e.g. "model"; None selects the
+        averaged parameters if there are any, or else the only state dict.
 
     Raises:
       OSError: if nothing exists at the path or it cannot be read.
@@ -46,6 +46,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> 
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder exists at {path}")
+    check_pipeline(path)
     weights = _find_weights(path) if path.is_dir() else path
     tensors = _open_index(weights) if _INDEX.search(weights.name) else _open_file(weights, key)
     config_path = weights.parent / "config.json"
@@ -54,6 +55,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; ValueError if the file is damaged or holds anything else."""
+    check_download(path)
     try:
         content = strict_json(path.read_bytes())
     except ValueError as error:
@@ -89,8 +91,12 @@ def _open_index(path: Path) -> dict[str, StoredTensor]:
     for name in files:  # check all names before opening the first file
         if name != os.path.basename(name) or "\\" in name or "\0" in name or name in ("", ".", ".."):
             raise ValueError(f"{path} lists the file {name!r}; allowed are files in its own folder")
-        if not (path.parent / name).is_file():
-            raise ValueError(f"{path} lists {name!r}, which does not exist")
+    absent = [name for name in files if not (path.parent / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{path} lists {len(files)} files, of which {len(absent)} do not exist beside it; download them too: "
+            f"{', '.join(absent[:10])}{', ...' if len(absent) > 10 else ''}"
+        )
     tensors: dict[str, StoredTensor] = {}
     for name in files:
         shard = _open_file(path.parent / name, None)
@@ -105,50 +111,42 @@ def _open_index(path: Path) -> dict[str, StoredTensor]:
 
 
 def _open_file(path: Path, key: str | None) -> dict[str, StoredTensor]:
-    if path.suffix == ".safetensors":
-        return open_safetensors(path)
-    if path.suffix in _TORCH_SUFFIXES:
-        return _open_torch(path, key)
-    raise ValueError(f"{path} must end with .safetensors, .index.json, {' or '.join(_TORCH_SUFFIXES)}")
+    if path.suffix not in (".safetensors", *_TORCH_SUFFIXES):
+        raise ValueError(f"{path} must end with .safetensors, .index.json, {' or '.join(_TORCH_SUFFIXES)}")
+    check_download(path)
+    return open_safetensors(path) if path.suffix == ".safetensors" else _state_dict(open_torch_file(path), path, key)
 
 
-def _open_torch(path: Path, key: str | None) -> dict[str, StoredTensor]:
-    """Returns the tensors of a torch file. Its pickle is only ever read by torch's weights-only loader."""
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError:
-        raise ValueError(
-            f"{path} is a torch pickle, which only torch's weights-only loader can read safely, and torch is not "
-            "installed; install it, or use the .safetensors file"
-        ) from None
-    with open(path, "rb"):  # raises OSError if unreadable; all failures below are due to the content
-        pass
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights alone: {error}") from error
-    if key is not None:
-        if not isinstance(content, Mapping) or key not in content:
-            raise ValueError(f"{path} has no {key!r}; it has {_quoted(content)}")
-        content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path} is not a state dict; pass key, one of {_quoted(content)}")
-    return {name: _torch_stored(torch, value) for name, value in content.items()}
+def _state_dict(content: Any, path: Path, key: str | None) -> dict[str, StoredTensor]:
+    """Returns the state dict in a torch file: all of it, or the entry `key`."""
+    if key is None and _is_state_dict(content):
+        return content
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}; allowed are state dicts, or a dict of them")
+    if key is not None and key not in content:
+        raise ValueError(f"{path} has no {key!r}; it has {_quoted(content)}")
+    found = [str(name) for name, value in content.items() if _is_state_dict(value)]
+    if key is None:
+        averaged = [name for name in _AVERAGED if name in found]
+        if not averaged and len(found) != 1:
+            raise ValueError(
+                f"{path} is not a state dict; pass key, one of {', '.join(map(repr, found))}"
+                if found
+                else f"{path} has no state dict; it has {_quoted(content)}"
+            )
+        key = (averaged or found)[0]
+    if key not in found:
+        raise ValueError(f"{key!r} in {path} is no state dict; those are {', '.join(map(repr, found)) or 'none'}")
+    return content[key]
 
 
-def _torch_stored(torch: Any, tensor: Any) -> StoredTensor:
-    """Returns a torch tensor as a `StoredTensor`; bfloat16, which NumPy lacks, is passed on as 16-bit integers."""
-    is_bfloat16 = tensor.dtype == torch.bfloat16
-    try:
-        dtype = np.dtype(jnp.bfloat16) if is_bfloat16 else np.dtype(str(tensor.dtype).removeprefix("torch."))
-    except TypeError:
-        raise ValueError(f"a tensor has dtype {tensor.dtype}, which NumPy and JAX cannot represent") from None
-
-    def read() -> np.ndarray:
-        plain = tensor.detach().contiguous()
-        return plain.view(torch.int16).numpy().view(dtype) if is_bfloat16 else plain.numpy()
-
-    return StoredTensor(tuple(tensor.shape), dtype, read)
+def _is_state_dict(value: Any) -> bool:
+    """Whether a value maps names to tensors, and to nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(entry, StoredTensor) for name, entry in value.items())
+    )
 
 
 def _quoted(names: Any) -> str:

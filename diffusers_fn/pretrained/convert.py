@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from diffusers_fn.pretrained.checks import (
     Shapes,
@@ -25,8 +26,10 @@ from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Family
 from diffusers_fn.pretrained.safetensors_file import StoredTensor
 
-__all__ = ["TensorSpecs", "describe_tensors", "from_torch", "parameter_shapes", "to_torch"]
+__all__ = ["Placement", "TensorSpecs", "describe_tensors", "from_torch", "parameter_shapes", "to_torch"]
 
+# Where parameters go: everywhere the same, a tree of shardings, or a function (path, shape) -> sharding.
+Placement = jax.sharding.Sharding | Mapping[str, Any] | Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None
 TensorSpecs = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -35,8 +38,8 @@ def from_torch(
     module: nn.Module,
     family: Family,
     *,
-    sharding: Any = None,
-    dtype: Any = None,
+    sharding: Placement = None,
+    dtype: DTypeLike | None = None,
     allow_nonfinite: bool = False,
 ) -> dict[str, Any]:
     """Returns the parameters of a module, to apply as {"params": params}, from a state dict of the reference.
@@ -184,7 +187,7 @@ def _renamed(stored: dict[str, StoredTensor], family: Family) -> dict[str, Store
     return found
 
 
-def _sharding_by_path(sharding: Any, shapes: Shapes) -> Callable[[str], jax.sharding.Sharding | None]:
+def _sharding_by_path(sharding: Placement, shapes: Shapes) -> Callable[[str], jax.sharding.Sharding | None]:
     """Returns a function path -> sharding from any form of `from_torch`'s argument."""
     if sharding is None or isinstance(sharding, jax.sharding.Sharding):
         return lambda path: sharding

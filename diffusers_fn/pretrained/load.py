@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+from jax.typing import DTypeLike
 
 from diffusers_fn.pretrained import (
     autoencoder_kl,
@@ -22,8 +23,9 @@ from diffusers_fn.pretrained import (
     uvit,
 )
 from diffusers_fn.pretrained.checkpoint import open_checkpoint
-from diffusers_fn.pretrained.convert import from_torch
+from diffusers_fn.pretrained.convert import Placement, from_torch
 from diffusers_fn.pretrained.family import Family
+from diffusers_fn.pretrained.prefixes import find_prefix, without_prefix
 
 __all__ = ["FAMILIES", "class_names", "find_family", "load"]
 
@@ -50,8 +52,9 @@ def load(
     families: Sequence[Family] = (),
     config: Mapping[str, Any] | None = None,
     key: str | None = None,
-    sharding: Any = None,
-    dtype: Any = None,
+    prefix: str | None = None,
+    sharding: Placement = None,
+    dtype: DTypeLike | None = None,
     allow_nonfinite: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns (module, params) of a published network; module.apply({"params": params}, x, t, cond) runs it.
@@ -62,11 +65,15 @@ def load(
 
     Args:
       path: a .safetensors file, an index of several (.index.json), or a folder that holds one of these and a
-        config.json. Torch's .bin, .pt and .pth files are read by torch's weights-only loader if torch is installed.
+        config.json. Torch's .bin, .pt, .pth and .ckpt files are read too, without torch.
       family: a name in `FAMILIES` or `families`, or a `Family`; None selects it by the class name in the config.
       families: families defined outside this package; they take precedence over those in `FAMILIES`.
       config: the reference's config, if there is no config.json beside the weights.
-      key: the key of the state dict in a torch file that holds more than one object, e.g. "ema".
+      key: the key of the state dict in a torch file that holds more than one object, e.g. "model"; None selects the
+        averaged parameters ("ema" or a similar name) if there are any, or else the only state dict.
+      prefix: what the names of the network's tensors begin with in the file, e.g. "model.diffusion_model."; tensors of
+        other names are left out. None finds it: names that fit as they are, or the only prefix, such as "module.",
+        without which they fit whole.
       sharding: where the parameters go: None for the default device; one jax.sharding.Sharding for all; a tree of
         them like the parameters; or a function (path, shape) -> Sharding, with a path like "conv_in/kernel".
       dtype: the dtype of the parameters; None keeps that of the file. The dtype of the computation is the module's
@@ -99,9 +106,12 @@ def load(
         module = family.from_config(config)
     except Exception as error:  # of any type: a damaged config fails wherever it is first used
         raise ValueError(f"this config is not valid for the family {family.name!r}: {error}") from error
-    params = from_torch(
-        checkpoint.tensors, module, family, sharding=sharding, dtype=dtype, allow_nonfinite=allow_nonfinite
-    )
+    prefix = find_prefix(checkpoint.tensors, module, family) if prefix is None else prefix
+    tensors = without_prefix(checkpoint.tensors, prefix)
+    try:
+        params = from_torch(tensors, module, family, sharding=sharding, dtype=dtype, allow_nonfinite=allow_nonfinite)
+    except ValueError as error:
+        raise ValueError(f"without the prefix {prefix!r} of their names: {error}" if prefix else str(error)) from error
     return module, params
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusers_fn._arrays import concrete, floating, namespace
-from diffusers_fn.levels import Array, Level
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level
 
 __all__ = ["Process", "TimeFunction", "at_log_snr", "check_ordered", "make_process", "on_circle", "ones", "sigmoid"]
 
@@ -37,11 +38,11 @@ class Process(NamedTuple):
     t_min: float
     t_max: float
 
-    def __call__(self, t: Any) -> Level:
+    def __call__(self, t: ArrayLike) -> Level:
         return self.level(t)
 
 
-def at_log_snr(process: Process, log_snr: Any) -> Level:
+def at_log_snr(process: Process, log_snr: ArrayLike) -> Level:
     """Returns the level of a process at a log SNR, shape [] or [N].
 
     >>> from diffusers_fn.processes import flow
@@ -74,16 +75,16 @@ def make_process(
     np.float64(0.25)
     """
 
-    def checked_level(t: Any) -> Level:
+    def checked_level(t: ArrayLike) -> Level:
         t = _check_time(t, domain)
         alpha, sigma = coefficients(t)
         return Level(alpha, sigma, label(t))
 
-    def checked_rates(t: Any) -> tuple[Array, Array]:
+    def checked_rates(t: ArrayLike) -> tuple[Array, Array]:
         with np.errstate(divide="ignore"):  # infinite where alpha = 0
             return rates(_check_time(t, domain))
 
-    def time_at(log_snr: Any) -> Array:
+    def time_at(log_snr: ArrayLike) -> Array:
         return time(floating(log_snr))
 
     return Process(checked_level, time_at, checked_rates, *ends)
@@ -99,7 +100,7 @@ def sigmoid(x: Any) -> Array:
     return xp.exp(-xp.logaddexp(0.0, -x))
 
 
-def on_circle(log_snr: Any) -> tuple[Array, Array]:
+def on_circle(log_snr: ArrayLike) -> tuple[Array, Array]:
     """Returns (alpha, sigma) with alpha^2 + sigma^2 = 1 at a log SNR.
 
     >>> alpha, sigma = on_circle(0.0)

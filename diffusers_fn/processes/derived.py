@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from diffusers_fn._arrays import concrete, floating, namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes.base import Process, TimeFunction
 
 __all__ = ["exchanged", "labelled", "shifted"]
@@ -36,16 +35,16 @@ def shifted(process: Process, shift: float) -> Process:
         raise ValueError(f"shift must be positive; got {shift}")
     offset = 2 * namespace(shift).log(shift)
 
-    def moved(t: Any) -> Array:
+    def moved(t: ArrayLike) -> Array:
         return process.time(log_snr(process.level(t)) - offset)
 
-    def level(t: Any) -> Level:
+    def level(t: ArrayLike) -> Level:
         return process.level(moved(t))
 
-    def time(log_snr: Any) -> Array:
+    def time(log_snr: ArrayLike) -> Array:
         return process.time(log_snr + offset)
 
-    def rates(t: Any) -> tuple[Array, Array]:
+    def rates(t: ArrayLike) -> tuple[Array, Array]:
         # dt' / dt is the ratio of the derivatives of log SNR, -g^2 / sigma^2, at t and at t'.
         t_moved = moved(t)
         f, g2 = process.rates(t_moved)
@@ -75,7 +74,7 @@ def labelled(process: Process, label: TimeFunction) -> Process:
     np.float64(250.0)
     """
 
-    def level(t: Any) -> Level:
+    def level(t: ArrayLike) -> Level:
         old = process.level(t)
         return Level(old.alpha, old.sigma, label(floating(t)))
 
@@ -93,11 +92,11 @@ def exchanged(process: Process) -> Process:
     Level(alpha=np.float64(0.25), sigma=np.float64(0.75), t=np.float64(0.25))
     """
 
-    def level(t: Any) -> Level:
+    def level(t: ArrayLike) -> Level:
         old = process.level(t)
         return Level(old.sigma, old.alpha, old.t)
 
-    def rates(t: Any) -> tuple[Array, Array]:
+    def rates(t: ArrayLike) -> tuple[Array, Array]:
         # From d(log alpha) = f dt and d(sigma^2) = (g^2 + 2 f sigma^2) dt.
         f, g2 = process.rates(t)
         old = process.level(t)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace
-from diffusers_fn.levels import Array
+from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.processes.base import Process, TimeFunction, check_ordered, make_process, on_circle, ones, sigmoid
 
 __all__ = ["cosine", "edm", "flow", "sub_vp", "trigonometric", "ve", "vp"]
@@ -33,12 +33,12 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
     check_ordered(beta_min=beta_min, beta_max=beta_max)
     integral, inverse = _linear_beta(beta_min, beta_max)
 
-    def coefficients(t: Any) -> tuple[Array, Array]:
+    def coefficients(t: ArrayLike) -> tuple[Array, Array]:
         b = integral(t)
         xp = namespace(b)
         return xp.exp(-b / 2), xp.sqrt(-xp.expm1(-b))
 
-    def time(log_snr: Any) -> Array:  # 1 / alpha^2 = 1 + 1 / SNR
+    def time(log_snr: ArrayLike) -> Array:  # 1 / alpha^2 = 1 + 1 / SNR
         return inverse(namespace(log_snr).logaddexp(0.0, -log_snr))
 
     def rates(t: Any) -> tuple[Array, Array]:
@@ -64,12 +64,12 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
     check_ordered(beta_min=beta_min, beta_max=beta_max)
     integral, inverse = _linear_beta(beta_min, beta_max)
 
-    def coefficients(t: Any) -> tuple[Array, Array]:
+    def coefficients(t: ArrayLike) -> tuple[Array, Array]:
         b = integral(t)
         xp = namespace(b)
         return xp.exp(-b / 2), -xp.expm1(-b)
 
-    def time(log_snr: Any) -> Array:  # sigma / alpha = 1 / alpha - alpha = 2 sinh(B / 2)
+    def time(log_snr: ArrayLike) -> Array:  # sigma / alpha = 1 / alpha - alpha = 2 sinh(B / 2)
         xp = namespace(log_snr)
         return inverse(2 * xp.arcsinh(xp.exp(-log_snr / 2) / 2))
 
@@ -100,11 +100,11 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Process:
     log_ratio = namespace(ratio).log(ratio)
     log_min = namespace(sigma_min).log(sigma_min)
 
-    def coefficients(t: Any) -> tuple[Array, Array]:
+    def coefficients(t: ArrayLike) -> tuple[Array, Array]:
         sigma = namespace(t, ratio).exp(log_min + log_ratio * t)
         return ones(sigma), sigma
 
-    def time(log_snr: Any) -> Array:
+    def time(log_snr: ArrayLike) -> Array:
         return (-log_snr / 2 - log_min) / log_ratio
 
     def rates(t: Any) -> tuple[Array, Array]:
@@ -136,13 +136,13 @@ def cosine(s: float = 0.008) -> Process:
     xp = namespace(s)
     cos_start, sin_start = xp.cos(c * s), xp.sin(c * s)
 
-    def coefficients(t: Any) -> tuple[Array, Array]:
+    def coefficients(t: ArrayLike) -> tuple[Array, Array]:
         # cos(theta) = sin(c (1 - t)) is 0 at t = 1; sigma^2 is a product of sines, without cancellation near t = 0.
         xp = namespace(t, c)
         sigma2 = xp.sin(c * t) * xp.sin(c * (t + 2 * s)) / cos_start**2
         return xp.sin(c * (1 - t)) / cos_start, xp.sqrt(sigma2)
 
-    def time(log_snr: Any) -> Array:
+    def time(log_snr: ArrayLike) -> Array:
         alpha, sigma = on_circle(log_snr)
         sin_theta = namespace(sigma, s).sqrt(sin_start**2 + (cos_start * sigma) ** 2)
         return namespace(sin_theta).arctan2(sin_theta, cos_start * alpha) / c - s
@@ -184,7 +184,7 @@ def flow() -> Process:
     Level(alpha=np.float64(0.75), sigma=np.float64(0.25), t=np.float64(0.25))
     """
 
-    def time(log_snr: Any) -> Array:
+    def time(log_snr: ArrayLike) -> Array:
         return sigmoid(-log_snr / 2)
 
     def rates(t: Any) -> tuple[Array, Array]:
@@ -210,7 +210,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
     """
     check_ordered(strictly=True, sigma_min=sigma_min, sigma_max=sigma_max)
 
-    def time(log_snr: Any) -> Array:
+    def time(log_snr: ArrayLike) -> Array:
         return namespace(log_snr).exp(-log_snr / 2)
 
     return make_process(
@@ -227,7 +227,7 @@ def _linear_beta(beta_min: Any, beta_max: Any) -> tuple[TimeFunction, TimeFuncti
     """Returns B(t), the integral of beta from 0 to t, and its inverse."""
     slope = beta_max - beta_min
 
-    def integral(t: Any) -> Array:
+    def integral(t: ArrayLike) -> Array:
         return t * (beta_min + slope * t / 2)
 
     def inverse(b: Any) -> Array:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes.base import Process, at_log_snr, on_circle
 
 __all__ = ["between"]
 
 
-def between(start: Level, end: Level, fraction: Any, process: Process | None = None) -> Level:
+def between(start: Level, end: Level, fraction: ArrayLike, process: Process | None = None) -> Level:
     """Returns the level at log SNR (1 - fraction) log_snr(start) + fraction log_snr(end), S = [] or [N].
 
     With a process it is the level of that process, time label included. Without one it lies on the circle

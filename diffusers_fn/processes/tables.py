@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace
-from diffusers_fn.levels import Array
+from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.noise_schedules import NoiseSchedule, on_host
 from diffusers_fn.processes.base import Process, TimeFunction, make_process, on_circle
 
@@ -80,10 +80,10 @@ def tabulated(schedule: NoiseSchedule, interpolation: Interpolation = linear_log
         xp = namespace(x)
         return xp.interp(x, xp.asarray(knots, x.dtype), xp.asarray(values, x.dtype))
 
-    def coefficients(t: Any) -> tuple[Array, Array]:
+    def coefficients(t: ArrayLike) -> tuple[Array, Array]:
         return on_circle(interpolation.log_snr(interpolate(t, steps, table)))
 
-    def time(log_snr: Any) -> Array:
+    def time(log_snr: ArrayLike) -> Array:
         _check_within_table(log_snr, log_snrs)
         return interpolate(interpolation.of(log_snr), table[rising], steps[rising])
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import concrete, expand, namespace
+from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.denoisers import Denoiser
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes import Process, between
 from diffusers_fn.solvers.base import Solver, Step
 from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
@@ -56,11 +57,11 @@ class AdaptiveStep(Step):
 
 def adaptive(
     levels: Level,
-    rtol: Any = 1e-5,
-    atol: Any = 1e-5,
+    rtol: ArrayLike = 1e-5,
+    atol: ArrayLike = 1e-5,
     *,
     process: Process | None = None,
-    max_step_size: Any = 2.0,
+    max_step_size: ArrayLike = 2.0,
     method: Any = None,
     max_steps: int = 1000,
 ) -> Solver:
@@ -141,7 +142,7 @@ class _Adaptive:
     ) -> tuple[AdaptiveState, AdaptiveStep]:
         diffrax, x = _diffrax(), state.x
 
-        def path(u: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Level]:
+        def path(u: jax.Array) -> tuple[tuple[Array, Array], Level]:
             level = between(row.start, row.end, u, self.process)
             return (level.alpha, level.sigma), level
 

@@ -57,8 +57,9 @@ import numpy as np
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import expand, namespace, safe_sqrt
+from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.denoisers import Denoiser
-from diffusers_fn.levels import Array, Level
+from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
 
 __all__ = [
@@ -157,14 +158,14 @@ class History:
 def linear_solver(
     levels: Level,
     *,
-    x: Sequence[Any],
-    x0: Any,
-    eps: Any,
-    m: Sequence[Any] = (1.0,),
-    noise: Any = None,
-    noise_range: Any = None,
-    churn: Any = None,
-    nominal_churn: Any = None,
+    x: Sequence[ArrayLike],
+    x0: ArrayLike,
+    eps: ArrayLike,
+    m: Sequence[ArrayLike] = (1.0,),
+    noise: ArrayLike | None = None,
+    noise_range: ArrayLike | None = None,
+    churn: ArrayLike | None = None,
+    nominal_churn: ArrayLike | None = None,
 ) -> Solver:
     """Returns the solver whose table has the given columns, followed by the row of the final denoise.
 

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import ArrayLike
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes import Process, at_log_snr, between
 
 __all__ = ["on_chord"]
 
 
-def on_chord(start: Level, end: Level, fraction: float, process: Process | None) -> tuple[Level, Array]:
+def on_chord(start: Level, end: Level, fraction: float, process: Process | None) -> tuple[Level, ArrayLike]:
     """Returns (level, scale) for a point of the chord: the level to evaluate the network at, and the factor of x there.
 
     The chord is the straight line between the levels in the plane of alpha and sigma; dx = x0_hat d(alpha) + eps_hat

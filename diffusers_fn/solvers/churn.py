@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from diffusers_fn._arrays import concrete, is_zero, namespace, safe_sqrt
-from diffusers_fn.levels import Array, Level, log_snr
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.processes import Process, at_log_snr, between
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.dpm_solver import dpm2
@@ -33,10 +34,10 @@ __all__ = ["dpm2_churn", "euler_churn", "heun_churn"]
 
 def heun_churn(
     levels: Level,
-    s_churn: Any = 0.0,
-    s_min: Any = 0.0,
-    s_max: Any = np.inf,
-    s_noise: Any = 1.0,
+    s_churn: ArrayLike = 0.0,
+    s_min: ArrayLike = 0.0,
+    s_max: ArrayLike = np.inf,
+    s_noise: ArrayLike = 1.0,
     *,
     process: Process | None = None,
 ) -> Solver:
@@ -77,10 +78,10 @@ def heun_churn(
 
 def euler_churn(
     levels: Level,
-    s_churn: Any = 0.0,
-    s_min: Any = 0.0,
-    s_max: Any = np.inf,
-    s_noise: Any = 1.0,
+    s_churn: ArrayLike = 0.0,
+    s_min: ArrayLike = 0.0,
+    s_max: ArrayLike = np.inf,
+    s_noise: ArrayLike = 1.0,
     *,
     process: Process | None = None,
 ) -> Solver:
@@ -101,10 +102,10 @@ def euler_churn(
 
 def dpm2_churn(
     levels: Level,
-    s_churn: Any = 0.0,
-    s_min: Any = 0.0,
-    s_max: Any = np.inf,
-    s_noise: Any = 1.0,
+    s_churn: ArrayLike = 0.0,
+    s_min: ArrayLike = 0.0,
+    s_max: ArrayLike = np.inf,
+    s_noise: ArrayLike = 1.0,
     *,
     process: Process | None = None,
 ) -> Solver:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn._arrays import concrete, is_zero, safe_sqrt
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level, transition
 from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.ddim import ddim
@@ -38,7 +39,7 @@ def lcm(levels: Level) -> Solver:
     return linear_solver(levels, x=[0.0], x0=end.alpha, eps=0.0, noise=end.sigma)
 
 
-def tcd(levels: Level, process: Callable[[Any], Level], gamma: Any = 0.3) -> Solver:
+def tcd(levels: Level, process: Callable[[Any], Level], gamma: ArrayLike = 0.3) -> Solver:
     """Returns strategic stochastic sampling: DDIM to the time s = (1 - gamma) t', then noise up to the level at t'.
 
         x_s = alpha_s x0_hat + sigma_s eps_hat

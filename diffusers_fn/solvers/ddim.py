@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from diffusers_fn._arrays import check_eta, is_zero, safe_sqrt
-from diffusers_fn.levels import Array, Level, posterior, snr_ratio
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, posterior, snr_ratio
 from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.plans import check_plan, neighbours
 from diffusers_fn.variances import Variance, fixed_small
@@ -15,7 +14,7 @@ from diffusers_fn.variances import Variance, fixed_small
 __all__ = ["ancestral", "ancestral_step", "ddim"]
 
 
-def ddim(levels: Level, eta: Any = 0.0) -> Solver:
+def ddim(levels: Level, eta: ArrayLike = 0.0) -> Solver:
     """Returns the DDIM solver (Song et al. 2021, https://arxiv.org/abs/2010.02502, eq. 12 and 16).
 
         x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z,    s = eta sqrt(var)
@@ -46,7 +45,7 @@ def ddim(levels: Level, eta: Any = 0.0) -> Solver:
     return linear_solver(levels, x=[0.0], x0=end.alpha, eps=sigma, noise=s)
 
 
-def ancestral_step(start: Level, end: Level, eta: Any) -> tuple[Array, Array]:
+def ancestral_step(start: Level, end: Level, eta: ArrayLike) -> tuple[Array, Array]:
     """Returns (sqrt(sigma'^2 - s^2), s): the sigma to go down to, and the noise that leads from there up to sigma'.
 
     s = eta sigma' sqrt(1 - r), r = SNR / SNR'. Both are computed from r, so that rounded levels cannot make a root

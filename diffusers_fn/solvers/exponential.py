@@ -19,7 +19,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diffusers_fn._arrays import is_zero, namespace, safe_sqrt
-from diffusers_fn.levels import Array, Level, log_snr, root_snr_ratio
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, log_snr, root_snr_ratio
 
 __all__ = [
     "ExponentialForm",
@@ -82,7 +83,7 @@ class ExponentialStep(NamedTuple):
     kappa: Array
 
 
-def exponential_step(start: Level, end: Level, form: ExponentialForm, eta: Any = 0.0) -> ExponentialStep:
+def exponential_step(start: Level, end: Level, form: ExponentialForm, eta: ArrayLike = 0.0) -> ExponentialStep:
     """Returns the exact solution from `start` to `end`, the cleaner level.
 
     Args:
@@ -97,6 +98,7 @@ def exponential_step(start: Level, end: Level, form: ExponentialForm, eta: Any =
     >>> float(step.x), float(step.w0)
     (0.5, 0.5)
     """
+    kappa: Array
     ratio = root_snr_ratio(start, end)  # e^-h
     h = 0.5 * (log_snr(end) - log_snr(start))
     x, rate, one = form.scale(end) / form.scale(start), form.rate(end), 1.0 + 0.0 * end.alpha

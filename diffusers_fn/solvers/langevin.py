@@ -21,8 +21,9 @@ import numpy as np
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete, expand, namespace, safe_sqrt
+from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.denoisers import Denoiser
-from diffusers_fn.levels import Array, Level
+from diffusers_fn.levels import Level
 from diffusers_fn.solvers.base import History, LinearRow, Solver, Step, linear_init
 from diffusers_fn.solvers.plans import check_plan
 
@@ -57,7 +58,12 @@ class PredictorCorrectorRow:
 
 
 def langevin(
-    levels: Level, snr: Any = 0.16, *, num_steps: int = 1, scale: Any = None, average_norms: bool = False
+    levels: Level,
+    snr: ArrayLike = 0.16,
+    *,
+    num_steps: int = 1,
+    scale: ArrayLike | None = None,
+    average_norms: bool = False,
 ) -> Corrector:
     """Returns the Langevin corrector, whose step size keeps a signal-to-noise ratio.
 
@@ -87,7 +93,9 @@ def langevin(
     return Corrector(_Langevin(num_steps, average_norms), {"factor": 2 * scale * xp.square(snr)})
 
 
-def annealed_langevin(levels: Level, snr: Any = 0.16, *, num_steps: int = 1, scale: Any = None) -> Corrector:
+def annealed_langevin(
+    levels: Level, snr: ArrayLike = 0.16, *, num_steps: int = 1, scale: ArrayLike | None = None
+) -> Corrector:
     """Returns the corrector of annealed Langevin dynamics, whose step is proportional to the level's variance.
 
         e = 2 scale (snr sigma)^2

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from diffusers_fn._arrays import concrete, namespace, safe_sqrt
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level, log_snr, transition
 from diffusers_fn.solvers.base import LinearRow, Solver
 from diffusers_fn.solvers.plans import check_plan
@@ -25,7 +26,7 @@ Segment = tuple[int | Level, int, int]
 
 
 def with_restarts(
-    make: Callable[[Level], Solver], levels: Level, segments: Sequence[Segment], *, s_noise: Any = 1.0
+    make: Callable[[Level], Solver], levels: Level, segments: Sequence[Segment], *, s_noise: ArrayLike = 1.0
 ) -> Solver:
     """Returns make(levels), with segments of the plan repeated after noise has been added to their result.
 
@@ -118,7 +119,10 @@ def _widen(columns: Any, num: int) -> Any:
 def _scale_last(rows: LinearRow, ratio: Any) -> LinearRow:
     """The rows with the new state of the last one multiplied by a ratio."""
     xp = namespace(rows, ratio)
-    scaled = lambda a: None if a is None else xp.concatenate([a[:-1], ratio * a[-1:]])  # noqa: E731
+
+    def scaled(a: Any) -> Any:
+        return None if a is None else xp.concatenate([a[:-1], ratio * a[-1:]])
+
     return dataclasses.replace(rows, x=scaled(rows.x), m=scaled(rows.m), noise=scaled(rows.noise))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers_fn._arrays import check_eta, is_zero
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level
 from diffusers_fn.processes import Process, between
 from diffusers_fn.solvers.base import Solver
@@ -16,21 +17,23 @@ from diffusers_fn.solvers.exponential import (
     exponential_step,
     noise_prediction,
 )
-from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.plans import check_alpha, check_plan, neighbours
 from diffusers_fn.solvers.singlestep import second_order
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
 
 __all__ = ["dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"]
 
 
-def dpm2_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = None, *, s_noise: Any = 1.0) -> Solver:
+def dpm2_ancestral(
+    levels: Level, eta: ArrayLike = 1.0, process: Process | None = None, *, s_noise: ArrayLike = 1.0
+) -> Solver:
     """Returns `dpm2` down to sqrt(sigma'^2 - s^2), then noise of standard deviation s up to sigma'.
 
     With s = eta sigma' sqrt(1 - SNR / SNR'): Katherine Crowson's sampler (https://github.com/crowsonkb/k-diffusion),
     "DPM2 a". With eta = 1 the level inside each step is its end.
 
     Args:
-      levels: Level[N], N >= 2, any process, alpha > 0.
+      levels: Level[N], any process, alpha > 0.
       eta: [] in [0, 1]; a Python 0 is `dpm2`.
       process: as `dpm_solver`.
       s_noise: [], a factor for the noise.
@@ -45,7 +48,9 @@ def dpm2_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = None
     return _second_order_ancestral(levels, noise_prediction, eta, process, s_noise)
 
 
-def dpmpp_2s_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = None, *, s_noise: Any = 1.0) -> Solver:
+def dpmpp_2s_ancestral(
+    levels: Level, eta: ArrayLike = 1.0, process: Process | None = None, *, s_noise: ArrayLike = 1.0
+) -> Solver:
     """Returns `dpmpp_2s` down to sqrt(sigma'^2 - s^2), then noise of standard deviation s: "DPM++ 2S a".
 
     Args and Raises: as `dpm2_ancestral`.
@@ -57,7 +62,9 @@ def dpmpp_2s_ancestral(levels: Level, eta: Any = 1.0, process: Process | None = 
     return _second_order_ancestral(levels, data_prediction, eta, process, s_noise)
 
 
-def dpmpp_sde(levels: Level, eta: Any = 1.0, process: Process | None = None, *, s_noise: Any = 1.0) -> Solver:
+def dpmpp_sde(
+    levels: Level, eta: ArrayLike = 1.0, process: Process | None = None, *, s_noise: ArrayLike = 1.0
+) -> Solver:
     """Returns DPM-Solver++(SDE): a step to the middle, then one from start to end with the middle's x0_hat.
 
         x_1 = x_coef_1 x + w_1 x0_hat(x) + s_1 z_1,     x' = x_coef x + w x0_hat(x_1) + s z
@@ -76,7 +83,6 @@ def dpmpp_sde(levels: Level, eta: Any = 1.0, process: Process | None = None, *, 
     if is_zero(eta):
         return dpmpp_2s(levels, data_prediction, process)
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_alpha(levels)
     check_eta(eta)
     start, end = neighbours(levels)
@@ -98,7 +104,6 @@ def _second_order_ancestral(
     if is_zero(eta):
         return dpm_solver(levels, 2, form, process)
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_alpha(levels)
     check_eta(eta)
     start, end = neighbours(levels)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jax
 
 from diffusers_fn._arrays import namespace
-from diffusers_fn.levels import Array, Level, append
+from diffusers_fn._types import Array, ArrayLike
+from diffusers_fn.levels import Level, append
 from diffusers_fn.solvers.base import Solver, linear_solver
 
 __all__ = ["Stage", "before_each_step", "interleave", "solver_from_stages"]
@@ -38,11 +39,11 @@ class Stage(NamedTuple):
     """
 
     level: Level
-    x0: Array
-    eps: Array
-    x: Array
-    m: Sequence[Array]
-    noise: Array | None = None
+    x0: ArrayLike
+    eps: ArrayLike
+    x: ArrayLike
+    m: Sequence[ArrayLike]
+    noise: ArrayLike | None = None
 
 
 def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **columns: Any) -> Solver:
@@ -66,6 +67,8 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
            [ 1. , -0.5],
            [ 1. ,  0. ]])
     """
+    if not segments:
+        return linear_solver(last, x=[1.0], x0=0.0, eps=0.0, **columns)
     noise_inside = any(stage.noise is not None for stages in segments for stage in stages[:-1])
     noise_anywhere = any(stage.noise is not None for stages in segments for stage in stages)
     num_values = max(len(stages) for stages in segments)
@@ -75,7 +78,12 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
         rows = []
         for i, stage in enumerate(stages):
             x, m = _weights(stages, i, noise_inside)
-            row = {"x0": stage.x0, "eps": stage.eps, "x": _widen(x, num_states), "m": _widen(m, num_values)}
+            row: dict[str, Any] = {
+                "x0": stage.x0,
+                "eps": stage.eps,
+                "x": _widen(x, num_states),
+                "m": _widen(m, num_values),
+            }
             if noise_anywhere:
                 row["noise"] = 0.0 if stage.noise is None else stage.noise
             rows.append((stage.level, _full(row, stage.level)))
@@ -84,7 +92,7 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
     return linear_solver(append(level, last), **row, **columns)
 
 
-def _weights(stages: Sequence[Stage], i: int, from_start: bool) -> tuple[list[Array], list[Array]]:
+def _weights(stages: Sequence[Stage], i: int, from_start: bool) -> tuple[list[ArrayLike], list[ArrayLike]]:
     """(x, m): the coefficients of the last states and values, newest first, in the state after stage i."""
     stage = stages[i]
     if from_start:
@@ -103,7 +111,7 @@ def _full(row: Any, level: Level) -> Any:
     return jax.tree.map(lambda a: xp.broadcast_to(xp.asarray(a), level.sigma.shape), row)
 
 
-def _widen(columns: list[Array], num: int) -> list[Array]:
+def _widen(columns: list[ArrayLike], num: int) -> list[ArrayLike]:
     return columns + [namespace(columns).zeros_like(columns[0])] * (num - len(columns))
 
 

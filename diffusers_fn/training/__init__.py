@@ -1,13 +1,14 @@
 """Training with optax: state and step, optimizers, averages of the parameters (`averages`), sharding."""
 
 from diffusers_fn.training import averages
-from diffusers_fn.training.optimizers import make_optimizer
+from diffusers_fn.training.optimizers import make_learning_rate, make_optimizer
 from diffusers_fn.training.sharding import replicate, split_batch
 from diffusers_fn.training.state import TrainState, make_train_state, make_train_step
 
 __all__ = [
     "TrainState",
     "averages",
+    "make_learning_rate",
     "make_optimizer",
     "make_train_state",
     "make_train_step",

@@ -11,13 +11,15 @@ in float32. For averages of other lengths after a run see `post_hoc_weights`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from diffusers_fn._arrays import check_count, check_number
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.training.post_hoc import combine, post_hoc_weights, power_function_gamma, power_function_std
 
 __all__ = [
@@ -91,14 +93,17 @@ def warmed_up(
     """
     _check_decay("decay", decay)
     _check_decay("min_decay", min_decay)
-    if not (inv_gamma > 0 and power > 0 and start >= 0 and min_decay <= decay):
+    check_count("start", start, 0)
+    check_number("inv_gamma", inv_gamma)
+    check_number("power", power)
+    if not (inv_gamma > 0 and power > 0 and min_decay <= decay):
         raise ValueError(
-            "inv_gamma and power must be positive, start not negative and min_decay at most decay; got "
-            f"{inv_gamma}, {power}, {start} and {min_decay}"
+            "inv_gamma and power must be positive and min_decay at most decay; got "
+            f"{inv_gamma}, {power} and {min_decay}"
         )
 
     def weight(n: Any) -> Any:
-        s = jnp.maximum(n - 1 - start, 0)
+        s = _float(jnp.maximum(n - 1 - start, 0))
         w = (1.0 + s / inv_gamma) ** -power
         return jnp.where(s == 0, 1.0, jnp.clip(w, 1.0 - decay, 1.0 - min_decay))
 
@@ -121,11 +126,12 @@ def ratio_warmed_up(decay: float, *, min_decay: float = 0.0, start: int = 0) -> 
     """
     _check_decay("decay", decay)
     _check_decay("min_decay", min_decay)
-    if start < 0 or min_decay > decay:
-        raise ValueError(f"start must not be negative and min_decay at most decay; got {start} and {min_decay}")
+    check_count("start", start, 0)
+    if min_decay > decay:
+        raise ValueError(f"min_decay must be at most decay = {decay}; got {min_decay}")
 
     def weight(n: Any) -> Any:
-        s = jnp.maximum(n - 1 - start, 0)
+        s = _float(jnp.maximum(n - 1 - start, 0))
         return jnp.where(s == 0, 1.0, jnp.clip(9.0 / (10.0 + s), 1.0 - decay, 1.0 - min_decay))
 
     return weight
@@ -150,7 +156,7 @@ def half_life(updates: float, *, ramp: float | None = 0.05) -> WeightSchedule:
     """
     if not updates > 0 or (ramp is not None and not ramp > 0):
         raise ValueError(f"updates and ramp must be positive; got {updates} and {ramp}")
-    return lambda n: -jnp.expm1(-np.log(2.0) / jnp.minimum(updates, jnp.inf if ramp is None else ramp * n))
+    return lambda n: -jnp.expm1(-math.log(2.0) / jnp.minimum(updates, jnp.inf if ramp is None else ramp * _float(n)))
 
 
 def power_function(std: float) -> WeightSchedule:
@@ -171,7 +177,7 @@ def power_function(std: float) -> WeightSchedule:
     Array([1.     , 0.00791], dtype=float32)
     """
     exponent = float(power_function_gamma(std)) + 1.0
-    return lambda n: -jnp.expm1(exponent * jnp.log1p(-1.0 / n))
+    return lambda n: -jnp.expm1(exponent * jnp.log1p(-1.0 / _float(n)))
 
 
 # Averages as a state.
@@ -235,7 +241,7 @@ def start(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True), params)
 
 
-def move(average: Any, params: Any, weight: Any) -> Any:
+def move(average: Any, params: Any, weight: ArrayLike) -> Any:
     """Returns average + weight (params - average), leaf by leaf, in the average's precision.
 
     >>> move({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.25)
@@ -244,6 +250,12 @@ def move(average: Any, params: Any, weight: Any) -> Any:
     return jax.tree.map(lambda a, p: a + jnp.asarray(weight, a.dtype) * (p.astype(a.dtype) - a), average, params)
 
 
+def _float(n: Any) -> jax.Array:
+    """The number as a float32 array, or float64 if that is JAX's default."""
+    return jnp.asarray(n, jnp.result_type(float))
+
+
 def _check_decay(name: str, value: float) -> None:
-    if not 0 <= value < 1:
+    check_number(name, value)
+    if not value < 1:
         raise ValueError(f"{name} must lie in [0, 1); got {value}")

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import namespace
+from diffusers_fn._types import ArrayLike
 
 __all__ = ["combine", "post_hoc_weights", "power_function_gamma", "power_function_std"]
 
 
-def power_function_std(gamma: Any) -> np.ndarray:
+def power_function_std(gamma: ArrayLike) -> np.ndarray:
     """Returns sigma_rel = sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2), the relative standard deviation (eq. 123).
 
     sigma_rel is the standard deviation of time under weights t^gamma, divided by the length of the run.
@@ -30,7 +31,7 @@ def power_function_std(gamma: Any) -> np.ndarray:
     return np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
-def power_function_gamma(std: Any) -> np.ndarray:
+def power_function_gamma(std: ArrayLike) -> np.ndarray:
     """Returns the exponent gamma >= 0 of the power-function average with relative standard deviation std (eq. 126).
 
     It is the largest root of gamma^3 + 7 gamma^2 + (16 - std^-2) gamma + 12 - std^-2 = 0.

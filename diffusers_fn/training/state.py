@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusers_fn import _random
-from diffusers_fn.training import averages
+from diffusers_fn.training.averages import Averages, Averaging, WeightSchedule, exponential, move, start
 
 __all__ = ["Loss", "Metrics", "TrainState", "make_train_state", "make_train_step"]
 
@@ -31,6 +31,9 @@ class TrainState:
       ema: their exponential moving average, the parameters used for sampling; initially equal to params.
       opt_state: the optimizer's state.
       extras: further inputs of the loss, a pytree (losses per timestep, a frozen teacher or autoencoder), or None.
+      averages: further averages of the parameters, or None.
+      num_updates: [] int32, the number of parameter updates so far: smaller than `step` if several batches make one
+        update, or steps were skipped.
     """
 
     step: jax.Array
@@ -38,32 +41,42 @@ class TrainState:
     ema: Any
     opt_state: Any
     extras: Any = None
+    averages: Averages | None = None
+    num_updates: jax.Array | None = None
 
 
 def make_train_state(
-    params: Any, optimizer: optax.GradientTransformation | optax.MultiSteps, extras: Any = None
+    params: Any,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
+    extras: Any = None,
+    averaging: Averaging | None = None,
 ) -> TrainState:
-    """Returns the state before the first step; the EMA starts at the parameters.
+    """Returns the state before the first step; the EMA and the other averages start at the parameters.
 
     Args:
       params: the network's parameters.
       optimizer: from optax.
       extras: as in `TrainState`.
+      averaging: of the further averages; None for none.
 
     >>> state = make_train_state({"w": jnp.ones(2)}, optax.adam(1e-3))
     >>> state.ema["w"]
     Array([1., 1.], dtype=float32)
     """
-    return TrainState(jnp.zeros((), jnp.int32), params, averages.start(params), optimizer.init(params), extras)
+    zero = jnp.zeros((), jnp.int32)
+    further = None if averaging is None else averaging.init(params)
+    return TrainState(zero, params, start(params), optimizer.init(params), extras, further, jnp.zeros((), jnp.int32))
 
 
 def make_train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
-    ema_decay: float = 0.999,
+    ema_decay: float | WeightSchedule = 0.999,
     reduce: Callable[[Any], Any] = lambda tree: tree,
     update_extras: Callable[[Any, Metrics], Any] | None = None,
+    averaging: Averaging | None = None,
+    skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, jax.Array, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, key, batch) -> (state, metrics), to be compiled by the caller; metrics are scalars.
 
@@ -71,14 +84,20 @@ def make_train_step(
     resumed run draws the same noise as an uninterrupted one. It is one key, or [B] keys, one per example. Inside pmap
     or shard_map pass each device the keys of its own examples; with one replicated key all devices draw the same noise.
 
+    The metrics are means over the batch of `loss` and of its own metrics, and the global norms `grad_norm`,
+    `update_norm` (of the change of the parameters) and `param_norm` (after it).
+
     Args:
       loss: (params, key, batch) -> (loss [B], metrics [B]), as `Diffusion.loss`; called as (params, key, batch,
         extras) if the state has extras.
-      optimizer: from optax. With optax.MultiSteps the EMA is updated only when the parameters are.
-      ema_decay: in [0, 1).
+      optimizer: from optax. With optax.MultiSteps the averages are updated only when the parameters are.
+      ema_decay: of the EMA, in [0, 1); or a schedule from `averages`, such as `averages.ratio_warmed_up(0.999)`.
       reduce: the mean over devices, applied to gradients and metrics: the identity under jit (sharded or not),
         `lambda tree: jax.lax.pmean(tree, "batch")` inside pmap or shard_map over "batch".
       update_extras: (extras, metrics [B]) -> extras, called after each step; None leaves them unchanged.
+      averaging: of the further averages, as passed to `make_train_state`; None for none.
+      skip_nonfinite: whether a step changes nothing but `state.step` if the loss, a gradient or an entry of the new
+        parameters or optimizer state is NaN or infinite; the metric `skipped` is 1 then, else 0.
 
     Raises:
       ValueError: if ema_decay is outside [0, 1).
@@ -90,8 +109,7 @@ def make_train_step(
     >>> round(float(state.params["w"]), 4), round(float(state.ema["w"]), 4), int(state.step)
     (0.9, 0.95, 1)
     """
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}")
+    ema_weight = ema_decay if callable(ema_decay) else exponential(ema_decay)
 
     def mean_loss(
         params: Any, key: jax.Array, batch: Mapping[str, jax.Array], extras: Any
@@ -107,14 +125,39 @@ def make_train_step(
         gradients, (per_example, each) = jax.grad(mean_loss, has_aux=True)(state.params, step_key, batch, state.extras)
         metrics = {"loss": jnp.mean(per_example), **jax.tree.map(jnp.mean, each)}
         gradients, metrics = reduce((gradients, metrics))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        keep = jnp.asarray(ema_decay, jnp.float32)
-        if isinstance(optimizer, optax.MultiSteps):
-            keep = jnp.where(optimizer.has_updated(opt_state), keep, 1.0)
-        ema = jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), state.ema, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax fails under "strict"
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics["grad_norm"] = optax.tree.norm(gradients)
+        metrics["update_norm"] = optax.tree.norm(updates)
+        metrics["param_norm"] = optax.tree.norm(params)
         extras = state.extras if update_extras is None else update_extras(state.extras, each)
-        return TrainState(state.step + 1, params, ema, opt_state, extras), metrics
+
+        ok = jnp.array(True)
+        if skip_nonfinite:
+            ok = _all_finite((metrics["loss"], metrics["grad_norm"], metrics["param_norm"], opt_state))
+            metrics["skipped"] = 1.0 - ok.astype(jnp.float32)
+            params, opt_state = _choose(ok, (params, opt_state), (state.params, state.opt_state))
+            extras = extras if update_extras is None else _choose(ok, extras, state.extras)
+        if isinstance(optimizer, optax.MultiSteps):
+            ok = ok & optimizer.has_updated(opt_state)
+        before = state.step if state.num_updates is None else state.num_updates
+        num_updates = before + ok.astype(before.dtype)
+        ema = move(state.ema, params, jnp.where(ok, ema_weight(num_updates), 0.0))
+        further = state.averages
+        if averaging is not None and state.averages is not None:
+            further = _choose(ok, averaging.update(state.averages, params), state.averages)
+        return TrainState(state.step + 1, params, ema, opt_state, extras, further, num_updates), metrics
 
     return train_step
+
+
+def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Returns whether all entries of all floating-point arrays are finite; a sum that overflows counts as infinite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    sums = [jnp.sum(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in floats]
+    return jnp.all(jnp.isfinite(jnp.stack([each.astype(jnp.float32) for each in sums])))

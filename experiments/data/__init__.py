@@ -2,22 +2,29 @@
 
 from experiments.data.coupling import coupled, optimal_pairing
 from experiments.data.dataset import UNREADABLE, Dataset, float_images, split_indices
+from experiments.data.functions import to_dataset
 from experiments.data.load import KINDS, load
 from experiments.data.pairs import paired
-from experiments.data.pipeline import batch_at, batches
+from experiments.data.pipeline import batch_at, batch_indices, batches
+from experiments.data.records import Record, compare, describe
 
 __all__ = [
     "KINDS",
     "UNREADABLE",
     "Dataset",
+    "Record",
     "batch_at",
+    "batch_indices",
     "batches",
+    "compare",
     "coupled",
+    "describe",
     "float_images",
     "load",
     "optimal_pairing",
     "paired",
     "split_indices",
+    "to_dataset",
 ]
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "UNREADABLE",
     "Dataset",
     "ImageSource",
+    "check_all_present",
     "check_labels",
     "check_shape",
     "field",
@@ -38,7 +39,10 @@ _SPLIT_STREAM = 2**64 - 1  # the second half of the Philox key; the epochs of th
 
 
 class ImageSource(Protocol):
-    """Images that are read on demand: `source[i]` is a uint8 array `[H, W, C]`."""
+    """Images that are read on demand: `source[i]` is an array `[H, W, C]`, uint8 or float32 in [-1, 1].
+
+    A source may also have a method `identity(i) -> bytes` that identifies an example without reading it.
+    """
 
     def __len__(self) -> int: ...
 
@@ -50,12 +54,18 @@ class Dataset:
     """Examples of one shape, with or without class labels.
 
     Attributes:
-      images: `[n, *shape]`, float32 in [-1, 1] or, to save memory, uint8 0..255; or an `ImageSource` of n uint8
-        images. `float_images` converts each of them to float32.
+      images: `[n, *shape]`, float32 in [-1, 1] (in any range with data.normalize=False) or, to save memory, uint8
+        0..255; or an `ImageSource` of n images. `float_images` converts each of them to float32.
       labels: int32 `[n]` in 0..num_classes-1, or None.
       shape: the shape of one example, such as `(8, 8, 1)` or `(2,)`.
       num_classes: number of classes of the whole data set, train and held-out; 0 without labels.
       noise: float32 `[n, *shape]`, the noise paired with each example, or None.
+      class_names: of the classes 0, 1, ..., or None.
+      names: of the examples, such as the file names, or None.
+      captions: texts of the examples, or None.
+
+    Raises:
+      ValueError: if labels, noise, names, captions or class names are not as many as the examples or classes.
     """
 
     images: np.ndarray | ImageSource
@@ -63,13 +73,24 @@ class Dataset:
     shape: tuple[int, ...]
     num_classes: int
     noise: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+    names: Sequence[str] | None = None
+    captions: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "noise", "names", "captions"):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != len(self.images):
+                raise ValueError(f"a data set of {len(self.images)} images has {len(entries)} {name}")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(f"a data set of {self.num_classes} classes has {len(self.class_names)} class names")
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def float_images(dataset: Dataset, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-    """Returns the images at `indices` (all of them by default) as float32 `[n, *shape]` in [-1, 1].
+    """Returns the images at `indices` (all of them by default) as float32 `[n, *shape]`; uint8 0..255 becomes [-1, 1].
 
     >>> d = Dataset(np.array([[[[0]]], [[[255]]]], np.uint8), None, (1, 1, 1), 0)
     >>> float_images(d).ravel().tolist()
@@ -137,13 +158,13 @@ def field(config: Any, name: str, default: Any = None) -> Any:
     return default if value is None or (isinstance(value, str) and not value) else value
 
 
-def check_shape(config: Any, shape: tuple[int, ...]) -> None:
+def check_shape(config: Any, shape: tuple[int, ...], remedy: str = "; set data.shape to that") -> None:
     """Raises ValueError if `config.shape` is set and differs from the shape of the examples."""
     expected = field(config, "shape")
     if expected is not None and tuple(expected) != shape:
         raise ValueError(
             f"data.shape is {tuple(expected)}, but the examples of this data set ({config.name}) have the shape "
-            f"{shape}; set data.shape to that"
+            f"{tuple(shape)}{remedy}"
         )
 
 
@@ -155,8 +176,17 @@ def check_labels(labels: Any, num_images: int, num_classes: int | None, where: s
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        hint = ""
+        if labels.ndim == 2 and labels.shape[1] > 1:
+            hint = "; of one-hot rows store labels.argmax(axis=1)"
+        elif labels.ndim == 2:
+            hint = "; store labels[:, 0]"
+        elif labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.round(labels)).all():
+            hint = "; store labels.astype(np.int32)"
+        elif labels.dtype.kind in "US":
+            hint = "; store names, labels = np.unique(labels, return_inverse=True) as `class_names` and `labels`"
         raise ValueError(
-            f"{where}: labels must be integers of shape [n]; got {labels.dtype} of shape {list(labels.shape)}"
+            f"{where}: labels must be integers of shape [n]; got {labels.dtype} of shape {list(labels.shape)}{hint}"
         )
     if len(labels) != num_images:
         raise ValueError(f"{where}: {len(labels)} labels for {num_images} images; there must be one for each")
@@ -164,15 +194,29 @@ def check_labels(labels: Any, num_images: int, num_classes: int | None, where: s
         first = int(np.argmax(labels < 0))
         raise ValueError(f"{where}: label {labels[first]} (index {first}) is negative; classes count from 0")
     largest = int(labels.max()) if labels.size else -1
+    if largest >= 2**31 - 1:
+        raise ValueError(f"{where}: label {largest} is too large; classes count from 0")
     if num_classes is None:
         num_classes = largest + 1
     if largest >= num_classes:
         first = int(np.argmax(labels >= num_classes))
         raise ValueError(
             f"{where}: label {labels[first]} (index {first}) is beyond the {num_classes} classes 0.."
-            f"{num_classes - 1}; set data.num_classes to at least {largest + 1}"
+            f"{num_classes - 1}; correct the labels or the number of classes"
         )
     return labels.astype(np.int32), num_classes
+
+
+def check_all_present(labels: np.ndarray, num_classes: int, where: str) -> None:
+    """Raises ValueError if a class has no example, as with a label 255 for "unlabelled"."""
+    present = np.unique(labels)
+    if len(present) < num_classes:
+        absent = np.setdiff1d(np.arange(len(present) + 1), present)[0]
+        raise ValueError(
+            f"{where}: labels go up to {num_classes - 1}, but only {len(present)} of the classes 0..{num_classes - 1} "
+            f"have examples; class {absent} has none. Number the classes without gaps, store the names of all classes "
+            "as `class_names`, or set data.num_classes=0 if labels are not used"
+        )
 
 
 def select_split(dataset: Dataset, split: str, heldout_fraction: float, seed: int, where: str) -> Dataset:
@@ -190,7 +234,10 @@ def select_split(dataset: Dataset, split: str, heldout_fraction: float, seed: in
         images = _Subset(dataset.images, indices)
     labels = None if dataset.labels is None else dataset.labels[indices]
     noise = None if dataset.noise is None else dataset.noise[indices]
-    return dataclasses.replace(dataset, images=images, labels=labels, noise=noise)
+    names, captions = (
+        None if entries is None else tuple(entries[i] for i in indices) for entries in (dataset.names, dataset.captions)
+    )
+    return dataclasses.replace(dataset, images=images, labels=labels, noise=noise, names=names, captions=captions)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,3 +250,9 @@ class _Subset:
 
     def __getitem__(self, index: int, /) -> np.ndarray:
         return self.source[int(self.indices[index])]
+
+    def identity(self, index: int) -> bytes:
+        """Returns what identifies an example: that of the source, or its place in it."""
+        place = int(self.indices[index])
+        identity = getattr(self.source, "identity", None)
+        return str(place).encode() if identity is None else identity(place)

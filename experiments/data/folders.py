@@ -1,167 +1,150 @@
-"""Data sets in folders of PNG and JPEG files."""
+"""Data sets in folders of image files."""
 
 import dataclasses
-import struct
-import zlib
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from experiments.data.dataset import Dataset, check_shape, field, select_split
+from experiments.data.dataset import Dataset, check_all_present, check_shape, field, select_split
+from experiments.data.decoding import RESIZE, Format, decode, upright_size
+from experiments.data.listing import SUFFIXES, list_images
 
-__all__ = ["ImageFiles", "decode", "list_images", "load_images"]
+__all__ = ["ImageFiles", "image_format", "load_images"]
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
-_HINT = "set --config.data.path to a folder of .png, .jpg or .jpeg files, or to one with a sub-folder per class"
-# Exceptions that Pillow raises for damaged files of these two formats.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-_PNG_ORIENTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # PNG chunks that may hold an orientation
-_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 exchange width and height
+_DEFAULT_MEGABYTES = 1024
 
 
 def load_images(config: Any, split: str) -> Dataset:
-    """Returns one split of the images in the folder `data.path`, each uint8 `[H, W, C]`.
+    """Returns one split of the images in the folder `data.path`, each uint8 `[H, W, C]`; see `list_images`.
 
-    Files in sub-folders get labels by the sorted names of the sub-folders. The files of the split are decoded
-    at once, with a progress bar, if they need at most `data.memory_limit_mb`; otherwise each file is decoded on
-    demand, and a damaged file is only found then.
+    The files of the split are decoded at once, with a progress bar, if they need at most `data.memory_limit_mb`;
+    otherwise each file is decoded on demand, and a damaged file is only found then. With the train split, one printed
+    line names files that are no images.
+
+    Raises:
+      ValueError: if the folder or a field of the config is not as described there; if a file is damaged.
     """
     if field(config, "path") is None:
-        raise ValueError(f"data.path is not set; {_HINT}")
-    folder = Path(config.path).expanduser()
-    size = field(config, "image_size") or None
-    channels = field(config, "channels", (field(config, "shape") or (3,))[-1])
-    if channels not in (1, 3):
         raise ValueError(
-            f"data.channels, by default the last axis of data.shape, must be 1 (grey) or 3 (RGB); got {channels!r}"
+            f"data.path is not set; set --config.data.path to a folder of images ({' '.join(SUFFIXES)}), or to one "
+            "with a sub-folder per class"
         )
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"data.image_size must be 0 (unchanged) or a positive integer, in pixels; got {size!r}")
-    files, labels, num_classes = list_images(folder)
-    height, width = (size, size) if size else _common_size(files)
-    shape = (height, width, channels)
-    check_shape(config, shape)  # before the images are decoded
-    whole = Dataset(ImageFiles(tuple(files), shape, crop=size is not None), labels, shape, num_classes)
+    folder = Path(config.path).expanduser()
+    check_image_fields(config)
+    listing = list_images(folder)
+    if listing.left_out and split == "train":
+        count, examples = len(listing.left_out), ", ".join(listing.left_out[:3])
+        kind = "1 file that is no image" if count == 1 else f"{count} files that are no images"
+        print(f"{folder}: left out {kind}: {examples}{', ...' if count > 3 else ''}")
+    target = image_format(config) or _common_format(config, folder, listing.names)
+    if listing.labels is not None and listing.class_names is None and field(config, "num_classes") != 0:
+        check_all_present(listing.labels, listing.num_classes, str(folder))
+    check_shape(config, target.shape, "; set data.shape to that, or data.resize to crop, pad or stretch")
+    files = ImageFiles(folder, listing.names, target)
+    whole = Dataset(
+        files,
+        listing.labels,
+        target.shape,
+        listing.num_classes,
+        class_names=listing.class_names,
+        names=listing.names,
+        captions=listing.captions,
+    )
     part = select_split(whole, split, field(config, "heldout_fraction", 0.2), field(config, "seed", 0), str(folder))
-    if len(part) * height * width * channels > field(config, "memory_limit_mb", 1024) * 2**20:
-        return part
-    images = np.empty((len(part), *shape), np.uint8)
-    for i in tqdm(range(len(part)), desc=f"decoding {split} images", disable=len(part) < 1000):
-        images[i] = part.images[i]
-    return dataclasses.replace(part, images=images)
+    return in_memory(part, memory_limit(config), f"decoding {split} images")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """Image files that are decoded on demand: `files[i]` is uint8 of the shape `shape`; see `decode`."""
+    """Image files that are decoded on demand: `files[i]` is uint8 of the shape `target.shape`; see `decode`."""
 
-    paths: tuple[Path, ...]
-    shape: tuple[int, int, int]
-    crop: bool
+    folder: Path
+    names: tuple[str, ...]
+    target: Format
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        return decode(self.paths[index], self.shape, crop=self.crop)
+        return decode(self.folder / self.names[index], self.target)
+
+    def identity(self, index: int) -> bytes:
+        """Returns the relative name and the size of a file, which identify the example without decoding it."""
+        return f"{self.names[index]} {os.stat(self.folder / self.names[index]).st_size}".encode()
 
 
-def decode(path: Path, shape: tuple[int, int, int], *, crop: bool) -> np.ndarray:
-    """Returns the pixels of one file as uint8 `[H, W, C]`, rotated by its EXIF orientation.
-
-    Args:
-      path: the file.
-      shape: (H, W, C).
-      crop: whether the largest centred square is resized (bicubic, antialiased) to H x W.
-
-    Raises:
-      ValueError: if the file is damaged, has more than 8 bits per channel, or another size.
-    """
-    height, width, channels = shape
-    try:
-        with Image.open(path) as opened:
-            mode = opened.mode
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-    except _DAMAGED as error:
-        raise ValueError(f"{path}: not a readable image ({error}); remove or replace the file") from error
-    if mode.startswith(("I", "F")):
-        raise ValueError(f"{path}: pixel mode {mode} is not 8 bits per channel; convert the file")
-    if crop:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop(
-            (left, top, left + side, top + side)
-        )  # resize(box=...) would also read pixels outside the box
-        image = square.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
-    if pixels.shape != shape:
-        raise ValueError(f"{path}: is {image.width}x{image.height}, not {width}x{height} as when it was listed")
-    return pixels
-
-
-def list_images(folder: Path) -> tuple[list[Path], np.ndarray | None, int]:
-    """Returns (sorted files, int32 labels or None, number of classes) of a folder or its sub-folders.
-
-    Raises:
-      ValueError: if there are no images, or they lie both in the folder and in sub-folders.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"data.path is not a folder: {folder}; {_HINT}")
-    flat = _images_in(folder)
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if flat and classes:
+def check_image_fields(config: Any) -> None:
+    """Raises ValueError if a field of `config.data` that says how images are converted has no meaning."""
+    resize, size = field(config, "resize", "none"), field(config, "image_size", 0)
+    if resize not in RESIZE:
+        raise ValueError(f"data.resize must be one of {', '.join(RESIZE)}; got {resize!r}")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise ValueError(
-            f"{folder}: images lie both in the folder ({flat[0].name}) and beside sub-folders "
-            f"({classes[0].name}); put all of them in sub-folders, one per class, or none"
+            f"data.image_size must be 0 (that of data.shape) or a positive integer, in pixels; got {size!r}"
         )
-    if flat:
-        return flat, None, 0
-    members = [_images_in(p) for p in classes]
-    for subfolder, files in zip(classes, members):
-        if not files:
-            raise ValueError(f"{subfolder}: this class sub-folder holds no images; remove it or fill it")
-    if not classes:
-        raise ValueError(f"{folder}: no images; {_HINT}")
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in members])
-    return [file for files in members for file in files], labels, len(classes)
+    if (channels := _channels(config)) not in (1, 3, 4):
+        raise ValueError(
+            "data.channels, by default the last axis of data.shape, must be 1 (grey), 3 (RGB) or 4 (RGB and opacity); "
+            f"got {channels!r}"
+        )
+    colour = field(config, "background", (255, 255, 255))
+    if isinstance(colour, str) or len(colour) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in colour):
+        raise ValueError(f"data.background must be a colour (red, green, blue), each 0..255; got {colour!r}")
+    shape = field(config, "shape")
+    if shape is not None and len(shape) != 3:
+        raise ValueError(f"data.shape must be (height, width, channels) for images; got {tuple(shape)}")
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file() and not p.name.startswith(".")
-    )
+def image_format(config: Any) -> Format | None:
+    """Returns what images are converted to; None if nothing is resized and data.shape is not set.
+
+    `data.image_size` = S gives S x S, by cropping unless `data.resize` selects another way. Otherwise the size is
+    that of `data.shape`.
+    """
+    resize, size, shape = field(config, "resize", "none"), field(config, "image_size", 0), field(config, "shape")
+    background: Any = tuple(field(config, "background", (255, 255, 255)))
+    if size:
+        return Format((size, size, _channels(config)), "crop" if resize == "none" else resize, background)
+    if resize == "none":
+        return None
+    if shape is None:
+        raise ValueError(f"data.resize is {resize!r}, but neither data.shape nor data.image_size states a size")
+    return Format((int(shape[0]), int(shape[1]), _channels(config)), resize, background)
 
 
-def _common_size(files: list[Path]) -> tuple[int, int]:
-    """Returns the common (height, width) of all files, reading only their headers."""
-    first = _header_size(files[0])
-    for file in files[1:]:
-        if (size := _header_size(file)) != first:
+def memory_limit(config: Any) -> int:
+    """Returns data.memory_limit_mb in bytes."""
+    limit = getattr(config, "memory_limit_mb", None)
+    return round((_DEFAULT_MEGABYTES if limit is None else limit) * 2**20)
+
+
+def in_memory(dataset: Dataset, limit: int, title: str) -> Dataset:
+    """Returns the data set with its uint8 images read at once, if they need at most `limit` bytes."""
+    if len(dataset) * int(np.prod(dataset.shape)) > limit:
+        return dataset
+    images = np.empty((len(dataset), *dataset.shape), np.uint8)
+    for i in tqdm(range(len(dataset)), desc=title, disable=len(dataset) < 1000):
+        images[i] = dataset.images[i]
+    return dataclasses.replace(dataset, images=images)
+
+
+def _channels(config: Any) -> int:
+    channels: int = field(config, "channels", (field(config, "shape") or (3,))[-1])
+    return channels
+
+
+def _common_format(config: Any, folder: Path, names: tuple[str, ...]) -> Format:
+    """Returns the format of the common size of all files, reading only their headers."""
+    first = upright_size(folder / names[0])
+    for name in names[1:]:
+        if (size := upright_size(folder / name)) != first:
             raise ValueError(
-                f"images differ in size: {files[0]} is {first[1]}x{first[0]} and {file} is "
-                f"{size[1]}x{size[0]}; set data.image_size to crop and resize them"
+                f"images differ in size: {folder / names[0]} is {first[1]}x{first[0]} and {folder / name} is "
+                f"{size[1]}x{size[0]}; set data.resize to crop, pad or stretch to data.shape, or data.image_size to "
+                "crop and resize them to squares"
             )
-    return first
-
-
-def _header_size(file: Path) -> tuple[int, int]:
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            # getexif() would decode a PNG without such a chunk completely.
-            has_exif = image.format == "JPEG" or _PNG_ORIENTATION & image.info.keys()
-            turned = has_exif and image.getexif().get(_ORIENTATION, 1) >= 5
-    except _DAMAGED as error:
-        raise ValueError(f"{file}: not a readable image ({error}); remove or replace the file") from error
-    return (width, height) if turned else (height, width)
+    background: Any = tuple(field(config, "background", (255, 255, 255)))
+    return Format((*first, _channels(config)), "none", background)

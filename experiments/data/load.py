@@ -4,19 +4,24 @@ Fields of `config.data` (if a field is absent, None or "", its default holds):
 
 | field | kinds | meaning |
 |---|---|---|
-| `name` | all | `digits`, `idx`, `images`, `arrays` or `toy2d` |
+| `name` | all | `digits`, `idx`, `images`, `arrays`, `toy2d`, or `"package.module:function"`, see `functions` |
 | `shape` | all | shape of one example, which is checked; None: any; (L, C): `arrays` of sequences |
-| `num_classes` | all | None: taken from the data; 0: no labels; else labels must be smaller than this |
-| `heldout_fraction` | all but `idx` | share of the examples in the held-out split (0.2) |
+| `num_classes` | all | None: taken from the data; 0: no labels; else the data must have as many |
+| `heldout_fraction` | all but `idx` | share of the examples in the held-out split (0.2); a function draws its own |
 | `seed` | all but `idx` | seed of the split, and of the points of `toy2d` (0) |
 | `path` | `idx`, `images`, `arrays` | folder or file |
-| `image_size` | `images` | None or 0: all images must have the same size; S: centre-crop and resize to S x S |
-| `channels` | `images` | 1 (grey) or 3 (RGB); default: the last axis of `shape`, or 3 |
+| `resize` | `images` | images of another size than H x W: `none` (refused), `crop`, `pad` or `stretch` |
+| `image_size` | `images` | S: H x W is S x S, and `none` means `crop`; None or 0: that of `shape` |
+| `background` | `images` | RGB colour behind transparent pixels and beside padded images (white) |
+| `channels` | `images` | 1 (grey), 3 (RGB) or 4 (with opacity); default: the last axis of `shape`, or 3 |
 | `memory_limit_mb` | `images` | decode at once if uint8 images need at most this many MB, else on demand (1024) |
 | `images_key`, `labels_key` | `arrays` | names of the arrays in an .npz (`images`, `labels`) |
-| `normalize` | `arrays` | False: float arrays, such as latents, may leave [-1, 1] (True) |
+| `value_range` | `arrays` | (low, high), which become -1 and 1; None: uint8 is 0..255, floats lie in [-1, 1] |
+| `normalize` | `arrays` | False: numbers such as latents are used unchanged, also uint8 (True) |
 | `variant` | `toy2d` | `moons`, `two_spirals`, `swiss_roll`, `checkerboard`, `eight_gaussians`, `rings` |
 | `num_examples` | `toy2d` | number of points, train and held-out together (10000) |
+
+A function has the fields of `arrays` and, for Pillow images, of `images`. The other kinds always lie in [-1, 1].
 """
 
 import dataclasses
@@ -28,6 +33,7 @@ import numpy as np
 from experiments.data.arrays import load_arrays
 from experiments.data.dataset import Dataset, check_shape, field, select_split
 from experiments.data.folders import load_images
+from experiments.data.functions import load_function
 from experiments.data.idx import load_idx
 from experiments.data.toy2d import load_toy2d
 
@@ -37,7 +43,8 @@ __all__ = ["KINDS", "load", "load_digits"]
 def load(data_config: Any, split: str) -> Dataset:
     """Returns the "train" or the "heldout" split of the data set that `data_config` describes.
 
-    The two splits are disjoint and the same in every run. Images lie in [-1, 1] after `float_images`.
+    The two splits are disjoint and the same in every run. Values lie in [-1, 1] after `float_images`, unless
+    `data.normalize` is False.
 
     Args:
       data_config: an object with the fields above as attributes, such as an `ml_collections.ConfigDict`.
@@ -54,23 +61,49 @@ def load(data_config: Any, split: str) -> Dataset:
     if split not in ("train", "heldout"):
         raise ValueError(f'split must be "train" or "heldout"; got {split!r}')
     name = field(data_config, "name")
-    if name not in KINDS:
-        raise ValueError(f"data.name must be one of {', '.join(KINDS)}; got {name!r}")
-    dataset = KINDS[name](data_config, split)
-    check_shape(data_config, dataset.shape)
-    bound = field(data_config, "num_classes")
-    if bound == 0:
-        return dataclasses.replace(dataset, labels=None, num_classes=0)
-    if bound is None:
-        return dataset
-    if dataset.labels is None:
-        raise ValueError(f"data.num_classes is {bound}, but this data set ({name}) has no labels; set it to 0 or None")
-    if dataset.num_classes > bound:
+    own = isinstance(name, str) and ":" in name
+    if not own and name not in KINDS:
         raise ValueError(
-            f"data.num_classes is {bound}, but the labels of this data set ({name}) go up to "
-            f"{dataset.num_classes - 1}; set it to at least {dataset.num_classes}, or to 0 for no labels"
+            f'data.name must be one of {", ".join(KINDS)}, or "package.module:function" of your own; got {name!r}'
         )
-    return dataclasses.replace(dataset, num_classes=int(bound))
+    if field(data_config, "value_range") is not None and not own and name != "arrays":
+        raise ValueError(f"data.value_range is for data.name=arrays and functions; {name} has a fixed range")
+    dataset = load_function(data_config, split) if own else KINDS[name](data_config, split)
+    check_shape(data_config, dataset.shape)
+    configured = field(data_config, "num_classes")
+    if own and split == "heldout" and dataset.labels is not None and dataset.class_names is None:
+        # The function's held-out examples may lack the last classes.
+        dataset = dataclasses.replace(dataset, num_classes=max(dataset.num_classes, configured or 0))
+    dataset = _with_classes(dataset, configured, name)
+    if split == "train" and dataset.labels is not None:
+        absent = np.flatnonzero(np.bincount(dataset.labels, minlength=dataset.num_classes) == 0)
+        if absent.size:
+            print(f"{name}: {absent.size} of {dataset.num_classes} classes have no training example: {_listed(absent)}")
+    return dataset
+
+
+def _with_classes(dataset: Dataset, num_classes: int | None, name: str) -> Dataset:
+    """Returns the data set with that number of classes; None: its own, 0: without labels."""
+    if num_classes == 0:
+        return dataclasses.replace(dataset, labels=None, num_classes=0, class_names=None)
+    if num_classes is None or num_classes == dataset.num_classes:
+        return dataset
+    remedy = "set config.backbone.num_classes (or config.data.num_classes)"
+    if dataset.labels is None:
+        raise ValueError(f"{num_classes} classes are configured, but the data ({name}) have no labels; {remedy} to 0")
+    if dataset.num_classes > num_classes:
+        raise ValueError(
+            f"{num_classes} classes are configured, but the labels of the data ({name}) go up to "
+            f"{dataset.num_classes - 1}; {remedy} to {dataset.num_classes}, or to 0 for no labels"
+        )
+    raise ValueError(
+        f"{num_classes} classes are configured, but the data ({name}) have {dataset.num_classes}: nothing would be "
+        f"trained for the classes {dataset.num_classes}..{num_classes - 1}; {remedy} to {dataset.num_classes}"
+    )
+
+
+def _listed(numbers: np.ndarray) -> str:
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
 
 def load_digits(config: Any, split: str) -> Dataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.dataset import UNREADABLE, Dataset
+from experiments.data.dataset import UNREADABLE, Dataset, check_labels
 
 __all__ = ["paired"]
 
@@ -33,12 +33,19 @@ def paired(path: str, dataset: Dataset) -> Dataset:
     if missing:
         raise ValueError(f"{where} has no array {sorted(missing)[0]!r}: write the file with experiments.reflow")
     images, noise = (np.asarray(arrays[name], np.float32) for name in ("images", "noise"))
-    labels = np.asarray(arrays["labels"], np.int32) if "labels" in arrays else None
     if images.shape != noise.shape or images.shape[1:] != tuple(dataset.shape) or not len(images):
         raise ValueError(
             f"{where} holds images {list(images.shape)} and noise {list(noise.shape)}; the data have shape "
             f"{tuple(dataset.shape)}"
         )
-    if labels is not None and (len(labels) != len(images) or labels.max() >= dataset.num_classes):
-        raise ValueError(f"{where} has labels of other classes than the {dataset.num_classes} of the data")
-    return Dataset(images, labels, tuple(dataset.shape), dataset.num_classes if labels is not None else 0, noise)
+    if not (np.isfinite(images).all() and np.isfinite(noise).all()):
+        raise ValueError(f"{where} holds entries that are NaN or infinite: write it again with experiments.reflow")
+    if dataset.labels is None:
+        return Dataset(images, None, tuple(dataset.shape), 0, noise)
+    if "labels" not in arrays:
+        raise ValueError(
+            f"{where} has no labels, the data have {dataset.num_classes} classes: write it again, or set "
+            "data.num_classes=0"
+        )
+    labels, num_classes = check_labels(arrays["labels"], len(images), dataset.num_classes, where)
+    return Dataset(images, labels, tuple(dataset.shape), num_classes, noise, dataset.class_names)

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data.dataset import Dataset, float_images, philox
 
-__all__ = ["batch_at", "batches"]
+__all__ = ["batch_at", "batch_indices", "batches"]
 
 _ENDLESS = 2**62  # number of batches, more than any run uses
 _THREADED_BYTES = 2**18  # of float32 per batch; for smaller batches a thread gains nothing
@@ -73,19 +73,41 @@ def batch_at(dataset: Dataset, batch_size: int, seed: int, step: int, *, flip: b
     """
     step = int(step)
     _check(dataset, batch_size, step, flip)
-    n, start, stop = len(dataset), step * batch_size, (step + 1) * batch_size
-    epochs = [(e, slice(max(start - e * n, 0), stop - e * n)) for e in range(start // n, (stop - 1) // n + 1)]
-    indices = np.concatenate([_epoch_order(n, seed, e)[part] for e, part in epochs])
+    indices = batch_indices(dataset, batch_size, seed, step)
     image = float_images(dataset, indices)
     batch = {"image": image}
     if dataset.noise is not None:
         batch["noise"] = dataset.noise[indices]
     if flip:
-        flips = np.concatenate([_epoch_flips(n, seed, e)[part] for e, part in epochs])[:, None, None, None]
+        n = len(dataset)
+        parts = [_epoch_flips(n, seed, e)[part] for e, part in _epochs(n, batch_size, step)]
+        flips = np.concatenate(parts)[:, None, None, None]
         batch = {name: np.where(flips, array[:, :, ::-1], array) for name, array in batch.items()}
     if dataset.labels is not None:
         batch["label"] = dataset.labels[indices]
     return batch
+
+
+def batch_indices(dataset: Dataset, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Returns int64 `[B]`: which examples of the data set batch number `step` holds, in their order there.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    >>> d = Dataset(np.zeros((4, 2), np.float32), np.arange(4, dtype=np.int32), (2,), 4)
+    >>> bool((d.labels[batch_indices(d, 3, 0, 5)] == batch_at(d, 3, 0, 5)["label"]).all())
+    True
+    """
+    step = int(step)
+    _check(dataset, batch_size, step, flip=False)
+    n = len(dataset)
+    return np.concatenate([_epoch_order(n, seed, e)[part] for e, part in _epochs(n, batch_size, step)])
+
+
+def _epochs(num_examples: int, batch_size: int, step: int) -> list[tuple[int, slice]]:
+    """Returns (epoch, positions within it) of the parts of a batch."""
+    n, start, stop = num_examples, step * batch_size, (step + 1) * batch_size
+    return [(e, slice(max(start - e * n, 0), stop - e * n)) for e in range(start // n, (stop - 1) // n + 1)]
 
 
 # Raw bits and a stable sort: NumPy guarantees the bits of Philox in every version, but not the result of

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data
+from diffusers_fn.from_config.defaults import customise, default_config
+from experiments import data, runs
 from experiments.data.toy2d import CLOUDS, sample_cloud
 
 
@@ -64,20 +65,28 @@ def test_config_dict_and_absent_fields_are_both_fine():
 
 
 def test_num_classes_bounds_or_drops_labels():
-    assert data.load(config(name="digits", num_classes=12), "train").num_classes == 12
+    assert data.load(config(name="digits", num_classes=10), "train").num_classes == 10
+    with pytest.raises(
+        ValueError, match=r"12 classes are configured, but the data \(digits\) have 10: .*classes 10..11"
+    ):
+        data.load(config(name="digits", num_classes=12), "train")
     unlabelled = data.load(config(name="digits", num_classes=0), "train")
     assert unlabelled.labels is None
     assert unlabelled.num_classes == 0
-    with pytest.raises(ValueError, match=r"num_classes is 9.*up to 9.*at least 10"):
+    with pytest.raises(ValueError, match=r"9 classes are configured.*up to 9.*to 10"):
         data.load(config(name="digits", num_classes=9), "train")
-    with pytest.raises(ValueError, match="has no labels"):
+    with pytest.raises(ValueError, match=r"have no labels.*to 0"):
         data.load(config(name="toy2d", variant="swiss_roll", num_classes=2), "train")
 
 
 @pytest.mark.parametrize(
     ("fields", "split", "message"),
     [
-        ({"name": "mnist"}, "train", "data.name must be one of digits, idx, images, arrays, toy2d; got 'mnist'"),
+        (
+            {"name": "mnist"},
+            "train",
+            "data.name must be one of digits, idx, images, arrays, toy2d, or .*of your own; got 'mnist'",
+        ),
         ({"name": "digits", "shape": (8, 8, 3)}, "train", r"data.shape is \(8, 8, 3\), but .* \(8, 8, 1\)"),
         ({"name": "digits"}, "test", 'split must be "train" or "heldout"; got \'test\''),
         ({"name": "digits", "heldout_fraction": 1.0}, "train", r"heldout_fraction must lie in \[0, 1\); got 1.0"),
@@ -96,6 +105,17 @@ def test_num_classes_bounds_or_drops_labels():
 def test_errors_of_bad_configs_name_the_remedy(fields, split, message):
     with pytest.raises(ValueError, match=message):
         data.load(config(**fields), split)
+
+
+def test_the_number_of_classes_is_that_of_the_network():
+    conditional = customise(default_config(), backbone={"num_classes": 10})
+    assert runs.data_seed(conditional).num_classes == 10
+    assert data.load(runs.data_seed(conditional), "train").num_classes == 10
+    assert data.load(runs.data_seed(customise(default_config())), "train").labels is None
+    guided_by_a_classifier = customise(default_config(), data={"num_classes": 10})
+    assert runs.data_seed(guided_by_a_classifier).num_classes == 10
+    autoencoder = customise(default_config(), backbone={"name": "simple_autoencoder"})
+    assert data.load(runs.data_seed(autoencoder), "train").num_classes == 10  # latents keep the labels
 
 
 # --- IDX ----------------------------------------------------------------------------------------------------
@@ -193,6 +213,104 @@ def test_floats_outside_the_range_need_normalize_false(tmp_path):
     assert (load_arrays(tmp_path, images=latents, normalize=False).images == 3.0).all()
 
 
+@pytest.mark.parametrize(
+    ("images", "bounds", "expected"),
+    [
+        (np.array([[0.0], [0.25], [1.0]]), (0, 1), [-1, -0.5, 1]),
+        (np.array([[0], [1]], np.uint8), (0, 1), [-1, 1]),
+        (np.array([[False], [True]]), (0, 1), [-1, 1]),
+        (np.array([[0], [1], [0]], np.uint8), (0, 255), [-1, 1 / 127.5 - 1, -1]),
+        (np.array([[0], [32767.5], [65535]], np.uint16), (0, 65535), [-1, -1 / 65535, 1]),
+        (np.array([[-1000], [0], [3000]], np.int64), (-1000, 3000), [-1, -0.5, 1]),
+        (np.array([[0.0], [0.5]], np.float32), (-1, 1), [0, 0.5]),
+    ],
+)
+def test_value_range_is_mapped_to_minus_one_and_one(tmp_path, images, bounds, expected):
+    part = load_arrays(tmp_path, images=images, value_range=bounds, heldout_fraction=0.0)
+    np.testing.assert_allclose(data.float_images(part)[:, 0], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("images", "fields", "message"),
+    [
+        (
+            np.array([[0.0], [1.0]]),
+            {},
+            r"floats lie in \[0, 1\].*value_range=\(0, 1\) .*value_range=\(-1, 1\) to accept",
+        ),
+        (np.array([[0], [1]], np.uint8), {}, r"values up to 1; .*value_range=\(0, 1\) .*value_range=\(0, 255\) to"),
+        (
+            np.array([[0], [9]], np.uint16),
+            {},
+            r"images are uint16 between 0 and 9; set data.value_range.*normalize=False",
+        ),
+        (np.array([[False], [True]]), {}, "images are bool between 0 and 1; set data.value_range"),
+        (np.array([[0.0], [1.1]]), {"value_range": (0, 1)}, r"lie in \[0, 1.1\], beyond data.value_range = \(0, 1\)"),
+        (np.array([[-1.0], [1.0]]), {"value_range": (1, 0)}, "must be .low, high. with low < high"),
+        (np.array([[-1.0], [1.0]]), {"value_range": (0, 1, 2)}, "must be .low, high. with low < high"),
+        (np.array([[-1.0], [1.0]]), {"value_range": (0, float("nan"))}, "must be .low, high. with low < high"),
+        (np.array([[-1.0], [1.0]]), {"value_range": (-1, 1), "normalize": False}, "set one of them"),
+        (np.array([[1e39], [1.0]]), {"normalize": False}, "NaN or infinite"),
+        (np.array([[1j], [1.0]]), {"normalize": False}, "must be real numbers; got complex128"),
+    ],
+)
+def test_values_in_doubt_are_refused_with_the_remedy(tmp_path, images, fields, message):
+    with pytest.raises(ValueError, match=message):
+        load_arrays(tmp_path, images=images, **fields)
+
+
+def test_normalize_false_leaves_every_number_unchanged(tmp_path):
+    for dtype in (np.uint8, np.int16, np.float64, bool):
+        images = np.array([[0], [1], [200]]).astype(dtype)
+        part = load_arrays(tmp_path, images=images, normalize=False, heldout_fraction=0.0)
+        assert part.images.dtype == np.float32
+        np.testing.assert_array_equal(data.float_images(part), images)
+
+
+def test_a_range_for_data_that_have_one_is_refused():
+    with pytest.raises(ValueError, match=r"data.value_range is for data.name=arrays and functions; digits has a fixed"):
+        data.load(config(name="digits", value_range=(0, 1)), "train")
+
+
+def test_arrays_may_hold_class_names(tmp_path):
+    images, labels, path = np.full((6, 1), -1.0), np.array([0, 2, 0, 2, 0, 2], np.uint8), tmp_path / "named.npz"
+    np.savez(path, images=images, labels=labels, class_names=np.array(["ant", "bee", "cat"]))
+    part = data.load(config(name="arrays", path=str(path), num_classes=3), "train")
+    assert (part.class_names, part.num_classes) == (("ant", "bee", "cat"), 3)  # although no bee is there
+    np.savez(path, images=images, labels=labels, class_names=np.array(["ant", "bee"]))
+    with pytest.raises(ValueError, match=r"label 2 \(index 1\) is beyond the 2 classes"):
+        data.load(config(name="arrays", path=str(path)), "train")
+
+
+def test_labels_in_doubt_are_refused_with_the_remedy(tmp_path):
+    images = np.full((4, 1), -1.0)
+    for labels, message in (
+        (np.array([0, 1, 255, 1], np.uint8), r"go up to 255, but only 3 of the classes 0..255 .*class 2 has none"),
+        (np.eye(4)[[0, 1, 2, 3]], r"float64 of shape \[4, 4\]; of one-hot rows store labels.argmax"),
+        (np.array(["a", "b", "a", "b"]), r"return_inverse=True"),
+        (np.array([0, 1, 2, 2**40]), "label 1099511627776 is too large"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_arrays(tmp_path, images=images, labels=labels)
+    unused = load_arrays(tmp_path, images=images, labels=np.array([0, 1, 255, 1], np.uint8), num_classes=0)
+    assert unused.labels is None
+    with pytest.raises(ValueError, match=r"no array 'y'; it holds images, labels; correct data.labels_key"):
+        load_arrays(tmp_path, images=images, labels=np.arange(4), labels_key="y")
+
+
+def test_the_split_does_not_depend_on_whether_labels_are_used(tmp_path):
+    images, labels = np.linspace(-1, 1, 60)[:, None], np.arange(60) // 20
+    parts = [load_arrays(tmp_path, images=images, labels=labels, num_classes=n).images for n in (None, 0, 3)]
+    np.testing.assert_array_equal(parts[0], parts[1])
+    np.testing.assert_array_equal(parts[0], parts[2])
+
+
+def test_channel_first_is_recognised_by_the_configured_shape(tmp_path):
+    latents = np.linspace(-1, 1, 2 * 4 * 5 * 6).reshape(2, 4, 5, 6)
+    with pytest.raises(ValueError, match=r"look channel-first; .*transpose\(0, 2, 3, 1\)"):
+        load_arrays(tmp_path, images=latents, shape=(5, 6, 4))
+
+
 def test_a_shape_of_two_numbers_loads_sequences(tmp_path):
     sequences = np.linspace(-1, 1, 10 * 6 * 2).reshape(10, 6, 2)
     loaded = load_arrays(tmp_path, images=sequences, shape=(6, 2), heldout_fraction=0.0)
@@ -217,12 +335,12 @@ def with_nan():
         (with_nan(), None, r"17 of 160 image entries are NaN or infinite, the first at index \(3, 1, 2, 0\)"),
         (np.zeros((10, 4, 4), np.uint8), None, r"add a channel axis: images\[\.\.\., None\]"),
         (np.zeros((0, 4, 4, 1), np.uint8), None, r"got shape \[0, 4, 4, 1\]"),
-        (np.zeros((10, 4, 4, 1), np.int64), None, "must be uint8 .* or float .*; got int64"),
+        (np.zeros((10, 4, 4, 1), np.int64), None, "images are int64 between 0 and 0; set data.value_range"),
         (np.zeros((10, 3, 8, 8), np.uint8), None, "channel-first"),
-        (np.zeros((10, 4, 4, 1), np.uint8), np.arange(9), "9 labels for 10 images"),
-        (np.zeros((10, 4, 4, 1), np.uint8), np.arange(10) - 1, r"label -1 \(index 0\) is negative"),
-        (np.zeros((10, 4, 4, 1), np.uint8), np.zeros(10), r"must be integers of shape \[n\]; got float64"),
-        (np.zeros((10, 4, 4, 1), np.uint8), np.zeros((10, 1), int), r"got int64 of shape \[10, 1\]"),
+        (np.full((10, 4, 4, 1), 9, np.uint8), np.arange(9), "9 labels for 10 images"),
+        (np.full((10, 4, 4, 1), 9, np.uint8), np.arange(10) - 1, r"label -1 \(index 0\) is negative"),
+        (np.full((10, 4, 4, 1), 9, np.uint8), np.zeros(10), r"must be integers of shape \[n\]; got float64 .*astype"),
+        (np.full((10, 4, 4, 1), 9, np.uint8), np.zeros((10, 1), int), r"got int64 of shape \[10, 1\]"),
     ],
 )
 def test_bad_arrays_are_refused_with_the_file_name(tmp_path, images, labels, message):
@@ -298,7 +416,7 @@ def test_rotated_photographs_are_turned_upright(tmp_path, suffix):
 def test_unequal_sizes_name_two_files_and_the_remedy(tmp_path):
     write_image(tmp_path / "a.png", size=(6, 4))
     write_image(tmp_path / "b.png", size=(5, 4))
-    with pytest.raises(ValueError, match=r"a.png is 6x4 and .*b.png is 5x4; set data.image_size"):
+    with pytest.raises(ValueError, match=r"a.png is 6x4 and .*b.png is 5x4; set data.resize.*or data.image_size"):
         data.load(config(name="images", path=str(tmp_path)), "train")
     assert len(data.load(config(name="images", path=str(tmp_path), image_size=4, heldout_fraction=0), "train"))
 
@@ -325,12 +443,6 @@ def test_damaged_images_are_named_wherever_the_damage_is(tmp_path, suffix):
             assert "broken" in str(error)  # noqa: PT017
 
 
-def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path):
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep.png: pixel mode I.* is not 8 bits"):
-        data.load(config(name="images", path=str(tmp_path), heldout_fraction=0, channels=1), "train")
-
-
 def test_odd_folders_are_refused(tmp_path):
     fields = config(name="images", path=str(tmp_path))
     with pytest.raises(ValueError, match="no images"):
@@ -338,12 +450,18 @@ def test_odd_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: this class sub-folder holds no images"):
         data.load(fields, "train")
+    for bad in (
+        {"channels": 2},
+        {"image_size": -1},
+        {"image_size": 1.5},
+        {"resize": "fit"},
+        {"background": (0, 0, 256)},
+    ):
+        with pytest.raises(ValueError, match=f"data.{next(iter(bad))}.* must be"):
+            data.load(config(name="images", path=str(tmp_path), **bad), "train")
     write_image(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"both in the folder \(a.png\) and beside sub-folders \(empty\)"):
         data.load(fields, "train")
-    for bad in ({"channels": 4}, {"image_size": -1}, {"image_size": 1.5}):
-        with pytest.raises(ValueError, match=f"data.{next(iter(bad))}.* must be"):
-            data.load(config(name="images", path=str(tmp_path), **bad), "train")
 
 
 # --- point clouds -------------------------------------------------------------------------------------------
@@ -456,6 +574,13 @@ def test_flips_mirror_half_of_the_images_and_differ_between_epochs():
         flipped.append(left[np.argsort(batch["label"])])
     for share in (flipped[0].mean(), flipped[1].mean(), (flipped[0] ^ flipped[1]).mean()):
         assert abs(share - 0.5) < 5 * 0.5 / n**0.5
+
+
+@pytest.mark.parametrize(("batch_size", "step"), [(4, 0), (4, 2), (11, 1), (25, 3)])
+def test_batch_indices_are_those_of_the_batch(batch_size, step):
+    indices = data.batch_indices(numbered(11), batch_size, 5, step)
+    np.testing.assert_array_equal(indices, data.batch_at(numbered(11), batch_size, 5, step)["label"])
+    assert indices.dtype.kind == "i"
 
 
 def test_unlabelled_batches_hold_only_images_and_batches_may_be_modified():

@@ -267,6 +267,56 @@ def test_points_without_labels_are_evaluated_too():
     assert figures["frechet_distance"]["feature_space"] == "pixels-PCA-2"
 
 
+def test_perfect_samples_of_any_range_score_as_held_out_data():
+    """N(0, 3^2): clipping the samples to [-1, 1] gave a Frechet distance of 35 and a recall of 0."""
+    draws = 3.0 * np.random.default_rng(0).standard_normal((3, 1_000, 10)).astype(np.float32)
+    samples, (train, heldout) = draws[0], (data.Dataset(part, None, (10,), 0) for part in draws[1:])
+    figures = metrics.evaluate_samples(samples, None, train, heldout, bounds=None)
+    frechet = figures["frechet_distance"]
+    assert frechet["samples"] < 1.5 * frechet["heldout"] < 1.5  # clipped samples: 43
+    for name in ("precision", "recall"):
+        np.testing.assert_allclose(figures[name]["samples"], 0.86, atol=0.04)
+        np.testing.assert_allclose(figures[name]["heldout"], 0.86, atol=0.04)
+    assert abs(figures["pixel_std_ratio"]["samples"]["mean"] - 1) < 0.1
+    assert figures["memorised_fraction"]["samples"] < 0.03
+    assert figures["nearest_training_distance"]["unit"] == "euclidean, values in any range, median"
+
+
+def test_figures_do_not_depend_on_the_scale_of_the_data():
+    draws = np.random.default_rng(1).uniform(-1, 1, (3, 200, 6)).astype(np.float32)
+    labels = np.arange(200) % 2
+    draws[:, labels == 1] *= 0.25
+
+    def figures(scale, bounds):
+        train, heldout = (data.Dataset(scale * part, labels.astype(np.int32), (6,), 2) for part in draws[1:])
+        return metrics.evaluate_samples(scale * draws[0], labels, train, heldout, bounds=bounds)
+
+    plain, scaled = figures(np.float32(1), (-1.0, 1.0)), figures(np.float32(64), None)
+    for name in ("class_accuracy", "precision", "recall", "memorised_fraction", "pixel_std_ratio"):
+        assert scaled[name] == plain[name]
+    ratio = {"frechet_distance": 64**2, "nearest_training_distance": 64}
+    for name, factor in ratio.items():  # powers of two are exact, up to the order of sums
+        for column in ("samples", "heldout"):
+            np.testing.assert_allclose(scaled[name][column], factor * plain[name][column], rtol=1e-6)
+
+
+def test_a_single_class_needs_no_classifier():
+    draws = np.random.default_rng(3).uniform(-1, 1, (3, 50, 3)).astype(np.float32)
+    train, heldout = (data.Dataset(part, np.zeros(50, np.int32), (3,), 1) for part in draws[1:])
+    figures = metrics.evaluate_samples(draws[0], np.zeros(50, np.int32), train, heldout)
+    assert "class_accuracy" not in figures
+    assert "recall" in figures
+
+
+def test_samples_and_real_data_are_clipped_alike():
+    draws = np.random.default_rng(2).normal(size=(3, 200, 3)).astype(np.float32)
+    train, heldout = (data.Dataset(part, None, (3,), 0) for part in draws[1:])
+    same = metrics.evaluate_samples(draws[2], None, train, heldout)
+    for figure in same.values():
+        if isinstance(figure, dict):
+            assert figure["samples"] == figure["heldout"]
+
+
 def test_samples_that_cannot_be_judged_are_refused(digits):
     train, heldout = digits
     broken = heldout.images.copy()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import curves, files, pictures, runs
+from experiments import curves, files, pictures
 
 
 def ramp(n, height=2, width=3, channels=1):
@@ -114,8 +114,16 @@ def test_curves_are_read_by_step_and_an_incomplete_line_is_skipped(tmp_path):
     assert [c.tolist() for c in found["loss"]] == [[1, 2, 3], [1.0, 5.0, 1 / 3]]
     assert [c.tolist() for c in found["eval_loss"]] == [[3], [7.0]]
     assert not len(found["absent"][0])
-    with pytest.raises(ValueError, match="line 2: not JSON"):
-        curves.read_curves(write_lines(path, [{"step": 1}], tail='{"st\n{"step": 2}\n'), ["loss"])
+
+
+DAMAGED = ('{"st', "[1]", '{"step": "two", "loss": 1}', '{"loss": 1}', '{"step": 2, "loss": []}', "\ufffd")
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_damaged_lines_of_curves_are_named_and_left_out(tmp_path, caplog, line):
+    path = write_lines(tmp_path / "m.jsonl", [{"step": 1, "loss": 3.0}], tail=f'{line}\n{{"step": 3, "loss": 2.0}}\n')
+    assert [c.tolist() for c in curves.read_curves(path, ["loss"])["loss"]] == [[1, 3], [3.0, 2.0]]
+    assert f"{path}, line 2 is damaged" in caplog.text
 
 
 def test_curve_pictures_are_written_from_files_and_mappings(tmp_path):
@@ -170,12 +178,52 @@ def test_every_kind_of_data_has_a_picture(tmp_path):
     path = tmp_path / "picture.png"
     latents = np.zeros((1, 8, 8, 4))
     latents[..., 2] = 1.0
-    runs.save_picture(path, latents, columns=1)
+    pictures.save_picture(path, latents, columns=1)
     pixels = np.asarray(Image.open(path))
     assert pixels.shape[1] > 3.5 * pixels.shape[0]  # four grey images side by side
     middle = pixels[pixels.shape[0] // 2, [pixels.shape[1] * k // 8 for k in (1, 3, 5, 7)]]
     assert middle.tolist() == [128, 128, 255, 128]
     for samples in (np.zeros((4, 8, 8, 3)), np.zeros((4, 16, 2)), np.zeros((4, 2)), np.zeros((4, 5))):
         path.unlink()
-        runs.save_picture(path, samples)
+        pictures.save_picture(path, samples)
         assert path.exists()
+
+
+def test_black_and_white_stand_for_the_range_of_the_data(tmp_path):
+    images = np.array([0.0, 100.0, 200.0, 300.0]).reshape(1, 2, 2, 1)
+    assert pictures.to_uint8(images, (0.0, 200.0)).ravel().tolist() == [0, 128, 255, 255]
+    assert pictures.picture_range((-1.0, 1.0), images) == (-1.0, 1.0)
+    assert pictures.picture_range(None, np.full(5, 3.0)) == (2.5, 3.5)  # constant data
+    assert pictures.picture_range(None, np.array([np.nan, np.inf])) == (-1.0, 1.0)
+    values = np.append(np.linspace(0.0, 1.0, 1_000), 1e6)
+    low, high = pictures.picture_range(None, values)
+    assert 0 < low < 0.01
+    assert 0.99 < high < 1  # an outlier does not make all else grey
+    pictures.save_picture(tmp_path / "scaled.png", images, bounds=(0.0, 300.0))
+    pictures.save_picture(tmp_path / "plain.png", images / 150 - 1)
+    scaled, plain = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("scaled", "plain"))
+    np.testing.assert_array_equal(scaled, plain)
+    assert np.unique(plain).tolist() == [0, 85, 96, 170, 255]
+
+
+def test_a_diverged_sequence_does_not_flatten_the_others(tmp_path):
+    reference = np.sin(np.linspace(0, 6, 50))[None, :, None]
+    sequences = np.concatenate([reference, 1e6 * reference])
+    heights = []
+    for given in (None, reference):
+        pictures.save_sequences(tmp_path / "lines.png", sequences, 2, given)
+        pixels = np.asarray(Image.open(tmp_path / "lines.png").convert("RGB")).astype(int)
+        blue = pixels[..., 2] - pixels[..., 0] > 80
+        left = blue[:, : blue.shape[1] // 2]
+        heights.append(np.ptp(np.nonzero(left)[0]))
+    assert heights[0] < 5
+    assert heights[1] > 15
+
+
+def test_transparent_images_are_drawn_on_grey(tmp_path):
+    images = np.ones((1, 1, 3, 4), np.float32)
+    images[..., 3] = [1.0, 0.0, -1.0]  # opaque, half, transparent
+    pictures.save_picture(tmp_path / "rgba.png", images, alpha=True)
+    pixels = np.asarray(Image.open(tmp_path / "rgba.png"))
+    row = pixels[pixels.shape[0] // 2]
+    assert [row[len(row) * k // 6].tolist() for k in (1, 3, 5)] == [[255] * 3, [191] * 3, [128] * 3]

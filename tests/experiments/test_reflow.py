@@ -70,7 +70,10 @@ def test_pairs_of_other_data_are_refused(tmp_path):
     for name, arrays, message in (
         ("a", {"images": blank}, "no array 'noise'"),
         ("b", {"images": blank, "noise": blank[:, :2]}, "the data have shape"),
-        ("c", {"images": blank, "noise": blank, "labels": np.arange(6)}, "other classes than the 3"),
+        ("c", {"images": blank, "noise": blank, "labels": np.arange(6)}, r"label 3 .index 3. is beyond the 3 classes"),
+        ("d", {"images": blank, "noise": blank, "labels": np.arange(6) - 1}, "label -1 .* is negative"),
+        ("e", {"images": blank, "noise": blank}, "has no labels, the data have 3 classes"),
+        ("f", {"images": blank, "noise": blank * np.nan, "labels": np.zeros(6, int)}, "are NaN or infinite"),
     ):
         with pytest.raises(ValueError, match=message):
             data.paired(write(tmp_path / f"{name}.npz", **arrays), dataset)

@@ -103,13 +103,6 @@ def test_latents_are_decoded_and_need_their_own_work_directory_alone(stages, tmp
     assert step == 3
     with pytest.raises(ValueError, match=r"set config.latent.autoencoder_workdir to the --workdir"):
         train(alone, tmp_path / "other")
-    with pytest.raises(ValueError, match=r"set config.sampler.clip_denoised to False"):
-        train(
-            customise(
-                config, latent={"autoencoder_workdir": str(stages / "autoencoder")}, sampler={"clip_denoised": True}
-            ),
-            tmp_path / "other",
-        )
     with pytest.raises(ValueError, match="holds a run of task 'classifier'"):
         train(customise(config, latent={"autoencoder_workdir": str(stages / "classifier")}), tmp_path / "other")
     with pytest.raises(ValueError, match=r"only runs of the task 'diffusion' have samples"):

@@ -189,7 +189,7 @@ def test_combining_keeps_types_and_cancels_in_float64():
     [
         (lambda: averages.exponential(1.0), "decay must lie in"),
         (lambda: averages.warmed_up(0.9, min_decay=0.95), "min_decay at most decay"),
-        (lambda: averages.ratio_warmed_up(0.9, start=-1), "start must not be negative"),
+        (lambda: averages.ratio_warmed_up(0.9, start=-1), "start must be an integer of at least 0"),
         (lambda: averages.half_life(0.0), "must be positive"),
         (lambda: averages.power_function(0.3), "plain mean"),
         (lambda: averages.post_hoc_weights([10, 10], [0.1, 0.1], 10, 0.1), "twice"),
