@@ -37,16 +37,14 @@ def imagenet(image_size: int, steps: int, batch_size: int, **fields: object) -> 
         "data": {
             "name": "images",
             "shape": (image_size, image_size, 3),
-            "image_size": image_size,
+            "resize": "crop",
             "num_classes": 1000,
             "flip": True,
         },
         "backbone": {
             **ADM,
-            "image_size": image_size,
             "head_dim": 64,
             "attention_resolutions": (32, 16, 8),
-            "num_classes": 1000,
             "null_class": False,
             **fields,
         },
@@ -72,9 +70,9 @@ def imagenet(image_size: int, steps: int, batch_size: int, **fields: object) -> 
 
 VARIANTS = {
     "digits": {
+        "data": {"num_classes": 10},
         "backbone": {
             **ADM,
-            "image_size": 8,
             "channels": 32,
             "channel_multipliers": (1, 2),
             "num_res_blocks": 1,
@@ -82,7 +80,6 @@ VARIANTS = {
             "head_dim": 32,
             "norm_groups": 8,
             "dropout": 0.1,
-            "num_classes": 10,
         },
         "sampler": {"name": "dpmpp_2m", "skip_type": "log_snr", "num_inference_steps": 25, "cfg_scale": 1.5},
         "training": {"num_steps": 1_000, "batch_size": 64, "ema_decay": 0.995},

@@ -43,7 +43,7 @@ VARIANTS = {
         "training": {"num_steps": 2_000, "batch_size": 64},
     },
     "kl_f8": {
-        "data": {"name": "images", "shape": (256, 256, 3), "num_classes": 0, "image_size": 256, "flip": True},
+        "data": {"name": "images", "shape": (256, 256, 3), "num_classes": 0, "resize": "crop", "flip": True},
         "backbone": {"name": "autoencoder_kl"},
         "loss": {"loss_type": "l1", "kl_weight": 1e-6},
         "training": {"num_steps": 400_000, "batch_size": 32, "learning_rate": 4.5e-6, "lr_schedule": "constant"},

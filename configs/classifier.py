@@ -15,12 +15,13 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "digits": {
-        "backbone": {"name": "mlp_classifier", "num_classes": 10, "dropout": 0.2},
+        "data": {"num_classes": 10},
+        "backbone": {"name": "mlp_classifier", "dropout": 0.2},
         "training": {"num_steps": 3_000, "batch_size": 128},
     },
     "adm_64": {
-        "data": {"name": "images", "shape": (64, 64, 3), "num_classes": 1000, "image_size": 64, "flip": True},
-        "backbone": {"name": "classifier", "num_classes": 1000},
+        "data": {"name": "images", "shape": (64, 64, 3), "num_classes": 1000, "resize": "crop", "flip": True},
+        "backbone": {"name": "classifier"},
         "noise_schedule": {"beta_schedule": "cosine"},
         "training": {
             "num_steps": 300_000,

@@ -21,20 +21,18 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 MLP = {"name": "mlp", "hidden_size": 256, "depth": 4, "dropout": 0.15}
 
 VARIANTS = {
-    "mlp": {"backbone": {**MLP, "num_classes": 10}},
-    "self_conditioned": {"backbone": {**MLP, "num_classes": 10}, "self_conditioning": 1.0},
-    "unconditional": {"backbone": MLP, "sampler": {"cfg_scale": 1.0}},
+    "mlp": {"backbone": MLP},
+    "self_conditioned": {"backbone": MLP, "self_conditioning": 1.0},
+    "unconditional": {"backbone": {**MLP, "num_classes": 0}, "sampler": {"cfg_scale": 1.0}},
     "unet": {
         "backbone": {
             "name": "unet",
-            "image_size": 8,
             "channels": 32,
             "channel_multipliers": (1, 2),
             "num_res_blocks": 1,
             "attention_resolutions": (4,),
             "norm_groups": 8,
             "dropout": 0.1,
-            "num_classes": 10,
         },
     },
 }
@@ -43,6 +41,7 @@ VARIANTS = {
 def get_config(arg: str | None = None) -> ConfigDict:
     config = customise(
         default_config(),
+        data={"num_classes": 10},
         sampler={"skip_type": "log_snr", "num_inference_steps": 100, "cfg_scale": 1.5},
         training={"num_steps": 3_000, "batch_size": 128},
     )

@@ -14,7 +14,7 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "mlp": {
-        "backbone": {"name": "mlp", "hidden_size": 1024, "depth": 4, "num_classes": 10},
+        "backbone": {"name": "mlp", "hidden_size": 1024, "depth": 4},
         # An MLP predicts the image more easily than 784 independent noise values.
         "parameterization": "x0",
         "loss": {"weight": "min_snr"},
@@ -23,12 +23,10 @@ VARIANTS = {
     "unet": {
         "backbone": {
             "name": "unet",
-            "image_size": 28,
             "channels": 64,
             "channel_multipliers": (1, 2, 2),
             "num_res_blocks": 2,
             "attention_resolutions": (14, 7),
-            "num_classes": 10,
         },
         "training": {"num_steps": 30_000, "batch_size": 128, "learning_rate": 3e-4},
     },
@@ -38,7 +36,7 @@ VARIANTS = {
 def get_config(arg: str | None = None) -> ConfigDict:
     config = customise(
         default_config(),
-        data={"name": "idx", "path": "/usr/share/datasets/fashion-mnist", "shape": (28, 28, 1)},
+        data={"name": "idx", "path": "/usr/share/datasets/fashion-mnist", "shape": (28, 28, 1), "num_classes": 10},
         sampler={"skip_type": "log_snr", "num_inference_steps": 100, "cfg_scale": 1.5},
     )
     return customise(config, **pick(VARIANTS, arg, "mlp"))

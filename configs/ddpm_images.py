@@ -14,13 +14,13 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "cifar10": {
-        "data": {"shape": (32, 32, 3), "image_size": 32, "flip": True},
+        "data": {"shape": (32, 32, 3), "resize": "crop", "flip": True},
         "backbone": {"name": "unet", "dropout": 0.1},
         "training": {"num_steps": 800_000, "batch_size": 128, "learning_rate": 2e-4},
     },
     "lsun256": {
-        "data": {"shape": (256, 256, 3), "image_size": 256},
-        "backbone": {"name": "unet", "image_size": 256, "channel_multipliers": (1, 1, 2, 2, 4, 4)},
+        "data": {"shape": (256, 256, 3), "resize": "crop"},
+        "backbone": {"name": "unet", "channel_multipliers": (1, 1, 2, 2, 4, 4)},
         "training": {"num_steps": 1_200_000, "batch_size": 64, "learning_rate": 2e-5},
     },
 }

@@ -22,7 +22,6 @@ LATENTS = {
     "data": {"name": "arrays", "shape": (32, 32, 4), "num_classes": 1000, "heldout_fraction": 0.01, "normalize": False},
     "sampler": {
         "name": "ancestral",
-        "clip_denoised": False,
         "num_inference_steps": 250,
         "cfg_scale": 1.5,
         "cfg_channels": 3,
@@ -50,7 +49,6 @@ def size(hidden_size: int, depth: int, num_heads: int) -> dict:
         "hidden_size": hidden_size,
         "depth": depth,
         "num_heads": num_heads,
-        "num_classes": 1000,
         "learned_variance": True,
     }
     return {**LATENTS, "backbone": {"name": "dit", **net}}
@@ -58,13 +56,12 @@ def size(hidden_size: int, depth: int, num_heads: int) -> dict:
 
 VARIANTS = {
     "digits": {
+        "data": {"num_classes": 10},
         "backbone": {
             "name": "dit",
-            "image_size": 8,
             "hidden_size": 96,
             "depth": 4,
             "num_heads": 4,
-            "num_classes": 10,
         },
         "parameterization": "v",  # gives more weight than epsilon to high noise, where the class matters most
         "sampler": {"name": "dpmpp_2m", "skip_type": "log_snr", "num_inference_steps": 25, "cfg_scale": 1.5},

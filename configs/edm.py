@@ -16,7 +16,8 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 DIGITS: dict[str, Any] = {
     "noise_schedule": {"process": "edm", "time_label": "log_sigma"},
-    "backbone": {**MLP, "num_classes": 10},
+    "data": {"num_classes": 10},
+    "backbone": MLP,
     "parameterization": "edm",
     "sigma_data": 0.75,  # of the digits' pixels
     "loss": {"time_sampler": "log_normal", "log_sigma_mean": -0.4, "log_sigma_std": 1.2},

@@ -24,21 +24,20 @@ from ml_collections import ConfigDict
 from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 CIFAR10 = {
-    "data": {"name": "images", "shape": (32, 32, 3), "image_size": 32, "num_classes": 0, "flip": True},
+    "data": {"name": "images", "shape": (32, 32, 3), "resize": "crop", "num_classes": 0, "flip": True},
     "training": {"num_steps": 400_000, "batch_size": 512, "learning_rate": 1e-3, "warmup_steps": 20_000},
 }
 SONG = {"name": "song_unet", "channel_multipliers": (2, 2, 2), "augment_dim": 9, "dropout": 0.13}
 
 VARIANTS = {
     "digits": {
+        "data": {"num_classes": 10},
         "backbone": {
             "name": "song_unet",
-            "image_size": 8,
             "channels": 32,
             "channel_multipliers": (1, 2),
             "num_res_blocks": 1,
             "attention_resolutions": (4,),
-            "num_classes": 10,
             "dropout": 0.1,
         },
         "sampler": {"num_inference_steps": 18, "cfg_scale": 1.5},
@@ -62,8 +61,8 @@ VARIANTS = {
         },
     },
     "adm": {
-        "data": {"name": "images", "shape": (64, 64, 3), "image_size": 64, "num_classes": 1000, "flip": True},
-        "backbone": {"name": "dhariwal_unet", "num_classes": 1000, "dropout": 0.1},
+        "data": {"name": "images", "shape": (64, 64, 3), "resize": "crop", "num_classes": 1000, "flip": True},
+        "backbone": {"name": "dhariwal_unet", "dropout": 0.1},
         "training": {"num_steps": 600_000, "batch_size": 4096, "learning_rate": 1e-4, "warmup_steps": 2_500},
     },
 }

@@ -30,7 +30,7 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 # itself, in [0, 1]: with labels 1000 t the derivative, and its noise, would be a thousand times as large.
 LABELS = 1
 
-MLP = {"name": "mlp", "hidden_size": 256, "depth": 4, "num_classes": 10}
+MLP = {"name": "mlp", "hidden_size": 256, "depth": 4}
 TRAINING = {"batch_size": 128, "learning_rate": 1e-3, "ema_decay": 0.9995}
 # Clipping intermediate predictions of x0 would make samples of several steps less varied.
 SAMPLER = {"skip_type": "trailing", "num_inference_steps": 2, "clip_denoised": False}
@@ -38,6 +38,7 @@ SAMPLER = {"skip_type": "trailing", "num_inference_steps": 2, "clip_denoised": F
 VARIANTS: dict[str, dict[str, Any]] = {
     "mean_flow": {
         "noise_schedule": {"process": "flow", "noise_steps": LABELS},
+        "data": {"num_classes": 10},
         "backbone": MLP,
         "parameterization": "velocity",
         "loss": {"objective": "mean_flow", "time_sampler": "logit_normal", "logit_mean": -0.4, "logit_std": 1.4},
@@ -46,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "consistency": {
         "noise_schedule": {"process": "trigonometric", "noise_steps": LABELS},
+        "data": {"num_classes": 10},
         "backbone": MLP,
         "parameterization": "v",
         "loss": {"objective": "consistency", "time_sampler": "log_normal", "log_sigma_mean": 0.4, "log_sigma_std": 1.4},

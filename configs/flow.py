@@ -25,7 +25,8 @@ SAMPLER = {"name": "heun", "skip_type": "trailing", "num_inference_steps": 25, "
 
 DIGITS = {
     "noise_schedule": {"process": "flow"},
-    "backbone": {**MLP, "num_classes": 10},
+    "data": {"num_classes": 10},
+    "backbone": MLP,
     "parameterization": "velocity",
     "sampler": SAMPLER,
     "training": {"num_steps": 4_000, "batch_size": 128},
@@ -34,11 +35,11 @@ DIGITS = {
 VARIANTS = {
     "uniform": DIGITS,
     "logit_normal": {**DIGITS, "loss": {"time_sampler": "logit_normal"}},
-    "ot": {**DIGITS, "data": {"coupling": "ot"}},
+    "ot": {**DIGITS, "data": {"num_classes": 10, "coupling": "ot"}},
     "mode": {**DIGITS, "loss": {"time_sampler": "mode"}},
     "reflow": {
         **DIGITS,
-        "backbone": {**MLP, "num_classes": 10, "dropout": 0.0},
+        "backbone": {**MLP, "dropout": 0.0},
         "loss": {"label_dropout": 0.0},
         "sampler": {**SAMPLER, "name": "ddim", "num_inference_steps": 1, "cfg_scale": 1.0},
     },

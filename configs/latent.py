@@ -22,14 +22,14 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 
 VARIANTS = {
     "digits": {
-        "backbone": {**MLP, "dropout": 0.1, "num_classes": 10},
+        "data": {"num_classes": 10},
+        "backbone": {**MLP, "dropout": 0.1},
         "latent": {"enabled": True},
         "parameterization": "v",
         "sampler": {
             "skip_type": "log_snr",
             "num_inference_steps": 100,
             "cfg_scale": 1.25,
-            "clip_denoised": False,
         },
         "training": {"num_steps": 6_000, "batch_size": 128},
     },

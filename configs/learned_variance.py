@@ -32,7 +32,8 @@ VARIANTS = {
 def get_config(arg: str | None = None) -> ConfigDict:
     config = customise(
         default_config(),
-        backbone={**MLP, "dropout": 0.05, "num_classes": 10, "learned_variance": True},
+        data={"num_classes": 10},
+        backbone={**MLP, "dropout": 0.05, "learned_variance": True},
         loss={"objective": "hybrid", "num_levels": 17},
         variance="learned_range",
         sampler={"name": "ancestral", "skip_type": "trailing", "num_inference_steps": 250, "cfg_scale": 1.0},

@@ -29,7 +29,8 @@ def variant(process: str, **more: Any) -> dict[str, Any]:
     """Returns the changes for a process, updated by `more`, section by section."""
     section: dict[str, Any] = {
         "noise_schedule": {"process": process, "time_label": "step"},
-        "backbone": {**MLP, "dropout": 0.1, "num_classes": 10},
+        "data": {"num_classes": 10},
+        "backbone": {**MLP, "dropout": 0.1},
         "loss": {"weight": "snr"},
         "scale_input": True,
         "sampler": {"name": "heun", "skip_type": "log_snr", "num_inference_steps": 30, "cfg_scale": 1.1},

@@ -16,8 +16,7 @@ support vector machine trained on the data then recovers the class label of 99.8
 data: 100%).
 
 `unconditional`, the same without labels. Other sequences: --config.data.shape="(L, C)" with L a multiple of 4, or of
-2^(levels - 1) for other channel_multipliers, and --config.data.normalize=False, --config.sampler.clip_denoised=False
-for data beyond [-1, 1].
+2^(levels - 1) for other channel_multipliers, and --config.data.normalize=False for data beyond [-1, 1].
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +26,7 @@ from diffusers_fn.from_config.defaults import customise, default_config, pick
 NET = {"name": "unet1d", "channels": 32, "channel_multipliers": (1, 2, 2), "num_res_blocks": 1}
 
 VARIANTS = {
-    "waves": {"data": {"num_classes": 3}, "backbone": {**NET, "num_classes": 3}, "sampler": {"cfg_scale": 1.5}},
+    "waves": {"data": {"num_classes": 3}, "backbone": NET, "sampler": {"cfg_scale": 1.5}},
     "unconditional": {"data": {"num_classes": 0}, "backbone": NET},
 }
 

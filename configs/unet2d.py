@@ -33,6 +33,7 @@ ONE_LEVEL = (False, False, False, False, True, False)
 
 VARIANTS = {
     "digits": {
+        "data": {"num_classes": 10},
         "backbone": {
             "name": "unet2d",
             "channels": 32,
@@ -44,20 +45,19 @@ VARIANTS = {
             "up_resample_block": True,
             "norm_groups": 8,
             "dropout": 0.1,
-            "num_classes": 10,
         },
         "sampler": {"name": "dpmpp_2m", "skip_type": "log_snr", "num_inference_steps": 25, "cfg_scale": 1.5},
         "training": {"num_steps": 1_000, "batch_size": 64, "ema_decay": 0.995},
     },
     "cifar10": {
         **LARGE,
-        "data": {"name": "images", "shape": (32, 32, 3), "image_size": 32, "num_classes": 0, "flip": True},
+        "data": {"name": "images", "shape": (32, 32, 3), "resize": "crop", "num_classes": 0, "flip": True},
         "backbone": {"name": "unet2d", "dropout": 0.1},
         "training": {**TRAINING, "num_steps": 800_000, "batch_size": 128, "learning_rate": 2e-4},
     },
     "lsun256": {
         **LARGE,
-        "data": {"name": "images", "shape": (256, 256, 3), "image_size": 256, "num_classes": 0},
+        "data": {"name": "images", "shape": (256, 256, 3), "resize": "crop", "num_classes": 0},
         "backbone": {
             "name": "unet2d",
             "channels": 128,

@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/unet2d_condition.py --workdir=runs/unet2d_condition
 
     python -m experiments.train --config=configs/unet2d_condition.py:sd1 --workdir=runs/sd1 \
-        --config.data.path=LATENTS.npz --config.backbone.num_classes=10 --config.data.num_classes=10
+        --config.data.path=LATENTS.npz --config.data.num_classes=10
 
 In place of a text, each class has backbone.num_tokens learned tokens for cross-attention (`backbones.ClassContext`);
 `Diffusion.apply` also takes text features, as cond={"context": [B, M, context_dim]}. Variant `digits` (the default),
@@ -25,7 +25,7 @@ LATENTS = {"name": "arrays", "num_classes": 1000, "heldout_fraction": 0.01, "nor
 LARGE = {
     "noise_schedule": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
     "loss": {"label_dropout": 0.1},
-    "sampler": {"name": "dpmpp_2m", "clip_denoised": False, "num_inference_steps": 30, "cfg_scale": 5.0},
+    "sampler": {"name": "dpmpp_2m", "num_inference_steps": 30, "cfg_scale": 5.0},
     "training": {
         "optimizer": "adamw",
         "num_steps": 200_000,
@@ -47,13 +47,14 @@ def large(size: int, parameterization: str = "epsilon", **fields: object) -> dic
     return {
         **LARGE,
         "data": {**LATENTS, "shape": (size, size, 4)},
-        "backbone": {"name": NAME, "num_classes": 1000, "dtype": "bfloat16", "remat": True, **fields},
+        "backbone": {"name": NAME, "dtype": "bfloat16", "remat": True, **fields},
         "parameterization": parameterization,
     }
 
 
 VARIANTS = {
     "digits": {
+        "data": {"num_classes": 10},
         "backbone": {
             "name": NAME,
             "in_channels": 1,
@@ -65,7 +66,6 @@ VARIANTS = {
             "num_heads": 4,
             "context_dim": 64,
             "norm_groups": 8,
-            "num_classes": 10,
         },
         "sampler": {"name": "dpmpp_2m", "skip_type": "log_snr", "num_inference_steps": 25, "cfg_scale": 1.5},
         "training": {"num_steps": 1_500, "batch_size": 64, "ema_decay": 0.995},

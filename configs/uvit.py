@@ -37,39 +37,36 @@ LATENTS: dict = {
     "data": {"name": "arrays", "shape": (32, 32, 4), "num_classes": 1000, "heldout_fraction": 0.01, "normalize": False},
     "noise_schedule": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
     "loss": {"label_dropout": 0.15},
-    "sampler": {"name": "dpmpp_2m", "clip_denoised": False, "cfg_scale": 1.4},
+    "sampler": {"name": "dpmpp_2m", "cfg_scale": 1.4},
     "training": {**LARGE, "num_steps": 300_000, "batch_size": 1024, "warmup_steps": 5_000},
     "evaluation": {"batch_size": 50},
 }
 
 VARIANTS = {
     "digits": {
+        "data": {"num_classes": 10},
         "backbone": {
             "name": "uvit",
-            "image_size": 8,
             "hidden_size": 96,
             "depth": 4,
             "num_heads": 4,
-            "num_classes": 10,
         },
         "parameterization": "v",  # gives more weight than epsilon to high noise, where the class matters most
         "sampler": {"name": "dpmpp_2m", "skip_type": "log_snr", "num_inference_steps": 25, "cfg_scale": 1.5},
         "training": {"num_steps": 2_000, "batch_size": 64, "ema_decay": 0.995},
     },
     "cifar10": {
-        "data": {"name": "images", "shape": (32, 32, 3), "image_size": 32, "num_classes": 0, "flip": True},
+        "data": {"name": "images", "shape": (32, 32, 3), "resize": "crop", "num_classes": 0, "flip": True},
         "backbone": {"name": "uvit"},
         "sampler": {"name": "ancestral", "num_inference_steps": 1000},
         "training": {**LARGE, "num_steps": 500_000, "batch_size": 128, "warmup_steps": 2_500},
         "evaluation": {"batch_size": 100},
     },
     "imagenet64": {
-        "data": {"name": "images", "shape": (64, 64, 3), "image_size": 64, "num_classes": 1000, "flip": True},
+        "data": {"name": "images", "shape": (64, 64, 3), "resize": "crop", "num_classes": 1000, "flip": True},
         "backbone": {
             "name": "uvit",
-            "image_size": 64,
             "patch_size": 4,
-            "num_classes": 1000,
             "null_class": False,
             **M,
         },
@@ -78,10 +75,10 @@ VARIANTS = {
         "training": {**LARGE, "learning_rate": 3e-4, "num_steps": 300_000, "batch_size": 1024, "warmup_steps": 5_000},
         "evaluation": {"batch_size": 100},
     },
-    "l_2": {**LATENTS, "backbone": {"name": "uvit", "num_classes": 1000, **L}},
+    "l_2": {**LATENTS, "backbone": {"name": "uvit", **L}},
     "h_2": {
         **LATENTS,
-        "backbone": {"name": "uvit", "num_classes": 1000, **H},
+        "backbone": {"name": "uvit", **H},
         "training": {**LATENTS["training"], "num_steps": 500_000},
     },
 }

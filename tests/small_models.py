@@ -12,7 +12,7 @@ def small_config(num_classes=0, **sections):
     config = customise(
         default_config(),
         data={"shape": (2,), "num_classes": num_classes},
-        backbone={"hidden_size": 8, "depth": 1, "embedding_dim": 8, "num_classes": num_classes},
+        backbone={"hidden_size": 8, "depth": 1, "embedding_dim": 8},
         sampler={"num_inference_steps": 4},
     )
     return customise(config, **sections)

@@ -95,7 +95,7 @@ def check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null: 
     Array([0, 2], dtype=int32)
     """
     if labels is None:
-        raise ValueError("this model is class-conditional (config.backbone.num_classes): the batch needs 'label'")
+        raise ValueError("this model is class-conditional (config.data.num_classes): the batch needs 'label'")
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape not in ((), (batch_size,)):
         raise ValueError(f"labels must be integers of shape [] or [{batch_size}]; got {labels.dtype} {labels.shape}")
@@ -104,6 +104,6 @@ def check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null: 
         null = f" or be {num_classes} for no class" if allow_null else ""
         raise ValueError(
             f"labels must lie in [0, {num_classes - 1}]{null}; got {values.min()} to {values.max()}: correct them or "
-            "config.backbone.num_classes"
+            "config.data.num_classes"
         )
     return labels

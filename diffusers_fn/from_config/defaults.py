@@ -173,7 +173,7 @@ def _loss() -> ConfigDict:
     loss.offset_noise = 0.0  # standard deviation of the noise added to each channel as a whole
     loss.kl_weight = 1e-6  # task autoencoder: of the KL divergence
     loss.vlb_weight = 1e-3  # hybrid: of the variational bound
-    loss.num_levels = 256  # hybrid, vlb: number of grey levels of the data, for the bound's last term
+    loss.num_levels = 256  # hybrid, vlb: grey levels of the data, for the bound's last term; unused without normalize
     loss.min_snr_gamma = 5.0  # weight min_snr
     loss.p2_gamma = 1.0  # weight p2
     loss.p2_k = 1.0  # weight p2
@@ -220,8 +220,9 @@ def default_backbone(name: str, networks: Mapping[str, BackboneEntry] = NETWORKS
     """Returns the section `backbone` for a network: its name, and the fields of its module at their defaults.
 
     num_classes and image_size are None, which is those of config.data; num_classes = 0 is an unconditional model. dtype
-    is that of the computation, param_dtype that of the parameters, both by name. Fields that are functions, such as attention_fn, are left out. A field of several types, such as a
-    number or a sequence of numbers, takes any value here; `build` checks it.
+    is that of the computation, param_dtype that of the parameters, both by name. Fields that are functions, such as
+    attention_fn, are left out. A field of several types, such as a number or a sequence of numbers, takes any value
+    here; `build` checks it.
 
     Raises:
       ValueError: if there is no such backbone.

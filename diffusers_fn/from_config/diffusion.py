@@ -5,7 +5,7 @@ Everything else in this library takes functions; in this package, and only here,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +17,13 @@ from diffusers_fn._arrays import concrete
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
 from diffusers_fn.from_config.batches import check_labels
+from diffusers_fn.from_config.derived import data_range
 from diffusers_fn.from_config.guiding import GuidanceInputs, is_guided, make_guidance
 from diffusers_fn.from_config.model import Model, make_model
 from diffusers_fn.from_config.objectives import Objective, make_objective
 from diffusers_fn.from_config.samplers import make_plan
-from diffusers_fn.from_config.signatures import Apply, Config, LossWithExtras, MakeDenoiser, Sample
+from diffusers_fn.from_config.scores import make_invert, make_score
+from diffusers_fn.from_config.signatures import Apply, Config, Invert, LossWithExtras, MakeDenoiser, Sample, Score
 from diffusers_fn.from_config.tables import Tables
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.self_conditioning import self_conditioned
@@ -40,30 +42,40 @@ class Diffusion(NamedTuple):
       apply: (params, x, t, cond=None, *, x0=None, key=None, train=False) -> network output. x [B, *shape]; t [] or
         [B]; cond int labels [B], or None for no condition; x0 [B, *shape] the previous estimate of x0, for
         self-conditioning; key is needed for dropout, when train is True.
-      loss: (params, key, batch) -> (loss [B], metrics). batch: {"image": [B, *shape] in [-1, 1]} and, for a
+      loss: (params, key, batch) -> (loss [B], metrics). batch: {"image": [B, *shape]}, in [-1, 1] unless
+        config.data.normalize is False, and, for a
         class-conditional model, "label": int [B]; "noise": [B, *shape], the noise of each example, where data and
         noise are coupled. key: one key, or [B] keys, with which the loss of an example does not depend on the rest of
         the batch or the device layout (except for dropout masks, drawn for the batch from the first key, and for the
         time samplers stratified and antithetic, which spread times over the batch). metrics: arrays [B].
         Objectives that need more than the parameters take it as a fourth argument: see `build_objective`.
       sample: (params, key, num_samples, *, cond=None, guidance_scale=None, eta=None, num_inference_steps=None,
-        emit=None, transform=None) -> Samples. cond: int labels [] or [num_samples], or None for unconditional
-        samples. None takes the config's value. key: one key, or [num_samples] keys. transform: your own guidance,
-        denoiser -> denoiser, applied to the model's (guided) denoiser before x0 is clipped; it is called with cond,
-        also where the network is unconditional.
+        emit=None, transform=None, shape=None, x=None) -> Samples. cond: int labels [] or [num_samples], or None for
+        unconditional samples. None takes the config's value. key: one key, or [num_samples] keys. transform: your own
+        guidance, denoiser -> denoiser, applied to the model's (guided) denoiser before x0 is clipped; it is called with
+        cond, also where the network is unconditional. shape: of one sample, if the network takes other sizes than
+        config.data.shape (U-Nets and DiT do). x: [num_samples, ...], the state at the first level, for instance from
+        `invert`; None draws noise.
+      score: (params, x, level, cond=None) -> the score of the noisy data, grad_x log q(x | cond), [B, ...]. level: a
+        Level, S = [] or [B], or a time [] or [B] in [0, 1], from the cleanest level of the config to the noisiest.
+      invert: (params, x0, *, cond=None, num_inference_steps=None, refine=0) -> the noise [B, ...] at the first level of
+        the config's grid, which `sample` with this x, the solver ddim, no guidance and no clipping turns back into x0,
+        up to an error of first order in the step size. refine: as for `dfn.invert`.
     """
 
     init: Callable[[jax.Array], Any]
     apply: Apply
     loss: LossWithExtras
     sample: Sample
+    score: Score
+    invert: Invert
 
 
 def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
     """Returns the model that a config describes, as pure functions.
 
     Args:
-      config: see `default_config` for its fields. backbone.num_classes = 0 is an unconditional model.
+      config: see `default_config` for its fields. data.num_classes = 0 is an unconditional model.
       tables: the functions that names in the config choose, see `from_config.tables`; extend them with your own.
 
     Raises:
@@ -89,11 +101,11 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
     )
     guide = make_guidance(config.sampler, GuidanceInputs(num_classes, inputs.parameterization), tables.guidances)
     takes_eta = tables.solvers[config.sampler.name].takes_eta
-    drops_labels = bool(config.loss.label_dropout)
+    drops_labels, bounds = bool(config.loss.label_dropout), data_range(config)
     if is_guided(config.sampler, tables.guidances) and not (num_classes and drops_labels):
         raise ValueError(
             f"config.sampler.cfg_scale is {config.sampler.cfg_scale} with guidance {config.sampler.guidance!r}, but "
-            "guidance needs a class-conditional model that learned to do without its label: set backbone.num_classes "
+            "guidance needs a class-conditional model that learned to do without its label: set data.num_classes "
             "and loss.label_dropout, or cfg_scale to 1 and guidance to 'classifier_free'"
         )
 
@@ -108,16 +120,21 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         num_inference_steps: int | None = None,
         emit: Callable[[Step], Any] | None = None,
         transform: Transform | None = None,
+        shape: Sequence[int] | None = None,
+        x: jax.Array | None = None,
     ) -> Samples:
         if num_samples != int(num_samples) or num_samples < 1:
             raise ValueError(f"num_samples must be an integer of at least 1; got {num_samples}")
         if eta is not None and not takes_eta:
             raise ValueError(f"sampler {config.sampler.name!r} has no eta: set config.sampler.name to 'ddim'")
         if cond is not None and not num_classes and transform is None:
-            raise ValueError("cond was given, but this model is unconditional: set config.backbone.num_classes")
+            raise ValueError("cond was given, but this model is unconditional: set config.data.num_classes")
         _check_guidance_scale(guidance_scale, num_samples, conditional=cond is not None and num_classes > 0)
         if num_classes and not drops_labels:
             _check_labels_suffice(cond, guidance_scale)
+        size = _size(shape, x, num_samples, model)
+        if size != model.shape:
+            model.check_size(params, size)
         solver = plan(num_inference_steps, eta)
 
         transforms: list[Transform] = [] if num_classes else [ignore_cond]
@@ -128,15 +145,19 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         if transform is not None:
             transforms.append(transform)
         transforms.append(lambda denoise: bind(denoise, cond))
-        if config.sampler.clip_denoised:
-            transforms.append(clip_x0())
+        if config.sampler.clip_denoised and bounds is not None:
+            transforms.append(clip_x0(max(abs(end) for end in bounds)))
 
         start_key, noise_key = _random.split(key, 2)
-        z = _random.draw(jax.random.normal, start_key, (num_samples, *model.shape), jnp.result_type(float))
+        if x is None:
+            z = _random.draw(jax.random.normal, start_key, (num_samples, *size), jnp.result_type(float))
+            x = _start_std(solver) * z
         denoise = _transformed(model, params, chain(*transforms))
-        return sample(noise_key, denoise, solver, _start_std(solver) * z, emit=emit)
+        return sample(noise_key, denoise, solver, x, emit=emit)
 
-    return Diffusion(model.init, inputs.apply, loss, sample_fn)
+    objective = tables.objectives[config.loss.objective]
+    score, invert = (make(config, model, objective) for make in (make_score, make_invert))
+    return Diffusion(model.init, inputs.apply, loss, sample_fn, score, invert)
 
 
 def build_denoiser(config: Config, tables: Tables = _TABLES) -> MakeDenoiser:
@@ -177,6 +198,21 @@ def build_objective(config: Config, tables: Tables = _TABLES) -> Objective:
     True
     """
     return make_objective(config.loss, make_model(config, tables).inputs, tables.objectives)
+
+
+def _size(shape: Sequence[int] | None, x: jax.Array | None, num_samples: int, model: Model) -> tuple[int, ...]:
+    """The shape of one sample: `shape`, or that of the states x, or config.data.shape."""
+    size = model.shape if shape is None else tuple(int(length) for length in shape)
+    if len(size) != len(model.shape) or size[-1:] != model.shape[-1:]:
+        raise ValueError(
+            f"shape, of one sample, must have the {len(model.shape)} axes of config.data.shape = {model.shape} and its "
+            f"{model.shape[-1]} channels (last); got {size}"
+        )
+    if x is None:
+        return size
+    if x.ndim != len(size) + 1 or x.shape[0] != num_samples or (shape is not None and x.shape[1:] != size):
+        raise ValueError(f"x, the states at the first level, must have shape {(num_samples, *size)}; got {x.shape}")
+    return _size(x.shape[1:], None, num_samples, model)
 
 
 def _transformed(model: Model, params: Any, transform: Transform) -> Any:

@@ -72,7 +72,7 @@ def mean_flow(settings: ConfigDict, inputs: ObjectiveInputs) -> Loss:
     if settings.guidance_scale != 1 and not (num_classes and settings.label_dropout):
         raise ValueError(
             f"config.loss.guidance_scale is {settings.guidance_scale}, which needs the network's prediction without a "
-            "label: set backbone.num_classes and loss.label_dropout, or guidance_scale to 1"
+            "label: set data.num_classes and loss.label_dropout, or guidance_scale to 1"
         )
 
     def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Metrics]:

@@ -76,7 +76,8 @@ def _on_timesteps(
     options = {
         "parameterization": inputs.parameterization,
         "variance": inputs.variance,
-        "num_levels": settings.num_levels,
+        # Without a range there are no grey levels: the bound's last term is that of a density.
+        "num_levels": None if inputs.data_range is None else settings.num_levels,
     }
 
     def evaluate(params: Any, key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[tuple[Any, ...], dict, Metrics]:

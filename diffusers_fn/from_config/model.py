@@ -17,7 +17,13 @@ from diffusers_fn.from_config import derived, few_step, self_conditioning
 from diffusers_fn.from_config.batches import make_batch_reader
 from diffusers_fn.from_config.choices import check_requirements, choose, listed
 from diffusers_fn.from_config.defaults import check_complete
-from diffusers_fn.from_config.network import check_fit, check_time_label, init_params, make_backbone
+from diffusers_fn.from_config.network import (
+    check_fit,
+    check_other_size,
+    check_time_label,
+    init_params,
+    make_backbone,
+)
 from diffusers_fn.from_config.noise import Noise, make_noise
 from diffusers_fn.from_config.objective_types import ObjectiveEntry, ObjectiveInputs
 from diffusers_fn.from_config.outputs import VARIANCES, make_parameterization
@@ -36,11 +42,13 @@ class Model(NamedTuple):
       init: (key) -> params.
       inputs: for an objective; `inputs.apply` is the network.
       shape: of one example.
+      check_size: (params, shape) raises ValueError unless the network takes examples of this shape too.
     """
 
     init: Callable[[jax.Array], Any]
     inputs: ObjectiveInputs
     shape: tuple[int, ...]
+    check_size: Callable[[Any, tuple[int, ...]], None]
 
 
 def make_model(config: ConfigDict, tables: Tables) -> Model:
@@ -87,8 +95,13 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
         bool(config.self_conditioning),
         sample_level,
         read_batch,
+        derived.data_range(config),
     )
-    return Model(init, inputs, shape)
+
+    def check_size(params: Any, size: tuple[int, ...]) -> None:
+        check_other_size(apply, params, some_label, size, shape, config.backbone.name)
+
+    return Model(init, inputs, shape, check_size)
 
 
 def _make_network(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
 from diffusers_fn import _threefry, backbones
@@ -25,6 +26,7 @@ __all__ = [
     "backbone_fields",
     "check_backbone_field",
     "check_fit",
+    "check_other_size",
     "check_time_label",
     "init_params",
     "make_autoencoder",
@@ -260,6 +262,24 @@ def check_fit(module: nn.Module, cond: Any, shape: tuple[int, ...], name: str, *
     if out.shape[1:] != wanted:
         learned = f", but a learned variance needs {wanted}; see its learned_variance and" if doubled else "; see its"
         raise ValueError(f"{where}: the network's output has shape {out.shape[1:]}{learned} out_channels")
+
+
+def check_other_size(
+    apply: Callable[..., Any], params: Any, cond: Any, size: tuple[int, ...], shape: tuple[int, ...], name: str
+) -> None:
+    """Raises ValueError unless a network with these parameters, for data of `shape`, takes examples of `size` too.
+
+    Nothing is computed.
+    """
+    x = jax.ShapeDtypeStruct((1, *size), jnp.result_type(float))
+    try:
+        out = jax.eval_shape(lambda params, x: apply(params, x, jnp.ones((1,)), cond), params, x)
+    except (ValueError, TypeError, FlaxError) as error:
+        raise ValueError(
+            f"the network {name!r} of config.data.shape = {shape} takes no examples of shape {size}: {error}"
+        ) from error
+    if out.shape[1:-1] != size[:-1]:
+        raise ValueError(f"the network {name!r} returns shape {out.shape[1:]} for examples of shape {size}")
 
 
 @functools.partial(jax.jit, static_argnames="module")

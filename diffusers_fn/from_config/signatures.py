@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform
+from diffusers_fn.levels import Level
 from diffusers_fn.sampling import Samples
 from diffusers_fn.solvers import Step
 
-__all__ = ["Apply", "BatchLoss", "Config", "LossWithExtras", "MakeDenoiser", "Sample"]
+__all__ = ["Apply", "BatchLoss", "Config", "Invert", "LossWithExtras", "MakeDenoiser", "Sample", "Score"]
 
 
 class Config(Protocol):
@@ -79,8 +80,28 @@ class Sample(Protocol):
         num_inference_steps: int | None = None,
         emit: Callable[[Step], Any] | None = None,
         transform: Transform | None = None,
+        shape: Sequence[int] | None = None,
+        x: jax.Array | None = None,
     ) -> Samples:
         """Returns samples, see `Diffusion.sample`."""
+        ...
+
+
+class Score(Protocol):
+    """The score of a built model."""
+
+    def __call__(self, params: Any, x: jax.Array, level: Level | ArrayLike, cond: Any = None) -> jax.Array:
+        """Returns the score [B, ...] of noisy data, see `Diffusion.score`."""
+        ...
+
+
+class Invert(Protocol):
+    """The inversion of a built model's sampler."""
+
+    def __call__(
+        self, params: Any, x0: jax.Array, *, cond: Any = None, num_inference_steps: int | None = None, refine: int = 0
+    ) -> jax.Array:
+        """Returns the state [B, ...] at the first level, see `Diffusion.invert`."""
         ...
 
 

@@ -29,7 +29,7 @@ def vlb_loss(
     *,
     parameterization: Parameterization = epsilon,
     variance: Variance = learned_range,
-    num_levels: ArrayLike = 256,
+    num_levels: ArrayLike | None = 256,
     approximate: bool = False,
 ) -> jax.Array:
     """Returns T L_t [B] in bits per dimension; its mean over uniform t is L_vlb without the prior term.
@@ -40,12 +40,12 @@ def vlb_loss(
     Args:
       schedule: the noise schedule, of T timesteps.
       out: [B, ..., 2C] the network's output for x_t, or [B, ..., C] with a fixed variance.
-      x0: [B, ..., C] data in [-1, 1].
+      x0: [B, ..., C] data, in [-1, 1] if they have grey levels.
       eps: [B, ..., C] the noise in x_t.
       t: [B] integers, the timesteps.
       parameterization: that of the first C channels of `out`.
       variance: learned_range or learned; with fixed_small and fixed_large only the mean is trained.
-      num_levels, approximate: for L_0, see `discretized_gaussian_log_likelihood`.
+      num_levels, approximate: for L_0, see `vb_terms_bpd`.
 
     Raises:
       ValueError: as `p_mean_variance`.
@@ -77,7 +77,7 @@ def hybrid_loss(
     vlb_weight: ArrayLike = 1e-3,
     error: Error = mse,
     weight: Weight | None = None,
-    num_levels: ArrayLike = 256,
+    num_levels: ArrayLike | None = 256,
     approximate: bool = False,
 ) -> jax.Array:
     """Returns L_simple + vlb_weight L_vlb [B] (eq. 16), in which L_vlb trains the variance only.

@@ -36,6 +36,7 @@ from diffusers_fn.variances import Variance, fixed_small
 __all__ = ["Bound", "VbTerms", "calc_bpd", "prior_bpd", "vb_terms_bpd"]
 
 _LOG_2 = float(np.log(2.0))
+_LOG_2_PI = float(np.log(2.0 * np.pi))
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +103,7 @@ def vb_terms_bpd(
     parameterization: Parameterization = epsilon,
     variance: Variance = fixed_small,
     clip_denoised: bool = True,
-    num_levels: ArrayLike = 256,
+    num_levels: ArrayLike | None = 256,
     approximate: bool = False,
 ) -> VbTerms:
     """Returns the term L_t of the bound, KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 for t = 0.
@@ -110,11 +111,12 @@ def vb_terms_bpd(
     Args:
       schedule: the noise schedule.
       model_output: [B, ..., C], or [B, ..., 2C] if the variance is learned.
-      x_start: [B, ..., C] data in [-1, 1].
+      x_start: [B, ..., C] data, in [-1, 1] if they have grey levels.
       x_t: [B, ..., C] a draw of q(x_t | x_0).
       t: [] or [B] integers, the timesteps.
       parameterization, variance, clip_denoised: as for `p_mean_variance`.
-      num_levels, approximate: for L_0, as for `discretized_gaussian_log_likelihood`.
+      num_levels, approximate: for L_0, as for `discretized_gaussian_log_likelihood`. None for data without grey levels,
+        in any range: L_0 is then the negative log density of x_0 under the last step, and the bound one of a density.
 
     Raises:
       ValueError: as `p_mean_variance`.
@@ -135,11 +137,13 @@ def vb_terms_bpd(
     true_log_variance = jnp.broadcast_to(true_log_variance, true_mean.shape)
     kl = _bits(normal_kl(true_mean, true_log_variance, p.mean, p.log_variance))
     x_start = jnp.asarray(x_start, p.mean.dtype)
-    nll = -_bits(
-        discretized_gaussian_log_likelihood(
+    if num_levels is None:
+        log_likelihood = -0.5 * ((x_start - p.mean) ** 2 * jnp.exp(-p.log_variance) + p.log_variance + _LOG_2_PI)
+    else:
+        log_likelihood = discretized_gaussian_log_likelihood(
             x_start, p.mean, 0.5 * p.log_variance, num_levels=num_levels, approximate=approximate
         )
-    )
+    nll = -_bits(log_likelihood)
     return VbTerms(jnp.where(jnp.asarray(t) == 0, nll, kl), p.pred_x_start)
 
 
@@ -152,7 +156,7 @@ def calc_bpd(
     variance: Variance = fixed_small,
     clip_denoised: bool = True,
     labels: ArrayLike | None = None,
-    num_levels: ArrayLike = 256,
+    num_levels: ArrayLike | None = 256,
     approximate: bool = False,
 ) -> Bound:
     """Returns the bound on -log2 P(x_start) for each example, with its T terms.
@@ -169,7 +173,7 @@ def calc_bpd(
       variance: that of the reverse steps; learned and learned_range need a denoiser that predicts var_frac.
       clip_denoised: whether to clip the predicted x_0 to [-1, 1].
       labels: [T], the time label of the network at each timestep; None for the timesteps themselves.
-      num_levels, approximate: for L_0, as for `discretized_gaussian_log_likelihood`.
+      num_levels, approximate: for L_0, as for `vb_terms_bpd`.
 
     Raises:
       ValueError: if x_start is not of floating type, labels is not [T], the denoiser predicts var_frac and `variance`
