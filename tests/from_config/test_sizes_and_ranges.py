@@ -70,7 +70,7 @@ def test_the_size_of_a_network_is_that_of_the_data(name, shape, size):
 
 def test_stretched_positions_of_oblong_data_need_the_side_of_a_square():
     dit = {"name": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2, "stretch_positions": True}
-    with pytest.raises(ValueError, match="stretch_positions .* the data are 8 x 12: set backbone.image_size"):
+    with pytest.raises(ValueError, match=r"stretch_positions .* the data are 8 x 12: set backbone.image_size"):
         dfn.build(images((8, 12, 1), backbone=dit))
     dfn.build(images((8, 12, 1), backbone={**dit, "image_size": 8}))
 
@@ -95,7 +95,7 @@ def test_a_classifier_has_the_classes_of_the_data():
     config = small_config(num_classes=5, backbone={"name": "mlp_classifier", "hidden_size": 8, "depth": 1})
     params = jax.eval_shape(dfn.build_classifier(config).init, jax.random.key(0))
     assert params["dense_out"]["kernel"].shape == (8, 5)
-    with pytest.raises(ValueError, match="a classifier needs at least 2 classes; got 0: set config.data.num_classes"):
+    with pytest.raises(ValueError, match=r"a classifier needs at least 2 classes; got 0: set config.data.num_classes"):
         dfn.build_classifier(small_config(backbone={"name": "mlp_classifier"}))
 
 
@@ -246,5 +246,5 @@ def test_a_model_of_few_steps_has_neither_score_nor_inversion():
     )
     params, x = some_params(diffusion.init), jnp.zeros((1, 2))
     for call in (lambda: diffusion.score(params, x, 0.5), lambda: diffusion.invert(params, x)):
-        with pytest.raises(ValueError, match="objective 'mean_flow' .* neither a score nor an inversion"):
+        with pytest.raises(ValueError, match=r"objective 'mean_flow' .* neither a score nor an inversion"):
             call()
