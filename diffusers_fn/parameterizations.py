@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import check_data, check_positive, concrete, expand, namespace, working_dtype
+from diffusers_fn._arrays import check_data, check_positive, concrete, expand, floating, namespace, working_dtype
 from diffusers_fn._types import Array
 from diffusers_fn.levels import Level, check_level
 
@@ -84,14 +84,21 @@ def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, le
       level: S = [] or [B].
 
     Raises:
-      ValueError: if the shapes differ or a dtype is not floating.
+      ValueError: if the shapes differ or a dtype is not floating, or a level (not traced) is clean (sigma = 0) and the
+        parameterization is the score.
 
     >>> target(v, jnp.ones((1, 2)), jnp.zeros((1, 2)), Level(0.8, 0.6, 0.0))
     Array([[-0.6, -0.6]], dtype=float32)
     """
     check_data(x0=x0, eps=eps)
     check_level(level, x0)
-    p, q = parameterization.line(level)
+    with np.errstate(divide="ignore"):
+        p, q = parameterization.line(Level(floating(level.alpha), floating(level.sigma), level.t))
+    if any(known is not None and not np.all(np.isfinite(known)) for known in (concrete(p), concrete(q))):
+        raise ValueError(
+            f"parameterization {parameterization.name!r} has an infinite target at sigma = 0, the clean data: use a "
+            "level with noise, or predict epsilon, x0, v or velocity"
+        )
     return expand(p, x0) * x0 + expand(q, x0) * eps
 
 

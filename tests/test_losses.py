@@ -82,6 +82,68 @@ def test_uniform_weight_on_flow_matching():
     np.testing.assert_allclose(converted, sigma**2, rtol=1e-12)
 
 
+# The weights as published, of x0's error: functions of SNR = alpha^2 / sigma^2.
+PUBLISHED = {
+    "uniform": lambda snr: 1.0,
+    "snr": lambda snr: snr,
+    "min_snr": lambda snr: min(snr, 2.0),
+    "truncated_snr": lambda snr: max(snr, 1.0),
+    "p2": lambda snr: snr / (0.5 + snr) ** 1.5,
+    "edm": lambda snr: snr + 1 / 0.6**2,
+    "sigmoid": lambda snr: snr / (1 + snr * np.e),
+}
+
+
+def limit(weight, parameterization, alpha, sigma):
+    """weight (sigma / (alpha q - sigma p))^2 next to the end, where float64 has room; inf if it grows there."""
+    at = []
+    for tiny in (1e-40, 1e-60):
+        level = dfn.Level(np.float64(alpha or tiny), np.float64(sigma or tiny), 0.0)
+        p, q = parameterization.line(level)
+        factor = (level.sigma / (level.alpha * q - level.sigma * p)) ** 2
+        at.append(PUBLISHED[weight]((level.alpha / level.sigma) ** 2) * factor)
+    return np.inf if at[1] > 1e6 * at[0] else 0.0 if at[1] < 1e-6 * at[0] else at[1]
+
+
+@pytest.mark.parametrize("end", [(0.0, 1.5), (0.7, 0.0)], ids=["pure_noise", "clean"])
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_weights_at_both_ends_are_the_limits_of_the_published_formulas(name, end):
+    """At the end itself, and next to it in float32, whose squares have no room for 1e-30."""
+    parameterization = PARAMETERIZATIONS[name]
+    for weight in WEIGHTS:
+        wanted, converted = (
+            limit(weight, parameterization, *end),
+            losses.output_weight(WEIGHTS[weight], parameterization),
+        )
+        level = dfn.Level(*end, 0.0)
+        if np.isinf(wanted):
+            with pytest.raises(ValueError, match=r"weight of the loss is not finite .* alpha"):
+                converted(level)
+            continue
+        np.testing.assert_allclose(converted(level), wanted, rtol=1e-12, atol=1e-30, err_msg=weight)
+        for tiny in (0.0, 1e-30, 1e-20):
+            at = dfn.Level(*(jnp.float32(value or tiny) for value in end), 0.0)
+            np.testing.assert_allclose(jax.jit(converted)(at), wanted, rtol=1e-5, atol=1e-18, err_msg=weight)
+
+
+def test_min_snr_of_epsilon_at_pure_noise_is_one_and_its_gradient_that_of_the_plain_loss():
+    x0, eps = jnp.ones((2, 3)), jnp.full((2, 3), 0.5)
+    level = dfn.Level(jnp.array([0.0, 0.6]), jnp.array([1.0, 0.8]), jnp.zeros(2))
+
+    def mean(out, weight):
+        return losses.denoising_loss(out, x0, eps, level, parameterizations.epsilon, weight=weight).sum()
+
+    gradients = [jax.grad(mean)(jnp.zeros((2, 3)), weight) for weight in (losses.min_snr(5.0), None)]
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-6)  # both SNR lie below 5
+    with pytest.raises(ValueError, match="not finite for the parameterization 'epsilon'"):
+        mean(jnp.zeros((2, 3)), losses.uniform)
+
+
+def test_a_score_has_no_target_for_clean_data():
+    with pytest.raises(ValueError, match="'score' has an infinite target at sigma = 0"):
+        parameterizations.target(parameterizations.score, jnp.ones((1, 2)), jnp.ones((1, 2)), dfn.Level(1.0, 0.0, 0.0))
+
+
 def test_errors_by_hand():
     out, wanted = jnp.array([[0.0, 0.0], [1.0, -3.0]]), jnp.array([[0.5, 3.0], [1.0, -1.0]])
     np.testing.assert_array_equal(losses.mse(out, wanted), [(0.25 + 9) / 2, (0 + 4) / 2])

@@ -1,14 +1,21 @@
 """Loss weights: the factor of |x0 - x0_hat|^2 at each level.
 
 A weight is a function level -> S, written once for the error in x0; `output_weight` converts it to the error in the
-network's output, for any parameterization.
+network's output, for any parameterization. The weights that depend on SNR = A / S alone, with A = alpha^2 and
+S = sigma^2, have a second form W(A, S) = S weight, homogeneous of degree 1, with which the product of the two remains
+exact where one of its factors is infinite: at pure noise (A = 0) and for clean data (S = 0).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
-from diffusers_fn._arrays import check_positive, namespace
+import numpy as np
+
+from diffusers_fn._arrays import check_positive, concrete, floating, is_zero, namespace
 from diffusers_fn._types import Array
 from diffusers_fn.levels import Level, log_snr
 from diffusers_fn.parameterizations import Parameterization
@@ -34,16 +41,32 @@ def output_weight(weight: Weight, parameterization: Parameterization) -> Weight:
     """Returns the weight of |out - target|^2 that equals `weight` on |x0 - x0_hat|^2.
 
     With x fixed, an error e in x0 is an error -alpha / sigma e in eps, hence (p - q alpha / sigma) e in the output
-    p x0 + q eps: |x0 - x0_hat|^2 = (sigma / (alpha q - sigma p))^2 |out - target|^2.
+    p x0 + q eps: |x0 - x0_hat|^2 = (sigma / (alpha q - sigma p))^2 |out - target|^2. Where one of the two factors is
+    infinite, the result is the limit: 1 for `min_snr` of an epsilon network at pure noise, alpha = 0.
+
+    Raises:
+      ValueError: when called, if the weight is infinite at a level (not traced).
 
     >>> from diffusers_fn.parameterizations import epsilon
     >>> round(float(output_weight(snr, epsilon)(Level(0.8, 0.6, 0.0))), 6)
     1.0
     """
 
+    form = weight.form if isinstance(weight, _Homogeneous) else _FORMS.get(weight)
+
     def converted(level: Level) -> Array:
-        p, q = parameterization.line(level)
-        return weight(level) * (level.sigma / (level.alpha * q - level.sigma * p)) ** 2
+        at = Level(floating(level.alpha), floating(level.sigma), level.t)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            value = _converted(weight, form, at, *parameterization.line(at))
+        known = concrete(value)
+        if known is not None and not np.all(np.isfinite(known)):
+            where = {name: np.asarray(getattr(level, name)).tolist() for name in ("alpha", "sigma")}
+            raise ValueError(
+                f"the weight of the loss is not finite for the parameterization {parameterization.name!r} at one of "
+                f"the levels {where}: choose a weight or a parameterization with a finite product there (at "
+                "alpha = 0 v, x0, velocity and edm; at sigma = 0 epsilon, v, velocity and edm), or leave the level out"
+            )
+        return value
 
     return converted
 
@@ -81,7 +104,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
     1.0
     """
     check_positive("gamma", gamma)
-    return lambda level: namespace(level).minimum(snr(level), gamma)
+    return _Homogeneous(lambda a, s: namespace(a, s).minimum(a, gamma * s))
 
 
 def truncated_snr(level: Level) -> Array:
@@ -106,7 +129,15 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
     0.64
     """
     check_positive("k", k)
-    return lambda level: snr(level) / (k + snr(level)) ** gamma
+
+    def form(a: Array, s: Array) -> Array:
+        # a (s / (k s + a))^gamma, with the ratio of a and s that is at most 1.
+        xp = namespace(a, s)
+        ratio, noisy = xp.minimum(a, s) / xp.maximum(a, s), a <= s
+        clean = xp.where(noisy, 1.0, a)
+        return xp.where(noisy, a / (k + ratio) ** gamma, clean ** (1 - gamma) * (s / (1 + k * ratio)) ** gamma)
+
+    return _Homogeneous(form)
 
 
 def edm(sigma_data: float = 0.5) -> Weight:
@@ -122,7 +153,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
     8.0
     """
     check_positive("sigma_data", sigma_data)
-    return lambda level: snr(level) + 1.0 / sigma_data**2
+    return _Homogeneous(lambda a, s: a + s / sigma_data**2)
 
 
 def sigmoid(bias: float = 0.0) -> Weight:
@@ -134,7 +165,15 @@ def sigmoid(bias: float = 0.0) -> Weight:
     >>> float(sigmoid()(Level(0.5, 0.5, 0.0)))
     0.5
     """
-    return lambda level: snr(level) / (1.0 + namespace(level).exp(log_snr(level) - bias))
+    factor = math.exp(-bias)
+
+    def form(a: Array, s: Array) -> Array:
+        # a s / (s + a factor), with the ratio of a and s that is at most 1.
+        xp = namespace(a, s)
+        ratio = xp.minimum(a, s) / xp.maximum(a, s)
+        return xp.where(a <= s, a / (1 + ratio * factor), s / (ratio + factor))
+
+    return _Homogeneous(form)
 
 
 def likelihood(process: Process) -> Weight:
@@ -155,3 +194,33 @@ def likelihood(process: Process) -> Weight:
         return snr(level) * g2 / (2 * level.sigma**2)
 
     return weight
+
+
+@dataclasses.dataclass(frozen=True)
+class _Homogeneous:
+    """A weight of the SNR a / s alone, by its form W(a, s): weight = W / s, and c W(a, s) = W(c a, c s)."""
+
+    form: Callable[[Array, Array], Array]
+
+    def __call__(self, level: Level) -> Array:
+        value = self.form(snr(level), 1.0)
+        return value[()] if isinstance(value, np.ndarray) else value
+
+
+_FORMS: dict[Weight, Callable[[Array, Array], Array]] = {
+    uniform: lambda a, s: s,
+    snr: lambda a, s: a,
+    truncated_snr: lambda a, s: namespace(a, s).maximum(a, s),
+}
+
+
+def _converted(weight: Weight, form: Callable[[Array, Array], Array] | None, level: Level, p: Any, q: Any) -> Array:
+    """weight (sigma / det)^2 with det = alpha q - sigma p; by the form W it is W / det^2."""
+    det = level.alpha * q - level.sigma * p
+    if form is None:
+        return weight(level) * (level.sigma / det) ** 2
+    if is_zero(p):  # W / (alpha q)^2
+        return form(1.0, (level.sigma / level.alpha) ** 2) / q**2
+    if is_zero(q):  # W / (sigma p)^2
+        return form((level.alpha / level.sigma) ** 2, 1.0) / p**2
+    return form(level.alpha**2, level.sigma**2) / det**2

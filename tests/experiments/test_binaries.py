@@ -225,7 +225,12 @@ def test_round_trip_writes_its_figures(run, trained, tmp_path):
             "config.loss.weight must be one of edm, likelihood, min_snr",
         ),
         ("train", "ddpm_toy2d.py", (), "holds a run of another config"),
-        ("train", "ddpm_digits.py", ("--config.backbone.num_classes=7",), "config.backbone.num_classes is 7, but config.data.num_classes is 10"),
+        (
+            "train",
+            "ddpm_digits.py",
+            ("--config.backbone.num_classes=7",),
+            "config.backbone.num_classes is 7, but config.data.num_classes is 10",
+        ),
         ("train", "ddpm_digits.py", ("--config.training.log_every=0",), "training.log_every must be at least 1; got 0"),
         (
             "train",

@@ -149,9 +149,7 @@ def test_no_row_is_drawn_of_a_class_without_examples(run):
 
 
 def test_classes_set_with_the_data_condition_the_network(run):
-    config = customised(run[0], data={"num_classes": 3})
-    with config.unlocked():
-        del config.backbone.num_classes
+    config = customised(run[0], data={"num_classes": 3}, backbone={"num_classes": None})
     assert trained.sampled_classes(config) == 3
 
 
