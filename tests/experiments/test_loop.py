@@ -49,7 +49,7 @@ def settings(**training):
         "checkpoint_every": 10,
         "sample_every": 0,
         "max_skipped": 3,
-        "warmup_steps": 5,
+        "warmup_steps": 4,
     }
     return customise(default_config(), training={**steps, **training})
 
