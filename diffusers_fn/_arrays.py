@@ -86,8 +86,8 @@ def check_positive(name: str, value: Any) -> None:
     ...
     ValueError: gamma must be positive; got 0.0
     """
-    if not value > 0:
-        raise ValueError(f"{name} must be positive; got {value}")
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array) or not value > 0:
+        raise ValueError(f"{name} must be positive; got {value!r}")
 
 
 def safe_sqrt(x: Any) -> Any:

@@ -6,7 +6,8 @@ clipping and thresholding are transforms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn._arrays import check_positive, concrete, expand
-from diffusers_fn.levels import Level
-from diffusers_fn.parameterizations import Parameterization, Prediction, to_prediction
+from diffusers_fn.levels import Level, check_level
+from diffusers_fn.parameterizations import Parameterization, Prediction, check_parameterization, to_prediction
 
 __all__ = [
     "Denoiser",
@@ -70,11 +71,16 @@ def make_denoiser(
       parameterization: what the output means.
       **apply_options: passed to `apply`, for instance train=False.
 
+    Raises:
+      ValueError: if parameterization is none; when called, if apply does not take these arguments.
+
     >>> from diffusers_fn.parameterizations import epsilon
     >>> denoise = make_denoiser(lambda params, x, t, cond: params * x, 0.5, epsilon)
     >>> denoise(jnp.ones((1, 2)), Level(0.8, 0.6, 10.0)).eps
     Array([[0.5, 0.5]], dtype=float32)
     """
+
+    check_parameterization(parameterization)
 
     def denoise(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
         out = network_output(apply, params, parameterization, x, level, cond, **apply_options)
@@ -100,6 +106,9 @@ def network_output(
     >>> network_output(lambda params, x, t, cond: x, None, edm(0.6), jnp.ones((1, 2)), Level(1.0, 0.8, 0.0))
     Array([[1., 1.]], dtype=float32)
     """
+    check_parameterization(parameterization)
+    check_level(level, x)
+    _check_apply(apply, apply_options)
     if parameterization.input_scale is not None:
         x = expand(parameterization.input_scale(level), x) * x
     return apply(params, x, level.t, cond, **apply_options)
@@ -154,6 +163,12 @@ def chain(*transforms: Transform) -> Transform:
     >>> denoise(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
     Array([[0.25, 0.25]], dtype=float32)
     """
+
+    for each in transforms:
+        if not callable(each):
+            raise ValueError(
+                f"chain(f, g) takes transforms one by one; got {type(each).__name__}: write chain(*transforms)"
+            )
 
     def transform(denoise: Denoiser) -> Denoiser:
         for each in transforms:
@@ -258,3 +273,24 @@ def check_pure_noise(denoise: Denoiser, levels: Level, x: jax.Array) -> None:
         first = int(np.argmax((alpha == 0).reshape(alpha.shape[0], -1).any(axis=1)))
         pure = jax.tree.map(np.asarray, levels)[first]
         jax.eval_shape(lambda x: denoise(x, pure), x)
+
+
+def _check_apply(apply: Any, options: Mapping[str, Any]) -> None:
+    """Raises ValueError unless apply can be called as apply(params, x, t, cond, **options)."""
+    if not callable(apply) or (hasattr(apply, "apply") and hasattr(apply, "init")):
+        raise ValueError(
+            f"apply must be a function (params, x, t, cond) -> output; got {type(apply).__name__}: of a linen module "
+            "pass lambda params, x, t, cond: net.apply({'params': params}, x, t, cond)"
+        )
+    try:
+        signature = inspect.signature(apply)
+    except (TypeError, ValueError):  # functions without a readable signature
+        return
+    try:
+        signature.bind(None, None, None, None, **options)
+    except TypeError as error:
+        names = ", ".join(["params", "x", "t", "cond", *(f"{name}=..." for name in options)])
+        raise ValueError(
+            f"apply is called as apply({names}), but it takes {signature} ({error}): wrap it, for a network without a "
+            "condition in lambda params, x, t, cond: apply(params, x, t)"
+        ) from error

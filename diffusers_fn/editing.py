@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, expand, working_dtype
+from diffusers_fn._arrays import check_data, check_per_example, expand, working_dtype
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform, map_x0
 from diffusers_fn.levels import Level, add_noise
@@ -60,16 +60,13 @@ def img2img(
     """
     check_plan(levels)
     check_data(x0=x0)
-    total = levels.sigma.shape[0]
-    visited = int(np.floor(strength * total + 1e-9)) if 0 < strength <= 1 else 0
-    if visited < 1:
+    if not callable(make):
         raise ValueError(
-            f"strength must lie in (0, 1] and leave at least one of the {total} levels; got {strength}: "
-            f"use {1 / total:.3g} or more"
+            f"make must be a function from levels to a solver, such as solvers.ddim; got {type(make).__name__}"
         )
-    levels = levels[total - visited :]
+    levels, solver = _last_levels(levels, strength, make)
     noise_key, sample_key = _random.split(key)
-    return sample(sample_key, denoise, make(levels), _noised(noise_key, x0, levels), **options)
+    return sample(sample_key, denoise, solver, _noised(noise_key, x0, levels), **options)
 
 
 def inpaint(
@@ -152,10 +149,36 @@ def slerp(start: jax.Array, end: jax.Array, fraction: ArrayLike) -> jax.Array:
     cosine = jnp.clip(cosine, -1.0, 1.0)
     parallel = jnp.abs(cosine) > 1.0 - 1e-6
     angle = jnp.arccos(jnp.where(parallel, 0.0, cosine))
+    check_per_example("fraction", fraction, start)
     fraction = jnp.broadcast_to(jnp.asarray(fraction, angle.dtype), angle.shape)
     start_weight = jnp.where(parallel, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / jnp.sin(angle))
     end_weight = jnp.where(parallel, fraction, jnp.sin(fraction * angle) / jnp.sin(angle))
     return (expand(start_weight, start) * start + expand(end_weight, end) * end).astype(start.dtype)
+
+
+def _last_levels(levels: Level, strength: float, make: Callable[[Level], Solver]) -> tuple[Level, Solver]:
+    """Returns the last floor(strength N) levels and their solver, or raises with the smallest strength allowed."""
+    total = levels.sigma.shape[0]
+    if not isinstance(strength, int | float | np.number) or not 0 < strength <= 1:
+        raise ValueError(f"strength, the share of the plan to run, must lie in (0, 1]; got {strength!r}")
+    visited = int(np.floor(strength * total + 1e-9))
+
+    def solver_of(count: int) -> Solver | ValueError:
+        try:
+            return make(levels[total - count :])
+        except ValueError as error:
+            return error
+
+    solver = solver_of(visited) if visited else ValueError("no level is left")
+    if not isinstance(solver, ValueError):
+        return levels[total - visited :], solver
+    least = next((n for n in range(visited + 1, total + 1) if not isinstance(solver_of(n), ValueError)), None)
+    if least is None:
+        raise solver
+    raise ValueError(
+        f"strength = {strength} leaves {visited} of the {total} levels ({solver}): use a strength of "
+        f"{least / total:.3g} or more, or a plan of more levels"
+    ) from solver
 
 
 def _noised(key: jax.Array, x0: jax.Array, levels: Level) -> jax.Array:

@@ -200,5 +200,9 @@ def check_level(level: Level, x: ArrayLike) -> None:
 
     >>> check_level(Level(0.8, 0.6, 0.0), np.zeros((2, 3)))
     """
+    if not isinstance(level, Level):
+        raise ValueError(
+            f"level must be a Level(alpha, sigma, t); got {type(level).__name__}: a timestep's is level_at(schedule, t)"
+        )
     check_per_example("level.alpha", level.alpha, x)
     check_per_example("level.sigma", level.sigma, x)

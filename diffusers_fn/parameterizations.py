@@ -90,6 +90,7 @@ def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, le
     >>> target(v, jnp.ones((1, 2)), jnp.zeros((1, 2)), Level(0.8, 0.6, 0.0))
     Array([[-0.6, -0.6]], dtype=float32)
     """
+    check_parameterization(parameterization)
     check_data(x0=x0, eps=eps)
     check_level(level, x0)
     with np.errstate(divide="ignore"):
@@ -126,6 +127,7 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
     >>> to_prediction(epsilon, out, jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
     Array([[0.875, 0.875]], dtype=float32)
     """
+    check_parameterization(parameterization)
     out, var_out = split_variance(out, x)
     check_data(x=x, out=out)
     check_level(level, x)
@@ -145,6 +147,26 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
     return Prediction(x0, eps, None if var_out is None else (var_out + 1) / 2)
 
 
+def check_parameterization(parameterization: Any) -> None:
+    """Raises ValueError unless it is a Parameterization.
+
+    >>> check_parameterization("v")
+    Traceback (most recent call last):
+    ...
+    ValueError: a parameterization is a value such as parameterizations.v; got 'v': pass parameterizations.v
+    """
+    if isinstance(parameterization, Parameterization):
+        return
+    if callable(parameterization):
+        name = getattr(parameterization, "__name__", "it")
+        raise ValueError(
+            f"a parameterization is a value such as parameterizations.v; got the function {name}: call it, {name}(...)"
+        )
+    named = isinstance(parameterization, str) and parameterization in __all__
+    advice = f": pass parameterizations.{parameterization}" if named else ""
+    raise ValueError(f"a parameterization is a value such as parameterizations.v; got {parameterization!r}{advice}")
+
+
 def split_variance(out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Returns the two parts [B, ..., C] of a network's output [B, ..., C or 2C]: (output, variance or None).
 
@@ -154,6 +176,8 @@ def split_variance(out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array |
     >>> split_variance(jnp.zeros((2, 6)), jnp.zeros((2, 3)))[1].shape
     (2, 3)
     """
+    if not hasattr(out, "shape"):
+        raise ValueError(f"the network must return one array; got {type(out).__name__}: wrap it to return the output")
     if out.shape == x.shape:
         return out, None
     if out.shape[:-1] == x.shape[:-1] and out.shape[-1] == 2 * x.shape[-1]:

@@ -16,6 +16,8 @@ from diffusers_fn import _random
 from diffusers_fn._arrays import check_data, concrete, working_dtype
 from diffusers_fn._types import ArrayLike, Scan
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
+from diffusers_fn.levels import Level
+from diffusers_fn.parameterizations import Prediction
 from diffusers_fn.solvers.base import Solver, Step, linear_step
 
 __all__ = ["SampleOptions", "Samples", "python_scan", "sample", "while_scan"]
@@ -84,6 +86,7 @@ def sample(
     >>> bool(jnp.all(jnp.abs(samples.x0 - 3.0) < 0.5))
     True
     """
+    _check_solver(solver)
     check_data(x=x)
     x = jnp.asarray(x, working_dtype(x))
     if hasattr(solver.rows, "level"):
@@ -96,6 +99,8 @@ def sample(
     # Keys are folded with the number of rows that remain, so that padding in front (`solvers.pad`) changes no noise.
     remaining = np.arange(jax.tree.leaves(rows)[0].shape[0], dtype=np.int32)[::-1]
 
+    denoise = _checked(denoise)
+
     def body(state: Any, inputs: Any) -> tuple[Any, Any]:
         remaining, row = inputs
         row_key = None if key is None or not solver.stochastic else _random.fold_in(key, remaining)
@@ -104,6 +109,31 @@ def sample(
 
     state, trace = scan(body, solver.init(x, rows), (remaining if solver.stochastic else None, rows))
     return Samples(state.x, trace)
+
+
+def _check_solver(solver: Any) -> None:
+    if isinstance(solver, Solver):
+        return
+    if callable(solver):
+        name = getattr(solver, "__name__", "solver")
+        raise ValueError(f"solver must be made from levels, {name}(levels); got the function {name} itself")
+    advice = ": pass solvers.ddim(levels)" if isinstance(solver, Level) else ""
+    raise ValueError(f"solver must be a Solver such as solvers.ddim(levels); got {type(solver).__name__}{advice}")
+
+
+def _checked(denoise: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the denoiser, which raises ValueError if its result is no prediction (and the memory of its solver)."""
+
+    def checked(*args: Any) -> Any:
+        result = denoise(*args)
+        if not isinstance(result[0] if isinstance(result, tuple) and result else result, Prediction):
+            raise ValueError(
+                f"a denoiser returns a Prediction; got {type(result).__name__}: make one from a network by "
+                "make_denoiser(apply, params, parameterization)"
+            )
+        return result
+
+    return checked
 
 
 def _without_zero_columns(solver: Solver) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn import latents
+from diffusers_fn import _random, latents
 from diffusers_fn.from_config.batches import check_images
 from diffusers_fn.from_config.loss_terms import make_error
 from diffusers_fn.from_config.network import init_params, make_autoencoder
@@ -54,7 +54,7 @@ def build_autoencoder(config: Config) -> Autoencoder:
         raise ValueError(f"config.loss.kl_weight must not be negative; got {kl_weight}")
 
     def init(key: jax.Array) -> Any:
-        return init_params(key, jnp.zeros((1, *shape)), module=module)
+        return init_params(_random.one_key(key), jnp.zeros((1, *shape)), module=module)
 
     def encode(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         coded: Any = module.apply({"params": params}, x, method="encode")

@@ -57,6 +57,8 @@ def check_images(batch: Mapping[str, jax.Array], shape: tuple[int, ...], name: s
     >>> check_images({"image": jnp.zeros((4, 2))}, (2,)).shape
     (4, 2)
     """
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"a batch must be a dict such as {{{name!r}: x}}; got {type(batch).__name__}")
     if name not in batch:
         raise ValueError(f"a batch needs the entry {name!r}; got {sorted(batch)}")
     image = batch[name]
@@ -96,6 +98,8 @@ def check_labels(labels: Any, num_classes: int, batch_size: int, *, allow_null: 
     """
     if labels is None:
         raise ValueError("this model is class-conditional (config.data.num_classes): the batch needs 'label'")
+    if not isinstance(labels, jax.Array) and np.asarray(labels).dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers of shape [] or [{batch_size}]; got {labels!r}")
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape not in ((), (batch_size,)):
         raise ValueError(f"labels must be integers of shape [] or [{batch_size}]; got {labels.dtype} {labels.shape}")

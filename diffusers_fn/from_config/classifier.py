@@ -62,7 +62,7 @@ def build_classifier(config: Config) -> NoisyClassifier:
     sample_level = make_level_sampler(config.loss, make_noise(config.noise_schedule))
 
     def init(key: jax.Array) -> Any:
-        return init_params(key, jnp.zeros((1, *shape)), jnp.ones((1,)), module=module)
+        return init_params(_random.one_key(key), jnp.zeros((1, *shape)), jnp.ones((1,)), module=module)
 
     def apply(
         params: Any, x: jax.Array, t: ArrayLike, *, key: jax.Array | None = None, train: bool = False

@@ -252,6 +252,10 @@ def check_complete(config: ConfigDict) -> None:
 
     >>> check_complete(default_config())
     """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"a config is a ConfigDict, from dfn.default_config() or a file in configs/; got {type(config).__name__}"
+        )
     required: dict[str, tuple[str, ...]] = {"data": ("shape",)}
     for name, value in _model().items():
         required[name] = tuple(value) if isinstance(value, ConfigDict) else ()
@@ -286,7 +290,11 @@ def customise(config: Config, **sections: Any) -> Config:
         if name == "backbone" and "name" in value:
             with config.unlocked():
                 config.backbone = _named_backbone(value).lock()
-        if isinstance(value, dict):
+        if name not in config:
+            raise ValueError(f"config has no section or field {name!r}; it has {', '.join(config)}")
+        if isinstance(config[name], ConfigDict) and not isinstance(value, Mapping):
+            raise ValueError(f"config.{name} is a section: pass a dict of its fields; got {value!r}")
+        if isinstance(value, Mapping):
             for field, entry in value.items():
                 _set(config[name], name, field, entry)
         else:

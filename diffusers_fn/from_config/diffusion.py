@@ -123,8 +123,8 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         shape: Sequence[int] | None = None,
         x: jax.Array | None = None,
     ) -> Samples:
-        if num_samples != int(num_samples) or num_samples < 1:
-            raise ValueError(f"num_samples must be an integer of at least 1; got {num_samples}")
+        if isinstance(num_samples, str) or num_samples != int(num_samples) or num_samples < 1:
+            raise ValueError(f"num_samples must be an integer of at least 1; got {num_samples!r}")
         if eta is not None and not takes_eta:
             raise ValueError(f"sampler {config.sampler.name!r} has no eta: set config.sampler.name to 'ddim'")
         if cond is not None and not num_classes and transform is None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusers_fn import _threefry
+from diffusers_fn import _random, _threefry
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.from_config import derived, few_step, self_conditioning
 from diffusers_fn.from_config.batches import make_batch_reader
@@ -82,7 +82,7 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     check_fit(module, some_label, shape, config.backbone.name, doubled=variance.learned)
 
     def init(key: jax.Array) -> Any:
-        return init_params(key, jnp.zeros((1, *shape)), jnp.ones((1,)), some_label, module=module)
+        return init_params(_random.one_key(key), jnp.zeros((1, *shape)), jnp.ones((1,)), some_label, module=module)
 
     apply = _make_apply(module, dropout=config.backbone.get("dropout", 0.0), takes_x0=bool(config.self_conditioning))
     inputs = ObjectiveInputs(

@@ -102,7 +102,8 @@ def _importance_sampled(make: Callable[[ObjectiveInputs], Loss], inputs: Objecti
         time_key, key = _random.split(key, 2)
         batch_size = jax.tree.leaves(batch)[0].shape[0]
         t, weight = losses.draw_times(time_key, record, batch_size)
-        at_t = inputs._replace(sample_level=lambda key, batch_size: inputs.noise.level((t + 0.5) / num_timesteps))
+        u = (t.astype(weight.dtype) + 0.5) / num_timesteps
+        at_t = inputs._replace(sample_level=lambda key, batch_size: inputs.noise.level(u))
         per_example, metrics = make(at_t)(params, key, batch)
         return weight * per_example, metrics | {"timestep": t, "unweighted": per_example}
 

@@ -94,14 +94,23 @@ def one_per_example(cond: Any, x: jax.Array, what: str = "guidance") -> Any:
       what: the guidance that needs cond, for the message.
 
     Raises:
-      ValueError: if cond is None.
+      ValueError: if cond is None, or a leaf has another length than x.
 
     >>> one_per_example(3, jnp.zeros((2, 4))).tolist()
     [3, 3]
     """
     if cond is None:
         raise ValueError(f"{what} needs cond (class labels, ...); got None: use guidance scale 1")
-    each = lambda c: jnp.broadcast_to(c, x.shape[:1]) if jnp.ndim(c) == 0 else jnp.asarray(c)  # noqa: E731
+
+    def each(leaf: Any) -> jax.Array:
+        if jnp.ndim(leaf) == 0:
+            return jnp.broadcast_to(leaf, x.shape[:1])
+        if np.shape(leaf)[0] != x.shape[0]:
+            raise ValueError(
+                f"cond must have one entry for each of the {x.shape[0]} examples of x; got shape {np.shape(leaf)}"
+            )
+        return jnp.asarray(leaf)
+
     return jax.tree.map(each, cond)
 
 
@@ -111,7 +120,22 @@ def broadcast_cond(other: Any, cond: Any) -> Any:
     >>> broadcast_cond(10, jnp.array([3, 4]))
     Array([10, 10], dtype=int32)
     """
-    return jax.tree.map(lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), cond, other)
+    structures = jax.tree.structure(cond), jax.tree.structure(other)
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"the null condition must be a pytree like cond, {structures[0]}; got {structures[1]}: for class labels it "
+            "is the number num_classes"
+        )
+
+    def each(leaf: jax.Array, null: Any) -> jax.Array:
+        lengths = zip(reversed(np.shape(null)), reversed(leaf.shape))
+        if np.ndim(null) > leaf.ndim or any(n not in (1, length) for n, length in lengths):
+            raise ValueError(
+                f"the null condition has shape {np.shape(null)}, which does not broadcast to that of cond, {leaf.shape}"
+            )
+        return jnp.broadcast_to(jnp.asarray(null, leaf.dtype), leaf.shape)
+
+    return jax.tree.map(each, cond, other)
 
 
 def shift_output(prediction: Prediction, shift: jax.Array, level: Level, on: Parameterization = epsilon) -> Prediction:

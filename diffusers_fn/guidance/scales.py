@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._arrays import check_per_example, concrete, expand
 from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.levels import Level
 
@@ -34,7 +34,11 @@ def scale_at(scale: Scale, level: Level, x: jax.Array) -> jax.Array:
     Array([[1.],
            [6.]], dtype=float32)
     """
-    return expand(_value(scale, level), x)
+    value = _value(scale, level)
+    if isinstance(value, str):
+        raise ValueError(f"a guidance scale must be a number, an array or a function of the level; got {value!r}")
+    check_per_example("the guidance scale", value, x)
+    return expand(value, x)
 
 
 def linear_guidance_schedule(
@@ -66,7 +70,7 @@ def cosine_guidance_schedule(
     >>> float(cosine_guidance_schedule(10, 10, 1.0, 7.0))
     7.0
     """
-    remaining = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step) / total_steps))
+    remaining = 0.5 * (1.0 + jnp.cos(jnp.pi * (jnp.asarray(step) / total_steps)))
     return jnp.asarray(end_scale + (start_scale - end_scale) * remaining)
 
 

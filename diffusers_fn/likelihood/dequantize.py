@@ -15,9 +15,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, expand, working_dtype
+from diffusers_fn._arrays import check_data, concrete, expand, working_dtype
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level, add_noise, check_level
 from diffusers_fn.likelihood.discretized import check_num_levels, discretized_gaussian_log_likelihood
@@ -42,7 +43,8 @@ def uniform_dequantize(key: jax.Array, x0: jax.Array, num_levels: int = 256) -> 
       num_levels: the number of grey levels, at least 2; 256 for 8-bit pixels.
 
     Raises:
-      ValueError: if num_levels is below 2, or x0 is neither of floating nor of integer type.
+      ValueError: if num_levels is below 2, x0 is neither of floating nor of integer type, or values (not traced) lie
+        outside the levels.
 
     >>> x = uniform_dequantize(jax.random.key(0), jnp.zeros((1, 1000), jnp.uint8), num_levels=3)
     >>> bool(jnp.all(abs(x + 1.0) <= 0.5))
@@ -51,8 +53,14 @@ def uniform_dequantize(key: jax.Array, x0: jax.Array, num_levels: int = 256) -> 
     check_num_levels(num_levels)
     x0 = jnp.asarray(x0)
     if jnp.issubdtype(x0.dtype, jnp.integer):
+        levels = concrete(x0)
+        if levels is not None and not np.all((levels >= 0) & (levels < num_levels)):
+            raise ValueError(
+                f"grey levels must lie in 0 ... {num_levels - 1}; got {levels.min()} to {levels.max()}: pass num_levels"
+            )
         x0 = x0.astype(jnp.result_type(float)) * (2.0 / (num_levels - 1)) - 1.0
     check_data(x0=x0)
+    _check_range(x0, num_levels)
     x0 = x0.astype(working_dtype(x0))
     u = _random.draw(jax.random.uniform, key, x0.shape, x0.dtype)
     return x0 + (u - 0.5) * (2.0 / (num_levels - 1))
@@ -76,7 +84,7 @@ def noise_dequantize(key: jax.Array, x0: jax.Array, level: Level, num_levels: in
       num_levels: as for `uniform_dequantize`.
 
     Raises:
-      ValueError: if num_levels is below 2 or shapes do not agree.
+      ValueError: if num_levels is below 2, shapes do not agree, or values (not traced) lie outside [-1, 1].
 
     >>> level = Level(1.0, 0.01, 0.0)
     >>> x, correction = noise_dequantize(jax.random.key(0), jnp.zeros((1, 100)), level, num_levels=3)
@@ -86,6 +94,7 @@ def noise_dequantize(key: jax.Array, x0: jax.Array, level: Level, num_levels: in
     """
     check_data(x0=x0)
     check_num_levels(num_levels)
+    _check_range(x0, num_levels)
     check_level(level, x0)
     x0 = x0.astype(working_dtype(x0))
     eps = _random.normal(key, x0)
@@ -120,3 +129,13 @@ def bits_per_dim(log_prob: jax.Array, shape: tuple[int, ...], *, num_levels: Arr
     check_num_levels(2 if num_levels is None else num_levels)
     offset = 0.0 if num_levels is None else jnp.log2((num_levels - 1) / 2)
     return -log_prob / (math.prod(shape) * math.log(2.0)) + offset
+
+
+def _check_range(x0: jax.Array, num_levels: int) -> None:
+    """Raises ValueError if a value lies more than half a bin outside [-1, 1]."""
+    values, half = concrete(x0), 1.0 / (num_levels - 1)
+    if values is not None and not np.all(np.abs(values.astype(np.float64)) <= 1 + half):
+        raise ValueError(
+            f"data with grey levels lie in [-1, 1]; got {values.min()} to {values.max()}: scale the first level to -1 "
+            "and the last to 1"
+        )

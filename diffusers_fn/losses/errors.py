@@ -79,6 +79,8 @@ def denoising_loss(
     >>> denoising_loss(jnp.full((1, 2), 0.5), x0, eps, Level(0.8, 0.6, 0.0), epsilon)
     Array([0.25], dtype=float32)
     """
+    if not callable(error):
+        raise ValueError(f"error must be a function such as losses.mse; got {error!r}")
     check_data(x0=x0, eps=eps, out=out)
     loss = error(out, parameterizations.target(parameterization, x0, eps, level))
     return loss if weight is None else loss * output_weight(weight, parameterization)(level)

@@ -18,7 +18,7 @@ import numpy as np
 from diffusers_fn._arrays import check_positive, concrete, floating, is_zero, namespace
 from diffusers_fn._types import Array
 from diffusers_fn.levels import Level, log_snr
-from diffusers_fn.parameterizations import Parameterization
+from diffusers_fn.parameterizations import Parameterization, check_parameterization
 from diffusers_fn.processes import Process
 
 __all__ = [
@@ -52,6 +52,11 @@ def output_weight(weight: Weight, parameterization: Parameterization) -> Weight:
     1.0
     """
 
+    check_parameterization(parameterization)
+    if not callable(weight) or weight in (min_snr, p2, edm, sigmoid, likelihood):
+        name = getattr(weight, "__name__", repr(weight))
+        advice = f": call it, losses.{name}(...)" if callable(weight) else ""
+        raise ValueError(f"weight must be a function of the level, such as losses.snr; got {name}{advice}")
     form = weight.form if isinstance(weight, _Homogeneous) else _FORMS.get(weight)
 
     def converted(level: Level) -> Array:

@@ -21,6 +21,8 @@ def check_plan(levels: Level) -> None:
     ...
     ValueError: levels must descend from the noisiest to the cleanest; log SNR falls after entry 0
     """
+    if not isinstance(levels, Level):
+        raise ValueError(f"levels must be a plan, Level[N], as a grid returns it; got {type(levels).__name__}")
     if not all(hasattr(leaf, "dtype") for leaf in (levels.alpha, levels.sigma, levels.t)):
         raise ValueError("levels must be Level[N] of arrays, as a grid returns it; got Python numbers or lists")
     shapes = {name: np.shape(getattr(levels, name)) for name in ("alpha", "sigma", "t")}
