@@ -147,8 +147,8 @@ def _checked(denoise: Denoiser) -> Denoiser:
             if "positional argument" not in str(error):
                 raise
             raise ValueError(
-                f"denoise is called as denoise(x, level), its conditioning bound: {error}. Make a denoiser of a network "
-                "by make_denoiser(apply, params, parameterization), and bind a condition by bind(denoise, cond)"
+                f"denoise is called as denoise(x, level), its conditioning bound: {error}. Make a denoiser of a "
+                "network by make_denoiser(apply, params, parameterization), and bind a condition by bind(denoise, cond)"
             ) from error
         prediction = result[0] if isinstance(result, tuple) and result else result  # (prediction, memory)
         if not (hasattr(prediction, "x0") and hasattr(prediction, "eps")):

@@ -144,7 +144,17 @@ def interval(
 
 
 def _value(scale: Scale, level: Level) -> Any:
-    value = scale(level) if callable(scale) else scale
+    if callable(scale):
+        try:
+            value = scale(level)
+        except TypeError as error:
+            if "positional argument" not in str(error):
+                raise
+            raise ValueError(
+                f"a guidance scale is a number, an array [B] or a function of the level alone: {error}"
+            ) from error
+    else:
+        value = scale
     if isinstance(value, str):
         raise ValueError(f"a guidance scale must be a number, an array [B] or a function of the level; got {value!r}")
     return value

@@ -233,6 +233,8 @@ def linear_step(key: Any, denoise: Denoiser, state: History, row: LinearRow) -> 
         key, churn_key = (None, key) if row.noise is None else _random.split(key)
         x = x + expand(row.churn, x) * _random.normal(churn_key, x)
     prediction = denoise(x, row.level)
+    if isinstance(prediction, tuple):
+        raise ValueError("this denoiser has a memory: sample it with solvers.with_memory(solver)")
     x0, eps = prediction.x0.astype(x.dtype), prediction.eps.astype(x.dtype)
     xs, ms = (x, *state.xs[1:]), state.ms
 
