@@ -36,9 +36,10 @@ def entries(table: jax.Array, index: jax.Array) -> jax.Array:
     return table.at[index].get(out_sharding=split.update(spec=spec) if split.mesh.explicit_axes else None)
 
 
-def working_dtype(x: Any) -> Any:
-    """Returns the dtype for computations with x: its own, but at least float32 (float64 only if JAX enables it)."""
-    return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
+def working_dtype(*arrays: Any) -> Any:
+    """Returns the dtype for computations with arrays: theirs, but at least float32 (float64 only if JAX enables it)."""
+    double = any(a.dtype == np.float64 for a in arrays)
+    return jax.dtypes.canonicalize_dtype(np.float64 if double else np.float32)
 
 
 def is_traced(tree: Any) -> bool:

@@ -152,7 +152,8 @@ def slerp(start: jax.Array, end: jax.Array, fraction: ArrayLike) -> jax.Array:
     fraction = jnp.broadcast_to(jnp.asarray(fraction, angle.dtype), angle.shape)
     start_weight = jnp.where(parallel, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / jnp.sin(angle))
     end_weight = jnp.where(parallel, fraction, jnp.sin(fraction * angle) / jnp.sin(angle))
-    return (expand(start_weight, start) * start + expand(end_weight, end) * end).astype(start.dtype)
+    mixed = expand(start_weight, a) * a + expand(end_weight, b) * b
+    return mixed.reshape(start.shape).astype(start.dtype)
 
 
 def _last_levels(make: Callable[[Level], Solver], levels: Level, strength: Any) -> tuple[Solver, Level]:

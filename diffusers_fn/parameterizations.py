@@ -94,7 +94,7 @@ def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, le
     check_parameterization(parameterization)
     check_data(x0=x0, eps=eps)
     check_level(level, x0)
-    dtype = jnp.promote_types(working_dtype(x0), eps.dtype)
+    dtype = working_dtype(x0, eps)
     x0, eps = x0.astype(dtype), eps.astype(dtype)
     p, q = parameterization.line(level)
     if (known := concrete(q)) is not None and np.any(np.isinf(known)):
@@ -134,7 +134,7 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
     out, var_out = split_variance(out, x)
     check_data(x=x, out=out)
     check_level(level, x)
-    dtype = jnp.promote_types(out.dtype, working_dtype(x))
+    dtype = working_dtype(out, x)
     out, x = out.astype(dtype), x.astype(dtype)
     p, q = parameterization.line(level)
     if _is_zero(p):

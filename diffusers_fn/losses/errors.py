@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusers_fn import parameterizations
-from diffusers_fn._arrays import check_callable, check_data
+from diffusers_fn._arrays import check_callable, check_data, working_dtype
 from diffusers_fn.levels import Level
 from diffusers_fn.losses.weights import Weight, output_weight
 from diffusers_fn.parameterizations import Parameterization
@@ -83,7 +83,7 @@ def denoising_loss(
     check_data(x0=x0, eps=eps, out=out)
     target = parameterizations.target(parameterization, x0, eps, level)
     check_callable("error", error, "losses.mse")
-    dtype = jnp.promote_types(out.dtype, target.dtype)
+    dtype = working_dtype(out, target)
     loss = error(out.astype(dtype), target.astype(dtype))
     if weight is None:
         return loss
