@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/images.py:cpu32 --workdir=runs/mine --config.data.path=FOLDER
 
 With one sub-folder per class, `--config.data.num_classes=NUMBER` makes the model class-conditional; its pictures then
-have one row per class, and `--config.sampler.cfg_scale=1.5` guides them. `--config.data.shape="(48, 64, 3)"` is another height and width, `(32, 32, 4)` RGBA. Pictures of
-another size are cropped in the middle and resized: data.resize.
+have one row per class, and `--config.sampler.cfg_scale=1.5` guides them. `--config.data.shape="(48, 64, 3)"` is another
+height and width, `(32, 32, 4)` RGBA. Pictures of another size are cropped in the middle and resized: data.resize.
 
 EDM's preconditioning, loss weight and sampler (Karras et al. 2022, https://arxiv.org/abs/2206.00364) on the UNet of
 `backbones.UNet`. Noise levels are drawn as for small pictures; larger ones get more noise.
