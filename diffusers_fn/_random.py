@@ -22,9 +22,9 @@ def is_batched(key: jax.Array) -> bool:
     if not isinstance(key, jax.Array) and not hasattr(key, "dtype"):
         raise ValueError(f"key must be a JAX random key such as jax.random.key(0); got {type(key).__name__}")
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed and (key.dtype != jnp.uint32 or key.ndim < 1):
+    if not typed and (key.dtype != jnp.uint32 or key.ndim == 0):
         raise ValueError(
-            f"key must be a JAX random key such as jax.random.key(0); got an array of {key.dtype}, shape {key.shape}"
+            f"key must be a JAX random key such as jax.random.key(0); got an array {key.dtype}{list(key.shape)}"
         )
     ndim = key.ndim if typed else key.ndim - 1
     if ndim not in (0, 1):

@@ -28,6 +28,9 @@ Scale = ArrayLike | Callable[[Level], ArrayLike]  # [] or [B], may be traced, or
 def scale_at(scale: Scale, level: Level, x: jax.Array) -> jax.Array:
     """Returns the value of a scale at a level, [] or [B, 1, ..., 1], to multiply arrays like x [B, ...].
 
+    Raises:
+      ValueError: if the value is not [] or [B].
+
     >>> float(scale_at(2.0, Level(0.8, 0.6, 0.0), jnp.ones((2, 3))))
     2.0
     >>> scale_at(lambda level: 10 * level.sigma, Level(1.0, jnp.array([0.1, 0.6]), 0.0), jnp.ones((2, 3)))
@@ -35,8 +38,6 @@ def scale_at(scale: Scale, level: Level, x: jax.Array) -> jax.Array:
            [6.]], dtype=float32)
     """
     value = _value(scale, level)
-    if isinstance(value, str):
-        raise ValueError(f"a guidance scale must be a number, an array or a function of the level; got {value!r}")
     check_per_example("the guidance scale", value, x)
     return expand(value, x)
 
@@ -70,7 +71,7 @@ def cosine_guidance_schedule(
     >>> float(cosine_guidance_schedule(10, 10, 1.0, 7.0))
     7.0
     """
-    remaining = 0.5 * (1.0 + jnp.cos(jnp.pi * (jnp.asarray(step) / total_steps)))
+    remaining = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step) / total_steps))
     return jnp.asarray(end_scale + (start_scale - end_scale) * remaining)
 
 
@@ -143,7 +144,20 @@ def interval(
 
 
 def _value(scale: Scale, level: Level) -> Any:
-    return scale(level) if callable(scale) else scale
+    if callable(scale):
+        try:
+            value = scale(level)
+        except TypeError as error:
+            if "positional argument" not in str(error):
+                raise
+            raise ValueError(
+                f"a guidance scale is a number, an array [B] or a function of the level alone: {error}"
+            ) from error
+    else:
+        value = scale
+    if isinstance(value, str):
+        raise ValueError(f"a guidance scale must be a number, an array [B] or a function of the level; got {value!r}")
+    return value
 
 
 def _log_ratio(level: Level) -> jax.Array:
