@@ -24,8 +24,8 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden_nets"
 SMALL = {"hidden_size": 8, "depth": 1}
 
 
-def config_of(**backbone):
-    return customise(ddpm_toy2d.get_config(), backbone={**SMALL, **backbone})
+def config_of(num_classes=None, **backbone):
+    return customise(ddpm_toy2d.get_config(), data={"num_classes": num_classes}, backbone={**SMALL, **backbone})
 
 
 def saved_run(folder, config):
