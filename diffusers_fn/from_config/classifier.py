@@ -11,6 +11,7 @@ import optax
 
 from diffusers_fn import _random, _threefry
 from diffusers_fn._types import ArrayLike
+from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.batches import check_images, check_labels
 from diffusers_fn.from_config.network import check_time_label, init_params, make_classifier
 from diffusers_fn.from_config.noise import make_noise
@@ -55,8 +56,8 @@ def build_classifier(config: Config) -> NoisyClassifier:
             "config.scale_input is for the networks of task 'diffusion': a classifier takes x unscaled. Set it to False"
         )
     shape = tuple(config.data.shape)
-    module = make_classifier(config.backbone)
-    num_classes = config.backbone.num_classes
+    num_classes = derived.num_classes(config)
+    module = make_classifier(config.backbone, shape, num_classes)
     check_time_label(config.backbone, config.noise_schedule.time_label)
     sample_level = make_level_sampler(config.loss, make_noise(config.noise_schedule))
 

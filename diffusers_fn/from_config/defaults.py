@@ -69,7 +69,7 @@ def _data() -> ConfigDict:
     data.name = "digits"  # digits, idx, images, arrays, toy2d, or "package.module:function" of your own
     data.path = ""  # a folder or file, for idx, images and arrays
     data.shape = (8, 8, 1)  # of one example; values lie in [-1, 1]
-    data.num_classes = placeholder(int)  # None: that of the backbone; 0: labels are not used
+    data.num_classes = placeholder(int)  # of the labels, for the network too; 0: labels are not used
     data.heldout_fraction = 0.2  # share of the examples held out for evaluation (idx: the test files)
     data.pairs = ""  # a file of experiments.reflow: train on its pairs instead of the data
     data.coupling = "none"  # of data and noise within a batch; ot: optimal transport, for flows
@@ -219,9 +219,10 @@ def _sampler() -> ConfigDict:
 def default_backbone(name: str, networks: Mapping[str, BackboneEntry] = NETWORKS) -> ConfigDict:
     """Returns the section `backbone` for a network: its name, and the fields of its module at their defaults.
 
-    num_classes = 0 is an unconditional model. dtype is that of the computation, param_dtype that of the parameters,
-    both by name. Fields that are functions, such as attention_fn, are left out. A field of several types, such as a
-    number or a sequence of numbers, takes any value here; `build` checks it.
+    num_classes and image_size are None: those of config.data; num_classes = 0 is an unconditional model. dtype is that
+    of the computation, param_dtype that of the parameters, both by name. Fields that are functions, such as
+    attention_fn, are left out. A field of several types, such as a number or a sequence of numbers, takes any value
+    here; `build` checks it.
 
     Raises:
       ValueError: if there is no such backbone.
@@ -234,7 +235,9 @@ def default_backbone(name: str, networks: Mapping[str, BackboneEntry] = NETWORKS
         if field.name in ("dtype", "param_dtype"):
             section[field.name] = "float32"
         elif field.name == "num_classes":
-            section[field.name] = 0
+            section[field.name] = placeholder(int)
+        elif field.name == "image_size":  # an int, or (H, W)
+            section[field.name] = FieldReference(None, field_type=object)
         elif get_origin(field.type) in (Union, UnionType):
             section[field.name] = FieldReference(field.default, field_type=object)
         else:

@@ -10,7 +10,7 @@ __all__ = ["data_range", "num_classes", "num_data_classes"]
 def num_classes(config: ConfigDict) -> int:
     """Returns the number of classes that the network is conditioned on; 0 for an unconditional network.
 
-    It is backbone.num_classes, or data.num_classes if that is None.
+    It is backbone.num_classes, or data.num_classes if that is None; 0 for a backbone without such a field.
 
     Raises:
       ValueError: if the network has another number of classes than the data have labels.
@@ -19,11 +19,13 @@ def num_classes(config: ConfigDict) -> int:
     >>> num_classes(customise(default_config(), data={"num_classes": 3}))
     3
     """
-    network, labels = config.backbone.get("num_classes"), config.data.get("num_classes")
-    if network and labels is not None and network != labels:
+    if "num_classes" not in config.backbone:
+        return 0
+    network, labels = config.backbone.num_classes, config.data.get("num_classes")
+    if network and labels and network != labels:
         raise ValueError(
-            f"config.backbone.num_classes is {network}, but config.data.num_classes is {labels}: set one of them and "
-            "leave the other None, which means the same"
+            f"config.backbone.num_classes is {network}, but config.data.num_classes is {labels}: set data.num_classes "
+            "to that of the labels, and leave backbone.num_classes None, which means the same"
         )
     return int(labels or 0) if network is None else int(network)
 

@@ -15,14 +15,18 @@ import numpy as np
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete
 from diffusers_fn._types import ArrayLike
-from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
+from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser, score
 from diffusers_fn.from_config.batches import check_labels
+from diffusers_fn.from_config.derived import data_range
 from diffusers_fn.from_config.guiding import GuidanceInputs, is_guided, make_guidance
 from diffusers_fn.from_config.model import Model, make_model
+from diffusers_fn.from_config.objective_types import ObjectiveInputs
 from diffusers_fn.from_config.objectives import Objective, make_objective
 from diffusers_fn.from_config.samplers import make_plan
-from diffusers_fn.from_config.signatures import Apply, Config, LossWithExtras, MakeDenoiser, Sample
+from diffusers_fn.from_config.signatures import Apply, Config, Invert, LossWithExtras, MakeDenoiser, Sample, Score
 from diffusers_fn.from_config.tables import Tables
+from diffusers_fn.inversion import invert
+from diffusers_fn.levels import Level
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.self_conditioning import self_conditioned
 from diffusers_fn.solvers import Solver, Step, start_level
@@ -46,17 +50,25 @@ class Diffusion(NamedTuple):
         the batch or the device layout (except for dropout masks, drawn for the batch from the first key, and for the
         time samplers stratified and antithetic, which spread times over the batch). metrics: arrays [B].
         Objectives that need more than the parameters take it as a fourth argument: see `build_objective`.
-      sample: (params, key, num_samples, *, cond=None, guidance_scale=None, eta=None, num_inference_steps=None,
-        emit=None, transform=None) -> Samples. cond: int labels [] or [num_samples], or None for unconditional
-        samples. None takes the config's value. key: one key, or [num_samples] keys. transform: your own guidance,
-        denoiser -> denoiser, applied to the model's (guided) denoiser before x0 is clipped; it is called with cond,
-        also where the network is unconditional.
+      sample: (params, key, num_samples, *, cond=None, shape=None, guidance_scale=None, eta=None,
+        num_inference_steps=None, emit=None, transform=None) -> Samples. cond: int labels [] or [num_samples], or None
+        for unconditional samples. shape: of one sample, such as another height and width for a network that takes any;
+        None is config.data.shape. Other options that are None take the config's value. key: one key, or [num_samples]
+        keys. transform: your own guidance, denoiser -> denoiser, applied to the model's (guided) denoiser before x0 is
+        clipped; it is called with cond, also where the network is unconditional.
+      score: (params, x, level, cond=None) -> [B, *shape], the score of the noised data at a level, the gradient of
+        log q(x), without guidance or clipping. level: a `Level` [] or [B], with sigma > 0.
+      invert: (params, x0, *, cond=None, num_inference_steps=None) -> [B, *shape], the noise that a deterministic
+        sampler turns back into x0, to the order of DDIM: see `dfn.invert`. The levels are those of `sample`; without
+        guidance or clipping.
     """
 
     init: Callable[[jax.Array], Any]
     apply: Apply
     loss: LossWithExtras
     sample: Sample
+    score: Score
+    invert: Invert
 
 
 def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
@@ -103,6 +115,7 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         num_samples: int,
         *,
         cond: Any = None,
+        shape: tuple[int, ...] | None = None,
         guidance_scale: ArrayLike | None = None,
         eta: ArrayLike | None = None,
         num_inference_steps: int | None = None,
@@ -118,6 +131,7 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         _check_guidance_scale(guidance_scale, num_samples, conditional=cond is not None and num_classes > 0)
         if num_classes and not drops_labels:
             _check_labels_suffice(cond, guidance_scale)
+        size = model.shape if shape is None else _check_shape(shape, model, params, cond)
         solver = plan(num_inference_steps, eta)
 
         transforms: list[Transform] = [] if num_classes else [ignore_cond]
@@ -128,15 +142,26 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         if transform is not None:
             transforms.append(transform)
         transforms.append(lambda denoise: bind(denoise, cond))
-        if config.sampler.clip_denoised:
+        if config.sampler.clip_denoised and data_range(config) is not None:
             transforms.append(clip_x0())
 
         start_key, noise_key = _random.split(key, 2)
-        z = _random.draw(jax.random.normal, start_key, (num_samples, *model.shape), jnp.result_type(float))
+        z = _random.draw(jax.random.normal, start_key, (num_samples, *size), jnp.result_type(float))
         denoise = _transformed(model, params, chain(*transforms))
         return sample(noise_key, denoise, solver, _start_std(solver) * z, emit=emit)
 
-    return Diffusion(model.init, inputs.apply, loss, sample_fn)
+    denoiser = _make_denoiser(inputs)
+
+    def score_fn(params: Any, x: jax.Array, level: Level, cond: Any = None) -> jax.Array:
+        _check_cond(cond, num_classes)
+        return score(denoiser(params, cond)(x, level), level)
+
+    def invert_fn(params: Any, x0: jax.Array, *, cond: Any = None, num_inference_steps: int | None = None) -> jax.Array:
+        _check_cond(cond, num_classes)
+        steps = config.sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
+        return invert(denoiser(params, cond), inputs.noise.grid(config.sampler.skip_type, steps), x0)
+
+    return Diffusion(model.init, inputs.apply, loss, sample_fn, score_fn, invert_fn)
 
 
 def build_denoiser(config: Config, tables: Tables = _TABLES) -> MakeDenoiser:
@@ -155,12 +180,7 @@ def build_denoiser(config: Config, tables: Tables = _TABLES) -> MakeDenoiser:
     >>> build_denoiser(config)(params)(jnp.ones((3, 2)), Level(0.8, 0.6, 10.0)).x0.shape
     (3, 2)
     """
-    inputs = make_model(config, tables).inputs
-
-    def denoiser(params: Any, cond: Any = None) -> Denoiser:
-        return bind(make_denoiser(inputs.apply, params, inputs.parameterization), cond)
-
-    return denoiser
+    return _make_denoiser(make_model(config, tables).inputs)
 
 
 def build_objective(config: Config, tables: Tables = _TABLES) -> Objective:
@@ -177,6 +197,38 @@ def build_objective(config: Config, tables: Tables = _TABLES) -> Objective:
     True
     """
     return make_objective(config.loss, make_model(config, tables).inputs, tables.objectives)
+
+
+def _make_denoiser(inputs: ObjectiveInputs) -> MakeDenoiser:
+    def denoiser(params: Any, cond: Any = None) -> Denoiser:
+        return bind(make_denoiser(inputs.apply, params, inputs.parameterization), cond)
+
+    return denoiser
+
+
+def _check_cond(cond: Any, num_classes: int) -> None:
+    if cond is not None and not num_classes:
+        raise ValueError("cond was given, but this model is unconditional: set config.data.num_classes")
+
+
+def _check_shape(shape: tuple[int, ...], model: Model, params: Any, cond: Any) -> tuple[int, ...]:
+    """Returns the shape of one sample; raises ValueError unless the network takes it."""
+    size = tuple(int(n) for n in shape)
+    if len(size) != len(model.shape) or size[-1] != model.shape[-1] or min(size) < 1:
+        raise ValueError(
+            f"shape must be that of one sample, with as many axes and channels as config.data.shape = {model.shape}; "
+            f"got {size}"
+        )
+    label = None if cond is None else jax.ShapeDtypeStruct((1,), jnp.int32)
+    x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *size), (1,)))
+    try:
+        out = jax.eval_shape(model.inputs.apply, params, x, t, label)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"this network cannot be applied to samples of shape {size}: {reason}") from error
+    if out.shape[1:-1] != size[:-1]:
+        raise ValueError(f"this network returns the shape {out.shape[1:]} for samples of shape {size}")
+    return size
 
 
 def _transformed(model: Model, params: Any, transform: Transform) -> Any:

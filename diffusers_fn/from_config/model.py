@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn import _threefry
 from diffusers_fn._types import ArrayLike
-from diffusers_fn.from_config import few_step, self_conditioning
+from diffusers_fn.from_config import derived, few_step, self_conditioning
 from diffusers_fn.from_config.batches import make_batch_reader
 from diffusers_fn.from_config.choices import check_requirements, choose, listed
 from diffusers_fn.from_config.defaults import check_complete
@@ -51,9 +51,9 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     """
     check_complete(config)
     shape = tuple(config.data.shape)
-    num_classes = int(config.backbone.get("num_classes") or 0)
+    num_classes = derived.num_classes(config)
     objective: ObjectiveEntry = choose("loss.objective", config.loss.objective, tables.objectives)
-    module = _make_network(config, objective, tables)
+    module = _make_network(config, shape, num_classes, objective, tables)
     check_time_label(config.backbone, config.noise_schedule.time_label)
     noise = make_noise(config.noise_schedule)
     parameterization = make_parameterization(
@@ -91,8 +91,10 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     return Model(init, inputs, shape)
 
 
-def _make_network(config: ConfigDict, objective: ObjectiveEntry, tables: Tables) -> nn.Module:
-    module = make_backbone(config.backbone, tables.backbones)
+def _make_network(
+    config: ConfigDict, shape: tuple[int, ...], num_classes: int, objective: ObjectiveEntry, tables: Tables
+) -> nn.Module:
+    module = make_backbone(config.backbone, shape, num_classes, tables.backbones)
     if objective.two_times:
         module = few_step.wrap_network(module, config.noise_schedule.noise_steps)
     module = self_conditioning.wrap_network(module, config.self_conditioning)

@@ -75,6 +75,8 @@ AUTOENCODERS: Mapping[str, BackboneEntry] = {
 
 NETWORKS: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
 
+_DERIVED = ("num_classes", "image_size")  # None in config.backbone: those of config.data
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -106,42 +108,60 @@ def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[st
         raise ValueError(f"config.backbone has no field {field} for name = {name!r}; its fields are {', '.join(known)}")
     if field in ("dtype", "param_dtype"):
         choose(f"backbone.{field}", value, DTYPES)
+    elif field in _DERIVED and value is None:
+        return
     elif not fits(value, known[field].type):
         allowed = described(known[field].type)
         raise ValueError(f"config.backbone.{field} must be of type {allowed}; got {value!r}")
 
 
-def make_backbone(settings: ConfigDict, networks: Mapping[str, BackboneEntry] = BACKBONES) -> nn.Module:
-    """Returns the module that config.backbone describes.
+def make_backbone(
+    settings: ConfigDict,
+    shape: tuple[int, ...],
+    num_classes: int = 0,
+    networks: Mapping[str, BackboneEntry] = BACKBONES,
+) -> nn.Module:
+    """Returns the module that config.backbone describes, for data of a shape.
+
+    Args:
+      settings: config.backbone.
+      shape: of one example, from which image_size follows where it is None.
+      num_classes: see `derived.num_classes`; 0 for an unconditional network.
+      networks: those that config.backbone.name may name.
 
     Raises:
-      ValueError: if a field is unknown or has a wrong type.
+      ValueError: if a field is unknown or has a wrong type, or image_size is not that of the data for a network whose
+        outputs depend on it.
 
-    >>> make_backbone(ConfigDict({"name": "mlp", "hidden_size": 8})).hidden_size
-    8
+    >>> make_backbone(ConfigDict({"name": "unet", "image_size": None}), (64, 64, 3)).image_size
+    64
     """
-    choose("backbone.name", settings.name, networks)
-    fields = _checked_fields(settings, networks)
-    num_classes = fields.get("num_classes") or 0
+    entry = choose("backbone.name", settings.name, networks)
+    fields = _checked_fields(settings, networks) | _size(entry.module, settings, shape)
     if not 0 <= num_classes < 2**31:
         raise ValueError(f"config.backbone.num_classes must be 0 (unconditional) or more; got {num_classes}")
-    fields["num_classes"] = num_classes or None
-    return _make(networks[settings.name], fields)
+    if any(field.name == "num_classes" for field in backbone_fields(settings.name, networks)):
+        fields["num_classes"] = num_classes or None
+    return _make(entry, fields)
 
 
-def make_classifier(settings: ConfigDict) -> nn.Module:
-    """Returns the classifier that config.backbone describes.
+def make_classifier(settings: ConfigDict, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Returns the classifier that config.backbone describes. Args: as for `make_backbone`.
 
     Raises:
-      ValueError: if a field is unknown or has a wrong type, or there are fewer than two classes.
+      ValueError: as `make_backbone`, or if there are fewer than two classes.
 
-    >>> make_classifier(ConfigDict({"name": "mlp_classifier", "num_classes": 3})).num_classes
+    >>> make_classifier(ConfigDict({"name": "mlp_classifier"}), (2,), 3).num_classes
     3
     """
-    choose("backbone.name", settings.name, CLASSIFIERS)
-    if settings.num_classes < 2:
-        raise ValueError(f"config.backbone.num_classes must be at least 2 for a classifier; got {settings.num_classes}")
-    return _make(CLASSIFIERS[settings.name], _checked_fields(settings, CLASSIFIERS))
+    entry = choose("backbone.name", settings.name, CLASSIFIERS)
+    if num_classes < 2:
+        raise ValueError(
+            f"a classifier needs at least 2 classes; got {num_classes}: set config.data.num_classes to those of the "
+            "labels (backbone.num_classes None means the same)"
+        )
+    fields = _checked_fields(settings, CLASSIFIERS) | _size(entry.module, settings, shape)
+    return _make(entry, {**fields, "num_classes": num_classes})
 
 
 def make_autoencoder(settings: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
@@ -153,8 +173,9 @@ def make_autoencoder(settings: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
     >>> make_autoencoder(ConfigDict({"name": "simple_autoencoder", "latent_dim": 3}), (2,)).latent_dim
     3
     """
-    choose("backbone.name", settings.name, AUTOENCODERS)
-    return _make(AUTOENCODERS[settings.name], _checked_fields(settings, AUTOENCODERS), shape)
+    entry = choose("backbone.name", settings.name, AUTOENCODERS)
+    fields = _checked_fields(settings, AUTOENCODERS) | _size(entry.module, settings, shape)
+    return _make(entry, fields, shape)
 
 
 def _make(entry: BackboneEntry, fields: dict[str, Any], shape: tuple[int, ...] = ()) -> nn.Module:
@@ -166,11 +187,40 @@ def _make(entry: BackboneEntry, fields: dict[str, Any], shape: tuple[int, ...] =
     return entry.wrapper(entry.module(**fields), **own)
 
 
+def _size(module: type[nn.Module], settings: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns {"image_size": that of the network}; {} if it has no such field, or data of no height and width.
+
+    None in config.backbone is the size of the data: (H, W) for a network whose type allows it, else H.
+    """
+    declared = {field.name: field.type for field in plain_fields(module)}
+    if "image_size" not in declared or len(shape) != 3:
+        return {}
+    given, (height, width) = settings.get("image_size"), shape[:2]
+    if given is None and height != width and settings.get("stretch_positions"):
+        raise ValueError(
+            f"config.backbone.stretch_positions spreads positions over those of a square, and the data are "
+            f"{height} x {width}: set backbone.image_size to the side of that square, or stretch_positions to False"
+        )
+    if given is None:
+        return {"image_size": (height, width) if height != width and fits((1, 1), declared["image_size"]) else height}
+    if "attention_resolutions" in declared and given != height:
+        resolutions = tuple(settings.get("attention_resolutions", ()))
+        same = tuple(height * resolution / given for resolution in resolutions)
+        raise ValueError(
+            f"config.backbone.image_size is {given}, but the data are {height} x {width}: leave it None, which is the "
+            f"height of the data, to which attention_resolutions refer. (The network of image_size {given} with "
+            f"attention_resolutions {resolutions} is that of image_size None with {tuple(f'{s:g}' for s in same)})"
+        )
+    return {"image_size": given}
+
+
 def _checked_fields(settings: ConfigDict, networks: Mapping[str, BackboneEntry]) -> dict[str, Any]:
-    """The fields of config.backbone, checked, as the module takes them."""
+    """The fields of config.backbone that are given, checked, as the module takes them."""
     fields = {field: value for field, value in settings.items() if field != "name"}
     for field, value in fields.items():
         check_backbone_field(settings.name, field, value, networks)
+    fields = {field: value for field, value in fields.items() if field not in _DERIVED}
+    for field, value in fields.items():
         fields[field] = DTYPES[value] if field in ("dtype", "param_dtype") else tupled(value)
     return fields
 

@@ -9,10 +9,11 @@ import jax
 
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform
+from diffusers_fn.levels import Level
 from diffusers_fn.sampling import Samples
 from diffusers_fn.solvers import Step
 
-__all__ = ["Apply", "BatchLoss", "Config", "LossWithExtras", "MakeDenoiser", "Sample"]
+__all__ = ["Apply", "BatchLoss", "Config", "Invert", "LossWithExtras", "MakeDenoiser", "Sample", "Score"]
 
 
 class Config(Protocol):
@@ -74,6 +75,7 @@ class Sample(Protocol):
         num_samples: int,
         *,
         cond: Any = None,
+        shape: tuple[int, ...] | None = None,
         guidance_scale: ArrayLike | None = None,
         eta: ArrayLike | None = None,
         num_inference_steps: int | None = None,
@@ -81,6 +83,24 @@ class Sample(Protocol):
         transform: Transform | None = None,
     ) -> Samples:
         """Returns samples, see `Diffusion.sample`."""
+        ...
+
+
+class Score(Protocol):
+    """The score of a built model."""
+
+    def __call__(self, params: Any, x: jax.Array, level: Level, cond: Any = None) -> jax.Array:
+        """Returns the score [B, ...], see `Diffusion.score`."""
+        ...
+
+
+class Invert(Protocol):
+    """The inversion of a built model's deterministic sampler."""
+
+    def __call__(
+        self, params: Any, x0: jax.Array, *, cond: Any = None, num_inference_steps: int | None = None
+    ) -> jax.Array:
+        """Returns noise [B, ...], see `Diffusion.invert`."""
         ...
 
 
