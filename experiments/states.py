@@ -217,13 +217,13 @@ def _reconstructed(workdir: Path, state: Any, stds: tuple[float, ...], std: floa
                 f"ema:{min(reach, key=lambda each: abs(each - std)):g}"
             )
         weights = averages.post_hoc_weights(*given, std)
-        structure = jax.tree.structure(state.params)
-        size = structure.num_leaves
+        like, structure = jax.tree.flatten(state.params)
         leaves = [  # array by array, since each snapshot is as large as the model
             averages.combine(
-                [arrays[str(1 + size * tree + i)] for arrays in stored.values() for tree in range(len(stds))], weights
+                [arrays[str(1 + len(like) * tree + i)] for arrays in stored.values() for tree in range(len(stds))],
+                weights,
             )
-            for i in range(size)
+            for i in range(len(like))
         ]
     return jax.tree.unflatten(structure, leaves)
 

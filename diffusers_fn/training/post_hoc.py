@@ -105,7 +105,7 @@ def post_hoc_error(
     0.982
     """
     weights = post_hoc_weights(snapshot_steps, snapshot_stds, target_step, target_std)
-    steps, gammas = np.asarray(snapshot_steps, np.float64), power_function_gamma(snapshot_stds)
+    steps, gammas = np.asarray(snapshot_steps, np.float64), power_function_gamma(np.asarray(snapshot_stds, np.float64))
     target = (np.float64(target_step), power_function_gamma(target_std))
     stored = _inner_product(steps[:, None], gammas[:, None], steps[None, :], gammas[None, :])
     squared = weights @ stored @ weights - 2 * weights @ _inner_product(steps, gammas, *target)

@@ -126,11 +126,13 @@ def make_train_step(
     def train_step(
         state: TrainState, key: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if (averaging is None) != (state.averages is None):
+            raise ValueError("make_train_state and make_train_step must be given the same averaging, or both none")
         step_key = _random.fold_in(key, state.step)
         gradients, (per_example, each) = jax.grad(mean_loss, has_aux=True)(state.params, step_key, batch, state.extras)
         metrics = {"loss": jnp.mean(per_example), **jax.tree.map(jnp.mean, each)}
         gradients, metrics = reduce((gradients, metrics))
-        squared = optax.tree.norm(gradients, squared=True)
+        squared = _sum_of_squares(gradients)
         metrics["grad_norm"] = jnp.sqrt(squared)
         before = dataclasses.replace(state, num_updates=state.step) if state.num_updates is None else state
         if skip_nonfinite == "gradients":
@@ -143,15 +145,14 @@ def make_train_step(
                 new = (after.params, after.opt_state, after.ema, after.averages)
                 ok = _all_finite((metrics["loss"], squared, new))
                 after = jax.tree.map(lambda a, b: jnp.where(ok, a, b), after, before)
-        metrics["param_norm"] = optax.tree.norm(after.params)
+        metrics["param_norm"] = jnp.sqrt(_sum_of_squares(after.params))
         if skip_nonfinite:
             metrics["skipped"] = 1.0 - ok.astype(jnp.float32)
         return dataclasses.replace(after, step=state.step + 1), metrics
 
     def advance(state: TrainState, gradients: Any, each: Metrics) -> tuple[TrainState, jax.Array]:
         """Returns the state after an update, with the same `step`, and the norm of the update."""
-        if (averaging is None) != (state.averages is None):
-            raise ValueError("make_train_state and make_train_step must be given the same averaging, or both none")
+        assert state.num_updates is not None
         with jax.numpy_dtype_promotion("standard"):  # optax fails under "strict"
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -160,13 +161,12 @@ def make_train_step(
             moved = jnp.asarray(optimizer.has_updated(opt_state))
         num_updates = state.num_updates + moved.astype(state.num_updates.dtype)
         ema = move(state.ema, params, jnp.where(moved, ema_weight(num_updates), 0.0))
-        further = state.averages
-        if averaging is not None:
-            further = jax.tree.map(
-                lambda a, b: jnp.where(moved, a, b), averaging.update(state.averages, params), state.averages
-            )
+        further = None
+        if averaging is not None and state.averages is not None:
+            new = averaging.update(state.averages, params)
+            further = jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, state.averages)
         extras = state.extras if update_extras is None else update_extras(state.extras, each)
-        norm = optax.tree.norm(updates).astype(jnp.float32)
+        norm = jnp.sqrt(_sum_of_squares(updates))
         return TrainState(state.step, params, ema, opt_state, extras, further, num_updates), norm
 
     return train_step
@@ -177,3 +177,13 @@ def _all_finite(tree: Any) -> jax.Array:
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     sums = [jnp.sum(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in floats]
     return jnp.all(jnp.isfinite(jnp.stack([each.astype(jnp.float32) for each in sums])))
+
+
+def _sum_of_squares(tree: Any) -> jax.Array:
+    return jnp.sum(jnp.stack([_total(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)]))
+
+
+def _total(leaf: jax.Array) -> jax.Array:
+    """Returns the sum of all entries; the last axis last, since XLA's CPU compiler vectorises the other sums alone."""
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return jnp.sum(jnp.sum(wide, axis=tuple(range(leaf.ndim - 1)))).astype(jnp.float32)
