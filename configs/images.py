@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/images.py:cpu32 --workdir=runs/mine --config.data.path=FOLDER
 
 With one sub-folder per class, `--config.data.num_classes=NUMBER` makes the model class-conditional; its pictures then
-have one row per class. `--config.data.shape="(48, 64, 3)"` is another height and width, `(32, 32, 4)` RGBA. Pictures of
-another size are cropped in the middle and resized: data.resize.
+have one row per class, and `--config.sampler.cfg_scale=1.5` guides them. `--config.data.shape="(48, 64, 3)"` is another
+height and width, `(32, 32, 4)` RGBA. Pictures of another size are cropped in the middle and resized: data.resize.
 
 EDM's preconditioning, loss weight and sampler (Karras et al. 2022, https://arxiv.org/abs/2206.00364) on the UNet of
 `backbones.UNet`. Noise levels are drawn as for small pictures; larger ones get more noise.
@@ -84,7 +84,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
         training={"sample_every": 5_000, "checkpoint_every": 2_500, "heldout_every": 2_500},
         evaluation={"batch_size": 100},
     )
-    # Guided if there are classes: 1 + 0.5 min(num_classes, 1), also if num_classes is set on the command line.
-    some_classes = (config.data.get_ref("num_classes") + 99_999) // 100_000
-    config.sampler.cfg_scale = 1.0 + 0.5 * some_classes
     return customise(config, **pick(VARIANTS, arg, "cpu32"))

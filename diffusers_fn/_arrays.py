@@ -36,9 +36,10 @@ def entries(table: jax.Array, index: jax.Array) -> jax.Array:
     return table.at[index].get(out_sharding=split.update(spec=spec) if split.mesh.explicit_axes else None)
 
 
-def working_dtype(x: Any) -> Any:
-    """Returns the dtype for computations with x: its own, but at least float32 (float64 only if JAX enables it)."""
-    return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
+def working_dtype(*arrays: Any) -> Any:
+    """Returns the dtype for computations with arrays: theirs, but at least float32 (float64 only if JAX enables it)."""
+    double = any(a.dtype == np.float64 for a in arrays)
+    return jax.dtypes.canonicalize_dtype(np.float64 if double else np.float32)
 
 
 def is_traced(tree: Any) -> bool:
@@ -74,8 +75,10 @@ def check_data(**arrays: Any) -> None:
 def check_per_example(name: str, value: Any, x: Any) -> None:
     """Raises ValueError unless value has shape [] or [B], with B the first axis of x."""
     shape = np.shape(value)
-    if shape not in ((), x.shape[:1]):
-        raise ValueError(f"{name} must have shape [] or [{x.shape[0]}] (x's batch axis); got {shape}")
+    if shape not in ((), np.shape(x)[:1]):
+        raise ValueError(
+            f"{name} must have shape [] or [{np.shape(x)[0]}], the batch of x {list(np.shape(x))}; got {list(shape)}"
+        )
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -86,8 +89,22 @@ def check_positive(name: str, value: Any) -> None:
     ...
     ValueError: gamma must be positive; got 0.0
     """
+    if callable(value) or isinstance(value, str) or np.ndim(value):
+        raise ValueError(f"{name} must be a positive number; got {type(value).__name__}")
     if not value > 0:
         raise ValueError(f"{name} must be positive; got {value}")
+
+
+def check_callable(name: str, value: object, example: str) -> None:
+    """Raises ValueError unless the value is a function.
+
+    >>> check_callable("denoise", 3, "make_denoiser(apply, params, epsilon)")
+    Traceback (most recent call last):
+    ...
+    ValueError: denoise must be a function, for instance make_denoiser(apply, params, epsilon); got int
+    """
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, for instance {example}; got {type(value).__name__}")
 
 
 def safe_sqrt(x: Any) -> Any:

@@ -21,7 +21,12 @@ def is_batched(key: jax.Array) -> bool:
     """Returns whether `key` holds one key per example; accepts typed keys and raw uint32 keys."""
     if not isinstance(key, jax.Array) and not hasattr(key, "dtype"):
         raise ValueError(f"key must be a JAX random key such as jax.random.key(0); got {type(key).__name__}")
-    ndim = key.ndim if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.ndim - 1
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and (key.dtype != jnp.uint32 or key.ndim == 0):
+        raise ValueError(
+            f"key must be a JAX random key such as jax.random.key(0); got an array {key.dtype}{list(key.shape)}"
+        )
+    ndim = key.ndim if typed else key.ndim - 1
     if ndim not in (0, 1):
         raise ValueError(f"key must be one key or a vector of B keys; got an array of keys with {ndim} axes")
     return ndim == 1

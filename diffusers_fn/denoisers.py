@@ -6,16 +6,17 @@ clipping and thresholding are transforms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import check_positive, concrete, expand
-from diffusers_fn.levels import Level
-from diffusers_fn.parameterizations import Parameterization, Prediction, to_prediction
+from diffusers_fn._arrays import check_callable, check_positive, concrete, expand, namespace
+from diffusers_fn.levels import Level, check_level
+from diffusers_fn.parameterizations import Parameterization, Prediction, check_parameterization, to_prediction
 
 __all__ = [
     "Denoiser",
@@ -70,11 +71,18 @@ def make_denoiser(
       parameterization: what the output means.
       **apply_options: passed to `apply`, for instance train=False.
 
+    Raises:
+      ValueError: if apply cannot be called as above, or parameterization is not a Parameterization; when called, if
+        the leaves of cond do not have x's batch axis, and as `to_prediction`.
+
     >>> from diffusers_fn.parameterizations import epsilon
     >>> denoise = make_denoiser(lambda params, x, t, cond: params * x, 0.5, epsilon)
     >>> denoise(jnp.ones((1, 2)), Level(0.8, 0.6, 10.0)).eps
     Array([[0.5, 0.5]], dtype=float32)
     """
+
+    check_parameterization(parameterization)
+    _check_apply(apply, apply_options)
 
     def denoise(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
         out = network_output(apply, params, parameterization, x, level, cond, **apply_options)
@@ -100,23 +108,32 @@ def network_output(
     >>> network_output(lambda params, x, t, cond: x, None, edm(0.6), jnp.ones((1, 2)), Level(1.0, 0.8, 0.0))
     Array([[1., 1.]], dtype=float32)
     """
+    check_parameterization(parameterization)
+    check_level(level, x)
+    _check_cond(cond, x)
     if parameterization.input_scale is not None:
-        x = expand(parameterization.input_scale(level), x) * x
-    return apply(params, x, level.t, cond, **apply_options)
+        scale = expand(parameterization.input_scale(level), x)
+        x = scale * x.astype(scale.dtype)
+    try:
+        return apply(params, x, level.t, cond, **apply_options)
+    except TypeError as error:
+        if "positional argument" in str(error):
+            _refuse_apply(str(error), error)
+        raise
 
 
 def bind(denoise: Denoiser, cond: Any) -> Denoiser:
     """Returns the denoiser with its conditioning fixed, for `sample`.
 
     Raises:
-      ValueError: when the returned denoiser is called with a conditioning.
+      ValueError: if denoise is not a function; when the returned denoiser is called with a conditioning.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> bound = bind(gaussian(0.0, 1.0), cond=jnp.array([3]))
     >>> bound(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
     Array([[0.8, 0.8]], dtype=float32)
     """
-
+    check_callable("denoise", denoise, "make_denoiser(apply, params, epsilon)")
     fixed = cond
 
     def bound(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
@@ -155,6 +172,9 @@ def chain(*transforms: Transform) -> Transform:
     Array([[0.25, 0.25]], dtype=float32)
     """
 
+    for each in transforms:
+        check_callable("a transform", each, "clip_x0(1.0)")
+
     def transform(denoise: Denoiser) -> Denoiser:
         for each in transforms:
             denoise = each(denoise)
@@ -169,7 +189,7 @@ def map_x0(function: Callable[[jax.Array], jax.Array], *, keep_eps: bool = False
     Args:
       function: [B, ...] -> [B, ...].
       keep_eps: False recomputes eps, so that x = alpha x0 + sigma eps still holds; True keeps the network's eps
-        (`use_clipped_model_output=False` in other libraries).
+        (`use_clipped_model_output=False` in other libraries). At sigma = 0, where no eps restores x, it is kept.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> doubled = map_x0(lambda x0: 2 * x0)(gaussian(0.0, 1.0))(jnp.ones((1, 2)), Level(0.8, 0.6, 0.0))
@@ -184,7 +204,8 @@ def map_x0(function: Callable[[jax.Array], jax.Array], *, keep_eps: bool = False
             eps = prediction.eps
             if not keep_eps:
                 # Only the change of x0 is added to eps: where x0 is unchanged, eps is unchanged bit for bit.
-                eps = eps + expand(level.alpha / level.sigma, x) * (prediction.x0 - x0)
+                ratio = expand(_ratio(level), eps)
+                eps = eps + ratio * (prediction.x0 - x0).astype(ratio.dtype)
             return Prediction(x0, eps, prediction.var_frac)
 
         return mapped
@@ -258,3 +279,53 @@ def check_pure_noise(denoise: Denoiser, levels: Level, x: jax.Array) -> None:
         first = int(np.argmax((alpha == 0).reshape(alpha.shape[0], -1).any(axis=1)))
         pure = jax.tree.map(np.asarray, levels)[first]
         jax.eval_shape(lambda x: denoise(x, pure), x)
+
+
+def _ratio(level: Level) -> Any:
+    """Returns alpha / sigma, and 0 at sigma = 0."""
+    xp = namespace(level)
+    clean = xp.asarray(level.sigma) == 0
+    return xp.where(clean, 0.0, level.alpha / xp.where(clean, 1.0, level.sigma))
+
+
+def _check_cond(cond: Any, x: jax.Array) -> None:
+    """Raises ValueError if an array in cond has another batch axis than x."""
+    for leaf in jax.tree.leaves(cond):
+        shape = np.shape(leaf)
+        if shape and shape[0] not in (1, x.shape[0]):
+            raise ValueError(
+                f"cond must have the batch of x, [{x.shape[0]}, ...]: x has shape {list(x.shape)} and an array in "
+                f"cond {list(shape)}"
+            )
+
+
+def _check_apply(apply: Any, options: Mapping[str, Any]) -> None:
+    """Raises ValueError if apply cannot be called as apply(params, x, t, cond, **options), as far as it is known."""
+    if callable(getattr(apply, "apply", None)):
+        raise ValueError(
+            f"apply must be a function (params, x, t, cond) -> output; got {_name(apply)}: pass its .apply"
+        )
+    if isinstance(apply, Mapping) or not callable(apply):
+        raise ValueError(
+            f"apply must be a function (params, x, t, cond) -> output; got {_name(apply)}: the order is "
+            "make_denoiser(apply, params, parameterization)"
+        )
+    try:
+        signature = inspect.signature(apply)
+    except (TypeError, ValueError):  # some callables have none
+        return
+    try:
+        signature.bind(None, None, None, None, **options)
+    except TypeError as error:
+        _refuse_apply(f"{error}; its signature is {signature}", error)
+
+
+def _refuse_apply(reason: str, error: TypeError) -> NoReturn:
+    raise ValueError(
+        f"the network is called as apply(params, x, t, cond, **options), cond None without a condition: {reason}. "
+        "Wrap a network that takes no cond: lambda params, x, t, cond: apply(params, x, t)"
+    ) from error
+
+
+def _name(value: object) -> str:
+    return type(value).__name__

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, expand, working_dtype
+from diffusers_fn._arrays import check_data, check_per_example, concrete, expand, working_dtype
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform, map_x0
 from diffusers_fn.levels import Level, add_noise
-from diffusers_fn.sampling import SampleOptions, Samples, sample
+from diffusers_fn.sampling import SampleOptions, Samples, check_solver, sample
 from diffusers_fn.solvers import start_level
-from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.base import Solver, check_maker
 from diffusers_fn.solvers.plans import check_plan
 
 __all__ = ["img2img", "inpaint", "replace_x0", "slerp"]
@@ -51,7 +51,8 @@ def img2img(
       **options: passed to `sample`.
 
     Raises:
-      ValueError: if levels are not a plan, x0 has no floating dtype, or strength is not in (0, 1] or leaves no level.
+      ValueError: if levels are not a plan, x0 has no floating dtype, strength is traced, is not in (0, 1] or leaves
+        fewer levels than the solver needs, or make is a solver and not a function of the levels.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> x0, denoise = jnp.full((1, 2), 0.5), oracles.gaussian(0.5, 0.01)
@@ -60,16 +61,10 @@ def img2img(
     """
     check_plan(levels)
     check_data(x0=x0)
-    total = levels.sigma.shape[0]
-    visited = int(np.floor(strength * total + 1e-9)) if 0 < strength <= 1 else 0
-    if visited < 1:
-        raise ValueError(
-            f"strength must lie in (0, 1] and leave at least one of the {total} levels; got {strength}: "
-            f"use {1 / total:.3g} or more"
-        )
-    levels = levels[total - visited :]
+    check_maker(make)
+    solver, levels = _last_levels(make, levels, strength)
     noise_key, sample_key = _random.split(key)
-    return sample(sample_key, denoise, make(levels), _noised(noise_key, x0, levels), **options)
+    return sample(sample_key, denoise, solver, _noised(noise_key, x0, levels), **options)
 
 
 def inpaint(
@@ -107,6 +102,7 @@ def inpaint(
     Array([[ 0.3, -0.8]], dtype=float32)
     """
     check_data(x=x, known=known)
+    check_solver(solver)
     noise_key, sample_key = _random.split(key)
     replace = replace_x0(known, keep)
     x = jnp.where(_mask(keep, x), _noised(noise_key, known, start_level(solver)), x)
@@ -146,6 +142,7 @@ def slerp(start: jax.Array, end: jax.Array, fraction: ArrayLike) -> jax.Array:
     Array([[0.7071, 0.7071]], dtype=float32)
     """
     check_data(start=start, end=end)
+    check_per_example("fraction", fraction, start)
     flat = lambda a: a.reshape(a.shape[0], -1).astype(working_dtype(a))  # noqa: E731
     a, b = flat(start), flat(end)
     cosine = jnp.sum(a * b, axis=1) / jnp.sqrt(jnp.sum(a**2, axis=1) * jnp.sum(b**2, axis=1))
@@ -155,7 +152,40 @@ def slerp(start: jax.Array, end: jax.Array, fraction: ArrayLike) -> jax.Array:
     fraction = jnp.broadcast_to(jnp.asarray(fraction, angle.dtype), angle.shape)
     start_weight = jnp.where(parallel, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / jnp.sin(angle))
     end_weight = jnp.where(parallel, fraction, jnp.sin(fraction * angle) / jnp.sin(angle))
-    return (expand(start_weight, start) * start + expand(end_weight, end) * end).astype(start.dtype)
+    mixed = expand(start_weight, a) * a + expand(end_weight, b) * b
+    return mixed.reshape(start.shape).astype(start.dtype)
+
+
+def _last_levels(make: Callable[[Level], Solver], levels: Level, strength: Any) -> tuple[Solver, Level]:
+    """Returns the solver for the last floor(strength N) levels of a plan, and those levels."""
+    known, total = concrete(strength), levels.sigma.shape[0]
+    if known is None or known.shape != ():
+        raise ValueError("strength sets the number of steps: it must be one number, known before tracing")
+    if not 0 < known <= 1:
+        raise ValueError(f"strength must lie in (0, 1]; got {strength}")
+
+    def last(visited: int) -> tuple[Solver, Level]:
+        return make(levels[total - visited :]), levels[total - visited :]
+
+    visited = int(np.floor(float(known) * total + 1e-9))
+    problem: ValueError | None = None
+    if visited:
+        try:
+            return last(visited)
+        except ValueError as error:
+            problem = error
+    for smallest in range(visited + 1, total + 1):
+        try:
+            last(smallest)
+        except ValueError:
+            continue
+        raise ValueError(
+            f"strength {strength} is too small for this plan of {total} levels and this solver: use "
+            f"{np.ceil(1e4 * smallest / total) / 1e4:g} or more"
+        ) from problem
+    if problem is None:  # the error that the whole plan raises
+        return last(total)
+    raise problem
 
 
 def _noised(key: jax.Array, x0: jax.Array, levels: Level) -> jax.Array:

@@ -23,7 +23,7 @@ from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
 from diffusers_fn.sampling import sample
-from diffusers_fn.solvers.base import Solver
+from diffusers_fn.solvers.base import Solver, check_maker
 from diffusers_fn.solvers.ddim import ddim
 from diffusers_fn.solvers.plans import check_plan
 
@@ -66,7 +66,7 @@ def invert(
 
     Raises:
       ValueError: if levels are not a plan, if the first level is pure noise for some examples only, if x0 has no
-        floating dtype, refine is negative or the solver draws noise.
+        floating dtype, refine is negative, make is not a function of the levels or the solver draws noise.
 
     >>> from diffusers_fn import grids, oracles, solvers
     >>> denoise, levels = oracles.gaussian(0.0, 1.0), grids.karras(200)
@@ -75,6 +75,7 @@ def invert(
     Array([[0.5, 0.5]], dtype=float32)
     """
     check_plan(levels)
+    check_maker(make)
     refine = _check_count("refine", refine, 0)
     x = invert_implicit(denoise, levels[-1:], x0, evaluations=1 + refine, scan=scan)
     if levels.sigma.shape[0] == 1:

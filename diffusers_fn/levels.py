@@ -196,9 +196,13 @@ def root_snr_ratio(noisier: Level, cleaner: Level) -> Array:
 
 
 def check_level(level: Level, x: ArrayLike) -> None:
-    """Raises ValueError unless alpha and sigma have shape [] or [B], with B the first axis of x.
+    """Raises ValueError unless `level` is a Level whose alpha and sigma have shape [] or [B], B the first axis of x.
 
     >>> check_level(Level(0.8, 0.6, 0.0), np.zeros((2, 3)))
     """
+    if not isinstance(level, Level):
+        raise ValueError(
+            f"level must be a Level, such as process(t) or level_at(schedule, t); got {type(level).__name__}"
+        )
     check_per_example("level.alpha", level.alpha, x)
     check_per_example("level.sigma", level.sigma, x)

@@ -22,6 +22,7 @@ from diffusers_fn.levels import Level, check_level
 __all__ = [
     "Parameterization",
     "Prediction",
+    "check_parameterization",
     "edm",
     "epsilon",
     "scaled_score",
@@ -84,14 +85,23 @@ def target(parameterization: Parameterization, x0: jax.Array, eps: jax.Array, le
       level: S = [] or [B].
 
     Raises:
-      ValueError: if the shapes differ or a dtype is not floating.
+      ValueError: if the shapes differ, a dtype is not floating, or sigma is 0 (and not traced) for `score`, whose
+        target is infinite there.
 
     >>> target(v, jnp.ones((1, 2)), jnp.zeros((1, 2)), Level(0.8, 0.6, 0.0))
     Array([[-0.6, -0.6]], dtype=float32)
     """
+    check_parameterization(parameterization)
     check_data(x0=x0, eps=eps)
     check_level(level, x0)
+    dtype = working_dtype(x0, eps)
+    x0, eps = x0.astype(dtype), eps.astype(dtype)
     p, q = parameterization.line(level)
+    if (known := concrete(q)) is not None and np.any(np.isinf(known)):
+        raise ValueError(
+            f"the target of parameterization {parameterization.name!r} is infinite at sigma = 0 (clean data): "
+            "use a level with sigma > 0, or epsilon, x0, v or velocity"
+        )
     return expand(p, x0) * x0 + expand(q, x0) * eps
 
 
@@ -113,22 +123,26 @@ def to_prediction(parameterization: Parameterization, out: jax.Array, x: jax.Arr
 
     Raises:
       ValueError: if `out` has neither x's shape nor twice its channels, or if alpha is 0 (and not traced) for a
-        parameterization with p = 0 (epsilon, score), which does not determine x0 there.
+        parameterization with p = 0 (epsilon, score), which does not determine x0 there, or sigma is 0 for one with
+        q = 0 (x0), which does not determine eps there.
 
     >>> out = jnp.full((1, 2), 0.5)
     >>> to_prediction(epsilon, out, jnp.ones((1, 2)), Level(0.8, 0.6, 0.0)).x0
     Array([[0.875, 0.875]], dtype=float32)
     """
+    check_parameterization(parameterization)
     out, var_out = split_variance(out, x)
     check_data(x=x, out=out)
     check_level(level, x)
-    out = out.astype(jnp.promote_types(out.dtype, working_dtype(x)))
+    dtype = working_dtype(out, x)
+    out, x = out.astype(dtype), x.astype(dtype)
     p, q = parameterization.line(level)
     if _is_zero(p):
         _check_alpha(parameterization, level)
         eps = out if _is_one(q) else expand(1.0 / q, x) * out
         x0 = expand(1.0 / level.alpha, x) * (x - expand(level.sigma, x) * eps)
     elif _is_zero(q):
+        _check_sigma(parameterization, level)
         x0 = out if _is_one(p) else expand(1.0 / p, x) * out
         eps = expand(1.0 / level.sigma, x) * (x - expand(level.alpha, x) * x0)
     else:
@@ -158,6 +172,33 @@ def split_variance(out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array |
     )
 
 
+_CHOICES = "pass epsilon, x0, v, score, velocity or edm(sigma_data)"
+
+
+def check_parameterization(parameterization: object) -> None:
+    """Raises ValueError unless the value is a Parameterization.
+
+    >>> check_parameterization("v")
+    Traceback (most recent call last):
+    ...
+    ValueError: parameterization must be a Parameterization; got the string 'v': pass diffusers_fn.parameterizations.v
+    """
+    if isinstance(parameterization, Parameterization):
+        return
+    if isinstance(parameterization, str):
+        names = {"sample": "x0", "v_prediction": "v", "eps": "epsilon", "flow": "velocity", "edm": "edm(0.5)"}
+        name = names.get(parameterization, parameterization)
+        known = name in ("epsilon", "x0", "v", "score", "velocity", "edm(0.5)")
+        hint = f"pass diffusers_fn.parameterizations.{name}" if known else _CHOICES
+        given = f"the string {parameterization!r}"
+    elif parameterization is edm or parameterization is scaled_score:
+        given = f"the function {parameterization.__name__}"  # type: ignore[attr-defined]
+        hint = f"call it, {parameterization.__name__}(...)"  # type: ignore[attr-defined]
+    else:
+        given, hint = type(parameterization).__name__, _CHOICES
+    raise ValueError(f"parameterization must be a Parameterization; got {given}: {hint}")
+
+
 def _constant(p: float, q: float) -> Callable[[Level], tuple[float, float]]:
     return lambda level: (p, q)
 
@@ -179,6 +220,22 @@ def _check_alpha(parameterization: Parameterization, level: Level) -> None:
         )
 
 
+def _check_sigma(parameterization: Parameterization, level: Level) -> None:
+    sigma = concrete(level.sigma)
+    if sigma is not None and np.any(sigma == 0):
+        raise ValueError(
+            f"parameterization {parameterization.name!r} does not determine eps at sigma = 0 (clean data): "
+            "use epsilon, v or velocity, or a level with sigma > 0"
+        )
+
+
+def _minus_inverse(value: Any) -> Array:
+    """Returns -1 / value, minus infinity at 0."""
+    with np.errstate(divide="ignore"):
+        inverse: Array = namespace(value).divide(-1.0, value)
+        return inverse
+
+
 # eps: Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 11-12. It does not determine x0 where alpha = 0.
 epsilon = Parameterization("epsilon", _constant(0.0, 1.0))
 
@@ -189,7 +246,7 @@ x0 = Parameterization("x0", _constant(1.0, 0.0))
 v = Parameterization("v", lambda level: (-level.sigma, level.alpha))
 
 # The score, grad_x log q(x | x0) = -eps / sigma: Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 7.
-score = Parameterization("score", lambda level: (0.0, -1.0 / level.sigma))
+score = Parameterization("score", lambda level: (0.0, _minus_inverse(level.sigma)))
 
 # The velocity of the straight path, eps - x0: Liu et al. 2022, https://arxiv.org/abs/2209.03003, eq. 1 (here time
 # runs from data to noise).
@@ -259,11 +316,11 @@ def scaled_score(scale: float = 1.0) -> Parameterization:
       ValueError: unless scale is positive.
 
     >>> scaled_score(2.0).line(Level(0.8, 0.5, 0.0))
-    (0.0, -1.0)
+    (0.0, np.float64(-1.0))
     """
     check_positive("scale", scale)
     return (
         score
         if scale == 1
-        else Parameterization(f"scaled_score({scale})", lambda level: (0.0, -1.0 / (scale * level.sigma)))
+        else Parameterization(f"scaled_score({scale})", lambda level: (0.0, _minus_inverse(scale * level.sigma)))
     )

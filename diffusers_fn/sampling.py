@@ -13,12 +13,14 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, concrete, working_dtype
+from diffusers_fn._arrays import check_callable, check_data, concrete, working_dtype
 from diffusers_fn._types import ArrayLike, Scan
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
+from diffusers_fn.levels import Level
+from diffusers_fn.parameterizations import Prediction
 from diffusers_fn.solvers.base import Solver, Step, linear_step
 
-__all__ = ["SampleOptions", "Samples", "python_scan", "sample", "while_scan"]
+__all__ = ["SampleOptions", "Samples", "check_solver", "python_scan", "sample", "while_scan"]
 
 
 def __dir__() -> list[str]:
@@ -74,8 +76,9 @@ def sample(
       scan: jax.lax.scan; `while_scan(length)` for a traced number of rows; `python_scan` for debugging.
 
     Raises:
-      ValueError: if x has no floating dtype, if key is None and the solver draws noise, or if the plan has a level of
-        pure noise (alpha = 0, not traced) and the network's parameterization does not determine x0 there.
+      ValueError: if x has no floating dtype, denoise is not a denoiser, solver is not a Solver, the solver draws noise
+        and key is not a key, or the plan has a level of pure noise (alpha = 0, not traced) and the network's
+        parameterization does not determine x0 there.
 
     >>> import numpy as np
     >>> from diffusers_fn import grids, oracles, solvers
@@ -85,14 +88,20 @@ def sample(
     True
     """
     check_data(x=x)
+    check_solver(solver)
+    if emit is not None:
+        check_callable("emit", emit, "lambda step: step.prediction.x0")
+    denoise = _checked(denoise)
+    if solver.stochastic and key is None:
+        raise ValueError("this solver draws noise: pass a key (jax.random.key(seed)), or use eta = 0")
+    if solver.stochastic and key is not None:
+        _random.is_batched(key)
     x = jnp.asarray(x, working_dtype(x))
     if hasattr(solver.rows, "level"):
         check_pure_noise(denoise, solver.rows.level, x)
     rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), _without_zero_columns(solver))
     if not final_denoise:
         rows = jax.tree.map(lambda a: a[:-1], rows)
-    if solver.stochastic and key is None:
-        raise ValueError("this solver draws noise: pass a key (jax.random.key(seed)), or use eta = 0")
     # Keys are folded with the number of rows that remain, so that padding in front (`solvers.pad`) changes no noise.
     remaining = np.arange(jax.tree.leaves(rows)[0].shape[0], dtype=np.int32)[::-1]
 
@@ -104,6 +113,54 @@ def sample(
 
     state, trace = scan(body, solver.init(x, rows), (remaining if solver.stochastic else None, rows))
     return Samples(state.x, trace)
+
+
+def check_solver(solver: object) -> None:
+    """Raises ValueError unless the value is a Solver.
+
+    >>> from diffusers_fn import solvers
+    >>> check_solver(solvers.ddim)
+    Traceback (most recent call last):
+    ...
+    ValueError: solver must be a Solver; got the function ddim: call it with the levels, ddim(levels)
+    """
+    if isinstance(solver, Solver):
+        return
+    if callable(solver):
+        name = getattr(solver, "__name__", "make")
+        given = f"the function {name}: call it with the levels, {name}(levels)"
+    elif isinstance(solver, Level):
+        given = "levels: make a solver of them, such as solvers.ddim(levels)"
+    else:
+        given = f"{type(solver).__name__}: make one of the levels, such as solvers.ddim(levels)"
+    raise ValueError(f"solver must be a Solver; got {given}")
+
+
+def _checked(denoise: Denoiser) -> Denoiser:
+    """Returns the denoiser, with a check of what it returns."""
+    check_callable("denoise", denoise, "make_denoiser(apply, params, epsilon)")
+
+    def checked(x: jax.Array, level: Level, *arguments: Any, **options: Any) -> Prediction:
+        try:
+            result = denoise(x, level, *arguments, **options)
+        except TypeError as error:
+            if "positional argument" not in str(error):
+                raise
+            raise ValueError(
+                f"denoise is called as denoise(x, level), its conditioning bound: {error}. Make a denoiser of a "
+                "network by make_denoiser(apply, params, parameterization), and bind a condition by bind(denoise, cond)"
+            ) from error
+        prediction = result[0] if isinstance(result, tuple) and result else result  # (prediction, memory)
+        if not (hasattr(prediction, "x0") and hasattr(prediction, "eps")):
+            raise ValueError(
+                f"denoise must return a Prediction(x0, eps); got {type(prediction).__name__}: make a denoiser of a "
+                "network by make_denoiser(apply, params, parameterization)"
+            )
+        if jnp.shape(prediction.x0) != x.shape:
+            raise ValueError(f"denoise must predict x0 in x's shape, {x.shape}; got {jnp.shape(prediction.x0)}")
+        return result
+
+    return checked
 
 
 def _without_zero_columns(solver: Solver) -> Any:

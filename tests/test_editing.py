@@ -121,7 +121,7 @@ ONE = jnp.ones((2, 3))
         (lambda: dfn.img2img(jax.random.key(0), DENOISE, solvers.ddim, LEVELS, ONE, strength=1.2), r"\(0, 1\]"),
         (
             lambda: dfn.img2img(jax.random.key(0), DENOISE, solvers.ddim, LEVELS, ONE, strength=0.01),
-            "use 0.0167 or more",
+            "0.01 is too small for this plan of 60 levels .*: use 0.0167 or more",
         ),
         (lambda: dfn.inpaint(jax.random.key(0), DENOISE, solvers.ddim(LEVELS), ONE, ONE[:1], ONE), "shape of x"),
         (lambda: dfn.replace_x0(ONE, ONE[0])(DENOISE)(ONE, dfn.Level(1.0, 1.0, 0.0)), r"keep must have shape \(2, 3\)"),

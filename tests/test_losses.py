@@ -66,6 +66,122 @@ def test_weights_on_the_output_are_the_published_ones():
     close(on(losses.snr, "score"), ON_CIRCLE.sigma**2)
 
 
+# Limits worked out by hand, with the constants of WEIGHTS and PARAMETERIZATIONS. The error of x0 is -sigma / alpha
+# times that of epsilon, and sigma / (alpha q - sigma p) times that of another output.
+ALPHA, SIGMA, INF = 0.9, 0.8, np.inf
+# At alpha = 0: SNR = 0. (on x0, on epsilon), the second the limit of the first over SNR.
+PURE_NOISE = {
+    "uniform": (1.0, INF),
+    "snr": (0.0, 1.0),
+    "min_snr": (0.0, 1.0),  # min(SNR, 2) / SNR
+    "truncated_snr": (1.0, INF),
+    "p2": (0.0, 0.5**-1.5),  # (k + SNR)^-gamma
+    "edm": (1 / 0.6**2, INF),
+    "sigmoid": (0.0, 1.0),  # 1 / (1 + SNR e^-bias)
+}
+# At sigma = 0: 1 / SNR = 0.
+CLEAN = {
+    "uniform": (1.0, 0.0),
+    "snr": (INF, 1.0),
+    "min_snr": (2.0, 0.0),
+    "truncated_snr": (INF, 1.0),
+    "p2": (0.0, 0.0),  # SNR^(1 - 1.5) and SNR^-1.5
+    "edm": (INF, 1.0),
+    "sigmoid": (np.exp(-1.0), 0.0),  # 1 / (1 / SNR + e^-bias)
+}
+# v: alpha^2 + sigma^2; velocity: alpha + sigma; edm: (0.7^2 alpha^2 + sigma^2) / (0.7 sqrt(0.7^2 alpha^2 + sigma^2)).
+PURE_NOISE_FACTOR = {"x0": 1.0, "v": SIGMA**-2, "velocity": 1.0, "edm": 0.7**2}  # of the weight on x0
+PURE_NOISE_FACTOR_EPS = {"epsilon": 1.0, "score": SIGMA**2}  # of the weight on epsilon
+CLEAN_FACTOR = {"x0": 1.0}
+CLEAN_FACTOR_EPS = {"epsilon": 1.0, "v": ALPHA**-2, "velocity": 1.0, "edm": 1.0}
+
+
+def limit(end, weight, name):
+    """The weight on the output at an end, infinite where there is none."""
+    on_x0, on_eps = (PURE_NOISE if end == "noise" else CLEAN)[weight]
+    factors, factors_eps = (
+        (PURE_NOISE_FACTOR, PURE_NOISE_FACTOR_EPS) if end == "noise" else (CLEAN_FACTOR, CLEAN_FACTOR_EPS)
+    )
+    if name in factors:
+        return on_x0 * factors[name]
+    return on_eps * factors_eps[name] if name in factors_eps else INF
+
+
+def loss_of(weight, name, level):
+    x0, eps, out = jnp.array([[0.5, -1.0]]), jnp.array([[1.5, 0.2]]), jnp.array([[0.3, 0.4]])
+    return losses.denoising_loss(out, x0, eps, level, PARAMETERIZATIONS[name], weight=weight)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("end", ["noise", "clean"])
+def test_weights_at_the_ends_are_their_limits(end, weight):
+    kind = float if weight == "snr" else np.float64  # Python numbers too
+    level = dfn.Level(*(kind(a) for a in ((0.0, SIGMA, 1.0) if end == "noise" else (ALPHA, 0.0, 0.0))))
+    tiny = [0.0, 1e-30, 1e-20]  # whose squares float32 rounds to zero
+    for name, parameterization in PARAMETERIZATIONS.items():
+        wanted = limit(end, weight, name)
+        converted = losses.output_weight(WEIGHTS[weight], parameterization)
+        if np.isfinite(wanted):
+            np.testing.assert_allclose(converted(level), wanted, rtol=1e-14)
+            assert np.isfinite(loss_of(WEIGHTS[weight], name, level)).all()
+        else:
+            with pytest.raises(ValueError, match=r"is infinite at (alpha|sigma) = 0"):
+                loss_of(WEIGHTS[weight], name, level)
+
+        def at(small, converted=converted):
+            given = (small, jnp.float32(SIGMA)) if end == "noise" else (jnp.float32(ALPHA), small)
+            return converted(dfn.Level(*given, jnp.float32(0.0)))
+
+        if (end, name) == ("clean", "score"):
+            continue  # its target is infinite
+        traced = jax.jit(jax.vmap(at))(jnp.array(tiny, jnp.float32))
+        np.testing.assert_allclose(traced, np.full(3, wanted), rtol=1e-6, atol=2e-20)
+        if np.isfinite(wanted):
+            assert np.isfinite(jax.jit(jax.grad(at))(jnp.float32(0.0)))
+
+
+@pytest.mark.parametrize(("weight", "name"), [("min_snr", "epsilon"), ("sigmoid", "score"), ("min_snr", "v")])
+def test_the_loss_at_pure_noise_trains(weight, name):
+    """One of two examples is pure noise, traced: the loss is the weight times the error, and so is its gradient."""
+    x0, eps = jnp.array([[0.5], [0.5]]), jnp.array([[1.5], [1.5]])
+    level = dfn.Level(jnp.array([0.0, 0.6]), jnp.array([1.0, 0.8]), jnp.zeros(2))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(out, level):
+        each = losses.denoising_loss(out, x0, eps, level, PARAMETERIZATIONS[name], weight=WEIGHTS[weight])
+        return each[0] + 0.0 * each[1]
+
+    wanted = {"epsilon": 1.0, "score": 1.0, "v": 0.0}[name]
+    target = {"epsilon": 1.5, "score": -1.5, "v": -0.5}[name]
+    value, gradient = loss(jnp.array([[0.25], [0.25]]), level)
+    assert float(value) == pytest.approx(wanted * (0.25 - target) ** 2)
+    np.testing.assert_allclose(gradient, [[wanted * 2 * (0.25 - target)], [0.0]], rtol=1e-6)
+
+
+def test_the_likelihood_weight_at_pure_noise():
+    """-SNR' / 2 of SNR = ((1 - t) / t)^2 is (1 - t) / t^3, and of tan(pi t / 2)^-2 it falls to 0 as 1 - t too."""
+    flow = losses.likelihood(dfn.processes.flow())
+    np.testing.assert_allclose(flow(dfn.processes.flow()(0.75)), 0.25 / 0.75**3, rtol=1e-12)
+    for process in (dfn.processes.flow(), dfn.processes.trigonometric()):
+        weight = losses.likelihood(process)
+        for name in ("x0", "v", "velocity", "edm"):
+            converted = losses.output_weight(weight, PARAMETERIZATIONS[name])
+            assert converted(process(1.0)) == 0.0
+            traced = jax.jit(jax.value_and_grad(lambda a, c=converted: c(dfn.Level(a, jnp.float32(1), a))))
+            assert np.isfinite(traced(jnp.float32(0.0))).all()
+            assert traced(jnp.float32(0.0))[0] == 0.0
+        with pytest.raises(ValueError, match="infinite at alpha = 0"):
+            losses.output_weight(weight, parameterizations.epsilon)(process(1.0))
+
+
+def test_a_weight_of_your_own_is_checked_at_pure_noise():
+    own = losses.output_weight(lambda level: losses.snr(level) + 1, parameterizations.epsilon)
+    np.testing.assert_allclose(own(dfn.Level(0.6, 0.8, 0.0)), 1 + (0.8 / 0.6) ** 2, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"'epsilon' is infinite at alpha = 0, sigma = 0.5"):
+        own(dfn.Level(np.array([0.6, 0.0]), np.array([0.8, 0.5]), np.zeros(2)))
+
+
 def test_edms_weight_makes_the_plain_loss_of_its_output():
     edm = parameterizations.edm(0.6)
     np.testing.assert_allclose(losses.output_weight(losses.edm(0.6), edm)(OFF_CIRCLE), 1.0, rtol=1e-12)

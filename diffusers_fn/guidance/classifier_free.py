@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusers_fn._arrays import check_callable
 from diffusers_fn.denoisers import Denoiser, Transform
 from diffusers_fn.guidance.predictions import predict_both
-from diffusers_fn.guidance.rules import Rule, apply_guidance, linear
+from diffusers_fn.guidance.rules import Rule, apply_guidance, check_rule, linear
 from diffusers_fn.guidance.scales import Scale, scale_at
 from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Prediction
@@ -38,7 +39,8 @@ def classifier_free(
       rule: combines the two predictions: `linear`, `rescaled(phi)`, `projected(eta, norm_threshold)` or another `Rule`.
 
     Raises:
-      ValueError: if channels is not positive; when called, if cond is None or x has fewer channels.
+      ValueError: if channels is not positive or rule is not a Rule; when called, if cond is None, a cond or scale has
+        another batch than x, null_cond does not broadcast to cond, or x has fewer channels.
 
     >>> from diffusers_fn.parameterizations import epsilon
     >>> from diffusers_fn.denoisers import make_denoiser
@@ -51,10 +53,13 @@ def classifier_free(
         raise ValueError(
             f"channels, the number of guided channels, must be at least 1, or None for all; got {channels}"
         )
+    check_rule(rule)
     if isinstance(scale, (int, float)) and scale == 1:
         return lambda denoise: denoise
 
     def transform(denoise: Denoiser) -> Denoiser:
+        check_callable("denoise", denoise, "make_denoiser(apply, params, epsilon)")
+
         def guided(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
             conditional, unconditional = predict_both(denoise, x, level, cond, null_cond, batched=batched)
             w = scale_at(scale, level, x)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from diffusers_fn._arrays import expand
+from diffusers_fn._arrays import check_per_example, expand
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.guidance.predictions import predict_both, shift_output
@@ -68,6 +68,8 @@ def projected_with_momentum(
     check_threshold(norm_threshold)
 
     def guided(x: jax.Array, level: Level, memory: Any = None) -> tuple[Prediction, jax.Array]:
+        check_per_example("momentum", momentum, x)
+        check_per_example("eta", eta, x)
         conditional, unconditional = predict_both(denoise, x, level, cond, null_cond, batched=batched)
         out, other = (target(on, p.x0, p.eps, level) for p in (conditional, unconditional))
         d = out - other

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._arrays import check_per_example, concrete, expand
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform
 from diffusers_fn.guidance.conjugate import conjugate_gradients
@@ -66,6 +66,7 @@ def dps(operator: Operator, y: jax.Array, *, noise_std: ArrayLike | None = None,
                 _check_shape(operator, prediction.x0, y)
                 residual = y.astype(prediction.x0.dtype) - operator(prediction.x0)
                 square = inner_product(residual, residual).reshape(-1)
+                check_per_example("noise_std", 0.0 if noise_std is None else noise_std, x)
                 if noise_std is None:
                     positive = square > 0
                     return -jnp.sum(jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)), prediction

@@ -94,24 +94,48 @@ def one_per_example(cond: Any, x: jax.Array, what: str = "guidance") -> Any:
       what: the guidance that needs cond, for the message.
 
     Raises:
-      ValueError: if cond is None.
+      ValueError: if cond is None, or a leaf has another batch axis than x.
 
     >>> one_per_example(3, jnp.zeros((2, 4))).tolist()
     [3, 3]
     """
     if cond is None:
         raise ValueError(f"{what} needs cond (class labels, ...); got None: use guidance scale 1")
-    each = lambda c: jnp.broadcast_to(c, x.shape[:1]) if jnp.ndim(c) == 0 else jnp.asarray(c)  # noqa: E731
+
+    def each(c: Any) -> jax.Array:
+        if np.ndim(c) and np.shape(c)[0] != x.shape[0]:
+            raise ValueError(
+                f"cond must have the batch of x, [{x.shape[0]}, ...]: x has shape {list(x.shape)} and cond "
+                f"{list(np.shape(c))}"
+            )
+        return jnp.asarray(c) if np.ndim(c) else jnp.broadcast_to(jnp.asarray(c), x.shape[:1])
+
     return jax.tree.map(each, cond)
 
 
 def broadcast_cond(other: Any, cond: Any) -> Any:
     """Returns another condition in the shapes and types of cond; its leaves must broadcast to those of cond.
 
+    Raises:
+      ValueError: if the two are different trees, or a leaf does not broadcast.
+
     >>> broadcast_cond(10, jnp.array([3, 4]))
     Array([10, 10], dtype=int32)
     """
-    return jax.tree.map(lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), cond, other)
+    trees = jax.tree.structure(cond), jax.tree.structure(other)
+    if trees[0] != trees[1]:
+        raise ValueError(f"the null condition must be a tree like cond, {trees[0]}; got {trees[1]}")
+
+    def each(c: jax.Array, n: Any) -> jax.Array:
+        shape = np.shape(n)
+        if len(shape) > c.ndim or any(k not in (1, size) for k, size in zip(shape[::-1], c.shape[::-1])):
+            raise ValueError(
+                f"the null condition must broadcast to cond: cond has shape {list(c.shape)} and the null condition "
+                f"{list(shape)}"
+            )
+        return jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape)
+
+    return jax.tree.map(each, cond, other)
 
 
 def shift_output(prediction: Prediction, shift: jax.Array, level: Level, on: Parameterization = epsilon) -> Prediction:
@@ -140,6 +164,10 @@ def shift_output(prediction: Prediction, shift: jax.Array, level: Level, on: Par
     det = level.alpha * q - level.sigma * p
     known = concrete(det)
     if known is not None and np.any(known == 0):
+        if on.name == "x0":
+            raise ValueError(
+                "at sigma = 0 (clean data) eps does not follow from a guided x0: use a level with sigma > 0"
+            )
         raise ValueError(
             f"at alpha = 0 (pure noise) x0 does not follow from a guided {on.name}: start from a level with alpha > 0, "
             "or guide another parameterization"

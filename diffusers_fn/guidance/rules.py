@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._arrays import check_callable, check_per_example, concrete, expand
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.guidance.predictions import inner_product, shift_output
 from diffusers_fn.levels import Level
@@ -21,6 +21,7 @@ from diffusers_fn.parameterizations import Parameterization, Prediction, epsilon
 __all__ = [
     "Rule",
     "apply_guidance",
+    "check_rule",
     "check_threshold",
     "linear",
     "projected",
@@ -102,6 +103,7 @@ def rescaled(phi: ArrayLike = 0.7, *, on: Parameterization = epsilon) -> Rule:
         raise ValueError(f"phi must lie in [0, 1], for instance 0.7; got {phi}")
 
     def rule(better: Prediction, worse: Prediction, scale: ArrayLike, level: Level) -> Prediction:
+        check_per_example("phi", phi, better.x0)
         guided = linear(better, worse, scale, level)
         out_cond, out = (target(on, p.x0, p.eps, level) for p in (better, guided))
         ratio = _sqrt_ratio(_variance(out_cond), _variance(out))
@@ -134,11 +136,27 @@ def projected(eta: ArrayLike = 0.0, norm_threshold: ArrayLike | None = None, *, 
     check_threshold(norm_threshold)
 
     def rule(better: Prediction, worse: Prediction, scale: ArrayLike, level: Level) -> Prediction:
+        check_per_example("eta", eta, better.x0)
         out, other = (target(on, p.x0, p.eps, level) for p in (better, worse))
         update = projected_update(out - other, out, eta, norm_threshold)
         return shift_output(better, (expand(scale, out) - 1) * update, level, on)
 
     return rule
+
+
+def check_rule(rule: object) -> None:
+    """Raises ValueError unless rule is a function, and not one that returns rules.
+
+    >>> check_rule(linear)
+    >>> check_rule(rescaled)
+    Traceback (most recent call last):
+    ...
+    ValueError: rule must be a Rule; got the function rescaled: call it first, rescaled(...)
+    """
+    if rule is rescaled or rule is projected:
+        name = "rescaled" if rule is rescaled else "projected"
+        raise ValueError(f"rule must be a Rule; got the function {name}: call it first, {name}(...)")
+    check_callable("rule", rule, "guidance.rescaled(0.7)")
 
 
 def check_threshold(norm_threshold: ArrayLike | None) -> None:
@@ -158,6 +176,7 @@ def projected_update(d: jax.Array, along: jax.Array, eta: ArrayLike, norm_thresh
     Array([[0., 2.]], dtype=float32)
     """
     if norm_threshold is not None:
+        check_per_example("norm_threshold", norm_threshold, d)
         d = d * jnp.minimum(1.0, _sqrt_ratio(expand(norm_threshold, d) ** 2, inner_product(d, d)))
     square = inner_product(along, along)
     parallel = jnp.where(square > 0, inner_product(d, along) / jnp.where(square > 0, square, 1.0), 0.0) * along

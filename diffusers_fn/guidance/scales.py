@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._arrays import check_per_example, concrete, expand
 from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.levels import Level
 
@@ -28,13 +28,18 @@ Scale = ArrayLike | Callable[[Level], ArrayLike]  # [] or [B], may be traced, or
 def scale_at(scale: Scale, level: Level, x: jax.Array) -> jax.Array:
     """Returns the value of a scale at a level, [] or [B, 1, ..., 1], to multiply arrays like x [B, ...].
 
+    Raises:
+      ValueError: if the value is not [] or [B].
+
     >>> float(scale_at(2.0, Level(0.8, 0.6, 0.0), jnp.ones((2, 3))))
     2.0
     >>> scale_at(lambda level: 10 * level.sigma, Level(1.0, jnp.array([0.1, 0.6]), 0.0), jnp.ones((2, 3)))
     Array([[1.],
            [6.]], dtype=float32)
     """
-    return expand(_value(scale, level), x)
+    value = _value(scale, level)
+    check_per_example("the guidance scale", value, x)
+    return expand(value, x)
 
 
 def linear_guidance_schedule(
@@ -139,7 +144,20 @@ def interval(
 
 
 def _value(scale: Scale, level: Level) -> Any:
-    return scale(level) if callable(scale) else scale
+    if callable(scale):
+        try:
+            value = scale(level)
+        except TypeError as error:
+            if "positional argument" not in str(error):
+                raise
+            raise ValueError(
+                f"a guidance scale is a number, an array [B] or a function of the level alone: {error}"
+            ) from error
+    else:
+        value = scale
+    if isinstance(value, str):
+        raise ValueError(f"a guidance scale must be a number, an array [B] or a function of the level; got {value!r}")
+    return value
 
 
 def _log_ratio(level: Level) -> jax.Array:

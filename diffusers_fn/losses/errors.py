@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusers_fn import parameterizations
-from diffusers_fn._arrays import check_data
+from diffusers_fn._arrays import check_callable, check_data, working_dtype
 from diffusers_fn.levels import Level
 from diffusers_fn.losses.weights import Weight, output_weight
 from diffusers_fn.parameterizations import Parameterization
@@ -72,7 +72,8 @@ def denoising_loss(
       weight: None, or a weight such as `snr` or `min_snr(5.0)`.
 
     Raises:
-      ValueError: if the shapes differ or a dtype is not floating.
+      ValueError: if the shapes differ, a dtype is not floating, or for a level (not traced) the weight on the output is
+        infinite (see `output_weight`) or the target is (`score` at sigma = 0).
 
     >>> from diffusers_fn.parameterizations import epsilon
     >>> x0, eps = jnp.ones((1, 2)), jnp.zeros((1, 2))
@@ -80,8 +81,13 @@ def denoising_loss(
     Array([0.25], dtype=float32)
     """
     check_data(x0=x0, eps=eps, out=out)
-    loss = error(out, parameterizations.target(parameterization, x0, eps, level))
-    return loss if weight is None else loss * output_weight(weight, parameterization)(level)
+    target = parameterizations.target(parameterization, x0, eps, level)
+    check_callable("error", error, "losses.mse")
+    dtype = working_dtype(out, target)
+    loss = error(out.astype(dtype), target.astype(dtype))
+    if weight is None:
+        return loss
+    return loss * jnp.asarray(output_weight(weight, parameterization)(level), loss.dtype)
 
 
 def _mean(error: jax.Array) -> jax.Array:

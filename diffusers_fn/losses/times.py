@@ -46,7 +46,8 @@ def stratified_time(key: jax.Array, batch_size: int) -> jax.Array:
     >>> bool(jnp.all(jnp.floor(4 * stratified_time(jax.random.key(0), 4)) == jnp.arange(4)))
     True
     """
-    u = (jnp.arange(batch_size) + uniform_time(key, batch_size)) / batch_size
+    u = uniform_time(key, batch_size)
+    u = (jnp.arange(batch_size, dtype=u.dtype) + u) / batch_size
     return jnp.minimum(u, _below_one())
 
 

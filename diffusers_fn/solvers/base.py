@@ -67,6 +67,7 @@ __all__ = [
     "LinearRow",
     "Solver",
     "Step",
+    "check_maker",
     "linear_init",
     "linear_solver",
     "linear_step",
@@ -232,6 +233,8 @@ def linear_step(key: Any, denoise: Denoiser, state: History, row: LinearRow) -> 
         key, churn_key = (None, key) if row.noise is None else _random.split(key)
         x = x + expand(row.churn, x) * _random.normal(churn_key, x)
     prediction = denoise(x, row.level)
+    if isinstance(prediction, tuple):
+        raise ValueError("this denoiser has a memory: sample it with solvers.with_memory(solver)")
     x0, eps = prediction.x0.astype(x.dtype), prediction.eps.astype(x.dtype)
     xs, ms = (x, *state.xs[1:]), state.ms
 
@@ -271,3 +274,18 @@ def start_level(solver: Solver) -> Level:
     if nominal_churn is None:
         return first
     return Level(first.alpha, safe_sqrt(first.sigma**2 - nominal_churn[:1] ** 2), first.t)
+
+
+def check_maker(make: object) -> None:
+    """Raises ValueError unless the value is a function, levels -> Solver, and not a solver.
+
+    >>> check_maker("ddim")
+    Traceback (most recent call last):
+    ...
+    ValueError: make must be a function levels -> Solver, such as solvers.ddim; got str
+    """
+    if not callable(make):
+        given = "a solver: pass the function, and the levels by themselves" if isinstance(make, Solver) else ""
+        raise ValueError(
+            f"make must be a function levels -> Solver, such as solvers.ddim; got {given or type(make).__name__}"
+        )

@@ -75,7 +75,13 @@ class _Step:
         memories = []
 
         def without_memory(x: jax.Array, level: Level, cond: Any = None) -> Prediction:
-            prediction, memory = denoise(x, level, state.memory)
+            result = denoise(x, level, state.memory)
+            if not isinstance(result, tuple):
+                raise ValueError(
+                    "solvers.with_memory needs a denoiser that returns (prediction, memory), such as self_conditioned; "
+                    f"got {type(result).__name__}: leave with_memory out"
+                )
+            prediction, memory = result
             memories.append(memory)
             return prediction
 

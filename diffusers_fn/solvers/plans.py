@@ -21,6 +21,8 @@ def check_plan(levels: Level) -> None:
     ...
     ValueError: levels must descend from the noisiest to the cleanest; log SNR falls after entry 0
     """
+    if not isinstance(levels, Level):
+        raise ValueError(f"levels must be a plan Level[N], such as grids.karras(20); got {type(levels).__name__}")
     if not all(hasattr(leaf, "dtype") for leaf in (levels.alpha, levels.sigma, levels.t)):
         raise ValueError("levels must be Level[N] of arrays, as a grid returns it; got Python numbers or lists")
     shapes = {name: np.shape(getattr(levels, name)) for name in ("alpha", "sigma", "t")}
@@ -45,7 +47,10 @@ def check_plan(levels: Level) -> None:
     falls = np.diff(log_snr(Level(alpha, sigma, 0.0)), axis=0) <= 0
     if np.any(falls):
         where = int(np.argmax(falls.reshape(falls.shape[0], -1).any(axis=1)))
-        raise ValueError(f"levels must descend from the noisiest to the cleanest; log SNR falls after entry {where}")
+        hint = ": reverse them, levels[::-1]" if np.all(falls) and falls.shape[0] > 1 else ""
+        raise ValueError(
+            f"levels must descend from the noisiest to the cleanest; log SNR falls after entry {where}{hint}"
+        )
 
 
 def check_num_levels(levels: Level, least: int) -> None:
