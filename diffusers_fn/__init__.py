@@ -18,6 +18,7 @@ from diffusers_fn.denoisers import (
     dynamic_threshold,
     make_denoiser,
     map_x0,
+    score,
 )
 from diffusers_fn.discrete import (
     MeanVariance,
@@ -150,6 +151,7 @@ __all__ = [
     "sample",
     "sample_coupled",
     "scaled_linear_betas",
+    "score",
     "sigmoid_betas",
     "slerp",
     "solvers",

@@ -30,6 +30,7 @@ __all__ = [
     "make_denoiser",
     "map_x0",
     "network_output",
+    "score",
 ]
 
 
@@ -52,6 +53,30 @@ class Denoiser(Protocol):
 
 
 Transform = Callable[[Denoiser], Denoiser]
+
+
+def score(prediction: Prediction, level: Level) -> jax.Array:
+    """Returns the score of the noised data, the gradient of log q(x): -eps / sigma, shape [B, ...].
+
+    Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 7; with the expected noise eps it is that of the marginal
+    distribution (Tweedie's formula).
+
+    Args:
+      prediction: of a denoiser at the level.
+      level: S = [] or [B], with sigma > 0.
+
+    Raises:
+      ValueError: if sigma is 0 and not traced.
+
+    >>> from diffusers_fn.oracles import gaussian
+    >>> level = Level(0.6, 0.8, 0.0)
+    >>> score(gaussian(0.0, 1.0)(jnp.ones((1, 2)), level), level)  # of N(0, 1) at x = 1
+    Array([[-1., -1.]], dtype=float32)
+    """
+    sigma = concrete(level.sigma)
+    if sigma is not None and not np.all(sigma > 0):
+        raise ValueError(f"the score exists for sigma > 0; got a level with sigma = {np.min(sigma):g}")
+    return -prediction.eps / expand(level.sigma, prediction.eps)
 
 
 def make_denoiser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ _WARMUPS: dict[str, Callable[[float], averages.WeightSchedule]] = {
     "ratio": averages.ratio_warmed_up,
     "power": averages.warmed_up,
 }
+
+_LARGEST_ERROR = 0.1  # of the weights of a reconstructed average, relative
+_LENGTHS = np.round(np.arange(0.01, 0.2851, 0.005), 3)  # that a message tries
 
 
 def make_optimizer(config: ConfigDict) -> Any:
@@ -100,7 +104,7 @@ def make_train_steps(
         ema_decay=make_ema_schedule(config),
         update_extras=update_extras,
         averaging=make_averaging(config),
-        skip_nonfinite=True,
+        skip_nonfinite="gradients",
     )
 
     def train_steps(state: Any, key: jax.Array, batches: Any) -> Any:
@@ -184,44 +188,68 @@ def choose_params(config: ConfigDict, workdir: Path, state: Any, which: str) -> 
             f"--params={which}: this run has one average alone, 'ema': train with config.training.ema_stds=(0.05,0.1) "
             "and ema_snapshot_every for averages of other lengths"
         )
-    count = int(state.averages.count)
-    found = [(count, each, tree) for each, tree in zip(stds, state.averages.trees, strict=True)]
-    found += [
-        (int(snapshot.count), each, tree)
-        for snapshot in _snapshots(workdir, state)
-        for each, tree in zip(stds, snapshot.trees, strict=True)
-    ]
-    if count < 1 or len(found) == len(stds):
-        raise ValueError(
-            f"--params={which}: the run has the averages {', '.join(f'ema:{each:g}' for each in stds)}; others are "
-            "reconstructed from averages stored during training: train with config.training.ema_snapshot_every"
-        )
-    counts, lengths, trees = zip(*found)
-    weights = averages.post_hoc_weights(counts, lengths, count, std)
-    return averages.combine([jax.tree.map(np.asarray, tree) for tree in trees], weights)
+    return _reconstructed(workdir, state, stds, std)
 
 
 def save_snapshot(workdir: Path, step: int, state: Any) -> None:
     """Writes the further averages of a state into WORKDIR/averages/STEP.npz."""
-    leaves: dict[str, Any] = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.averages))}
+    leaves = _numbered(state.averages)
     write_atomically(workdir / "averages" / f"{step:08d}.npz", lambda file: np.savez(file, **leaves))
 
 
-def _snapshots(workdir: Path, state: Any) -> list[Any]:
-    """The averages stored before the step of the state, oldest first."""
-    like: Any = jax.tree.structure(state.averages)
-    found = []
-    for path in sorted((workdir / "averages").glob("*.npz")):
+def _reconstructed(workdir: Path, state: Any, stds: tuple[float, ...], std: float) -> Any:
+    """The average of the relative length std, combined from those stored by the run."""
+    now, has = int(state.averages.count), ", ".join(f"ema:{each:g}" for each in stds)
+    with contextlib.ExitStack() as files:
+        stored = {**_snapshots(workdir, state, files), now: _numbered(state.averages)}  # count -> arrays by number
+        if now < 1 or len(stored) == 1:
+            raise ValueError(
+                f"--params=ema:{std:g}: the run has the averages {has}; others are reconstructed from averages stored "
+                "during training: train with config.training.ema_snapshot_every"
+            )
+        given = np.repeat(list(stored), len(stds)), np.tile(stds, len(stored)), now
+        error = averages.post_hoc_error(*given, std)
+        if error > _LARGEST_ERROR:
+            reach = [each for each in (*stds, *_LENGTHS) if averages.post_hoc_error(*given, each) <= _LARGEST_ERROR]
+            raise ValueError(
+                f"--params=ema:{std:g} cannot be reconstructed, its weights would be {error:.0%} off: the run has the "
+                f"averages {has}, and those of {len(stored) - 1} earlier steps. The nearest within reach is "
+                f"ema:{min(reach, key=lambda each: abs(each - std)):g}"
+            )
+        weights = averages.post_hoc_weights(*given, std)
+        like, structure = jax.tree.flatten(state.params)
+        leaves = [  # array by array, since each snapshot is as large as the model
+            averages.combine(
+                [arrays[str(1 + len(like) * tree + i)] for arrays in stored.values() for tree in range(len(stds))],
+                weights,
+            )
+            for i in range(len(like))
+        ]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _numbered(held: Any) -> dict[str, Any]:
+    """Averages as arrays by number: 0 is the count, then come the leaves of each tree."""
+    return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(held))}
+
+
+def _snapshots(workdir: Path, state: Any, files: contextlib.ExitStack) -> dict[int, Any]:
+    """The averages stored before the state, by count: open files, whose arrays are read when they are used."""
+    found: dict[int, Any] = {}
+    wanted = [str(i) for i in range(len(jax.tree.leaves(state.averages)))]
+    for path in sorted((workdir / "averages").glob("[0-9]*.npz")):
         if int(path.stem) >= int(state.step):
             continue
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                snapshot = jax.tree.unflatten(like, [arrays[str(i)] for i in range(like.num_leaves)])
+            arrays = files.enter_context(np.load(path, allow_pickle=False))
+            count = int(arrays["0"])
         except Exception as error:
             raise ValueError(f"{path} cannot be read ({error}): remove the file") from error
-        found.append(snapshot)
-    counts = {int(snapshot.count): snapshot for snapshot in found}  # equal after skipped steps
-    return [snapshot for count, snapshot in counts.items() if 0 < count < int(state.averages.count)]
+        if set(arrays.files) != set(wanted):
+            raise ValueError(f"{path} holds {len(arrays.files)} arrays and not {len(wanted)}: remove the file")
+        if 0 < count < int(state.averages.count):
+            found[count] = arrays  # counts are equal after skipped steps
+    return found
 
 
 def _make_state(config: ConfigDict, init: Callable[[jax.Array], Any]) -> Callable[[jax.Array, Any], Any]:

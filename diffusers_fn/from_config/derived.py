@@ -22,7 +22,7 @@ def num_classes(config: ConfigDict) -> int:
     if "num_classes" not in config.backbone:
         return 0
     network, labels = config.backbone.num_classes, config.data.get("num_classes")
-    if network and labels is not None and network != labels:
+    if network and labels and network != labels:
         raise ValueError(
             f"config.backbone.num_classes is {network}, but config.data.num_classes is {labels}: set data.num_classes "
             "to that of the labels, and leave backbone.num_classes None, which means the same"

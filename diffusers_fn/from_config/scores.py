@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._arrays import concrete
 from diffusers_fn._types import ArrayLike
-from diffusers_fn.denoisers import Denoiser, bind, ignore_cond, make_denoiser
+from diffusers_fn.denoisers import Denoiser, bind, ignore_cond, make_denoiser, score
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.model import Model
 from diffusers_fn.from_config.objective_types import ObjectiveEntry
@@ -22,15 +22,12 @@ __all__ = ["make_invert", "make_score"]
 
 
 def make_score(config: ConfigDict, model: Model, objective: ObjectiveEntry) -> Score:
-    """Returns `Diffusion.score`: (params, x, level, cond=None) -> -eps_hat / sigma [B, ...].
-
-    Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 7.
-    """
+    """Returns `Diffusion.score`: (params, x, level, cond=None) -> the score [B, ...], see `denoisers.score`."""
 
     def score_fn(params: Any, x: jax.Array, level: Level | ArrayLike, cond: Any = None) -> jax.Array:
         denoise = _denoiser(config, model, objective, params, cond, x.shape[0])
         at = level if isinstance(level, Level) else _level_at(model, level)
-        return -denoise(x, at).eps / expand(at.sigma, x)
+        return score(denoise(x, at), at)
 
     return score_fn
 

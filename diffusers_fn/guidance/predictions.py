@@ -122,7 +122,7 @@ def broadcast_cond(other: Any, cond: Any) -> Any:
     >>> broadcast_cond(10, jnp.array([3, 4]))
     Array([10, 10], dtype=int32)
     """
-    trees = jax.tree.structure(cond), jax.tree.structure(other)
+    trees: tuple[Any, Any] = (jax.tree.structure(cond), jax.tree.structure(other))
     if trees[0] != trees[1]:
         raise ValueError(f"the null condition must be a tree like cond, {trees[0]}; got {trees[1]}")
 

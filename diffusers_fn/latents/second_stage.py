@@ -42,8 +42,9 @@ def in_latent_space(diffusion: _M, codec: Codec, *, scale: ArrayLike = 1.0, shif
         z = (reparameterize(encode(x)) - shift) scale,    x = decode(z / scale + shift)
 
     Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2021,
-    https://arxiv.org/abs/2112.10752, section 3.3. `init` and `apply` remain those of the network of latents, and the
-    options of `sample` (emit, guidance) act on latents. Latents are unbounded, so the model must not clip x0.
+    https://arxiv.org/abs/2112.10752, section 3.3. The other functions, such as `init` and `apply`, remain those of the
+    network of latents, and the options of `sample` (emit, guidance) act on latents. Latents are unbounded, so the model
+    must not clip x0.
 
     Args:
       diffusion: a model of latents, from `build` or any NamedTuple with `loss` and `sample`.

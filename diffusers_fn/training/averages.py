@@ -20,7 +20,13 @@ import jax.numpy as jnp
 
 from diffusers_fn._arrays import check_count, check_number
 from diffusers_fn._types import ArrayLike
-from diffusers_fn.training.post_hoc import combine, post_hoc_weights, power_function_gamma, power_function_std
+from diffusers_fn.training.post_hoc import (
+    combine,
+    post_hoc_error,
+    post_hoc_weights,
+    power_function_gamma,
+    power_function_std,
+)
 
 __all__ = [
     "Averages",
@@ -31,6 +37,7 @@ __all__ = [
     "exponential",
     "half_life",
     "move",
+    "post_hoc_error",
     "post_hoc_weights",
     "power_function",
     "power_function_gamma",

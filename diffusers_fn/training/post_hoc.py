@@ -16,7 +16,7 @@ import numpy as np
 from diffusers_fn._arrays import namespace
 from diffusers_fn._types import ArrayLike
 
-__all__ = ["combine", "post_hoc_weights", "power_function_gamma", "power_function_std"]
+__all__ = ["combine", "post_hoc_error", "post_hoc_weights", "power_function_gamma", "power_function_std"]
 
 
 def power_function_std(gamma: ArrayLike) -> np.ndarray:
@@ -85,6 +85,32 @@ def post_hoc_weights(
     wanted = _inner_product(steps, gammas, np.float64(target_step), target_gamma)
     weights, *_ = np.linalg.lstsq(stored, wanted, rcond=None)
     return weights / np.sum(weights)
+
+
+def post_hoc_error(
+    snapshot_steps: Sequence[int] | np.ndarray,
+    snapshot_stds: Sequence[float] | np.ndarray,
+    target_step: float,
+    target_std: float,
+) -> float:
+    """Returns the relative error of `post_hoc_weights`: 0 for a stored average, near 1 for one out of reach.
+
+    It is |sum_i w_i p_i - p_target| / |p_target|, with |p|^2 the integral of p(t)^2 over the run.
+
+    Args and Raises: as for `post_hoc_weights`.
+
+    >>> round(post_hoc_error([1000, 1000], [0.05, 0.1], 1000, 0.07), 3)
+    0.056
+    >>> round(post_hoc_error([1000, 1000], [0.05, 0.1], 1000, 0.01), 3)
+    0.982
+    """
+    weights = post_hoc_weights(snapshot_steps, snapshot_stds, target_step, target_std)
+    steps, gammas = np.asarray(snapshot_steps, np.float64), power_function_gamma(np.asarray(snapshot_stds, np.float64))
+    target = (np.float64(target_step), power_function_gamma(target_std))
+    stored = _inner_product(steps[:, None], gammas[:, None], steps[None, :], gammas[None, :])
+    squared = weights @ stored @ weights - 2 * weights @ _inner_product(steps, gammas, *target)
+    length = _inner_product(*target, *target)
+    return float(np.sqrt(max(squared + length, 0.0) / length))
 
 
 def combine(snapshots: Sequence[Any], weights: Any) -> Any:

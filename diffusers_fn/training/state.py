@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -76,7 +76,7 @@ def make_train_step(
     reduce: Callable[[Any], Any] = lambda tree: tree,
     update_extras: Callable[[Any, Metrics], Any] | None = None,
     averaging: Averaging | None = None,
-    skip_nonfinite: bool = False,
+    skip_nonfinite: bool | Literal["gradients"] = False,
 ) -> Callable[[TrainState, jax.Array, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, key, batch) -> (state, metrics), to be compiled by the caller; metrics are scalars.
 
@@ -96,12 +96,14 @@ def make_train_step(
         `lambda tree: jax.lax.pmean(tree, "batch")` inside pmap or shard_map over "batch".
       update_extras: (extras, metrics [B]) -> extras, called after each step; None leaves them unchanged.
       averaging: of the further averages, as passed to `make_train_state`; None for none.
-      skip_nonfinite: whether a step changes nothing but `state.step` if the loss or the sum of squares of the gradients
-        or of the new parameters is NaN or infinite; the metric `skipped` is 1 then, else 0. A gradient whose square
-        overflows would make Adam's second moment infinite, although its update were finite.
+      skip_nonfinite: whether a step changes nothing but `state.step` if a number is NaN or infinite; the metric
+        `skipped` is 1 then, else 0. With True the loss, the gradients and the new parameters, optimizer state and
+        averages are looked at, for any optimizer whose state is finite by design. With "gradients" only the loss and
+        the sum of the squared gradients are, before the update, which needs neither a second copy of the state nor a
+        pass over it. That suffices for Adam and AdamW: they keep a finite state finite if the squared gradients are.
 
     Raises:
-      ValueError: if ema_decay is outside [0, 1).
+      ValueError: if ema_decay is outside [0, 1), or skip_nonfinite is none of its values.
 
     >>> loss = lambda params, key, batch: (params["w"] * batch["x"], {})
     >>> optimizer = optax.sgd(0.1)
@@ -110,6 +112,8 @@ def make_train_step(
     >>> round(float(state.params["w"]), 4), round(float(state.ema["w"]), 4), int(state.step)
     (0.9, 0.95, 1)
     """
+    if skip_nonfinite not in (False, True, "gradients"):
+        raise ValueError(f"skip_nonfinite must be False, True or 'gradients'; got {skip_nonfinite!r}")
     ema_weight = ema_decay if callable(ema_decay) else exponential(ema_decay)
 
     def mean_loss(
@@ -122,40 +126,57 @@ def make_train_step(
     def train_step(
         state: TrainState, key: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if (averaging is None) != (state.averages is None):
+            raise ValueError("make_train_state and make_train_step must be given the same averaging, or both none")
         step_key = _random.fold_in(key, state.step)
         gradients, (per_example, each) = jax.grad(mean_loss, has_aux=True)(state.params, step_key, batch, state.extras)
         metrics = {"loss": jnp.mean(per_example), **jax.tree.map(jnp.mean, each)}
         gradients, metrics = reduce((gradients, metrics))
+        squared = _sum_of_squares(gradients)
+        metrics["grad_norm"] = jnp.sqrt(squared)
+        before = dataclasses.replace(state, num_updates=state.step) if state.num_updates is None else state
+        if skip_nonfinite == "gradients":
+            ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(squared)
+            stay = lambda *_: (before, jnp.zeros((), jnp.float32))  # noqa: E731
+            after, metrics["update_norm"] = jax.lax.cond(ok, advance, stay, before, gradients, each)
+        else:
+            after, metrics["update_norm"] = advance(before, gradients, each)
+            if skip_nonfinite:
+                new = (after.params, after.opt_state, after.ema, after.averages)
+                ok = _all_finite((metrics["loss"], squared, new))
+                after = jax.tree.map(lambda a, b: jnp.where(ok, a, b), after, before)
+        metrics["param_norm"] = jnp.sqrt(_sum_of_squares(after.params))
+        if skip_nonfinite:
+            metrics["skipped"] = 1.0 - ok.astype(jnp.float32)
+        return dataclasses.replace(after, step=state.step + 1), metrics
+
+    def advance(state: TrainState, gradients: Any, each: Metrics) -> tuple[TrainState, jax.Array]:
+        """Returns the state after an update, with the same `step`, and the norm of the update."""
+        assert state.num_updates is not None
         with jax.numpy_dtype_promotion("standard"):  # optax fails under "strict"
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        squares = {"grad_norm": gradients, "update_norm": updates, "param_norm": params}
-        squares = {name: _sum_of_squares(tree) for name, tree in squares.items()}
-        metrics |= {name: jnp.sqrt(total) for name, total in squares.items()}
-        extras = state.extras if update_extras is None else update_extras(state.extras, each)
-
-        ok = jnp.array(True)
-        if skip_nonfinite:
-            sums = (metrics["loss"], squares["grad_norm"], squares["param_norm"])
-            ok = jnp.all(jnp.isfinite(jnp.stack(sums)))
-            metrics["skipped"] = 1.0 - ok.astype(jnp.float32)
-            params, opt_state = _choose(ok, (params, opt_state), (state.params, state.opt_state))
-            extras = extras if update_extras is None else _choose(ok, extras, state.extras)
+        moved = jnp.array(True)
         if isinstance(optimizer, optax.MultiSteps):
-            ok = ok & optimizer.has_updated(opt_state)
-        before = state.step if state.num_updates is None else state.num_updates
-        num_updates = before + ok.astype(before.dtype)
-        ema = move(state.ema, params, jnp.where(ok, ema_weight(num_updates), 0.0))
-        further = state.averages
+            moved = jnp.asarray(optimizer.has_updated(opt_state))
+        num_updates = state.num_updates + moved.astype(state.num_updates.dtype)
+        ema = move(state.ema, params, jnp.where(moved, ema_weight(num_updates), 0.0))
+        further = None
         if averaging is not None and state.averages is not None:
-            further = _choose(ok, averaging.update(state.averages, params), state.averages)
-        return TrainState(state.step + 1, params, ema, opt_state, extras, further, num_updates), metrics
+            new = averaging.update(state.averages, params)
+            further = jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, state.averages)
+        extras = state.extras if update_extras is None else update_extras(state.extras, each)
+        norm = jnp.sqrt(_sum_of_squares(updates))
+        return TrainState(state.step, params, ema, opt_state, extras, further, num_updates), norm
 
     return train_step
 
 
-def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+def _all_finite(tree: Any) -> jax.Array:
+    """Returns whether all entries of all floating-point arrays are finite; a sum that overflows counts as infinite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    sums = [jnp.sum(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in floats]
+    return jnp.all(jnp.isfinite(jnp.stack([each.astype(jnp.float32) for each in sums])))
 
 
 def _sum_of_squares(tree: Any) -> jax.Array:

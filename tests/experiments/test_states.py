@@ -1,5 +1,7 @@
 """Which parameters of a run are chosen: the EMA, the last ones, averages of any length reconstructed after the run."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,20 @@ def test_what_cannot_be_chosen_is_named(tmp_path):
         states.make_averaging(config(ema_stds=(), ema_snapshot_every=5))
     with pytest.raises(ValueError, match=r"training\.ema_warmup"):
         states.make_ema_schedule(config(ema_warmup="slow"))
+
+
+def test_a_length_out_of_reach_is_refused(tmp_path):
+    """With ten snapshots, 0.01 is 48% off and 0.25 14%; the weights of 0.15 are 2% off."""
+    chosen, state = walk(tmp_path, 400, 40)
+    for std, off, nearest in ((0.01, 48, 0.03), (0.25, 14, 0.23)):
+        with pytest.raises(ValueError, match=rf"{off}% off.* 9 earlier steps.*nearest within reach is ema:{nearest}"):
+            states.choose_params(chosen, tmp_path, state, f"ema:{std}")
+    with pytest.raises(ValueError, match="std must lie in"):
+        states.choose_params(chosen, tmp_path, state, "ema:0.5")
+    of_three = averages.averaging(*map(averages.power_function, (0.05, 0.1, 0.15))).init(state.params)
+    state = dataclasses.replace(state, averages=dataclasses.replace(of_three, count=state.averages.count))
+    with pytest.raises(ValueError, match=r"00000040\.npz holds 3 arrays and not 4: remove"):
+        states.choose_params(config(ema_stds=(0.05, 0.1, 0.15)), tmp_path, state, "ema:0.07")
 
 
 def test_the_learning_rate_counts_updates():

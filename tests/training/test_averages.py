@@ -149,6 +149,20 @@ def test_a_stored_average_is_reconstructed_exactly():
         np.testing.assert_allclose(averages.post_hoc_weights(*SNAPSHOTS, *target), np.eye(6)[i], atol=1e-9)
 
 
+def test_the_error_of_post_hoc_weights_is_that_of_the_profiles():
+    """The profiles on a fine grid of times, for snapshots of two lengths at two steps."""
+    t, given = (np.arange(100_000) + 0.5) / 100_000, ([0.5, 0.5, 1.0, 1.0], [0.05, 0.1, 0.05, 0.1])
+    p = lambda end, g: np.where(t < end, (g + 1) * (t / end) ** g / end, 0.0)  # noqa: E731
+    given = (np.array(given[0]) * 1000, given[1])
+    for std in (0.03, 0.07, 0.2):
+        weights = averages.post_hoc_weights(*given, 1000, std)
+        target = p(1.0, averages.power_function_gamma(std))
+        mixed = sum(w * p(s / 1000, averages.power_function_gamma(d)) for w, s, d in zip(weights, *given))
+        numeric = np.sqrt(np.sum((mixed - target) ** 2) / np.sum(target**2))
+        np.testing.assert_allclose(averages.post_hoc_error(*given, 1000, std), numeric, rtol=1e-3)
+    assert averages.post_hoc_error(*given, 1000, 0.1) < 1e-6
+
+
 def test_inner_products_in_closed_form():
     t = (np.arange(200_000) + 0.5) / 200_000 * 7.0
     p = lambda end, gamma: np.where(t < end, (gamma + 1) * (t / end) ** gamma / end, 0.0)  # noqa: E731

@@ -1,5 +1,7 @@
 """The training step: averages by closed-form recursions, steps that are skipped, strict promotion of types."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,13 +75,14 @@ def test_accumulated_batches_move_the_averages_once():
 # Steps that are skipped.
 
 
+@pytest.mark.parametrize("mode", [True, "gradients"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e25])
-def test_a_step_with_numbers_that_are_not_finite_changes_nothing(bad):
+def test_a_step_with_numbers_that_are_not_finite_changes_nothing(bad, mode):
     """1e25 is finite, its square in Adam's second moment is not: all later updates would be zero."""
     averaging = averages.averaging(averages.power_function(0.1))
     xs = np.ones((5, 4))
     xs[2, 1] = bad
-    got = trained(xs, optax.adam(0.1), averaging=averaging, skip_nonfinite=True)
+    got = trained(xs, optax.adam(0.1), averaging=averaging, skip_nonfinite=mode)
     expected = trained(np.ones((4, 4)), optax.adam(0.1), averaging=averaging)
     assert [float(metrics["skipped"]) for _, metrics in got] == [0, 0, 1, 0, 0]
     assert [int(state.step) for state, _ in got] == [1, 2, 3, 4, 5]
@@ -95,24 +98,58 @@ def test_an_update_that_overflows_is_skipped():
     assert float(state.params["w"]) == 100.0
 
 
-def test_extras_stay_as_they_were():
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_squared_gradients_decide_for_adam(name, accumulation):
+    """Up to squared gradients near 3.4e38 the new state is finite; those above it are skipped."""
+    optimizer = training.make_optimizer(name, learning_rate=1.0, accumulation=accumulation)
+    sizes = np.array([1.0, 1e18, -1.8e19, 1.8e19, 1.8e19, 1.9e19, 1e38, 1.0])
+    states = trained(np.repeat(sizes[:, None], 4, axis=1) / 4, optimizer, skip_nonfinite="gradients")
+    states += trained(np.repeat(sizes[:, None], 4, axis=1), optimizer, skip_nonfinite="gradients")
+    assert [float(metrics["skipped"]) for _, metrics in states] == [0] * 6 + [1] + [0] * 6 + [1, 1, 0]
+    for state, _ in states:
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))
+
+
+def test_an_average_that_is_not_finite_is_reported():
+    optimizer = optax.sgd(1.0)
+    step = training.make_train_step(linear, optimizer, skip_nonfinite=True)
+    state = training.make_train_state({"w": jnp.array(0.0)}, optimizer)
+    state = dataclasses.replace(state, ema={"w": jnp.array(-jnp.inf)})
+    ((_, metrics),) = run(step, state, np.ones((1, 2)))
+    assert metrics["skipped"] == 1
+
+
+def test_averages_that_only_one_of_state_and_step_has_are_refused():
+    averaging, optimizer = averages.averaging(averages.power_function(0.1)), optax.sgd(0.1)
+    for of_state, of_step in ((None, averaging), (averaging, None)):
+        state = training.make_train_state({"w": jnp.array(1.0)}, optimizer, averaging=of_state)
+        with pytest.raises(ValueError, match="the same averaging"):
+            run(training.make_train_step(linear, optimizer, averaging=of_step), state, np.ones((1, 2)))
+    with pytest.raises(ValueError, match="skip_nonfinite must be"):
+        training.make_train_step(linear, optimizer, skip_nonfinite="gradient")
+
+
+@pytest.mark.parametrize("mode", [True, "gradients"])
+def test_extras_stay_as_they_were(mode):
     def loss(params, key, batch, extras):
         return params["w"] * batch["x"], {"x": batch["x"]}
 
     optimizer = optax.sgd(0.1)
     update = lambda extras, metrics: extras + metrics["x"].sum()  # noqa: E731
-    step = training.make_train_step(loss, optimizer, update_extras=update, skip_nonfinite=True)
+    step = training.make_train_step(loss, optimizer, update_extras=update, skip_nonfinite=mode)
     state = training.make_train_state({"w": jnp.array(1.0)}, optimizer, jnp.array(0.0))
     states = run(step, state, np.array([[1.0, 1.0], [np.nan, 1.0], [1.0, 1.0]]))
     assert [float(state.extras) for state, _ in states] == [2, 2, 4]
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
-def test_all_devices_skip_when_one_must():
+@pytest.mark.parametrize("mode", [True, "gradients"])
+def test_all_devices_skip_when_one_must(mode):
     mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
     optimizer = optax.sgd(0.1)
     reduce = lambda tree: jax.lax.pmean(tree, "batch")  # noqa: E731
-    step = training.make_train_step(linear, optimizer, reduce=reduce, skip_nonfinite=True)
+    step = training.make_train_step(linear, optimizer, reduce=reduce, skip_nonfinite=mode)
     split, whole = PartitionSpec("batch"), PartitionSpec()
     mapped = jax.jit(
         jax.shard_map(step, mesh=mesh, in_specs=(whole, whole, split), out_specs=(whole, whole), check_vma=False)
@@ -135,7 +172,9 @@ def test_it_works_under_strict_promotion_of_types(schedule):
     )
     with jax.numpy_dtype_promotion("strict"):
         averaging = averages.averaging(averages.power_function(0.1))
-        step = training.make_train_step(linear, optimizer, ema_decay=schedule, averaging=averaging, skip_nonfinite=True)
+        step = training.make_train_step(
+            linear, optimizer, ema_decay=schedule, averaging=averaging, skip_nonfinite="gradients"
+        )
         state = training.make_train_state({"w": jnp.array(1.0)}, optimizer, averaging=averaging)
         states = run(step, state, np.ones((4, 2)))
     assert float(states[-1][0].params["w"]) < 1.0
@@ -176,3 +215,21 @@ def test_a_warm_up_shorter_than_two_updates_rounds_up():
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match="decay must"):
         training.make_train_step(linear, optax.sgd(0.1), ema_decay=decay)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
+def test_bfloat16_parameters_in_a_scan_under_sharded_jit():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+    optimizer = training.make_optimizer("adamw", weight_decay=0.1, learning_rate=0.5)
+    step = training.make_train_step(linear, optimizer, skip_nonfinite="gradients")
+    many = jax.jit(
+        lambda state, xs: jax.lax.scan(lambda state, x: step(state, jax.random.key(0), {"x": x}), state, xs),
+        donate_argnums=0,
+    )
+    state = training.make_train_state({"w": jnp.array(2.0, jnp.bfloat16)}, optimizer)
+    xs = training.split_batch(jnp.array([[1.0, 1.0], [1.0, jnp.nan], [1.0, 1.0]]), mesh, axis=1)
+    state, metrics = many(training.replicate(state, mesh), xs)
+    np.testing.assert_array_equal(metrics["skipped"], [0, 1, 0])
+    # Twice w <- w - 0.5 (1 + 0.1 w), rounded to the 8 bits of bfloat16.
+    np.testing.assert_allclose(float(state.params["w"]), 2.0 - 0.6 - 0.5 * (1 + 0.14), rtol=2e-2)
+    assert int(state.num_updates) == 2
