@@ -156,7 +156,7 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         return sample(noise_key, denoise, solver, x, emit=emit)
 
     objective = tables.objectives[config.loss.objective]
-    score, invert = (make(config, model, objective) for make in (make_score, make_invert))
+    score, invert = make_score(config, model, objective), make_invert(config, model, objective)
     return Diffusion(model.init, inputs.apply, loss, sample_fn, score, invert)
 
 

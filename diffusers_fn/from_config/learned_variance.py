@@ -73,7 +73,7 @@ def _on_timesteps(
         )
     schedule = inputs.noise.schedule
     assert schedule is not None  # by the requirements of the table
-    options = {
+    options: dict[str, Any] = {
         "parameterization": inputs.parameterization,
         "variance": inputs.variance,
         # Without a range there are no grey levels: the bound's last term is that of a density.
