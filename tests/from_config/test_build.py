@@ -18,7 +18,7 @@ from small_models import small_config, some_params
 import configs
 import diffusers_fn as dfn
 from diffusers_fn import training
-from diffusers_fn.from_config import tables
+from diffusers_fn.from_config import derived, tables
 from diffusers_fn.from_config.defaults import customise, default_backbone, default_config
 from diffusers_fn.from_config.module_fields import tupled
 from diffusers_fn.from_config.network import BACKBONES, backbone_fields, check_backbone_field
@@ -124,8 +124,8 @@ def test_every_config_builds_and_trains(name, variant):
     optimizer = states.make_optimizer(config)
     shape = tuple(config.data.shape)
     batch = {"image": jax.ShapeDtypeStruct((2, *shape), jnp.float32)}
-    if config.backbone.get("num_classes", 0):
-        assert config.backbone.num_classes == config.data.num_classes
+    if derived.num_classes(config):
+        assert derived.num_classes(config) == derived.num_data_classes(config)
         batch["label"] = jax.ShapeDtypeStruct((2,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
@@ -263,7 +263,7 @@ def test_every_plain_field_of_a_backbone_can_be_set(name):
         value = section[field.name]
         listed = json.loads(json.dumps(value))
         check_backbone_field(name, field.name, listed)
-        if field.name not in ("dtype", "param_dtype", "num_classes"):
+        if field.name not in ("dtype", "param_dtype", "num_classes", "image_size"):
             assert value == field.default
             assert tupled(listed) == value
         wrong = {"not": "data"}
@@ -344,7 +344,7 @@ TINY_DIT = {"name": "dit", "image_size": 8, "hidden_size": 16, "depth": 1, "num_
         ({"backbone": {**TINY_DIT, "patch_size": 3}}, r"config.data.shape = \(8, 8, 1\) and .*'dit'.*patch_size"),
         ({"backbone": {"name": "uvit", "image_size": 16}}, r"'uvit'\) do not fit: .*image_size = \(16, 16\)"),
         ({"backbone": {"name": "uvit", "image_size": 8, "text_shape": (7, 5)}}, "cond must be text features"),
-        ({"backbone": {"name": "unet", "channel_multipliers": (1,) * 5}}, "multiples of 16 for 5 levels"),
+        ({"backbone": {"name": "unet", "channel_multipliers": (1,) * 5}}, "a multiple of 16 for 5 levels; got 8"),
         (
             {"backbone": {"name": "unet2d", "channel_multipliers": (1,)}},
             "down_attention must be one value or one for each",
@@ -355,7 +355,10 @@ TINY_DIT = {"name": "dit", "image_size": 8, "hidden_size": 16, "depth": 1, "num_
         ({"backbone": {"name": "unet2d", "fourier_time": True}}, "fourier_time: .* 'sigma'; got 'step'"),
         ({"backbone": {"name": "song_unet", "sigma_labels": True}}, "sigma_labels: .* 'sigma'; got 'step'"),
         ({"backbone": {"name": "song_unet", "channels": 6}}, "channels must be a multiple of 4"),
-        ({"backbone": {"name": "dhariwal_unet", "channel_multipliers": (1,) * 5}}, "H and W must be multiples of 16"),
+        (
+            {"backbone": {"name": "dhariwal_unet", "channel_multipliers": (1,) * 5}},
+            "a multiple of 16 for 5 levels; got 8",
+        ),
         ({"backbone": {"name": "unet1d"}}, r"'unet1d'\) do not fit: x must have shape \[B, L, C\]"),
         ({"backbone": {"name": "unet1d"}, "data": {"shape": (18, 2)}}, "L must be a multiple of 4 for 3 levels"),
         (
