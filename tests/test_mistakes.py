@@ -209,8 +209,8 @@ def test_errors_inside_a_network_pass_through():
         dfn.make_denoiser(broken, None, parameterizations.v)(X, LEVEL)
 
 
-def test_the_checks_add_nothing_to_a_traced_program():
-    """A guided sampler with traced levels, scale and strengths has the equations of the same without the checks."""
+def test_the_checks_do_not_read_traced_values():
+    """Levels, scales, data and key may be traced; then even ascending levels are not refused."""
 
     @jax.jit
     def sampled(levels, scale, x, key):

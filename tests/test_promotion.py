@@ -1,4 +1,4 @@
-"""The public functions under JAX's strict dtype promotion, where float32 and bfloat16 arrays do not mix by themselves."""
+"""The public functions under strict dtype promotion, where float32 and bfloat16 arrays do not mix by themselves."""
 
 import jax
 import jax.numpy as jnp
