@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/classifier.py --workdir=runs/classifier
     python -m experiments.train --config=configs/ddpm_digits.py:unconditional --workdir=runs/unconditional
-    python -m experiments.sample --config=configs/ddpm_digits.py:unconditional --workdir=runs/unconditional \\
+    python -m experiments.sample --workdir=runs/unconditional \\
         --config.sampler.classifier_workdir=runs/classifier --config.sampler.classifier_scale=2.0
 
 The noise schedule must be that of the guided model. Variants: `digits` (the default), a perceptron on the 64 pixels;

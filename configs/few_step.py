@@ -1,7 +1,7 @@
 """Models that sample in one, two or four network evaluations, on digits.
 
     python -m experiments.train --config=configs/few_step.py:mean_flow --workdir=runs/mean_flow
-    python -m experiments.sample --config=configs/few_step.py:mean_flow --workdir=runs/mean_flow \\
+    python -m experiments.sample --workdir=runs/mean_flow \\
         --config.sampler.num_inference_steps=1
 
 Variants: `mean_flow` (the default; Geng et al. 2025, https://arxiv.org/abs/2505.13447), the average velocity between

@@ -8,7 +8,7 @@ Variants: `uniform` (the default) draws t uniformly, `logit_normal` and `mode` a
 class by class (Tong et al. 2023, https://arxiv.org/abs/2302.00482). Sampled by Heun's method on an even grid in t, from
 pure noise. `reflow` straightens a trained flow:
 
-    python -m experiments.reflow --config=configs/flow.py --workdir=runs/flow
+    python -m experiments.reflow --workdir=runs/flow
     python -m experiments.train --config=configs/flow.py:reflow --workdir=runs/reflow \\
         --config.data.pairs=runs/flow/pairs.npz
 

@@ -1,7 +1,7 @@
 """Learned variance of the reverse steps (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672), on digits.
 
     python -m experiments.train --config=configs/learned_variance.py --workdir=runs/learned_variance
-    python -m experiments.bits_per_dim --config=configs/learned_variance.py --workdir=runs/learned_variance
+    python -m experiments.bits_per_dim --workdir=runs/learned_variance
 
 Variants: `hybrid` (the default), L_simple + vlb_weight L_vlb, where L_vlb trains only the variance; `cosine`, the same
 on the paper's cosine schedule; `vlb`, L_vlb alone, with timesteps drawn in proportion to their losses. Sampling is

@@ -144,7 +144,7 @@ def check_eta(eta: Any) -> None:
 
 def check_number(name: str, value: object) -> None:
     """Raises ValueError unless the value is a finite number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 <= value < math.inf):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 <= float(value) < math.inf):
         raise ValueError(f"{name} must be a finite number, at least 0; got {value!r}")
 
 

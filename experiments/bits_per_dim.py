@@ -1,6 +1,6 @@
 """Measures bits per dimension of held-out images under a trained model, by variational bound and probability flow.
 
-    python -m experiments.bits_per_dim --config=configs/learned_variance.py --workdir=runs/learned_variance
+    python -m experiments.bits_per_dim --workdir=runs/learned_variance
 
 Prints, and writes into bits_per_dim.json, with standard errors over the images:
 

@@ -1,6 +1,6 @@
 """Encodes a data set with a trained autoencoder, so that training on the latents does not run the encoder.
 
-    python -m experiments.encode --config=configs/autoencoder.py --workdir=runs/autoencoder
+    python -m experiments.encode --workdir=runs/autoencoder
     python -m experiments.train --config=configs/latent.py --workdir=runs/latent \\
         --config.latent.autoencoder_workdir=runs/autoencoder --config.latent.cache=runs/autoencoder/latents.npz
 

@@ -1,6 +1,6 @@
 """Evaluates the samples of a trained model beside held-out real data.
 
-    python -m experiments.evaluate --config=configs/ddpm_digits.py --workdir=runs/digits
+    python -m experiments.evaluate --workdir=runs/digits
 
 Draws config.evaluation.num_samples samples, the same number of each class, and writes evaluation.json into the work
 directory: class accuracy by an independent classifier, Fréchet distance, precision and recall, distances to the

@@ -109,8 +109,9 @@ def make_heldout(
             parts.append(np.asarray(run(params, extras, batch_at(start))))
         losses = np.concatenate(parts)[:n].astype(np.float64)
         found = {"heldout_loss": float(losses.mean())}
-        for members in _bins(ratio):
-            found[f"heldout_loss/log_snr_{_log_snr(ratio[members]):+.2f}"] = float(losses[members].mean())
+        if ratio is not None:
+            for members in _bins(ratio):
+                found[f"heldout_loss/log_snr_{_log_snr(ratio[members]):+.2f}"] = float(losses[members].mean())
         return found
 
     return score
@@ -126,9 +127,9 @@ def _quantiles(by_level: LevelLoss, level_key: jax.Array, order_key: jax.Array, 
     return jax.tree.map(lambda each: np.broadcast_to(each, (16 * n,))[chosen], drawn), ratio[chosen]
 
 
-def _bins(ratio: Any) -> list[np.ndarray]:
+def _bins(ratio: np.ndarray) -> list[np.ndarray]:
     """Returns the examples of each range of noise levels, from the least noise to the most."""
-    if ratio is None or len(ratio) < NUM_BINS:
+    if len(ratio) < NUM_BINS:
         return []
     return np.array_split(np.argsort(ratio, kind="stable"), NUM_BINS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,8 @@ class _Loop:
         log: MetricLog,
         stop: StopSignal,
     ):
-        self.config, self.settings, self.workdir = config, config.training, workdir
+        self.config, self.workdir = config, workdir
+        self.settings = types.SimpleNamespace(**config.training.to_dict())  # quicker to read than a ConfigDict
         self.parts, self.checkpoints, self.log, self.stop = parts, checkpoints, log, stop
         self.step, self.state = start.step, start.state
         self.recovery = Recovery(**{name: start.meta[name] for name in Recovery._fields if name in start.meta})
@@ -160,12 +162,12 @@ class _Loop:
     def _finish(self) -> None:
         """Waits for the oldest call in flight and counts its steps."""
         call = self.flight.popleft()
-        skipped = np.atleast_1d(np.asarray(_skipped(call.metrics)) > 0)
+        skipped = np.atleast_1d(np.asarray(call.metrics["skipped"]) > 0)
         now = time.monotonic()
         self.pace, self.finished_at = now - max(call.began, self.finished_at), now
         self.bar.update(len(skipped))
         self.window.calls.append(call.metrics)
-        self.recovery = self.recovery.after(skipped)
+        self.recovery = self.recovery.after(skipped.tolist())
         if skipped.any():
             self._report(call, skipped)
         if self.recovery.in_a_row >= self.settings.max_skipped:
@@ -202,8 +204,7 @@ class _Loop:
     def _write_metrics(self, scores: dict[str, float], step: int | None = None) -> None:
         step = self.step if step is None else step
         values = self.window.values(step, self.settings.batch_size, self.flops)
-        rate = getattr(states, "learning_rate", lambda config, step: config.training.learning_rate)(self.config, step)
-        values |= {"learning_rate": float(rate), **monitor.device_memory(), **scores}
+        values |= {"learning_rate": states.learning_rate(self.config, step), **monitor.device_memory(), **scores}
         self.window = _Window(step)
         self.bar.set_postfix(loss=f"{values['loss']:.4f}")
         self.log.write(step, values)
@@ -274,7 +275,7 @@ class _Due(NamedTuple):
         return self.last or self.saving or self.heldout
 
 
-def _due(settings: ConfigDict, step: int, has_heldout: bool) -> _Due:
+def _due(settings: types.SimpleNamespace, step: int, has_heldout: bool) -> _Due:
     def every(steps: int) -> bool:
         return steps > 0 and step % steps == 0
 
@@ -307,8 +308,7 @@ class _Window:
         """Returns the means over the steps that were not skipped, the number of those that were, and speeds."""
         fetched = jax.device_get(self.calls)
         metrics = {name: np.concatenate([np.atleast_1d(each[name]) for each in fetched]) for name in fetched[0]}
-        taken = _skipped(metrics) == 0
-        metrics.pop("skipped", None)
+        taken = metrics.pop("skipped") == 0
         elapsed = max(time.monotonic() - self._when, 1e-9)
         values = {name: float(np.mean(each[taken])) if taken.any() else float("nan") for name, each in metrics.items()}
         values["skipped"] = float(np.sum(~taken))
@@ -318,10 +318,6 @@ class _Window:
         if flops is not None:
             values["flops_per_second"] = flops * len(self.calls) / elapsed
         return values
-
-
-def _skipped(metrics: dict[str, Any]) -> Any:
-    return metrics.get("skipped", ~np.isfinite(metrics["loss"]))
 
 
 def _stopped(config: ConfigDict, step: int) -> str:

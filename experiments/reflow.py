@@ -1,7 +1,7 @@
 """Draws pairs of noise and sample from a trained flow, for training a straighter one on them.
 
     python -m experiments.train --config=configs/flow.py --workdir=runs/flow
-    python -m experiments.reflow --config=configs/flow.py --workdir=runs/flow
+    python -m experiments.reflow --workdir=runs/flow
     python -m experiments.train --config=configs/flow.py:reflow --workdir=runs/reflow \\
         --config.data.pairs=runs/flow/pairs.npz
 

@@ -1,6 +1,6 @@
 """Measures the error of inverting held-out images to noise and sampling them back, by solver and number of levels.
 
-    python -m experiments.round_trip --config=configs/ddpm_digits.py --workdir=runs/digits
+    python -m experiments.round_trip --workdir=runs/digits
 
 Inverts images with a trained model, samples from the noise, and writes the root mean square error into round_trip.json
 and round_trip.png in the work directory. Nothing is clipped or guided. Each way, heun and coupled take two network

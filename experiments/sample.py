@@ -1,6 +1,6 @@
 """Draws samples from a trained model.
 
-    python -m experiments.sample --config=configs/ddpm_digits.py --workdir=runs/digits --num_samples=100 \\
+    python -m experiments.sample --workdir=runs/digits --num_samples=100 \\
         --config.sampler.cfg_scale=3.0
 
 Writes samples.npz (`samples`, and `labels` if there are classes), samples.png and samples.json (what they were drawn

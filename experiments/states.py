@@ -203,13 +203,14 @@ def choose_params(config: ConfigDict, workdir: Path, state: Any, which: str) -> 
 
 def save_snapshot(workdir: Path, step: int, state: Any) -> None:
     """Writes the further averages of a state into WORKDIR/averages/STEP.npz."""
-    leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.averages))}
+    leaves: dict[str, Any] = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.averages))}
     write_atomically(workdir / "averages" / f"{step:08d}.npz", lambda file: np.savez(file, **leaves))
 
 
 def _snapshots(workdir: Path, state: Any) -> list[Any]:
     """The averages stored before the step of the state, oldest first."""
-    like, found = jax.tree.structure(state.averages), []
+    like: Any = jax.tree.structure(state.averages)
+    found = []
     for path in sorted((workdir / "averages").glob("*.npz")):
         if int(path.stem) >= int(state.step):
             continue

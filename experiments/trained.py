@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ def define_params_flag() -> None:
         "Which parameters: ema (averaged), raw (of the last step), or ema:STD, such as ema:0.05, an average of that "
         "relative length (of config.training.ema_stds or ema_snapshot_every).",
     )
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["params"])  # --help lists it
 
 
 def define_allow_changes_flag() -> None:
@@ -39,6 +41,7 @@ def define_allow_changes_flag() -> None:
         False,
         "Accept other data than those of the training; their held-out part may have been trained on.",
     )
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["allow_changes"])
 
 
 class Networks(NamedTuple):
@@ -214,7 +217,7 @@ def draw_samples(
       parts: keeps each batch on disk, and has those of an interrupted command already. None is returned then.
     """
     key = jax.random.fold_in(key, 1)  # 0 is for training, 2 for pairs
-    options = {} if shape is None else {"shape": shape}
+    options: dict[str, Any] = {} if shape is None else {"shape": shape}
 
     def draw(params: Any, keys: jax.Array, cond: Any) -> jax.Array:
         return diffusion.sample(params, keys, keys.shape[0], cond=cond, **options).x0

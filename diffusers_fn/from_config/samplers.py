@@ -57,7 +57,7 @@ class SolverEntry(NamedTuple):
     evaluations_per_row: Callable[[ConfigDict], int] = lambda settings: 1
     order: float | None = None
     exact_moments: bool = False
-    min_levels: int = 2
+    min_levels: int = 1
     gaussian_order: float | None = None
 
 
@@ -106,11 +106,9 @@ def _predictor_corrector(settings: ConfigDict, inputs: SolverInputs) -> Solver:
 
 
 SOLVERS: Mapping[str, SolverEntry] = {
-    "ddim": SolverEntry(
-        lambda settings, inputs: solvers.ddim(inputs.levels, inputs.eta), takes_eta=True, order=1, min_levels=1
-    ),
+    "ddim": SolverEntry(lambda settings, inputs: solvers.ddim(inputs.levels, inputs.eta), takes_eta=True, order=1),
     "ancestral": SolverEntry(
-        lambda settings, inputs: solvers.ancestral(inputs.levels, inputs.variance), exact_moments=True, min_levels=1
+        lambda settings, inputs: solvers.ancestral(inputs.levels, inputs.variance), exact_moments=True
     ),
     "euler": levels_only(solvers.euler, order=1),
     "heun": levels_only(solvers.heun, order=2),
@@ -122,21 +120,21 @@ SOLVERS: Mapping[str, SolverEntry] = {
     "dpmpp_3s": with_process(solvers.dpmpp_3s, order=3),
     "dpmpp_1": levels_only(solvers.dpmpp_1, order=1),
     "dpmpp_2m": levels_only(solvers.dpmpp_2m, order=2),
-    "dpmpp_3m": levels_only(solvers.dpmpp_3m, order=2, min_levels=3),
+    "dpmpp_3m": levels_only(solvers.dpmpp_3m, order=2),
     "deis": levels_only(solvers.deis),
     "lms": levels_only(solvers.lms),
-    "ipndm": levels_only(solvers.ipndm, order=2, min_levels=5),
-    "plms": levels_only(solvers.plms, order=2, min_levels=5),
-    "pndm": with_process(solvers.pndm, order=2, min_levels=5),
+    "ipndm": levels_only(solvers.ipndm, order=2),
+    "plms": levels_only(solvers.plms, order=2),
+    "pndm": with_process(solvers.pndm, order=2),
     "unipc": levels_only(solvers.unipc),
     "euler_ancestral": levels_only(solvers.euler_ancestral, exact_moments=True),
     "dpm2_ancestral": with_process(solvers.dpm2_ancestral, exact_moments=True),
     "dpmpp_2s_ancestral": with_process(solvers.dpmpp_2s_ancestral, exact_moments=True),
     "dpmpp_sde": with_process(solvers.dpmpp_sde, exact_moments=True),
     "dpmpp_2m_sde": levels_only(solvers.dpmpp_2m_sde, exact_moments=True),
-    "dpmpp_3m_sde": levels_only(solvers.dpmpp_3m_sde, exact_moments=True, min_levels=3),
-    "sa_solver": levels_only(solvers.sa_solver, exact_moments=True, min_levels=4),
-    "heun_churn": SolverEntry(_heun_churn),
+    "dpmpp_3m_sde": levels_only(solvers.dpmpp_3m_sde, exact_moments=True),
+    "sa_solver": levels_only(solvers.sa_solver, exact_moments=True),
+    "heun_churn": SolverEntry(_heun_churn, min_levels=2),
     "euler_maruyama": by_times(solvers.euler_maruyama),
     "heun_sde": by_times(solvers.heun_sde),
     "reverse_diffusion": levels_only(solvers.reverse_diffusion, exact_moments=True),

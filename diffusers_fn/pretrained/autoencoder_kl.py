@@ -154,9 +154,11 @@ def rename(name: str) -> str:
     >>> rename("decoder.mid_block.attentions.0.proj_attn.weight")
     'decoder.mid_block.attentions.0.to_out.0.weight'
     """
+    if ".attentions." not in name:
+        return name
     *front, layer, kind = name.split(".")
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    return ".".join([*front, old.get(layer, layer), kind]) if "attentions" in front else name
+    return ".".join([*front, old.get(layer, layer), kind])
 
 
 family = Family(

@@ -44,13 +44,13 @@ def deis(
     https://arxiv.org/abs/2204.13902, eq. 15). The first steps have a lower order, the number of predictions so far.
 
     Args:
-      levels: Level[N], N >= order + 1, any process whose first alpha is positive.
+      levels: Level[N], any process whose first alpha is positive.
       order: 1 to 4, the number of predictions.
       form: noise_prediction or data_prediction.
       lower_order_final, euler_at_final: as `dpmpp_3m`.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
+      ValueError: if levels are not a plan (see `check_plan`), alpha = 0, or the order is not 1, 2, 3 or 4.
 
     >>> from diffusers_fn import grids
     >>> deis(grids.karras(4), order=2).rows.m.round(3)

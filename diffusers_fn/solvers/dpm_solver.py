@@ -18,7 +18,7 @@ from diffusers_fn.processes import Process, at_log_snr, between
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.ddim import ancestral_step
 from diffusers_fn.solvers.exponential import ExponentialForm, data_prediction, noise_prediction
-from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.plans import check_alpha, check_plan, neighbours
 from diffusers_fn.solvers.singlestep import check_orders, formulas, runs
 from diffusers_fn.solvers.stages import solver_from_stages
 
@@ -49,7 +49,7 @@ def dpm_solver(
     (https://github.com/crowsonkb/k-diffusion).
 
     Args:
-      levels: Level[N], N >= 2, any process, alpha > 0 (data_prediction also takes a step of order 1 from alpha = 0).
+      levels: Level[N], any process, alpha > 0 (data_prediction also takes a step of order 1 from alpha = 0).
       order: 1, 2 or 3, or a list with the order of each of the N - 1 steps.
       form: noise_prediction; data_prediction for DPM-Solver++.
       process: on which the levels inside steps lie; None interpolates, see `processes.between`.
@@ -65,12 +65,11 @@ def dpm_solver(
     array([80.  , 31.67, 12.53,  3.54,  1.  ])
     """
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_eta(eta)
     num_steps = levels.sigma.shape[0] - 1
     orders = [order] * num_steps if isinstance(order, int | np.integer) else list(order)
     check_orders(orders, len(orders), num_steps, "their number")
-    if form is noise_prediction or orders[0] > 1:
+    if form is noise_prediction or max(orders[:1], default=1) > 1:
         check_alpha(levels)
     start, end = neighbours(levels)
     down, noise = end, None

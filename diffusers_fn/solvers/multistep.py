@@ -17,7 +17,7 @@ from diffusers_fn.solvers.exponential import (
     noise_prediction,
 )
 from diffusers_fn.solvers.multistep_tables import multistep_solver, step_orders
-from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.plans import check_alpha, check_plan, neighbours
 
 __all__ = ["dpmpp_1", "dpmpp_1_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde"]
 
@@ -28,11 +28,11 @@ def dpmpp_1(levels: Level, form: ExponentialForm = data_prediction) -> Solver:
         x' = (sigma' / sigma) x + alpha' (1 - e^-h) x0_hat
 
     Args:
-      levels: Level[N], N >= 2, any process.
+      levels: Level[N], any process.
       form: data_prediction, or noise_prediction for DPM-Solver-1 (https://arxiv.org/abs/2206.00927, eq. 3.7).
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, or alpha = 0 in noise prediction.
+      ValueError: if levels are not a plan (see `check_plan`), or alpha = 0 in noise prediction.
 
     >>> from diffusers_fn import grids
     >>> dpmpp_1(grids.karras(3)).rows.m.round(4)[:, 0]
@@ -51,7 +51,7 @@ def dpmpp_2m(
     The first step is of first order. alpha = 0 at the first level is allowed in data prediction.
 
     Args:
-      levels: Level[N], N >= 2, any process.
+      levels: Level[N], any process.
       form: data_prediction, or noise_prediction for its DPM-Solver counterpart.
       taylor: whether the difference (m_1 - m_2) / r has its exact weight, alpha' (1 - (1 - e^-h) / h), instead of half
         the weight of m_1: solver_type "taylor" of the authors' code, "heun" elsewhere, where False is "midpoint".
@@ -86,7 +86,7 @@ def dpmpp_3m(
     order is two, with a smaller error than `dpmpp_2m`; `deis` with order=3 has the exact weights.
 
     Args:
-      levels: Level[N], N >= 3, any process.
+      levels: Level[N], any process.
       form: data_prediction, or noise_prediction.
       taylor: as `dpmpp_2m`, for the steps of second order.
       lower_order_final: whether the order falls to one at the end: two in the step into the last level, one in the
@@ -94,7 +94,7 @@ def dpmpp_3m(
       euler_at_final: whether the step into the last level is of first order already, for runs that end there.
 
     Raises:
-      ValueError: as `dpmpp_1`, with at least three levels.
+      ValueError: as `dpmpp_1`.
 
     >>> from diffusers_fn import grids
     >>> dpmpp_3m(grids.karras(4)).rows.m.sum(axis=1).round(4)  # what a constant prediction gets: 1 - e^-h
@@ -136,13 +136,13 @@ def dpmpp_2m_sde(
     (without a noise column, if it is a Python 0).
 
     Args:
-      levels: Level[N], N >= 2, any process.
+      levels: Level[N], any process.
       eta: [] in [0, 1].
       form: data_prediction; noise_prediction for "SDE-DPM-Solver", see `dpmpp_1_sde`.
       taylor, euler_at_final: as `dpmpp_2m`; with `taylor` the weight contains (1 + eta) h in place of h.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, eta (not traced) is outside
+      ValueError: if levels are not a plan (see `check_plan`), eta (not traced) is outside
         [0, 1], or alpha = 0 in noise prediction.
 
     >>> from diffusers_fn import grids
@@ -170,7 +170,7 @@ def dpmpp_3m_sde(
     Another library has the opposite sign of the 1/2 in phi_3; that method has order one and is not offered.
 
     Args: as `dpmpp_2m_sde` and `dpmpp_3m`.
-    Raises: as `dpmpp_2m_sde`, with at least three levels.
+    Raises: as `dpmpp_2m_sde`.
 
     >>> from diffusers_fn import grids
     >>> dpmpp_3m_sde(grids.karras(4)).rows.m.sum(axis=1).round(4)  # 1 - e^(-2h)
@@ -195,7 +195,6 @@ def _multistep(
     and r_k = 1 / q_k the length of the (k + 1)-th step before, per length of this one; D_1 = a at order two.
     """
     check_plan(levels)
-    check_num_levels(levels, max(order, 2))
     check_eta(eta)
     if form is noise_prediction:
         check_alpha(levels)

@@ -17,7 +17,7 @@ from diffusers_fn.processes import Process, between
 from diffusers_fn.solvers.adams import ADAMS_BASHFORTH
 from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.exponential import exponential_step, noise_prediction
-from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.plans import check_alpha, check_plan, neighbours
 from diffusers_fn.solvers.stages import interleave
 
 __all__ = ["plms", "pndm"]
@@ -33,17 +33,16 @@ def plms(levels: Level) -> Solver:
     ignore the spacing: the order is two on a smooth grid, where sigma / alpha is not evenly spaced.
 
     Args:
-      levels: Level[N], N >= 2, any process whose first alpha is positive.
+      levels: Level[N], any process whose first alpha is positive.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, or alpha = 0.
+      ValueError: if levels are not a plan (see `check_plan`), or alpha = 0.
 
     >>> from diffusers_fn import grids
     >>> plms(grids.karras(5)).rows.level.sigma.round(1)
     array([80. , 17.5, 17.5,  2.5,  0.2,  0. ])
     """
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_alpha(levels)
     step = exponential_step(*neighbours(levels), noise_prediction)
     xp, first = namespace(levels), step.w0[:1]
@@ -64,34 +63,35 @@ def pndm(levels: Level, middles: Level | None = None, process: Process | None = 
     later, so this table keeps thirteen values.
 
     Args:
-      levels: Level[N], N >= 4, any process whose first alpha is positive.
-      middles: Level[3], the middles of the first three steps: in t for discrete timesteps, as in the paper. By default
+      levels: Level[N], any process whose first alpha is positive.
+      middles: Level[3], the middles of the first three steps (fewer if the plan has fewer steps): in t for discrete
+        timesteps, as in the paper. By default
         they lie halfway in sigma / alpha, where the start is of order four.
       process: on which these default middles lie; None interpolates, see `processes.between`.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of at least four levels, alpha = 0, or there are not
-        three middles.
+      ValueError: if levels are not a plan (see `check_plan`) alpha = 0, or there is not one middle for each step of
+        the start.
 
     >>> from diffusers_fn import grids
     >>> pndm(grids.karras(6)).rows.m.shape
     (15, 13)
     """
     check_plan(levels)
-    check_num_levels(levels, 4)
     check_alpha(levels)
     xp = namespace(levels, middles)
-    first, last = levels[:3], levels[1:4]
+    num = min(3, levels.sigma.shape[0] - 1)  # steps of the start
+    first, last = levels[:num], levels[1 : num + 1]
     if middles is None:
         ratio = log_snr(last) - log_snr(first)
         fraction = 2.0 * (np.log(2.0) - xp.logaddexp(0.0, -0.5 * ratio)) / ratio
         middles = between(first, last, fraction, process)
-    if np.shape(middles.sigma)[:1] != (3,):
+    if np.shape(middles.sigma)[:1] != (num,):
         raise ValueError(
-            f"middles must be Level[3], one in each of the first three steps; got {np.shape(middles.sigma)}"
+            f"middles must be Level[{num}], one in each of the first steps, at most 3; got {np.shape(middles.sigma)}"
         )
     at_start = jax.tree.map(interleave, first, middles, middles, last)
-    visited = jax.tree.map(lambda start, a: xp.concatenate([start, a[3:]]), at_start, levels)
+    visited = jax.tree.map(lambda start, a: xp.concatenate([start, a[num:]]), at_start, levels)
     half, scale = middles.alpha / first.alpha, last.alpha / first.alpha
     w_half, w = middles.sigma - first.sigma * half, last.sigma - first.sigma * scale
     one, none = xp.ones_like(w), xp.zeros_like(w)
@@ -101,9 +101,9 @@ def pndm(levels: Level, middles: Level | None = None, process: Process | None = 
         interleave(none, none, none, w / 3),
         interleave(none, none, none, w / 6),
     ]
-    step = exponential_step(*neighbours(levels[3:]), noise_prediction)
-    kept = [0, 4, 8, *range(12, 12 + step.w0.shape[0])]
-    m = _columns(start, step.w0, kept, first=3)
+    step = exponential_step(*neighbours(levels[num:]), noise_prediction)
+    kept = [*range(0, 4 * num, 4), *range(4 * num, 4 * num + step.w0.shape[0])]
+    m = _columns(start, step.w0, kept, first=num)
     x = xp.concatenate([interleave(half, one, scale / half, one), step.x])
     return linear_solver(visited, x=[x], x0=0.0, eps=1.0, m=m)
 

@@ -19,7 +19,7 @@ from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import Solver, linear_solver
 from diffusers_fn.solvers.chord import on_chord
 from diffusers_fn.solvers.ddim import ddim
-from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.plans import check_plan, neighbours
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
 from diffusers_fn.solvers.tableaus import HEUN, MIDPOINT, RK4, Tableau, check_tableau
 
@@ -41,17 +41,16 @@ def euler(levels: Level) -> Solver:
     correction), at alpha = 1 - sigma that of rectified flow (Liu et al. 2023, https://arxiv.org/abs/2209.03003).
 
     Args:
-      levels: Level[N], N >= 2, any process.
+      levels: Level[N], any process.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of at least two levels.
+      ValueError: if levels are not a plan (see `check_plan`).
 
     >>> from diffusers_fn import grids
     >>> euler(grids.karras(3)).rows.eps.round(4)
     array([-77.4848,  -2.5132,   0.    ])
     """
     check_plan(levels)
-    check_num_levels(levels, 2)
     start, end = neighbours(levels)
     return linear_solver(levels, x=[1.0], x0=end.alpha - start.alpha, eps=end.sigma - start.sigma)
 
@@ -64,19 +63,18 @@ def euler_ancestral(levels: Level, eta: ArrayLike = 1.0, *, s_noise: ArrayLike =
     This is `ddim` with eta = 1 by default.
 
     Args:
-      levels: Level[N], N >= 2, any process.
+      levels: Level[N], any process.
       eta: [] in [0, 1].
       s_noise: [], a factor for the noise.
 
     Raises:
-      ValueError: as `ddim`, and unless there are at least two levels.
+      ValueError: as `ddim`.
 
     >>> from diffusers_fn import grids
     >>> euler_ancestral(grids.karras(3)).rows.noise.round(4)
     array([2.514e+00, 2.000e-03, 0.000e+00])
     """
     check_plan(levels)
-    check_num_levels(levels, 2)
     solver = ddim(levels, eta)
     if solver.rows.noise is None:
         return solver
@@ -92,10 +90,10 @@ def heun(levels: Level) -> Solver:
     (https://arxiv.org/abs/2206.00364) without its noise.
 
     Args:
-      levels: Level[N], N >= 2, any process.
+      levels: Level[N], any process.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of at least two levels.
+      ValueError: if levels are not a plan (see `check_plan`).
 
     >>> from diffusers_fn import grids
     >>> heun(grids.karras(3)).rows.m
@@ -151,13 +149,13 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
     same sigma / alpha, with x scaled to it.
 
     Args:
-      levels: Level[N], N >= 2, any process; alpha = 0 at the first is allowed.
+      levels: Level[N], any process; alpha = 0 at the first is allowed.
       tableau: a, b, c: MIDPOINT, HEUN, RK4, THREE_EIGHTHS, `two_stage(fraction)` or another.
       process: on which the levels of inner stages and their labels lie; None interpolates between the neighbours, see
         `processes.between`.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of at least two levels, the tableau is not explicit or its
+      ValueError: if levels are not a plan (see `check_plan`), the tableau is not explicit or its
         nodes leave [0, 1], or alpha = 0 on a variance-preserving plan without its process.
 
     >>> from diffusers_fn import grids
@@ -167,7 +165,6 @@ def runge_kutta(levels: Level, tableau: Tableau, process: Process | None = None)
            [ 0.75  , -0.4167]])
     """
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_tableau(tableau)
     start, end = neighbours(levels)
     slope = end.alpha - start.alpha, end.sigma - start.sigma
@@ -191,11 +188,11 @@ def runge_kutta_in_time(process: Process, t: ArrayLike, tableau: Tableau) -> Sol
 
     Args:
       process: any.
-      t: [N] times, N >= 2, descending in noise; the levels are process(t).
+      t: [N] times, descending in noise; the levels are process(t).
       tableau: as `runge_kutta`.
 
     Raises:
-      ValueError: if process(t) is not a plan (see `check_plan`) of at least two levels, or as `runge_kutta` for the
+      ValueError: if process(t) is not a plan (see `check_plan`), or as `runge_kutta` for the
         tableau.
 
     >>> from diffusers_fn.processes import trigonometric
@@ -208,7 +205,6 @@ def runge_kutta_in_time(process: Process, t: ArrayLike, tableau: Tableau) -> Sol
     times = floating(t)
     levels = process(times)
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_tableau(tableau)
     stages, dt = [], times[1:] - times[:-1]
     for node, weights in zip(tableau.nodes, [*tableau.stages[1:], tableau.weights]):

@@ -17,7 +17,7 @@ from diffusers_fn.solvers.adams import adams
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import ExponentialForm, data_prediction, exponential_step
 from diffusers_fn.solvers.multistep_tables import multistep_solver, predictor_corrector_table, step_orders
-from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.plans import check_alpha, check_plan, neighbours
 
 __all__ = ["sa_solver"]
 
@@ -56,7 +56,7 @@ def sa_solver(
       lower_order_final, euler_at_final: as `unipc`; the corrector's order is at most one more than the predictor's.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of more levels than either order, alpha = 0, an order is
+      ValueError: if levels are not a plan (see `check_plan`), alpha = 0, an order is
         out of range, or tau (not traced) is negative.
 
     >>> from diffusers_fn import grids
@@ -72,7 +72,6 @@ def sa_solver(
             "predictor_order must be 1 to 4 and corrector_order 0 (no corrector) to 4; "
             f"got {predictor_order} and {corrector_order}"
         )
-    check_num_levels(levels, max(predictor_order + 1, corrector_order, 2))
     check_alpha(levels)
     start, end = neighbours(levels)
     step = exponential_step(start, end, form, _squared(tau(start) if callable(tau) else tau))

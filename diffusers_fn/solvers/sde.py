@@ -28,7 +28,7 @@ from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.levels import Level, transition
 from diffusers_fn.processes import Process
 from diffusers_fn.solvers.base import Solver, linear_solver
-from diffusers_fn.solvers.plans import check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.plans import check_plan, neighbours
 from diffusers_fn.solvers.stages import Stage, before_each_step, solver_from_stages
 
 __all__ = ["DiffusionCoefficient", "euler_maruyama", "heun_sde", "reverse_diffusion"]
@@ -47,12 +47,12 @@ def euler_maruyama(
 
     Args:
       process: any.
-      t: [N] times, N >= 2, descending in noise; the levels are process(t).
+      t: [N] times, descending in noise; the levels are process(t).
       diffusion: w, a function of t or a number; None is the process's own g^2, a Python 0 the ODE, without noise.
       dt: [N - 1] or [], the step sizes where they are not the differences of t.
 
     Raises:
-      ValueError: if process(t) is not a plan of at least two levels, w is negative or infinite (as g^2 is at pure
+      ValueError: if process(t) is not a plan, w is negative or infinite (as g^2 is at pure
         noise, alpha = 0), or dt is not positive.
 
     >>> from diffusers_fn.processes import ve
@@ -108,18 +108,17 @@ def reverse_diffusion(levels: Level, *, probability_flow: bool = False) -> Solve
     `ancestral` and the larger variance.
 
     Args:
-      levels: Level[N], N >= 2, any process.
+      levels: Level[N], any process.
       probability_flow: True halves the score's part and leaves the noise out.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`) of at least two levels.
+      ValueError: if levels are not a plan (see `check_plan`).
 
     >>> from diffusers_fn import grids
     >>> reverse_diffusion(grids.karras(3)).rows.noise.round(3)
     array([79.96 ,  2.515,  0.   ])
     """
     check_plan(levels)
-    check_num_levels(levels, 2)
     start, end = neighbours(levels)
     ratio, var = transition(start, end)
     xp = namespace(levels)
@@ -136,7 +135,6 @@ def _levels(process: Process, t: Any) -> tuple[Level, Array]:
     levels = process(t)
     levels = jax.tree.map(lambda a: namespace(a).broadcast_to(a, t.shape), levels)
     check_plan(levels)
-    check_num_levels(levels, 2)
     return levels, t
 
 

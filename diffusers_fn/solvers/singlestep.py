@@ -30,7 +30,7 @@ from diffusers_fn.solvers.exponential import (
     exponential_step,
     noise_prediction,
 )
-from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan
+from diffusers_fn.solvers.plans import check_alpha, check_plan
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
 
 __all__ = [
@@ -104,7 +104,7 @@ def singlestep(
     solves the reverse SDE, from the step's start with fresh noise.
 
     Args:
-      levels: Level[N], N >= 2; the first may have alpha = 0 if the form is data_prediction and orders[0] is 1.
+      levels: Level[N]; the first may have alpha = 0 if the form is data_prediction and orders[0] is 1.
       orders: of each step, 1, 2 or 3; their sum is N - 1. `fast_orders` makes the authors' list.
       form: data_prediction ("++") or noise_prediction.
       eta: [] in [0, 1], as `dpmpp_2m_sde`.
@@ -121,10 +121,9 @@ def singlestep(
     (6, 3)
     """
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_eta(eta)
     check_orders(orders, sum(orders), levels.sigma.shape[0] - 1, "their sum")
-    if form is noise_prediction or orders[0] > 1:
+    if form is noise_prediction or max(orders[:1], default=1) > 1:
         check_alpha(levels)
     stages_of, segments, first = formulas(taylor, nested), [], 0
     for _, num, order in runs(orders):

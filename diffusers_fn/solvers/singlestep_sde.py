@@ -17,7 +17,7 @@ from diffusers_fn.solvers.exponential import (
     exponential_step,
     noise_prediction,
 )
-from diffusers_fn.solvers.plans import check_alpha, check_num_levels, check_plan, neighbours
+from diffusers_fn.solvers.plans import check_alpha, check_plan, neighbours
 from diffusers_fn.solvers.singlestep import second_order
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
 
@@ -33,7 +33,7 @@ def dpm2_ancestral(
     "DPM2 a". With eta = 1 the level inside each step is its end.
 
     Args:
-      levels: Level[N], N >= 2, any process, alpha > 0.
+      levels: Level[N], any process, alpha > 0.
       eta: [] in [0, 1]; a Python 0 is `dpm2`.
       process: as `dpm_solver`.
       s_noise: [], a factor for the noise.
@@ -83,7 +83,6 @@ def dpmpp_sde(
     if is_zero(eta):
         return dpmpp_2s(levels, data_prediction, process)
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_alpha(levels)
     check_eta(eta)
     start, end = neighbours(levels)
@@ -105,7 +104,6 @@ def _second_order_ancestral(
     if is_zero(eta):
         return dpm_solver(levels, 2, form, process)
     check_plan(levels)
-    check_num_levels(levels, 2)
     check_alpha(levels)
     check_eta(eta)
     start, end = neighbours(levels)

@@ -67,6 +67,8 @@ def solver_from_stages(segments: Sequence[Sequence[Stage]], last: Level, **colum
            [ 1. , -0.5],
            [ 1. ,  0. ]])
     """
+    if not segments:
+        return linear_solver(last, x=[1.0], x0=0.0, eps=0.0, **columns)
     noise_inside = any(stage.noise is not None for stages in segments for stage in stages[:-1])
     noise_anywhere = any(stage.noise is not None for stages in segments for stage in stages)
     num_values = max(len(stages) for stages in segments)

@@ -52,7 +52,7 @@ def unipc(
     each order, is `sa_solver` with tau = 0.
 
     Args:
-      levels: Level[N], N >= order + 1, any process whose first alpha is positive.
+      levels: Level[N], any process whose first alpha is positive.
       order: 1 to 4, of the predictor; the first steps have fewer predictions and a lower order.
       form: data_prediction or noise_prediction.
       bh1: whether B(h) = h (the paper's B_1) instead of e^h - 1 (B_2).
@@ -62,7 +62,7 @@ def unipc(
       euler_at_final: whether the step into the last level is of first order already, for runs that end there.
 
     Raises:
-      ValueError: if levels are not a plan (see `check_plan`), alpha = 0, or the order is not in 1 ... min(4, N - 1).
+      ValueError: if levels are not a plan (see `check_plan`), alpha = 0, or the order is not 1, 2, 3 or 4.
 
     >>> from diffusers_fn import grids
     >>> unipc(grids.karras(4), order=1).rows.m.shape  # the corrector uses one more value

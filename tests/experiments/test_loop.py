@@ -43,7 +43,14 @@ def train_steps(state, key, batch):
 
 
 def settings(**training):
-    steps = {"num_steps": 40, "log_every": 10, "checkpoint_every": 10, "sample_every": 0, "max_skipped": 3}
+    steps = {
+        "num_steps": 40,
+        "log_every": 10,
+        "checkpoint_every": 10,
+        "sample_every": 0,
+        "max_skipped": 3,
+        "warmup_steps": 4,
+    }
     return customise(default_config(), training={**steps, **training})
 
 

@@ -192,8 +192,8 @@ def test_bad_segments_are_refused(segments, message):
 def test_what_has_no_rows_is_refused():
     with pytest.raises(ValueError, match="rows are of type LinearRow"):
         with_restarts(lambda levels: solvers.adaptive(levels), PLAN, [(1, 3, 1)])
-    with pytest.raises(ValueError, match="needs at least 4 levels; got 3"):
-        with_restarts(lambda levels: solvers.deis(levels, 3), PLAN, [(1, 3, 1)])
+    with pytest.raises(ValueError, match="order must be 1, 2, 3 or 4; got 5"):
+        with_restarts(lambda levels: solvers.deis(levels, 5), PLAN, [(1, 3, 1)])
 
 
 def test_without_segments_it_is_the_solver():

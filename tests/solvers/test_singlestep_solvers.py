@@ -491,8 +491,8 @@ ZERO_SNR = processes.cosine()(np.array([1.0, 0.8, 0.5]))
         (lambda: solvers.euler_churn(edm(5), 1.0, s_noise=np.ones(2)), "s_noise must be one number"),
         (lambda: solvers.runge_kutta_in_time(processes.vp(), 0.5, solvers.EULER), r"t must be the \[N\] times"),
         *[
-            (lambda make=make: make(jax.tree.map(lambda a: a[:1], PLAN)), "at least 2 levels; got 1")
-            for make in (solvers.midpoint, solvers.dpm_solver, solvers.dpmpp_sde, solvers.dpm2_churn)
+            (lambda make=make: make(jax.tree.map(lambda a: a[:1], PLAN), 1.0), "at least 2 levels; got 1")
+            for make in (solvers.heun_churn, solvers.euler_churn, solvers.dpm2_churn)
         ],
     ],
 )
