@@ -344,7 +344,7 @@ TINY_DIT = {"name": "dit", "image_size": 8, "hidden_size": 16, "depth": 1, "num_
         ({"backbone": {**TINY_DIT, "patch_size": 3}}, r"config.data.shape = \(8, 8, 1\) and .*'dit'.*patch_size"),
         ({"backbone": {"name": "uvit", "image_size": 16}}, r"'uvit'\) do not fit: .*image_size = \(16, 16\)"),
         ({"backbone": {"name": "uvit", "image_size": 8, "text_shape": (7, 5)}}, "cond must be text features"),
-        ({"backbone": {"name": "unet", "channel_multipliers": (1,) * 5}}, "a multiple of 16 for 5 levels; got 8"),
+        ({"backbone": {"name": "unet", "channel_multipliers": (1,) * 5}}, "multiple of 16 for 5 levels; got 8"),
         (
             {"backbone": {"name": "unet2d", "channel_multipliers": (1,)}},
             "down_attention must be one value or one for each",
@@ -357,7 +357,7 @@ TINY_DIT = {"name": "dit", "image_size": 8, "hidden_size": 16, "depth": 1, "num_
         ({"backbone": {"name": "song_unet", "channels": 6}}, "channels must be a multiple of 4"),
         (
             {"backbone": {"name": "dhariwal_unet", "channel_multipliers": (1,) * 5}},
-            "a multiple of 16 for 5 levels; got 8",
+            "multiple of 16 for 5 levels; got 8",
         ),
         ({"backbone": {"name": "unet1d"}}, r"'unet1d'\) do not fit: x must have shape \[B, L, C\]"),
         ({"backbone": {"name": "unet1d"}, "data": {"shape": (18, 2)}}, "L must be a multiple of 4 for 3 levels"),

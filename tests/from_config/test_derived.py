@@ -1,13 +1,14 @@
 """What follows from the data: classes and size of the network, clipping; scores, inversion, samples of another size."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import small_config, some_params
+from ml_collections import ConfigDict
+from small_models import some_params
 
 import diffusers_fn as dfn
-from diffusers_fn import Level
 from diffusers_fn.from_config import derived, tables
 from diffusers_fn.from_config.network import BackboneEntry, make_backbone
 from diffusers_fn.from_config.noise import make_noise
@@ -34,7 +35,8 @@ def test_two_numbers_of_classes_that_differ_are_refused():
 
 
 def test_data_num_classes_alone_makes_the_network_conditional():
-    diffusion = dfn.build(small_config(data={"shape": (2,), "num_classes": 3}))
+    backbone = {"name": "mlp", "hidden_size": 8, "depth": 1, "embedding_dim": 8}
+    diffusion = dfn.build(config(data={"shape": (2,), "num_classes": 3}, backbone=backbone))
     batch = {"image": jnp.zeros((2, 2))}
     with pytest.raises(ValueError, match="the batch needs 'label'"):
         diffusion.loss(some_params(diffusion.init), jax.random.key(0), batch)
@@ -69,73 +71,71 @@ def test_the_same_size_is_accepted_and_a_picture_need_not_be_square():
 
 
 def test_a_network_of_ones_own_needs_no_field_num_classes():
-    class Net(dfn.backbones.SimpleDecoder):
-        pass
+    class Net(nn.Module):
+        width: int = 2
 
-    entry = BackboneEntry(Net)
-    made = make_backbone(config().backbone.__class__({"name": "net", "shape": (2,)}), (2,), 0, {"net": entry})
-    assert tuple(made.shape) == (2,)
+    made = make_backbone(ConfigDict({"name": "net", "width": 3}), (2,), 0, {"net": BackboneEntry(Net)})
+    assert made == Net(width=3)
 
 
 # An exact network: the noise that a Gaussian of standard deviation 4 expects.
 
 
-@pytest.fixture
-def gaussian(monkeypatch):
-    """The model of N(0.5, 4^2) with data of any range, its network replaced by the exact one."""
+def gaussian(**data):
+    """The model of N(0.5, 4^2) with an exact network, its parameters, and its noise levels."""
+    chosen = config(
+        data={"shape": (2,), **data}, noise_schedule={"process": "vp"},
+        sampler={"name": "heun", "num_inference_steps": 60, "skip_type": "log_snr"},
+    )  # fmt: skip
+    noise = make_noise(chosen.noise_schedule)
 
-    def make(**data):
-        chosen = config(
-            data={"shape": (2,), **data}, backbone={"name": "mlp", "hidden_size": 8, "depth": 1},
-            noise_schedule={"process": "vp"}, sampler={"num_inference_steps": 60, "skip_type": "log_snr"},
-        )  # fmt: skip
-        noise = make_noise(chosen.noise_schedule)
-
-        def exact(self, x, t, cond=None, *, train=False):
+    class Exact(nn.Module):
+        @nn.compact
+        def __call__(self, x, t, cond=None, *, train=False):
+            self.param("unused", nn.initializers.zeros, ())
             level = noise.process.level(jnp.asarray(t, x.dtype) / chosen.noise_schedule.noise_steps)
-            level = Level(*(jnp.broadcast_to(each, x.shape[:1]) for each in level))
             return dfn.oracles.gaussian(0.5, 4.0)(x, level).eps
 
-        monkeypatch.setattr(dfn.backbones.MLP, "__call__", exact)
-        return dfn.build(chosen), noise
+    with chosen.unlocked():
+        chosen.backbone = ConfigDict({"name": "exact"})
+    diffusion = dfn.build(chosen, tables.Tables(backbones={"exact": BackboneEntry(Exact)}))
+    return diffusion, diffusion.init(jax.random.key(0)), noise
 
-    return make
 
-
-def test_data_of_any_range_are_not_clipped(gaussian):
+def test_data_of_any_range_are_not_clipped():
     keys = jax.random.split(jax.random.key(0), 20_000)
     for normalize, std in ((False, 4.0), (True, None)):
-        diffusion, _ = gaussian(normalize=normalize)
-        x0 = np.asarray(diffusion.sample({}, keys, len(keys)).x0)
+        diffusion, params, _ = gaussian(normalize=normalize)
+        x0 = np.asarray(diffusion.sample(params, keys, len(keys)).x0)
         if std is None:
             assert np.abs(x0).max() <= 1.0
         else:
             np.testing.assert_allclose([x0.mean(), x0.std()], [0.5, std], atol=0.05)
 
 
-def test_the_score_is_that_of_the_noised_gaussian(gaussian):
-    diffusion, noise = gaussian(normalize=False)
+def test_the_score_is_that_of_the_noised_gaussian():
+    diffusion, params, noise = gaussian(normalize=False)
     level = noise.process.level(np.float64(0.5))
     x = jnp.array([[1.0, -2.0], [0.0, 3.0]])
     expected = -(x - 0.5 * level.alpha) / (16 * level.alpha**2 + level.sigma**2)
-    np.testing.assert_allclose(diffusion.score({}, x, level), expected, rtol=1e-4)
+    np.testing.assert_allclose(diffusion.score(params, x, level), expected, rtol=1e-4)
 
 
-def test_inversion_is_undone_by_the_sampler(gaussian):
+def test_inversion_is_undone_by_the_sampler():
     """The round trip's error is of the order of DDIM: a quarter for four times the steps."""
-    diffusion, noise = gaussian(normalize=False)
+    diffusion, params, noise = gaussian(normalize=False)
     x0 = jnp.array([[3.0, -2.0], [0.5, 7.0]])
     errors = []
     for steps in (40, 160):
         levels = noise.grid("log_snr", steps)
-        x = diffusion.invert({}, x0, num_inference_steps=steps)
+        x = diffusion.invert(params, x0, num_inference_steps=steps)
         denoise = dfn.oracles.gaussian(0.5, 4.0)
         back = dfn.sample(None, denoise, dfn.solvers.ddim(levels), x).x0
         errors.append(float(jnp.abs(back - x0).max()))
-    assert errors[0] < 0.5
+    assert errors[0] < 1.0
     assert errors[1] < errors[0] / 2.5
     with pytest.raises(ValueError, match="this model is unconditional"):
-        diffusion.invert({}, x0, cond=jnp.zeros(2, int))
+        diffusion.invert(params, x0, cond=jnp.zeros(2, int))
 
 
 def test_samples_have_the_shape_that_is_asked_for():
@@ -144,9 +144,8 @@ def test_samples_have_the_shape_that_is_asked_for():
     params = jax.eval_shape(diffusion.init, jax.random.key(0))
 
     def shape_of(diffusion, params, shape):
-        return jax.eval_shape(
-            lambda p, key: diffusion.sample(p, key, 2, shape=shape).x0, params, jax.random.key(0)
-        ).shape
+        sample = lambda params, key: diffusion.sample(params, key, 2, shape=shape).x0  # noqa: E731
+        return jax.eval_shape(sample, params, jax.random.key(0)).shape
 
     assert shape_of(diffusion, params, (16, 12, 3)) == (2, 16, 12, 3)
     with pytest.raises(ValueError, match=r"config.data.shape = \(8, 8, 3\); got \(8, 8, 1\)"):
@@ -156,7 +155,3 @@ def test_samples_have_the_shape_that_is_asked_for():
     flat = dfn.build(config(data={"shape": (4, 4, 1)}))
     with pytest.raises(ValueError, match=r"cannot be applied to samples of shape \(5, 4, 1\)"):
         shape_of(flat, jax.eval_shape(flat.init, jax.random.key(0)), (5, 4, 1))
-
-
-def test_the_tables_still_extend():
-    assert set(tables.SOLVERS) >= {"ddim", "heun"}
