@@ -43,7 +43,7 @@ VARIANTS: dict[str, Any] = {
     "cpu32": {
         "data": {"shape": (32, 32, 3)},
         "backbone": SMALL,
-        "training": {"num_steps": 4_800, "batch_size": 32, "learning_rate": 5e-4, "ema_decay": 0.995,
+        "training": {"num_steps": 3_200, "batch_size": 16, "learning_rate": 5e-4, "ema_decay": 0.995,
                      "sample_every": 400, "checkpoint_every": 400, "heldout_every": 400},
     },
     "cpu64": {

@@ -8,6 +8,7 @@ import pytest
 
 import diffusers_fn as dfn
 from diffusers_fn import grids, guidance, likelihood, losses, oracles, parameterizations, processes, solvers
+from diffusers_fn.solvers.plans import check_num_levels
 
 X = jnp.ones((2, 3))
 KEY = jax.random.key(0)
@@ -22,6 +23,12 @@ def apply(params, x, t, cond):
 
 
 NETWORK = dfn.make_denoiser(apply, None, parameterizations.epsilon)
+
+
+def two_levels(levels):
+    """A method that needs at least two levels."""
+    check_num_levels(levels, 2)
+    return solvers.ddim(levels)
 
 
 class Unconditional(nn.Module):
@@ -176,7 +183,7 @@ MISTAKES = {
     ),
     # Editing.
     "strength": (
-        lambda: dfn.img2img(KEY, EXACT, solvers.dpmpp_2m, PLAN, X, strength=0.1),
+        lambda: dfn.img2img(KEY, EXACT, two_levels, PLAN, X, strength=0.1),
         "strength 0.1 is too small for this plan of 10 levels and this solver: use 0.2 or more",
     ),
     "strength that rounds": (lambda: dfn.img2img(KEY, EXACT, solvers.ddim, PLAN[:3], X, strength=0.2), "use 0.3334 or"),
@@ -197,7 +204,7 @@ def test_a_mistake_is_explained(name):
 
 
 def test_the_smallest_strength_of_the_message_is_accepted():
-    assert dfn.img2img(KEY, EXACT, solvers.dpmpp_2m, PLAN, X, strength=0.2).x0.shape == X.shape
+    assert dfn.img2img(KEY, EXACT, two_levels, PLAN, X, strength=0.2).x0.shape == X.shape
     assert dfn.img2img(KEY, EXACT, solvers.ddim, PLAN[:3], X, strength=0.3334).x0.shape == X.shape
 
 
@@ -209,8 +216,8 @@ def test_errors_inside_a_network_pass_through():
         dfn.make_denoiser(broken, None, parameterizations.v)(X, LEVEL)
 
 
-def test_the_checks_add_nothing_to_a_traced_program():
-    """A guided sampler with traced levels, scale and strengths has the equations of the same without the checks."""
+def test_the_checks_do_not_read_traced_values():
+    """Levels, scales, data and key may be traced; then even ascending levels are not refused."""
 
     @jax.jit
     def sampled(levels, scale, x, key):

@@ -112,7 +112,8 @@ def pigdm(
 
     Raises:
       ValueError: if noise_std (not traced) is negative or data_std is not positive; when called, if the operator is not
-        linear or does not map x0 to y's shape, or a level (not traced) is pure noise (alpha = 0).
+        linear or does not map x0 to y's shape, or a level (not traced) is pure noise (alpha = 0), or clean (sigma = 0)
+        with noise_std 0.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> known = pigdm(lambda x: x[:, :1], jnp.array([[2.0]]), noise_std=1.0)(gaussian(0.0, 1.0))
@@ -129,17 +130,21 @@ def pigdm(
                 prediction = denoise(x, level, cond)
                 return prediction.x0, prediction
 
+            exact, clean = concrete(noise_std), concrete(level.sigma)
+            if exact is not None and clean is not None and np.any((exact == 0) & (clean == 0)):
+                raise ValueError("at sigma = 0 pigdm needs noise_std > 0: the guided eps is infinite for exact y")
             x0, pullback, prediction = jax.vjp(x0_hat, x, has_aux=True)
             _check_shape(operator, x0, y)
             transpose = _transpose(operator, x0, y)
             alpha, sigma, d = (expand(a, x0) for a in (level.alpha, level.sigma, data_std))
             r2 = (d * sigma) ** 2 / ((alpha * d) ** 2 + sigma**2)
-            ridge = (expand(noise_std, x0) ** 2 / r2).reshape((-1,) + (1,) * (y.ndim - 1))
+            total = r2 + expand(noise_std, x0) ** 2  # divides the system, which then has a limit at sigma = 0
+            share = (r2 / total).reshape((-1,) + (1,) * (y.ndim - 1))
             residual = y.astype(x0.dtype) - operator(x0)
             offset = operator(jnp.zeros_like(x0))
-            product = lambda u: operator(transpose(u)) - offset + ridge * u  # noqa: E731
+            product = lambda u: share * (operator(transpose(u)) - offset) + (1 - share) * u  # noqa: E731
             u = conjugate_gradients(product, residual, tolerance=tolerance, max_iterations=max_iterations)
-            (gradient,) = pullback(transpose(u) / r2)
+            (gradient,) = pullback(transpose(u) / total)
             return shift_by_gradient(prediction, gradient, scale_at(scale, level, x), level)
 
         return guided

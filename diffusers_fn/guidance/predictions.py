@@ -122,9 +122,9 @@ def broadcast_cond(other: Any, cond: Any) -> Any:
     >>> broadcast_cond(10, jnp.array([3, 4]))
     Array([10, 10], dtype=int32)
     """
-    trees: tuple[Any, Any] = (jax.tree.structure(cond), jax.tree.structure(other))
-    if trees[0] != trees[1]:
-        raise ValueError(f"the null condition must be a tree like cond, {trees[0]}; got {trees[1]}")
+    wanted, given = str(jax.tree.structure(cond)), str(jax.tree.structure(other))
+    if wanted != given:
+        raise ValueError(f"the null condition must be a tree like cond, {wanted}; got {given}")
 
     def each(c: jax.Array, n: Any) -> jax.Array:
         shape = np.shape(n)

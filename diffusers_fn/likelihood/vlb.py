@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random, losses
-from diffusers_fn._arrays import check_data, namespace, working_dtype
+from diffusers_fn._arrays import check_data, concrete, is_zero, namespace, working_dtype
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.discrete import (
@@ -29,7 +29,7 @@ from diffusers_fn.discrete import (
 from diffusers_fn.levels import Level
 from diffusers_fn.likelihood.discretized import discretized_gaussian_log_likelihood, normal_kl
 from diffusers_fn.noise_schedules import NoiseSchedule, level_at
-from diffusers_fn.parameterizations import Parameterization, epsilon
+from diffusers_fn.parameterizations import Parameterization, check_parameterization, epsilon
 from diffusers_fn.parameterizations import x0 as clean
 from diffusers_fn.variances import Variance, fixed_small
 
@@ -119,7 +119,8 @@ def vb_terms_bpd(
         in any range: L_0 is then the negative log density of x_0 under the last step, and the bound one of a density.
 
     Raises:
-      ValueError: as `p_mean_variance`.
+      ValueError: as `p_mean_variance`, or if the schedule (not traced) ends at pure noise and x_0 does not follow from
+        the network's output there (epsilon, score): L_t is infinite.
 
     >>> from diffusers_fn.noise_schedules import linear_betas, make_noise_schedule
     >>> schedule = make_noise_schedule(linear_betas(1000))
@@ -129,6 +130,7 @@ def vb_terms_bpd(
     Array([0.], dtype=float32)
     """
     check_data(x_start=x_start, x_t=x_t)
+    _check_terminal(schedule, t, parameterization)
     p = p_mean_variance(
         schedule, model_output, x_t, t,
         parameterization=parameterization, variance=variance, clip_denoised=clip_denoised,
@@ -224,3 +226,17 @@ def calc_bpd(
 
 def _bits(nats: jax.Array) -> jax.Array:
     return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / _LOG_2
+
+
+def _check_terminal(schedule: NoiseSchedule, t: ArrayLike, parameterization: Parameterization) -> None:
+    """Raises ValueError if L_t is infinite at one of the timesteps t, or, if they are traced, at any timestep."""
+    check_parameterization(parameterization)
+    alphas, known = concrete(schedule.sqrt_alphas_cumprod), concrete(t)
+    if alphas is None:
+        return
+    visited = alphas if known is None else alphas[known]
+    if np.any(visited == 0) and is_zero(parameterization.line(Level(0.0, 1.0, 0.0))[0]):
+        raise ValueError(
+            f"the bound is infinite at pure noise (alpha = 0), where this schedule ends, for parameterization "
+            f"{parameterization.name!r}: use v or x0, or a schedule that ends with alpha > 0"
+        )

@@ -217,6 +217,19 @@ def test_misuse_is_explained(transform, message):
         transform()(prior)(jnp.ones((1, 3)), LEVELS[1])
 
 
+def test_pigdm_at_clean_data_with_a_noisy_measurement_changes_nothing():
+    """x determines x0 at sigma = 0: y adds nothing, whether the level is traced or not."""
+    network = dfn.make_denoiser(lambda params, x, t, cond: 0.5 * x, None, dfn.parameterizations.epsilon)
+    guided = guidance.pigdm(operator, jnp.asarray(Y, jnp.float32)[None], noise_std=0.5)(network)
+    x, clean = jnp.array([[1.0, -0.3, 0.4]]), dfn.Level(1.0, 0.0, 0.0)
+    for level in (clean, jax.tree.map(jnp.float32, clean)):
+        prediction = jax.jit(guided)(x, level)
+        np.testing.assert_array_equal(prediction.x0, x)
+        np.testing.assert_array_equal(prediction.eps, 0.5 * x)
+    with pytest.raises(ValueError, match="at sigma = 0 pigdm needs noise_std > 0"):
+        guidance.pigdm(operator, jnp.asarray(Y, jnp.float32)[None])(network)(x, clean)
+
+
 def test_dps_accepts_nonlinear_operators():
     guided = guidance.dps(lambda x: x[:, :1] ** 2, jnp.array([[4.0]]), noise_std=0.1)(prior)
     assert float(guided(jnp.ones((1, 3)), LEVELS[1]).x0[0, 0]) > float(prior(jnp.ones((1, 3)), LEVELS[1]).x0[0, 0])

@@ -306,6 +306,27 @@ def test_each_part_of_the_hybrid_loss_trains_its_own_channels():
     assert np.all(np.abs(np.asarray(vlb)) > 0)  # vlb_loss trains both
 
 
+def test_the_bound_at_pure_noise():
+    """L_t of an x0 or v network is finite at alpha = 0; that of an epsilon network is not, and is refused."""
+    schedule = dfn.make_noise_schedule(dfn.zero_terminal_snr(dfn.linear_betas(10)))
+    x0, eps = jnp.array([[0.5, -0.25]] * 2), jnp.array([[1.5, 0.25]] * 2)
+    out = jnp.concatenate([x0 + 0.1, jnp.zeros((2, 2))], axis=-1)
+
+    @jax.value_and_grad
+    def loss(out, t, parameterization):
+        return jnp.sum(likelihood.vlb_loss(schedule, out, x0, eps, t, parameterization=parameterization))
+
+    step = jax.jit(loss, static_argnums=2)
+    for parameterization in (parameterizations.x0, parameterizations.v):
+        value, gradient = step(out, jnp.array([0, 9]), parameterization)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+    with pytest.raises(ValueError, match=r"infinite at pure noise .* 'epsilon': use v or x0"):
+        step(out, jnp.array([0, 9]), parameterizations.epsilon)
+    known = np.array([0, 8])  # leaves pure noise out
+    assert np.isfinite(jax.jit(lambda out: loss(out, known, parameterizations.epsilon)[0])(out))
+
+
 def test_descent_on_the_bound_finds_the_best_variance():
     """For Gaussian data and the exact mean it is beta_tilde + coef1^2 error, from the closed form of the term."""
     t, size = 25, 4000
