@@ -205,8 +205,8 @@ def _size(shape: Sequence[int] | None, x: jax.Array | None, num_samples: int, mo
     size = model.shape if shape is None else tuple(int(length) for length in shape)
     if len(size) != len(model.shape) or size[-1:] != model.shape[-1:]:
         raise ValueError(
-            f"shape, of one sample, must have the {len(model.shape)} axes of config.data.shape = {model.shape} and its "
-            f"{model.shape[-1]} channels (last); got {size}"
+            "shape, of one sample, must have as many axes, and as many channels on the last, as config.data.shape = "
+            f"{model.shape}; got {size}"
         )
     if x is None:
         return size
