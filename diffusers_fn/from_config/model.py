@@ -87,6 +87,7 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
         bool(config.self_conditioning),
         sample_level,
         read_batch,
+        derived.data_range(config),
     )
     return Model(init, inputs, shape)
 
