@@ -162,5 +162,5 @@ def test_the_bound_of_grey_levels_needs_data_with_a_range(objective):
     backbone = {"name": "mlp", "hidden_size": 8, "depth": 1, "learned_variance": True}
     sections = {"backbone": backbone, "variance": "learned_range", "loss": {"objective": objective}}
     dfn.build(config(data={"shape": (2,)}, **sections))
-    with pytest.raises(ValueError, match="a bound for grey levels from -1 to 1, but config.data.normalize is False"):
+    with pytest.raises(ValueError, match=r"a bound for grey levels from -1 to 1, but config\.data\.normalize is False"):
         dfn.build(config(data={"shape": (2,), "normalize": False}, **sections))
