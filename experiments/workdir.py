@@ -362,7 +362,9 @@ def _differing(path: Path, config: ConfigDict, *, rewrite: bool) -> dict[str, tu
 
 
 def _comparable(flat: dict[str, Any]) -> dict[str, Any]:
-    """The fields, with the number of classes in both places where one of them stands for both."""
+    """The fields, with the number of classes and the size in both places where one of them stands for both."""
+    if flat.get("backbone.image_size", 0) is None:
+        flat["backbone.image_size"] = next(iter(flat["data.shape"]))
     network, labels = flat.get("backbone.num_classes"), flat.get("data.num_classes")
     if {"backbone.num_classes", "data.num_classes"} <= set(flat):
         flat["backbone.num_classes"] = (labels or 0) if network is None else network

@@ -20,6 +20,7 @@ __all__ = [
     "AUTOENCODERS",
     "BACKBONES",
     "CLASSIFIERS",
+    "DERIVED",
     "DTYPES",
     "NETWORKS",
     "BackboneEntry",
@@ -77,7 +78,7 @@ AUTOENCODERS: Mapping[str, BackboneEntry] = {
 
 NETWORKS: Mapping[str, BackboneEntry] = {**BACKBONES, **CLASSIFIERS, **AUTOENCODERS}
 
-_DERIVED = ("num_classes", "image_size")  # None in config.backbone: those of config.data
+DERIVED = ("num_classes", "image_size")  # None in config.backbone: those of config.data
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -110,7 +111,7 @@ def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[st
         raise ValueError(f"config.backbone has no field {field} for name = {name!r}; its fields are {', '.join(known)}")
     if field in ("dtype", "param_dtype"):
         choose(f"backbone.{field}", value, DTYPES)
-    elif field in _DERIVED and value is None:
+    elif field in DERIVED and value is None:
         return
     elif not fits(value, known[field].type):
         allowed = described(known[field].type)
@@ -221,7 +222,7 @@ def _checked_fields(settings: ConfigDict, networks: Mapping[str, BackboneEntry])
     fields = {field: value for field, value in settings.items() if field != "name"}
     for field, value in fields.items():
         check_backbone_field(settings.name, field, value, networks)
-    fields = {field: value for field, value in fields.items() if field not in _DERIVED}
+    fields = {field: value for field, value in fields.items() if field not in DERIVED}
     for field, value in fields.items():
         fields[field] = DTYPES[value] if field in ("dtype", "param_dtype") else tupled(value)
     return fields
