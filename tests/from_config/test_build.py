@@ -90,7 +90,7 @@ PUBLISHED = {
 }
 
 
-LARGE = {("classifier", "adm_64"), ("autoencoder", "kl_f8")}
+LARGE = {("classifier", "adm_64"), ("autoencoder", "kl_f8"), *(("images", f"gpu{size}") for size in (32, 64, 128))}
 
 
 def parts_of(config):
