@@ -71,11 +71,6 @@ def _on_timesteps(
             f"config.loss.objective is {settings.objective!r}, which draws timesteps: set loss.time_sampler to "
             f"'uniform' or 'loss_second_moment'; got {settings.time_sampler!r}"
         )
-    if inputs.data_range is None:
-        raise ValueError(
-            f"config.loss.objective is {settings.objective!r}, a bound for grey levels from -1 to 1, but "
-            "config.data.normalize is False, which is data of any range: set loss.objective to 'denoising'"
-        )
     schedule = inputs.noise.schedule
     assert schedule is not None  # by the requirements of the table
     options = {

@@ -87,7 +87,6 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
         bool(config.self_conditioning),
         sample_level,
         read_batch,
-        derived.data_range(config),
     )
     return Model(init, inputs, shape)
 

@@ -33,7 +33,6 @@ class ObjectiveInputs(NamedTuple):
       self_conditioned: whether `apply` takes the previous estimate x0.
       sample_level: (key, B) -> Level[B], the noise levels of a training batch.
       read_batch: (key, batch) -> (x0 [B, ...], cond): the examples, and their labels after label dropout.
-      data_range: the interval in which the data lie; None for any range.
     """
 
     apply: Callable[..., jax.Array]
@@ -45,7 +44,6 @@ class ObjectiveInputs(NamedTuple):
     self_conditioned: bool
     sample_level: Callable[[jax.Array, int], Level]
     read_batch: Callable[[jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, Any]]
-    data_range: tuple[float, float] | None = (-1.0, 1.0)
 
 
 class ObjectiveEntry(NamedTuple):

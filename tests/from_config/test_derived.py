@@ -155,12 +155,3 @@ def test_samples_have_the_shape_that_is_asked_for():
     flat = dfn.build(config(data={"shape": (4, 4, 1)}))
     with pytest.raises(ValueError, match=r"cannot be applied to samples of shape \(5, 4, 1\)"):
         shape_of(flat, jax.eval_shape(flat.init, jax.random.key(0)), (5, 4, 1))
-
-
-@pytest.mark.parametrize("objective", ["hybrid", "vlb"])
-def test_the_bound_of_grey_levels_needs_data_with_a_range(objective):
-    backbone = {"name": "mlp", "hidden_size": 8, "depth": 1, "learned_variance": True}
-    sections = {"backbone": backbone, "variance": "learned_range", "loss": {"objective": objective}}
-    dfn.build(config(data={"shape": (2,)}, **sections))
-    with pytest.raises(ValueError, match=r"a bound for grey levels from -1 to 1, but config\.data\.normalize is False"):
-        dfn.build(config(data={"shape": (2,), "normalize": False}, **sections))
