@@ -71,7 +71,7 @@ def _acquire(workdir: Path, path: Path) -> int:
                 free = not _shows_life(path, holder)
             if not free:
                 raise ValueError(_refusal(workdir, path, holder, elsewhere))
-            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):  # not removed in the meantime
+            if _is_at(file, path):  # not removed in the meantime
                 os.ftruncate(file, 0)
                 os.write(file, json.dumps(_this_process()).encode() + b"\n")
                 return file
@@ -79,6 +79,13 @@ def _acquire(workdir: Path, path: Path) -> int:
             os.close(file)
             raise
         os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _flock(file: int) -> bool | None:
