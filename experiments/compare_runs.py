@@ -15,7 +15,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from experiments import workdir as workdirs
-from experiments.curves import read_curves, running_mean
+from experiments.curves import plot_smoothed, read_curves
 from experiments.files import write_atomically
 
 __all__ = ["compare_runs", "differences", "table"]
@@ -53,7 +53,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     >>> differences([{"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}}])
     [('a.b', '1', '3')]
     """
-    flat = [_flat(config) for config in configs]
+    flat = [{name: repr(value) for name, value in workdirs.flattened(config).items()} for config in configs]
     rows = [(name, *(found.get(name, _ABSENT) for found in flat)) for name in sorted({n for f in flat for n in f})]
     return [row for row in rows if len(set(row[1:])) > 1]
 
@@ -78,9 +78,7 @@ def _draw(output: Path, curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.n
             finite = values[np.isfinite(values)]
             if not finite.size:
                 continue
-            decay = 1.0 - 1.0 / max(1.0, len(values) / 50)
-            axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, running_mean(values, decay), color=f"C{i}", linewidth=1.8, label=run)
+            plot_smoothed(axes, steps, values, color=f"C{i}", label=run)
             lowest = min(lowest, float(finite.min()))
         axes.set(xlabel="training step", ylabel=metric)
         axes.grid(alpha=0.3, which="both")
@@ -101,16 +99,6 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 def _last(steps: np.ndarray, values: np.ndarray) -> str:
     return f"{values[-1]:.4g} at {steps[-1]:.0f}" if len(values) else "-"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = repr(list(value) if isinstance(value, tuple) else value)
-    return flat
 
 
 def main(argv: list[str]) -> None:

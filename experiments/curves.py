@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.files import write_atomically
 from experiments.metric_log import read
 
-__all__ = ["Curve", "read_curves", "running_mean", "save_curves"]
+__all__ = ["Curve", "plot_smoothed", "read_curves", "running_mean", "save_curves"]
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -52,9 +52,7 @@ def save_curves(
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for i, (name, (steps, values)) in enumerate(curves.items()):
-        decay = 1.0 - 1.0 / max(1.0, len(values) / 50) if smoothing is None else smoothing
-        axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
-        axes.plot(steps, running_mean(values, decay), color=f"C{i}", linewidth=1.8, label=name)
+        plot_smoothed(axes, steps, values, color=f"C{i}", label=name, smoothing=smoothing)
     finite = np.concatenate([values[np.isfinite(values)] for _, values in curves.values()])
     axes.set(xlabel="training step", ylabel=" / ".join(curves), title=title)
     if finite.size and finite.min() > 0:
@@ -62,6 +60,15 @@ def save_curves(
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def plot_smoothed(
+    axes: Any, steps: np.ndarray, values: np.ndarray, *, color: str, label: str, smoothing: float | None = None
+) -> None:
+    """Draws faint raw values and their running mean; smoothing: as for `save_curves`."""
+    decay = 1.0 - 1.0 / max(1.0, len(values) / 50) if smoothing is None else smoothing
+    axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, running_mean(values, decay), color=color, linewidth=1.8, label=label)
 
 
 def read_curves(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Curve]:

@@ -75,14 +75,13 @@ def run_loop(
     loop = _Loop(config, workdir, start, parts, checkpoints, log, stop)
     with _closed_on_error(checkpoints), loop.bar:
         loop.run()
-    done = loop.step >= config.training.num_steps
-    with contextlib.nullcontext() if not done else stop.leave_at_once(_stopped(config, loop.step)):
-        if done:
-            loop.draw(workdir / "samples.png")
-            _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
-    if not done:
+    if loop.step < config.training.num_steps:
         print(_stopped(config, loop.step))
-    return done
+        return False
+    with stop.leave_at_once(_stopped(config, loop.step)):
+        loop.draw(workdir / "samples.png")
+        _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
+    return True
 
 
 class _Loop:

@@ -39,6 +39,7 @@ __all__ = [
     "FREE",
     "check_data",
     "class_names",
+    "flattened",
     "lock",
     "newest_step",
     "open_workdir",
@@ -201,7 +202,7 @@ def read_config_file(path: Path) -> ConfigDict:
         for field, value in _BEFORE.items():
             _set(config, field, value)
         try:
-            for field, value in _flat(held).items():
+            for field, value in flattened(held).items():
                 _set(config, field, value)
         except (TypeError, AttributeError, KeyError) as error:
             raise _damaged(path, f"{field}: {error}") from error
@@ -343,15 +344,15 @@ def _differing(path: Path, config: ConfigDict, *, rewrite: bool) -> dict[str, tu
 
     With `rewrite`, a damaged file is one difference; else it raises ValueError.
     """
-    wanted = _flat(config.to_dict())
+    wanted = flattened(config.to_dict())
     try:
-        flat = _flat(_read(path, [name for name in _REQUIRED if name in config]))
+        flat = flattened(_read(path, [name for name in _REQUIRED if name in config]))
     except ValueError as error:
         if not rewrite:
             raise
         return {_REWRITTEN: (str(error), "written anew")}
     # A run of an earlier version lacks fields that were added later.
-    missed = {**_flat(default_config().to_dict()), **_BEFORE}
+    missed = {**flattened(default_config().to_dict()), **_BEFORE}
     held = _comparable({name: value for name, value in missed.items() if name in wanted} | flat)
     wanted = _comparable(wanted)
     return {
@@ -462,12 +463,16 @@ def _commit(clone: Path) -> dict[str, Any]:
         return {"commit": None, "local_changes": None}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, as in JSON."""
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the fields of a nested config by their dotted names; tuples become lists, as in JSON.
+
+    >>> flattened({"a": {"b": (1, 2)}})
+    {'a.b': [1, 2]}
+    """
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = _as_lists(value)
     return flat

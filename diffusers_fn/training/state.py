@@ -175,8 +175,7 @@ def make_train_step(
 def _all_finite(tree: Any) -> jax.Array:
     """Returns whether all entries of all floating-point arrays are finite; a sum that overflows counts as infinite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    sums = [jnp.sum(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in floats]
-    return jnp.all(jnp.isfinite(jnp.stack([each.astype(jnp.float32) for each in sums])))
+    return jnp.all(jnp.isfinite(jnp.stack([_total(leaf) for leaf in floats])))
 
 
 def _sum_of_squares(tree: Any) -> jax.Array:
