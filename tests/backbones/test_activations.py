@@ -80,7 +80,7 @@ def test_a_config_names_the_activation(name):
     settings = default_backbone(name)
     assert settings.activation == "silu"
     settings.activation = "mish"
-    module = make_autoencoder(settings, (8, 8, 3)) if name == "autoencoder_kl" else make_backbone(settings)
+    module = make_autoencoder(settings, (8, 8, 3)) if name == "autoencoder_kl" else make_backbone(settings, (8, 8, 3))
     assert getattr(module, "net", module).activation == "mish"
 
 
