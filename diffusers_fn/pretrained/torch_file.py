@@ -39,7 +39,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "ComplexFloat": np.dtype("<c8"),
     "Untyped": np.dtype("u1"),
 }
-_NAMED_DTYPES = {
+_NAMED_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
