@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from diffusers_fn.from_config import tables as names
 from diffusers_fn.from_config.defaults import default_backbone
+from diffusers_fn.from_config.network import DERIVED
 
 _FIELDS = (
     ("backbone", "name"),
@@ -140,7 +141,8 @@ def complete(config: ConfigDict) -> ConfigDict:
     if is_own(name):
         section = default_backbone(name, tables(config).backbones)
         for field, value in config.backbone.items():
-            section[field] = value
+            if field in section or field not in DERIVED:  # a network may lack the fields that follow from the data
+                section[field] = value
         with config.unlocked():
             config.backbone = section
     return config

@@ -70,6 +70,14 @@ def test_the_same_size_is_accepted_and_a_picture_need_not_be_square():
     assert samples.x0.shape == (2, 8, 16, 3)
 
 
+def test_a_size_without_attention_is_free_and_a_missing_field_has_the_default_of_the_module():
+    backbone = {**UNET, "image_size": 8, "attention_resolutions": ()}
+    dfn.build(config(data={"shape": (16, 16, 3)}, backbone=backbone))
+    settings = ConfigDict({"name": "unet", "image_size": 64})  # attention_resolutions: (16,)
+    with pytest.raises(ValueError, match=r"is that of image_size None with \(8,\)"):
+        make_backbone(settings, (32, 32, 3))
+
+
 def test_a_network_of_ones_own_needs_no_field_num_classes():
     class Net(nn.Module):
         width: int = 2
