@@ -11,14 +11,14 @@ EDM's preconditioning, loss weight and sampler (Karras et al. 2022, https://arxi
 
 | preset | pixels | parameters | batches | time |
 |---|---|---|---|---|
-| `cpu32` (the default) | 32 x 32 | 4.0 million | 4,800 of 32 | PLACE32 |
-| `cpu64` | 64 x 64 | 4.0 million | 8,000 of 16 | PLACE64 |
-| `gpu32` | 32 x 32 | 35.7 million | 100,000 of 128 | hours on one GPU (estimate) |
-| `gpu64` | 64 x 64 | 80 million | 150,000 of 128 | half a day to a day on one GPU (estimate) |
-| `gpu128` | 128 x 128 | 90 million | 200,000 of 64 | about a day on one GPU (estimate) |
+| `cpu32` (the default) | 32 x 32 | 3.6 million | 2,400 of 16 | half an hour on two CPU cores |
+| `cpu64` | 64 x 64 | 3.6 million | 8,000 of 16 | six hours on two CPU cores (estimate) |
+| `gpu32` | 32 x 32 | 38 million | 100,000 of 128 | one hour on one GPU (estimate) |
+| `gpu64` | 64 x 64 | 92 million | 150,000 of 128 | five hours on one GPU (estimate) |
+| `gpu128` | 128 x 128 | 95 million | 200,000 of 64 | five hours on one GPU (estimate) |
 
-The estimates are FLOPs at 100 TFLOP/s in bfloat16; these presets have not been run. For larger pictures train in
-latents: configs/latent.py.
+The estimates are FLOPs at 25 GFLOP/s on the CPU and at 100 TFLOP/s in bfloat16 on a GPU; only `cpu32` has been run. For
+larger pictures train in latents: configs/latent.py.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     "channels": 32,
     "channel_multipliers": (1, 2, 3, 4),
     "num_res_blocks": 1,
-    "attention_resolutions": (8, 4),
+    "attention_resolutions": (),  # one attention, in the middle
     "scale_shift_norm": True,
     "norm_groups": 8,
     "dropout": 0.1,
@@ -43,8 +43,8 @@ VARIANTS: dict[str, Any] = {
     "cpu32": {
         "data": {"shape": (32, 32, 3)},
         "backbone": SMALL,
-        "training": {"num_steps": 3_200, "batch_size": 16, "learning_rate": 5e-4, "ema_decay": 0.995,
-                     "sample_every": 400, "checkpoint_every": 400, "heldout_every": 400},
+        "training": {"num_steps": 2_400, "batch_size": 16, "learning_rate": 8e-4, "ema_decay": 0.995,
+                     "sample_every": 400, "checkpoint_every": 200, "heldout_every": 400},
     },
     "cpu64": {
         "data": {"shape": (64, 64, 3)},

@@ -38,6 +38,8 @@ class AutoencoderKL(ops.ConvNetwork):
       attention_levels: levels whose blocks are followed by attention.
       mid_attention: whether attention is at the bottom.
       quant_conv, post_quant_conv: whether a linear layer follows the encoder and precedes the decoder.
+      activation: of the residual blocks, by name as in `UNet2D`, or a function. The last layers of encoder and decoder
+        have silu, as published.
       norm_groups, norm_eps: of every group normalisation; the groups must divide every level's width.
       scaling_factor, shift_factor, latents_mean, latents_std: see `scale`; the last two have Z numbers each.
       image_size: of training. No output depends on it.
@@ -66,6 +68,7 @@ class AutoencoderKL(ops.ConvNetwork):
     mid_attention: bool = True
     quant_conv: bool = True
     post_quant_conv: bool = True
+    activation: ops.Activation = "silu"
     norm_groups: int = 32
     norm_eps: float = 1e-6
     scaling_factor: float = 0.18215
@@ -90,6 +93,7 @@ class AutoencoderKL(ops.ConvNetwork):
             "num_res_blocks": self.num_res_blocks,
             "attention_levels": self.attention_levels,
             "mid_attention": self.mid_attention,
+            "activation": self.activation,
             "norm_groups": self.norm_groups,
             "norm_eps": self.norm_eps,
             "remat": self.remat,
@@ -169,6 +173,7 @@ class _Half(ops.Module):
     num_res_blocks: int
     attention_levels: Sequence[int] = ()
     mid_attention: bool = True
+    activation: ops.Activation = "silu"
     norm_groups: int = 32
     norm_eps: float = 1e-6
     remat: bool = False
@@ -182,7 +187,7 @@ class _Half(ops.Module):
         return self.attention(f"{way}_{level}_attention_{i}")(h) if level in self.attention_levels else h
 
     def res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
-        block = PlainResBlock(features, self.norm_groups, self.norm_eps, name=name, **self.types)
+        block = PlainResBlock(features, self.norm_groups, self.norm_eps, self.activation, name=name, **self.types)
         return blocks.rematerialised(block, self.remat)
 
     def attention(self, name: str) -> Callable[..., jax.Array]:
@@ -239,7 +244,9 @@ class Decoder(_Half):
 
 
 class PlainResBlock(ops.Module):
-    """Computes skip(x) + conv(silu(norm(conv(silu(norm(x)))))) for x [B, H, W, C], with `features` channels.
+    """Computes skip(x) + conv(f(norm(conv(f(norm(x)))))) for x [B, H, W, C], with `features` channels.
+
+    f is the activation.
 
     >>> block = PlainResBlock(features=8, norm_groups=4)
     >>> jax.eval_shape(block.init_with_output, jax.random.key(0), jnp.ones([1, 4, 4, 4]))[0].shape
@@ -249,12 +256,13 @@ class PlainResBlock(ops.Module):
     features: int
     norm_groups: int = 32
     norm_eps: float = 1e-6
+    activation: ops.Activation = "silu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = x
+        h, activation = x, ops.lazily(ops.activation(self.activation))
         for i in range(2):
-            h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name=f"norm_{i}", **self.types)(h))
+            h = activation(ops.GroupNorm(self.norm_groups, self.norm_eps, name=f"norm_{i}", **self.types)(h))
             h = ops.Conv(self.features, (3, 3), kernel_init=dense_init, name=f"conv_{i}", **self.types)(h)
         if x.shape[-1] != self.features:
             x = ops.Dense(self.features, kernel_init=dense_init, name="skip", **self.types)(x)

@@ -57,7 +57,7 @@ class ResBlock(ops.Module):
     zero_init: bool = True
     project_skip: bool = False
     skip_scale: float = 1.0
-    activation: Callable[[jax.Array], jax.Array] = nn.silu
+    activation: ops.Activation = "silu"
     kernel_size: tuple[int, ...] = (3, 3)
 
     @nn.compact
@@ -65,7 +65,8 @@ class ResBlock(ops.Module):
         norm: Callable[..., Any] = functools.partial(ops.GroupNorm, self.norm_groups, self.norm_eps, **self.types)
         conv: Callable[..., Any] = functools.partial(ops.Conv, self.features, self.kernel_size, **self.types)
         dense: Callable[..., Any] = functools.partial(ops.Dense, kernel_init=dense_init, **self.types)
-        activation, drop = ops.lazily(self.activation), ops.Dropout(self.dropout, deterministic=not train)
+        activation = ops.lazily(ops.activation(self.activation))
+        drop = ops.Dropout(self.dropout, deterministic=not train)
         last_init = nn.initializers.zeros if self.zero_init else dense_init
 
         h = activation(norm(name="norm_0")(x))

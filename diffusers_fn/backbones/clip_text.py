@@ -16,25 +16,7 @@ from diffusers_fn.backbones.embeddings import dense_init
 from diffusers_fn.backbones.sizes import scaled
 from diffusers_fn.backbones.spatial_transformer import CrossAttention
 
-__all__ = ["ClipLayer", "ClipText", "ClipTextEncoder", "exact_gelu", "quick_gelu"]
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """Returns x sigmoid(1.702 x), the GELU of the first CLIP weights.
-
-    >>> round(float(quick_gelu(jnp.array(1.0))), 4)
-    0.8458
-    """
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-def exact_gelu(x: jax.Array) -> jax.Array:
-    """Returns x Phi(x), with Phi the normal distribution function.
-
-    >>> round(float(exact_gelu(jnp.array(1.0))), 4)
-    0.8413
-    """
-    return jax.nn.gelu(x, approximate=False)
+__all__ = ["ClipLayer", "ClipText", "ClipTextEncoder"]
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +53,7 @@ class ClipTextEncoder(ops.Module):
       vocab_size, max_length: number of token ids, and of positions.
       hidden_size, depth, num_heads, mlp_ratio: features of a token, number of layers, heads of every attention, and
         the hidden units of every mlp as a multiple of hidden_size.
-      activation: of the feed-forward layers, quick_gelu or exact_gelu.
+      activation: of the feed-forward layers, by name ("quick_gelu", "gelu" and the others of `UNet2D`), or a function.
       eos_id: the end-of-text token, whose first occurrence is pooled; the first token if there is none. None
         pools the highest id, where published vocabularies have that token (configurations say 2 for this).
       projection_dim: None, or the features of text_embeds.
@@ -95,7 +77,7 @@ class ClipTextEncoder(ops.Module):
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
-    activation: Callable[[jax.Array], jax.Array] = quick_gelu
+    activation: ops.Activation = "quick_gelu"
     eos_id: int | None = None
     projection_dim: int | None = None
     norm_eps: float = 1e-5
@@ -110,7 +92,7 @@ class ClipTextEncoder(ops.Module):
         1024
         """
         own: dict[str, Any] = {"hidden_size": 1024, "depth": 23, "num_heads": 16}
-        return cls(**(own | {"activation": exact_gelu} | fields))
+        return cls(**(own | {"activation": "gelu"} | fields))
 
     @classmethod
     def open_clip_g(cls, **fields: Any) -> ClipTextEncoder:
@@ -120,7 +102,7 @@ class ClipTextEncoder(ops.Module):
         1280
         """
         own: dict[str, Any] = {"hidden_size": 1280, "depth": 32, "num_heads": 20}
-        return cls(**(own | {"activation": exact_gelu, "projection_dim": 1280} | fields))
+        return cls(**(own | {"activation": "gelu", "projection_dim": 1280} | fields))
 
     @nn.compact
     def __call__(self, ids: jax.Array, attention_mask: jax.Array | None = None) -> ClipText:
@@ -171,7 +153,7 @@ class ClipLayer(ops.Module):
 
     num_heads: int
     mlp_ratio: float = 4.0
-    activation: Callable[[jax.Array], jax.Array] = quick_gelu
+    activation: ops.Activation = "quick_gelu"
     norm_eps: float = 1e-5
     attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
@@ -183,5 +165,6 @@ class ClipLayer(ops.Module):
             self.num_heads, bias=True, attention_fn=self.attention_fn, name="attention", **self.types
         )
         x = x + attention(norm(name="norm_0")(x), None, mask)
-        h = self.activation(dense(scaled(x.shape[-1], self.mlp_ratio), name="mlp_0")(norm(name="norm_1")(x)))
+        h = dense(scaled(x.shape[-1], self.mlp_ratio), name="mlp_0")(norm(name="norm_1")(x))
+        h = ops.activation(self.activation)(h)
         return x + dense(x.shape[-1], name="mlp_1")(h)

@@ -51,7 +51,8 @@ class UNet2D(ops.ConvNetwork):
       num_classes, null_class: labels look up a table, which with null_class has a last row for the null class.
       class_time: labels are embedded like times. class_vectors: cond itself is added to the time embedding.
       center_input: the network receives 2 x - 1.
-      activation: of the residual blocks.
+      activation: of the residual blocks, by name: "silu" (also "swish"), "mish", "gelu", "quick_gelu" or "relu"; or a
+        function. Other layers have silu, as published.
       scale_shift_norm, dropout, learned_variance, zero_init_output, norm_groups, norm_eps, time_cos_first,
         time_freq_shift, downsample_padding, remat, native_conv, attention_fn, dtype, param_dtype: as in `UNet`.
 
@@ -86,7 +87,7 @@ class UNet2D(ops.ConvNetwork):
     class_time: bool = False
     class_vectors: bool = False
     center_input: bool = False
-    activation: Callable[[jax.Array], jax.Array] = nn.silu
+    activation: ops.Activation = "silu"
     scale_shift_norm: bool = False
     dropout: float = 0.0
     learned_variance: bool = False

@@ -66,6 +66,8 @@ class UNet2DCondition(ops.ConvNetwork):
       class_vector_dim: class_labels are vectors of this size, embedded like the time features.
       text_time_dims: (features of one time id, features of all time ids and the pooled text); (256, 2816) in XL.
       time_cond_dim: features of timestep_cond.
+      activation: of the residual blocks, after the last normalisation, and in the embeddings of t and of class times:
+        a name as in `UNet2D`, or a function. Other embeddings have silu, and the transformers GEGLU, as published.
       scale_shift_norm: the embedding scales and shifts after a block's second normalisation.
       zero_init_output: start as the zero function, and every block as its skip connection.
       linear_projection: whether published weights store the layers around a transformer as linear layers, not
@@ -107,6 +109,7 @@ class UNet2DCondition(ops.ConvNetwork):
     class_vector_dim: int | None = None
     text_time_dims: tuple[int, int] | None = None
     time_cond_dim: int | None = None
+    activation: ops.Activation = "silu"
     scale_shift_norm: bool = False
     dropout: float = 0.0
     zero_init_output: bool = True
@@ -189,7 +192,8 @@ class UNet2DCondition(ops.ConvNetwork):
             (h,) = conditions.add_residuals("mid_residual", [h], [cond["mid_residual"]])
 
         h = walks.walk_up(h, saved, num_blocks, block, upsample)
-        h = ops.silu(ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **self.types)(h))
+        h = ops.GroupNorm(self.norm_groups, self.norm_eps, name="norm_out", **self.types)(h)
+        h = ops.lazily(ops.activation(self.activation))(h)
         h = self._conv(self.out_channels, "conv_out", kernel_init=out_init)(h)
         return h.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -199,6 +203,7 @@ class UNet2DCondition(ops.ConvNetwork):
     def _res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
         fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
         fields |= {"scale_shift_norm": self.scale_shift_norm, "zero_init": self.zero_init_output}
+        fields |= {"activation": self.activation}
         return blocks.rematerialised(blocks.ResBlock(features, self.dropout, name=name, **fields), self.remat)
 
     def _transformer(self, depth: int, heads: int, only_cross: bool, name: str) -> Callable[..., jax.Array]:
@@ -267,7 +272,7 @@ class UNet2DCondition(ops.ConvNetwork):
             time_cond = cond.get("timestep_cond", jnp.zeros([batch, self.time_cond_dim], dtype))
             projection = ops.Dense(base, False, name="time_cond", kernel_init=embeddings.dense_init, **types)
             features = features + projection(time_cond)
-        emb = mlp(name="time_embedding")(features)
+        emb = mlp(self.activation, name="time_embedding")(features)
 
         labels = cond.get("class_labels")
         if self.num_classes is not None:
@@ -276,7 +281,7 @@ class UNet2DCondition(ops.ConvNetwork):
             emb = emb + table(conditions.table_rows(labels, self.num_classes, batch))
         elif self.class_time:
             labels = sinusoids(embeddings.time_labels(labels, batch, dtype), base)
-            emb = emb + mlp(name="class_embedding")(labels)
+            emb = emb + mlp(self.activation, name="class_embedding")(labels)
         elif self.class_vector_dim is not None:
             emb = emb + mlp(name="class_embedding")(labels)
 
@@ -323,7 +328,7 @@ class UNet2DCondition(ops.ConvNetwork):
 
 
 class EmbeddingMLP(ops.Module):
-    """Computes Dense(silu(Dense(features))): [B, F] -> [B, dim].
+    """Computes Dense(activation(Dense(features))): [B, F] -> [B, dim].
 
     >>> mlp = EmbeddingMLP(16)
     >>> jax.eval_shape(mlp.init_with_output, jax.random.key(0), jnp.ones([2, 8]))[0].shape
@@ -331,10 +336,12 @@ class EmbeddingMLP(ops.Module):
     """
 
     dim: int
+    activation: ops.Activation = "silu"
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         dense: Callable[..., Any] = functools.partial(
             ops.Dense, self.dim, kernel_init=embeddings.dense_init, **self.types
         )
-        return dense(name="dense_1")(ops.silu(dense(name="dense_0")(features)))
+        activation = ops.lazily(ops.activation(self.activation))
+        return dense(name="dense_1")(activation(dense(name="dense_0")(features)))

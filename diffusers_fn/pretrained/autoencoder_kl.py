@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import AutoencoderKL
 from diffusers_fn.backbones.sizes import level_multipliers
+from diffusers_fn.pretrained.activations import activation_name, read_activation
 from diffusers_fn.pretrained.entries import Entry, conv, norm
 from diffusers_fn.pretrained.family import Family, read_config
 from diffusers_fn.pretrained.layouts import pointwise
@@ -55,8 +56,6 @@ def from_config(config: Mapping[str, Any]) -> AutoencoderKL:
         },
         unused=["force_upcast"],
     )
-    if fields["act_fn"] not in ("silu", "swish"):
-        raise ValueError(f"act_fn must be 'silu' or 'swish'; got {fields['act_fn']!r}")
     return AutoencoderKL(
         in_channels=fields["in_channels"],
         out_channels=fields["out_channels"],
@@ -68,6 +67,7 @@ def from_config(config: Mapping[str, Any]) -> AutoencoderKL:
         mid_attention=fields["mid_block_add_attention"],
         quant_conv=fields["use_quant_conv"],
         post_quant_conv=fields["use_post_quant_conv"],
+        activation=read_activation(fields),
         norm_groups=fields["norm_num_groups"],
         scaling_factor=fields["scaling_factor"],
         shift_factor=fields["shift_factor"] or 0.0,
@@ -91,7 +91,7 @@ def to_config(module: AutoencoderKL) -> dict[str, Any]:
         "up_block_types": [DECODER_BLOCKS[attend] for attend in reversed(attends)],
         "block_out_channels": module.widths(),
         "layers_per_block": module.num_res_blocks,
-        "act_fn": "silu",
+        "act_fn": activation_name(module.activation),
         "latent_channels": module.latent_channels,
         "norm_num_groups": module.norm_groups,
         "sample_size": module.image_size,

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn.backbones import ClipTextEncoder
-from diffusers_fn.backbones.clip_text import exact_gelu, quick_gelu
 from diffusers_fn.backbones.sizes import scaled
+from diffusers_fn.pretrained.activations import activation_name, read_activation
 from diffusers_fn.pretrained.entries import Entry, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 
 __all__ = [
-    "ACTIVATIONS",
     "constants",
     "entries",
     "family",
@@ -31,7 +30,7 @@ __all__ = [
     "to_config",
 ]
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+_ACTIVATIONS = ("quick_gelu", "gelu")
 _HIGHEST_ID = 2  # an eos_token_id of 2 means that the end of text is the highest id
 # Settings of training, export and runtime.
 _UNUSED = [
@@ -74,7 +73,7 @@ def from_config(config: Mapping[str, Any]) -> ClipTextEncoder:
         depth=fields["num_hidden_layers"],
         num_heads=fields["num_attention_heads"],
         mlp_ratio=fields["intermediate_size"] / fields["hidden_size"],
-        activation=ACTIVATIONS[fields["hidden_act"]],
+        activation=fields["hidden_act"],
         eos_id=None if fields["eos_token_id"] == _HIGHEST_ID else fields["eos_token_id"],
         norm_eps=fields["layer_norm_eps"],
     )
@@ -99,9 +98,6 @@ def to_config(module: ClipTextEncoder) -> dict[str, Any]:
     >>> to_config(ClipTextEncoder.open_clip_g())["architectures"]
     ['CLIPTextModelWithProjection']
     """
-    activations = [name for name, function in ACTIVATIONS.items() if function is module.activation]
-    if not activations:
-        raise ValueError(f"activation must be quick_gelu or exact_gelu; got {module.activation}")
     config: dict[str, Any] = {
         "architectures": [_PLAIN[0] if module.projection_dim is None else _PROJECTED[0]],
         "model_type": "clip_text_model",
@@ -111,7 +107,7 @@ def to_config(module: ClipTextEncoder) -> dict[str, Any]:
         "num_hidden_layers": module.depth,
         "num_attention_heads": module.num_heads,
         "intermediate_size": scaled(module.hidden_size, module.mlp_ratio),
-        "hidden_act": activations[0],
+        "hidden_act": activation_name(module.activation, _ACTIVATIONS),
         "eos_token_id": _HIGHEST_ID if module.eos_id is None else module.eos_id,
         "layer_norm_eps": module.norm_eps,
     }
@@ -177,9 +173,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
         "eos_token_id": 49_407,
     }
     fields = read_config(config, optional=defaults, unused=_UNUSED)
-    if fields["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"hidden_act must be one of {sorted(ACTIVATIONS)}; got {fields['hidden_act']!r}")
-    return fields
+    return fields | {"hidden_act": read_activation(fields, "hidden_act", _ACTIVATIONS)}
 
 
 # A config without architectures has only the model_type, which both families share: then pass the family to load.

@@ -11,20 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import SongUNet, UNet2D
-from diffusers_fn.backbones.clip_text import exact_gelu
 from diffusers_fn.backbones.sizes import level_multipliers
 from diffusers_fn.pretrained import ncsnpp
+from diffusers_fn.pretrained.activations import activation_name, read_activation
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 from diffusers_fn.pretrained.unet2d_blocks import attention, check_choice, res_block
 
 __all__ = [
-    "ACTIVATIONS",
     "constants",
     "entries",
     "family",
@@ -35,7 +33,6 @@ __all__ = [
 ]
 
 
-ACTIVATIONS = {"silu": nn.silu, "swish": nn.silu, "mish": jax.nn.mish, "gelu": exact_gelu, "relu": nn.relu}
 _DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 _UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 _DEFAULTS: dict[str, Any] = {
@@ -87,7 +84,6 @@ def from_config(config: Mapping[str, Any]) -> UNet2D | SongUNet:
         if len(kinds) != len(fields["block_out_channels"]) or set(kinds) - set(known):
             raise ValueError(f"{name} must have one of {', '.join(known)} per width; got {fields[name]}")
     check_choice(fields, "mid_block_type", ("UNetMidBlock2D", None))
-    check_choice(fields, "act_fn", tuple(ACTIVATIONS))
     check_choice(fields, "downsample_padding", (0, 1))
     check_choice(fields, "downsample_type", ("conv", "resnet"))
     check_choice(fields, "upsample_type", ("conv", "resnet"))
@@ -119,7 +115,7 @@ def from_config(config: Mapping[str, Any]) -> UNet2D | SongUNet:
         class_time=fields["class_embed_type"] == "timestep",
         class_vectors=fields["class_embed_type"] == "identity",
         center_input=fields["center_input_sample"],
-        activation=ACTIVATIONS[fields["act_fn"]],
+        activation=read_activation(fields),
         scale_shift_norm=fields["resnet_time_scale_shift"] == "scale_shift",
         dropout=fields["dropout"],
         norm_groups=fields["norm_num_groups"],
@@ -138,11 +134,9 @@ def to_config(module: UNet2D | SongUNet) -> dict[str, Any]:
     """
     if isinstance(module, SongUNet):
         return ncsnpp.to_config(module)
-    names = {function: name for name, function in reversed(ACTIVATIONS.items())}
-    if module.in_channels is None or module.out_channels is None or module.activation not in names:
+    if module.in_channels is None or module.out_channels is None:
         raise ValueError(
-            f"in_channels, out_channels and a known activation ({', '.join(ACTIVATIONS)}) must be set; got "
-            f"{module.in_channels}, {module.out_channels} and {module.activation}"
+            f"in_channels and out_channels must be set; got {module.in_channels} and {module.out_channels}"
         )
     down, down_type = _block_types(module, "down", _DOWN_BLOCKS)
     up, up_type = _block_types(module, "up", _UP_BLOCKS)
@@ -165,7 +159,7 @@ def to_config(module: UNet2D | SongUNet) -> dict[str, Any]:
         "downsample_type": down_type,
         "upsample_type": up_type,
         "dropout": module.dropout,
-        "act_fn": names[module.activation],
+        "act_fn": activation_name(module.activation),
         "attention_head_dim": module.head_dim,
         "norm_num_groups": module.norm_groups,
         "attn_norm_num_groups": module.mid_attention_groups,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import UNet2DCondition
 from diffusers_fn.backbones.sizes import level_multipliers
+from diffusers_fn.pretrained.activations import activation_name, read_activation
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
 from diffusers_fn.pretrained.layouts import pointwise
@@ -91,7 +92,6 @@ def from_config(config: Mapping[str, Any]) -> UNet2DCondition:
     """
     fields = read_config(config, optional=_DEFAULTS, only=_ONLY, unused=_UNUSED)
     levels = len(fields["block_out_channels"])
-    _check_choice(fields, "act_fn", ("silu", "swish"))
     _check_choice(fields, "resnet_time_scale_shift", ("default", "scale_shift"))
     _check_choice(fields, "mid_block_type", ("UNetMidBlock2DCrossAttn", None))
     _check_choice(fields, "class_embed_type", (None, "timestep", "projection"))
@@ -125,6 +125,7 @@ def from_config(config: Mapping[str, Any]) -> UNet2DCondition:
         class_vector_dim=vector if class_type == "projection" else None,
         text_time_dims=(fields["addition_time_embed_dim"], vector) if added else None,
         time_cond_dim=fields["time_cond_proj_dim"],
+        activation=read_activation(fields),
         scale_shift_norm=fields["resnet_time_scale_shift"] == "scale_shift",
         dropout=fields["dropout"],
         linear_projection=fields["use_linear_projection"],
@@ -161,6 +162,7 @@ def to_config(module: UNet2DCondition) -> dict[str, Any]:
         "layers_per_block": _plain(module.num_res_blocks),
         "downsample_padding": module.downsample_padding[0],
         "dropout": module.dropout,
+        "act_fn": activation_name(module.activation),
         "norm_num_groups": module.norm_groups,
         "norm_eps": module.norm_eps,
         "cross_attention_dim": module.context_dim,

@@ -103,7 +103,7 @@ def make_train_step(
         pass over it. That suffices for Adam and AdamW: they keep a finite state finite if the squared gradients are.
 
     Raises:
-      ValueError: if ema_decay is outside [0, 1), or skip_nonfinite is none of its values.
+      ValueError: if ema_decay is outside [0, 1), or skip_nonfinite is not False, True or "gradients".
 
     >>> loss = lambda params, key, batch: (params["w"] * batch["x"], {})
     >>> optimizer = optax.sgd(0.1)

@@ -167,7 +167,7 @@ def test_latents_of_another_width_are_refused():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"act_fn": "relu"}, "act_fn must be 'silu' or 'swish'; got 'relu'"),
+        ({"act_fn": "elu"}, "act_fn must be one of silu, swish, mish, gelu, relu; got 'elu'"),
         ({"down_block_types": ["DownEncoderBlock2D"] * 2}, "must each have 1 names"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "attention at the same levels; got levels"),
         ({"codebook_size": 8}, "codebook_size is unknown"),

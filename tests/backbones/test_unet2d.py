@@ -75,7 +75,7 @@ CHANGES = {
     "class_time": True,
     "class_vectors": True,
     "center_input": True,
-    "activation": jax.nn.mish,
+    "activation": "mish",
     "scale_shift_norm": True,
     "dropout": 0.5,
     "learned_variance": True,

@@ -33,7 +33,7 @@ def recorded(name, call):
 def state_dict(name):
     """Returns the tensors of a case: random numbers that follow from their names (see meta.json)."""
     case = CASES[name]
-    tensors = {key: _draw(key, shape) for key, shape in case["tensors"].items()}
+    tensors = {key: drawn(key, shape) for key, shape in case["tensors"].items()}
     return tensors | {key: arrays()[f"{name}/constant/{key}"] for key in case["constants"]}
 
 
@@ -74,7 +74,8 @@ def cond_of(name, call):
     return given.get("label", given.get("y")) if family != "guided_classifier" else None
 
 
-def _draw(name, shape):
+def drawn(name, shape):
+    """Returns the random tensor that follows from a name (see meta.json)."""
     n = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith("bias"):
         n = 0.1 * n

@@ -255,7 +255,7 @@ def test_every_plain_field_of_a_backbone_can_be_set(name):
     """To its default, to the same with lists for tuples, and from text, as on the command line."""
     section = default_backbone(name)
     module = BACKBONES[name].module
-    functions = {"attention_fn", "activation", "conv_fn"}
+    functions = {"attention_fn", "conv_fn"}
     own = {field.name for field in dataclasses.fields(module)} - {"parent", "name"} - functions
     assert own <= set(section)
     for field in backbone_fields(name):

@@ -18,6 +18,7 @@ them. Three things differ:
 (1, 8, 8, 4)
 """
 
+from diffusers_fn.backbones.ops.activations import ACTIVATIONS, Activation, activation, exact_gelu, quick_gelu
 from diffusers_fn.backbones.ops.attention import dot_product_attention
 from diffusers_fn.backbones.ops.conv import Conv
 from diffusers_fn.backbones.ops.dense import Dense, DenseGeneral
@@ -28,6 +29,8 @@ from diffusers_fn.backbones.ops.network import ConvNetwork, Module
 from diffusers_fn.backbones.ops.norms import GroupNorm, LayerNorm
 
 __all__ = [
+    "ACTIVATIONS",
+    "Activation",
     "Conv",
     "ConvNetwork",
     "Dense",
@@ -38,11 +41,14 @@ __all__ = [
     "LayerNorm",
     "Lazy",
     "Module",
+    "activation",
     "array",
     "dot_product_attention",
+    "exact_gelu",
     "gelu",
     "lazily",
     "modulate",
+    "quick_gelu",
     "silu",
     "take_rows",
 ]

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from diffusers_fn.backbones.ops.activations import exact_gelu
+
 __all__ = ["Lazy", "array", "gelu", "lazily", "modulate", "silu", "then"]
 
 _Function = Callable[..., jax.Array]
@@ -94,7 +96,7 @@ def gelu(x: jax.Array | Lazy, *, approximate: bool = True) -> Any:
     >>> round(array(gelu(jnp.ones(1), approximate=False)).item(), 4)
     0.8413
     """
-    return lazily(jax.nn.gelu if approximate else _exact_gelu)(x)
+    return lazily(jax.nn.gelu if approximate else exact_gelu)(x)
 
 
 def modulate(x: jax.Array | Lazy, scale: jax.Array, shift: jax.Array) -> Any:
@@ -146,7 +148,3 @@ class _Checkpointed:
 
 def _scale_and_shift(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     return x * (1 + scale) + shift
-
-
-def _exact_gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
