@@ -1,0 +1,16 @@
+"""Imports of the packages in the extra `text`."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = ["import_extra"]
+
+
+def import_extra(name: str) -> ModuleType:
+    """Returns a module of the extra `text`; ValueError with the command that installs it if it is absent."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"tokenizing needs the package {name}: pip install 'diffusers_fn[text]'") from error
