@@ -7,12 +7,15 @@ from diffusers_fn.backbones.classifier import Classifier
 from diffusers_fn.backbones.clip_text import ClipTextEncoder
 from diffusers_fn.backbones.dhariwal_unet import DhariwalUNet
 from diffusers_fn.backbones.dit import DiT
+from diffusers_fn.backbones.flux import Flux
 from diffusers_fn.backbones.mlp import MLP
 from diffusers_fn.backbones.mlp_classifier import MLPClassifier
+from diffusers_fn.backbones.mmdit import MMDiT
 from diffusers_fn.backbones.self_conditioned import SelfConditioned
 from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
+from diffusers_fn.backbones.t5 import T5Encoder
 from diffusers_fn.backbones.two_time_conditioned import TwoTimeConditioned
 from diffusers_fn.backbones.unet import UNet
 from diffusers_fn.backbones.unet1d import UNet1D
@@ -28,13 +31,16 @@ __all__ = [
     "ClipTextEncoder",
     "DhariwalUNet",
     "DiT",
+    "Flux",
     "MLPClassifier",
+    "MMDiT",
     "SelfConditioned",
     "SimpleAutoencoder",
     "SimpleDecoder",
     "SimpleEncoder",
     "SongUNet",
     "SuperResolution",
+    "T5Encoder",
     "TwoTimeConditioned",
     "UNet",
     "UNet1D",

@@ -1,4 +1,4 @@
-"""Checks the conditioning arrays of a text-conditioned U-Net before tracing: their names and shapes.
+"""Checks the conditioning arrays of a text-conditioned network before tracing: their names and shapes.
 
 B is the batch size.
 """
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["add_residuals", "checked", "table_rows"]
+__all__ = ["add_residuals", "check_shapes", "checked", "named", "num_tokens", "table_rows"]
 
 
 def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, Any]:
@@ -22,10 +22,22 @@ def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, A
     >>> sorted(checked({"context": jnp.zeros([2, 77, 768]), "mid_residual": None}, UNet2DCondition.sd1(), 2))
     ['context']
     """
+    found = named(cond, _takes(net))
+    check_shapes(found, _shapes(found, net, batch))
+    return found
+
+
+def named(cond: Mapping[str, Any] | None, takes: Mapping[str, bool]) -> dict[str, Any]:
+    """Returns the conditioning as a dict, without entries that are None. takes: {name: whether it is required}.
+
+    Raises ValueError for arrays that are missing or unknown, with those that the network takes.
+
+    >>> named({"context": 1, "guidance": None}, {"context": True, "guidance": False})
+    {'context': 1}
+    """
     cond = {} if cond is None else cond
     if not isinstance(cond, Mapping):
         raise ValueError(f"cond must be a dict of arrays; got {type(cond).__name__}")
-    takes = _takes(net)
     missing = [name for name, needed in takes.items() if needed and cond.get(name) is None]
     unknown = sorted(set(cond) - set(takes))
     if missing or unknown:
@@ -33,12 +45,27 @@ def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, A
             f"cond must hold {[name for name, needed in takes.items() if needed]} and may hold "
             f"{[name for name, needed in takes.items() if not needed]}; missing {missing}, unknown {unknown}"
         )
-    found = {name: value for name, value in cond.items() if value is not None}
-    for name, shape in _shapes(found, net, batch).items():
-        if name in found and found[name].shape != shape:
+    return {name: value for name, value in cond.items() if value is not None}
+
+
+def check_shapes(cond: Mapping[str, Any], shapes: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ValueError for an array of the conditioning that has not its shape; a letter in it is any length.
+
+    >>> check_shapes({"context": jnp.zeros([2, 77, 768])}, {"context": (2, 77, 768)})
+    """
+    for name, shape in shapes.items():
+        if name in cond and cond[name].shape != shape:
             listed = ", ".join(str(size) for size in shape)
-            raise ValueError(f"cond[{name!r}] must have shape [{listed}]; got {list(found[name].shape)}")
-    return found
+            raise ValueError(f"cond[{name!r}] must have shape [{listed}]; got {list(cond[name].shape)}")
+
+
+def num_tokens(cond: Mapping[str, Any]) -> int | str:
+    """Returns the number of tokens of the context, or "M" if it is not known.
+
+    >>> num_tokens({"context": jnp.zeros([2, 77, 768])})
+    77
+    """
+    return cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
 
 
 def table_rows(labels: Any, num_classes: int, batch: int) -> jax.Array:
@@ -97,7 +124,7 @@ def _takes(net: Any) -> dict[str, bool]:
 
 def _shapes(cond: Mapping[str, Any], net: Any, batch: int) -> dict[str, tuple[Any, ...]]:
     """Returns {name: shape} of the arrays whose shape is known; a letter stands for any length."""
-    tokens = cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
+    tokens = num_tokens(cond)
     shapes: dict[str, tuple[Any, ...]] = {
         "context": (batch, tokens, net.text_dim or net.context_dim),
         "context_mask": (batch, tokens),
