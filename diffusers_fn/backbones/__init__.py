@@ -11,6 +11,7 @@ from diffusers_fn.backbones.flux import Flux
 from diffusers_fn.backbones.mlp import MLP
 from diffusers_fn.backbones.mlp_classifier import MLPClassifier
 from diffusers_fn.backbones.mmdit import MMDiT
+from diffusers_fn.backbones.pixart import PixArt
 from diffusers_fn.backbones.self_conditioned import SelfConditioned
 from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
@@ -34,6 +35,7 @@ __all__ = [
     "Flux",
     "MLPClassifier",
     "MMDiT",
+    "PixArt",
     "SelfConditioned",
     "SimpleAutoencoder",
     "SimpleDecoder",
