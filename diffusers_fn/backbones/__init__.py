@@ -1,10 +1,11 @@
 """Networks: flax modules of arrays alone, called as net.apply(variables, x, t, cond, train=...)."""
 
-from diffusers_fn.backbones import diagonal_gaussian, ops, tiling
+from diffusers_fn.backbones import controlnet, diagonal_gaussian, ops, tiling
 from diffusers_fn.backbones.autoencoder_kl import AutoencoderKL
 from diffusers_fn.backbones.class_context import ClassContext
 from diffusers_fn.backbones.classifier import Classifier
 from diffusers_fn.backbones.clip_text import ClipTextEncoder
+from diffusers_fn.backbones.controlnet import ControlNet
 from diffusers_fn.backbones.dhariwal_unet import DhariwalUNet
 from diffusers_fn.backbones.dit import DiT
 from diffusers_fn.backbones.flux import Flux
@@ -30,6 +31,7 @@ __all__ = [
     "ClassContext",
     "Classifier",
     "ClipTextEncoder",
+    "ControlNet",
     "DhariwalUNet",
     "DiT",
     "Flux",
@@ -49,6 +51,7 @@ __all__ = [
     "UNet2D",
     "UNet2DCondition",
     "UViT",
+    "controlnet",
     "diagonal_gaussian",
     "ops",
     "tiling",

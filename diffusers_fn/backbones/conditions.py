@@ -13,16 +13,19 @@ import numpy as np
 __all__ = ["add_residuals", "check_shapes", "checked", "named", "num_tokens", "table_rows"]
 
 
-def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, Any]:
-    """Returns the conditioning of a `UNet2DCondition` for B = batch as a dict, without entries that are None.
+def checked(cond: Mapping[str, Any] | None, net: Any, batch: int, own: Mapping[str, bool]) -> dict[str, Any]:
+    """Returns the conditioning of a `TextConditioned` network for B = batch as a dict, without entries that are None.
+
+    own: what this kind of network takes besides, {name: whether it is required}.
 
     Raises ValueError for arrays that are missing, unknown or of a wrong shape, with those that the network takes.
 
     >>> from diffusers_fn.backbones import UNet2DCondition
-    >>> sorted(checked({"context": jnp.zeros([2, 77, 768]), "mid_residual": None}, UNet2DCondition.sd1(), 2))
-    ['context']
+    >>> net = UNet2DCondition(channel_multipliers=(1,), transformer_depths=(0,), mid_depth=None)
+    >>> checked({"extra": 1, "other": None}, net, 2, {"extra": False, "other": False})
+    {'extra': 1}
     """
-    found = named(cond, _takes(net))
+    found = named(cond, _takes(net) | own)
     check_shapes(found, _shapes(found, net, batch))
     return found
 
@@ -110,8 +113,7 @@ def add_residuals(name: str, saved: list[jax.Array], residuals: Sequence[jax.Arr
 def _takes(net: Any) -> dict[str, bool]:
     """Returns {name of a conditioning array of the network: whether it is required}."""
     takes: dict[str, bool] = {}
-    levels = range(len(net.channel_multipliers))
-    if net.mid_depth is not None or any(any(net.depths(level, up=up)) for level in levels for up in (False, True)):
+    if net.attends():
         takes |= {"context": True, "context_mask": False}
     if net.num_classes is not None or net.class_time or net.class_vector_dim is not None:
         takes["class_labels"] = True
@@ -119,7 +121,7 @@ def _takes(net: Any) -> dict[str, bool]:
         takes |= {"text_embeds": True, "time_ids": True}
     if net.time_cond_dim is not None:
         takes["timestep_cond"] = False
-    return takes | {"down_residuals": False, "mid_residual": False}
+    return takes
 
 
 def _shapes(cond: Mapping[str, Any], net: Any, batch: int) -> dict[str, tuple[Any, ...]]:

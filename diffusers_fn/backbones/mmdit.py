@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, conditions, embeddings, ops, patches
+from diffusers_fn.backbones.embeddings import EmbeddingMLP
 from diffusers_fn.backbones.joint_attention import JointBlock
 from diffusers_fn.backbones.sizes import scaled
-from diffusers_fn.backbones.unet2d_condition import EmbeddingMLP
 
 __all__ = ["MMDiT", "text_and_time"]
 

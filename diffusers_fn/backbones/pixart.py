@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, conditions, embeddings, ops, patches, transformer
+from diffusers_fn.backbones.embeddings import EmbeddingMLP
 from diffusers_fn.backbones.sizes import scaled
 from diffusers_fn.backbones.spatial_transformer import CrossAttention
-from diffusers_fn.backbones.unet2d_condition import EmbeddingMLP
 
 __all__ = ["PixArt", "PixArtBlock"]
 

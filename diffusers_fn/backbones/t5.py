@@ -203,6 +203,8 @@ def position_buckets(distances: np.ndarray, num_buckets: int = 32, max_distance:
     half = num_buckets // 2
     exact = half // 2
     size = np.abs(distances)
-    ratio = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+    ratio = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(max_distance / exact)
+    )
     large = exact + (ratio * np.float32(half - exact)).astype(np.int64)
     return half * (distances > 0) + np.where(size < exact, size, np.minimum(large, half - 1))

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from diffusers_fn.pretrained import (
     autoencoder_kl,
     clip_text,
+    controlnet,
     dit,
     dit_diffusers,
     edm,
@@ -37,6 +38,7 @@ FAMILIES = {
     "autoencoder_kl": autoencoder_kl.family,
     "clip_text": clip_text.family,
     "clip_text_projected": clip_text.projected_family,
+    "controlnet": controlnet.family,
     "dit": dit.family,
     "dit_diffusers": dit_diffusers.family,
     "edm": edm.family,
