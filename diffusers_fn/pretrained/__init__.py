@@ -59,8 +59,22 @@ from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 from diffusers_fn.pretrained.load import FAMILIES, load
 from diffusers_fn.pretrained.save import save
+from diffusers_fn.pretrained.schedulers import Plan, Scheduler, load_scheduler
 
-__all__ = ["FAMILIES", "Constant", "Entry", "Family", "from_torch", "load", "read_config", "save", "to_torch"]
+__all__ = [
+    "FAMILIES",
+    "Constant",
+    "Entry",
+    "Family",
+    "Plan",
+    "Scheduler",
+    "from_torch",
+    "load",
+    "load_scheduler",
+    "read_config",
+    "save",
+    "to_torch",
+]
 
 
 def __dir__() -> list[str]:
