@@ -99,7 +99,7 @@ def load_scheduler(source: str | os.PathLike[str] | Mapping[str, Any]) -> Schedu
     >>> plan.timesteps, plan.init_scale, scheduler.parameterization.name
     (array([751., 501., 251.,   1.]), 1.0, 'epsilon')
     """
-    config = _read(source)
+    config = read_config(source)
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in KINDS:
         reason = f": {REFUSED[name]}" if name in REFUSED else ""
@@ -214,7 +214,7 @@ class _TransformedStep:
         return self.step(key, self.transform(denoise), state, row)
 
 
-def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+def read_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     path = pathlib.Path(source)
