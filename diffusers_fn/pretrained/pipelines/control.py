@@ -38,7 +38,9 @@ def condition(control: Control, plan: Plan, batch: int) -> dict[str, Any]:
     if not 0 <= control.start <= control.end <= 1:
         raise ValueError(f"start and end of the control must satisfy 0 <= start <= end <= 1; got {control[2:4]}")
     if control.image.ndim != 4 or control.image.shape[0] not in (1, batch):
-        raise ValueError(f"the image of the control must have shape [{batch}, H, W, C]; got {list(control.image.shape)}")
+        raise ValueError(
+            f"the image of the control must have shape [{batch}, H, W, C]; got {list(control.image.shape)}"
+        )
     timesteps = plan.timesteps
     num = len(timesteps)
     on = [i for i in range(num) if i / num >= control.start and (i + 1) / num <= control.end]

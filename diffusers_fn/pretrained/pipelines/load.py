@@ -57,11 +57,17 @@ def load_pipeline(
         raise ValueError(f"{path} is no pipeline: it has no model_index.json. For one network use pretrained.load")
     index = read_json(path / "model_index.json")
     kind = _kind(index.get("_class_name"))
-    present = [name for name, entry in index.items() if isinstance(entry, list) and all(isinstance(e, str) for e in entry)]
+    present = [
+        name for name, entry in index.items() if isinstance(entry, list) and all(isinstance(e, str) for e in entry)
+    ]
     network = "unet" if "unet" in present else "transformer"
     wanted = [network, "vae", *dict.fromkeys(kind.tokenizers.values())]
     optional = {"text_encoder_3"} if kind is KINDS["sd3"] else set()
-    missing = [name for name in wanted if name not in optional | set(present) or not (name not in present or (path / name).is_dir())]
+    missing = [
+        name
+        for name in wanted
+        if name not in optional | set(present) or not (name not in present or (path / name).is_dir())
+    ]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}, parts of a {index['_class_name']}")
     names = [name for name in wanted if name in present]
@@ -70,9 +76,7 @@ def load_pipeline(
     for name, source in sources.items():
         module, params[name] = load(source, sharding=sharding, dtype=dtype)
         modules[name] = module if dtype is None else module.clone(dtype=dtype)
-    tokenizers = {
-        name: load_tokenizer(path / name) for name, encoder in kind.tokenizers.items() if encoder in modules
-    }
+    tokenizers = {name: load_tokenizer(path / name) for name, encoder in kind.tokenizers.items() if encoder in modules}
     for name, encoder in kind.tokenizers.items():
         if encoder in modules:
             _check_vocabulary(path / name, tokenizers[name].vocab_size, modules[encoder])

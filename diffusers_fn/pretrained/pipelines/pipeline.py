@@ -125,4 +125,3 @@ def _tokenize(
             length = max_length
         found[name] = tokenize(tokenizer, text if text is not None else "", length)
     return found
-

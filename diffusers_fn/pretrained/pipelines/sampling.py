@@ -111,7 +111,9 @@ def draw(parts: Parts, params: Params, key: jax.Array, tokens: Texts, options: O
     if parts.kind.embeds_guidance:
         scale = options.true_cfg_scale
     if takes_mask(parts):
-        shared["channels"] = known_channels(parts, params, mask_key, options.image, options.mask, (batch, *shape), encode)
+        shared["channels"] = known_channels(
+            parts, params, mask_key, options.image, options.mask, (batch, *shape), encode
+        )
 
     noise = _random.normal(start_key, jnp.zeros((batch, *shape))) if latents is None else jnp.asarray(latents)
     known = None
