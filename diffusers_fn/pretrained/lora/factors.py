@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from diffusers_fn.pretrained.module_names import module_name
 
 __all__ = ["Factors", "Lora", "kernels", "update"]

@@ -15,8 +15,8 @@ from diffusers_fn.guidance import classifier_free, linear, rescaled
 from diffusers_fn.guidance.rules import Rule
 from diffusers_fn.levels import add_noise
 from diffusers_fn.pretrained.pipelines import control as controls
-from diffusers_fn.pretrained.pipelines.inputs import check_tokens, latent_shape, make_plan, size_of
 from diffusers_fn.pretrained.pipelines.inpainting import keeping, known_channels, latent_mask
+from diffusers_fn.pretrained.pipelines.inputs import check_tokens, latent_shape, make_plan, size_of
 from diffusers_fn.pretrained.pipelines.parts import Cond, Parts
 from diffusers_fn.pretrained.schedulers import Plan
 from diffusers_fn.sampling import Samples, sample
