@@ -286,7 +286,7 @@ def dynamic_threshold(
 
 
 def check_pure_noise(denoise: Denoiser, levels: Level, x: jax.Array) -> None:
-    """Raises the denoiser's error for pure noise, or clean data, before a scan traces the levels and hides their values.
+    """Raises the denoiser's error for pure noise, or clean data, before a scan traces the levels and hides them.
 
     Args:
       denoise: traced once, at the first level with alpha = 0, and at the first one with sigma = 0; nothing is computed.

@@ -1,4 +1,4 @@
-"""`load_scheduler`: configs of published pipelines, cuts of a loop, compilations, messages, and its page of the docs."""
+"""`load_scheduler`: configs of published pipelines, cuts of a loop, compilations, messages, and its docs."""
 
 import json
 import pathlib
@@ -75,9 +75,11 @@ def test_strength_runs_the_last_steps_from_their_level():
     scheduler = load_scheduler(DPM)
     whole, part = scheduler.plan(20), scheduler.plan(20, strength=0.35)
     np.testing.assert_array_equal(part.timesteps, whole.timesteps[-7:])
-    assert part.start.sigma == whole.solver.rows.level.sigma[13] and part.start.t == whole.timesteps[13]
+    assert part.start.sigma == whole.solver.rows.level.sigma[13]
+    assert part.start.t == whole.timesteps[13]
     # the first step of a multistep method has no history: order one
-    assert part.solver.rows.m[0, 1] == 0 and whole.solver.rows.m[13, 1] != 0
+    assert part.solver.rows.m[0, 1] == 0
+    assert whole.solver.rows.m[13, 1] != 0
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
@@ -212,7 +214,9 @@ def test_options_of_other_classes_and_metadata_change_nothing():
 def test_tables_are_float64_on_the_host(name):
     plan = load_scheduler({"_class_name": name}).plan(6)
     for leaf in jax.tree.leaves((plan.solver.rows, plan.start)):
-        assert isinstance(leaf, np.ndarray | np.float64) and leaf.dtype == np.float64 and np.all(np.isfinite(leaf))
+        assert isinstance(leaf, np.ndarray | np.float64)
+        assert leaf.dtype == np.float64
+        assert np.all(np.isfinite(leaf))
 
 
 def _section(title):
@@ -245,4 +249,5 @@ def test_the_example_of_the_page_runs():
     code = re.search(r"```python\n(.*?)```", _section("From a scheduler_config.json"), re.DOTALL).group(1)
     values = {}
     exec(code, values)
-    assert values["images"].shape == (1, 8, 8, 4) and bool(jnp.all(jnp.isfinite(values["images"])))
+    assert values["images"].shape == (1, 8, 8, 4)
+    assert bool(jnp.all(jnp.isfinite(values["images"])))
