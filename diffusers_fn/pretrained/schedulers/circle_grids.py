@@ -146,5 +146,6 @@ def _grid(sigmas: np.ndarray, labels: np.ndarray, table: np.ndarray, options: Op
 def _with_end(grid: Grid, ratio: float, space: str) -> Grid:
     """The grid that ends at a sigma; where that is the last one again, a hair below, as steps have a length."""
     last = grid.levels.sigma[-1] if space == "flow" else grid.levels.sigma[-1] / grid.levels.alpha[-1]
-    ratio = last * (1.0 - 1e-10) if np.isclose(ratio, last, rtol=1e-9, atol=0.0) else ratio
-    return grid._replace(end=at_ratio(np.float64(ratio), np.float64(0.0), space=space))
+    repeats = bool(np.isclose(ratio, last, rtol=1e-9, atol=0.0))
+    ratio = last * (1.0 - 1e-10) if repeats else ratio
+    return grid._replace(end=at_ratio(np.float64(ratio), np.float64(0.0), space=space), repeats=repeats)

@@ -19,7 +19,7 @@ from diffusers_fn.pretrained.schedulers.circle_grids import (
     clipped_length,
 )
 from diffusers_fn.pretrained.schedulers.heads import circle, thresholding
-from diffusers_fn.pretrained.schedulers.kinds import Grid, Kind, Options, check_order, plan_levels, steps
+from diffusers_fn.pretrained.schedulers.kinds import Grid, Kind, Options, check_order, plan_levels, quiet_repeat, steps
 from diffusers_fn.pretrained.schedulers.spacings import (
     exponential_sigmas,
     flow_shifted,
@@ -60,7 +60,7 @@ def multistep(options: Options, grid: Grid, first: int, run: Options) -> tuple[S
     few = bool(options["lower_order_final"]) and grid.levels.t.size < 15
     ends_low = not final_denoise and (few or bool(options["euler_at_final"]))
     used = step_orders(levels.t.size - 1, options["solver_order"], few, ends_low)
-    return _solver(levels[:-1], levels[1:], levels, used, form, options), final_denoise
+    return quiet_repeat(_solver(levels[:-1], levels[1:], levels, used, form, options), grid), final_denoise
 
 
 def _solver(
@@ -139,13 +139,13 @@ def _singlestep(options: Options, grid: Grid, first: int, run: Options) -> tuple
         groups = groups[:-1]
     if options["algorithm_type"] == "sde-dpmsolver++" and options["solver_type"] == "heun" and 3 in groups:
         raise ValueError(
-            "the third order of sde-dpmsolver++ with solver_type 'heun' is not available in single steps: its last term "
-            "has a wrong sign in the reference. Use solver_type midpoint, or solver_order 2"
+            "the third order of sde-dpmsolver++ with solver_type 'heun' is not available in single steps: its last "
+            "term has a wrong sign in the reference. Use solver_type midpoint, or solver_order 2"
         )
     solver = singlestep(
         levels, groups, _form(options), eta=_eta(options), taylor=options["solver_type"] == "heun", nested=True
     )
-    return solver, final_denoise
+    return quiet_repeat(solver, grid), final_denoise
 
 
 def _evaluation_orders(options: Options, num_steps: int) -> list[int]:

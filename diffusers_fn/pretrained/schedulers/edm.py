@@ -31,9 +31,9 @@ def _labelled_grid(
         sigmas = karras_sigmas(low, high, num_steps if ramp is None else ramp, options["rho"])
     else:
         sigmas = exponential_sigmas(low, high, num_steps)
-    # sigma_min comes twice: a hair below, as steps have a length.
-    end = clean() if options["final_sigmas_type"] == "zero" else at_ratio(sigmas[-1] * (1.0 - 1e-10), 0.0, space="ve")
-    return Grid(at_ratio(sigmas, label(sigmas), space="ve"), end, num_sigmas=num_steps)
+    repeats = options["final_sigmas_type"] == "sigma_min"
+    end = at_ratio(sigmas[-1] * (1.0 - 1e-10), 0.0, space="ve") if repeats else clean()
+    return Grid(at_ratio(sigmas, label(sigmas), space="ve"), end, num_sigmas=num_steps, repeats=repeats)
 
 
 def _grid(options: Options, num_steps: int, run: Options) -> Grid:

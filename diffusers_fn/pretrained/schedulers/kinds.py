@@ -6,6 +6,7 @@ level that it ends at; a solver is the table of the steps between them, which `s
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,19 @@ from diffusers_fn.levels import Level, append
 from diffusers_fn.parameterizations import Parameterization
 from diffusers_fn.solvers.base import Solver, linear_solver
 
-__all__ = ["CLIP", "DYNAMIC", "FLOW", "GRIDS", "SPACING", "TABLE", "THRESHOLD", "Grid", "Kind", "Options"]
+__all__ = [
+    "CLIP",
+    "DYNAMIC",
+    "FLOW",
+    "GRIDS",
+    "SPACING",
+    "TABLE",
+    "THRESHOLD",
+    "Grid",
+    "Kind",
+    "Options",
+    "quiet_repeat",
+]
 
 Options = Mapping[str, Any]
 
@@ -46,12 +59,14 @@ class Grid(NamedTuple):
       end: Level[], where the last step ends; sigma = 0 for clean data.
       ends: Level[N], where each step ends, if that is not the next level.
       num_sigmas: the number of intervals that the reference counts, for the churn of a step.
+      repeats: whether the last level and `end` are one level, which is written a hair below, as steps have a length.
     """
 
     levels: Level
     end: Level
     ends: Level | None = None
     num_sigmas: int = 0
+    repeats: bool = False
 
 
 class Kind(NamedTuple):
@@ -136,6 +151,16 @@ def solver_from_steps(
         noise=noise,
     )
     return table, denoises
+
+
+def quiet_repeat(solver: Solver, grid: Grid) -> Solver:
+    """Returns the solver without noise in the last step if that has no length, but for a hair (`Grid.repeats`)."""
+    rows = solver.rows
+    if not grid.repeats or rows.noise is None:
+        return solver
+    noise = np.array(rows.noise)
+    noise[-2] = 0.0  # the last row is the final denoise, which is not run
+    return dataclasses.replace(solver, rows=dataclasses.replace(rows, noise=noise))
 
 
 def check_order(options: Options, name: str, highest: int) -> None:

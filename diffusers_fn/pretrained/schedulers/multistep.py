@@ -10,7 +10,7 @@ import numpy as np
 from diffusers_fn.levels import Level
 from diffusers_fn.pretrained.schedulers.circle_grids import CHOICES, OPTIONS, check_grids, circle_grid, unipc_grid
 from diffusers_fn.pretrained.schedulers.heads import circle, thresholding
-from diffusers_fn.pretrained.schedulers.kinds import Grid, Kind, Options, check_order, plan_levels
+from diffusers_fn.pretrained.schedulers.kinds import Grid, Kind, Options, check_order, plan_levels, quiet_repeat
 from diffusers_fn.solvers.adams import deis
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import data_prediction, noise_prediction
@@ -67,7 +67,7 @@ def _sa_solver(options: Options, grid: Grid, first: int, run: Options) -> tuple[
         lower_order_final=lower,
         euler_at_final=lower,
     )
-    return solver, final_denoise
+    return quiet_repeat(solver, grid), final_denoise
 
 
 def _tau(tau_func: Callable[[float], float] | None) -> Callable[[Level], np.ndarray]:

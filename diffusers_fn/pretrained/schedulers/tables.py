@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusers_fn import noise_schedules
 from diffusers_fn.levels import Level
+from diffusers_fn.noise_schedules.betas import check_betas
 from diffusers_fn.pretrained.schedulers.kinds import Options
 
 __all__ = ["BETAS", "alphas_cumprod", "at_ratio", "at_timesteps", "clean", "ratios", "time_of"]
@@ -41,7 +42,7 @@ def alphas_cumprod(options: Options, *, almost_zero: bool = False) -> np.ndarray
     """
     trained = options["trained_betas"]
     fields = (options["num_train_timesteps"], options["beta_start"], options["beta_end"], options["beta_schedule"])
-    table = _alphas_cumprod(*fields) if trained is None else np.cumprod(1.0 - noise_schedules.check_betas(trained))
+    table = _alphas_cumprod(*fields) if trained is None else np.cumprod(1.0 - check_betas(trained))
     if not options.get("rescale_betas_zero_snr"):
         return table
     betas = 1.0 - table / np.concatenate([[1.0], table[:-1]])
