@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -38,8 +39,16 @@ KINDS: Mapping[str, Kind] = {
 _CUTS = {"strength": None, "denoising_start": None, "denoising_end": None}
 
 
-class Plan(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["solver", "timesteps", "init_scale", "start"],
+    meta_fields=["final_denoise"],
+)
+@dataclasses.dataclass(frozen=True)
+class Plan:
     """What runs a reference's loop: `sample(key, denoise, plan.solver, x, final_denoise=plan.final_denoise)`.
+
+    A pytree that passes through jit: plans whose tables have one shape share a compilation.
 
     Attributes:
       solver: the table of the loop, float64 on the host; it clips or thresholds x0_hat where the config does.
