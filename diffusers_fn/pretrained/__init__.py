@@ -59,8 +59,21 @@ from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 from diffusers_fn.pretrained.load import FAMILIES, load
 from diffusers_fn.pretrained.save import save
+from diffusers_fn.pretrained.single_file import SingleFile, load_single_file
 
-__all__ = ["FAMILIES", "Constant", "Entry", "Family", "from_torch", "load", "read_config", "save", "to_torch"]
+__all__ = [
+    "FAMILIES",
+    "Constant",
+    "Entry",
+    "Family",
+    "SingleFile",
+    "from_torch",
+    "load",
+    "load_single_file",
+    "read_config",
+    "save",
+    "to_torch",
+]
 
 
 def __dir__() -> list[str]:
