@@ -131,12 +131,9 @@ def _published(part: str, kind: str, tensors: Mapping[str, StoredTensor]) -> nn.
         return ClipTextEncoder.open_clip_g()
     if part == "text_encoder":
         return ClipTextEncoder.open_clip_h() if kind == "sd2" else ClipTextEncoder()
-    channels = {
-        "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
-        "out_channels": tensors["out.2.bias"].shape[0],
-    }
     make = {"sd1": UNet2DCondition.sd1, "sd2": UNet2DCondition.sd2, "sdxl": UNet2DCondition.sdxl}
-    return make.get(kind, UNet2DCondition.sdxl_refiner)(**channels)
+    first = tensors["input_blocks.0.0.weight"]  # of 9 channels for inpainting
+    return make.get(kind, UNet2DCondition.sdxl_refiner)(in_channels=first.shape[1])
 
 
 def _configured(part: str, family: Family, config: Any) -> nn.Module:

@@ -148,7 +148,7 @@ def test_misuse_is_explained(fields, ids, mask, message):
 
 
 def test_configs_and_networks_that_are_not_of_this_family_are_refused():
-    with pytest.raises(ValueError, match="feed_forward_proj must be one of .*; got 'gated-silu'"):
+    with pytest.raises(ValueError, match=r"feed_forward_proj must be one of .*; got 'gated-silu'"):
         t5.from_config({"feed_forward_proj": "gated-silu"})
     with pytest.raises(ValueError, match="a config can hold the feed-forward layers"):
         t5.to_config(T5Encoder(gated_mlp=False))
