@@ -36,6 +36,14 @@ def entries(table: jax.Array, index: jax.Array) -> jax.Array:
     return table.at[index].get(out_sharding=split.update(spec=spec) if split.mesh.explicit_axes else None)
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """Returns the array with no axis split over mesh axes of type Explicit, gathered if one was."""
+    split = jax.typeof(x).sharding
+    if not split.mesh.explicit_axes or all(part is None for part in split.spec):
+        return x
+    return jax.sharding.reshard(x, split.update(spec=jax.sharding.PartitionSpec(*(None,) * x.ndim)))
+
+
 def working_dtype(*arrays: Any) -> Any:
     """Returns the dtype for computations with arrays: theirs, but at least float32 (float64 only if JAX enables it)."""
     double = any(a.dtype == np.float64 for a in arrays)

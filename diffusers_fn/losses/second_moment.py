@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import entries
+from diffusers_fn._arrays import entries, whole
 
 __all__ = ["LossSecondMoment", "draw_times", "loss_second_moment", "time_probabilities", "update_loss_second_moment"]
 
@@ -102,4 +102,4 @@ def update_loss_second_moment(record: LossSecondMoment, t: jax.Array, losses: ja
         count = jnp.minimum(count + 1, size)
         return LossSecondMoment(record.history.at[t].set(row), record.count.at[t].set(count)), None
 
-    return jax.lax.scan(enter, record, (t, losses))[0]
+    return jax.lax.scan(enter, record, (whole(t), whole(losses)))[0]
