@@ -1,8 +1,8 @@
 """Private helpers for the mesh axes of pmap and shard_map: which axes an array varies over, and making it vary.
 
-shard_map with its default check_vma=True tracks in the type of an array over which axes it varies from device to device,
-and the gradient with respect to an array that does not vary is summed over the axes. Under pmap and check_vma=False the
-types have no such record: all helpers then see arrays that vary over no axis.
+With its default check_vma=True, shard_map records in the type of an array the axes over which it varies, and the gradient
+with respect to an array that does not vary is summed over the devices. Under pmap and check_vma=False the types record
+nothing: all arrays then seem to vary over no axis.
 """
 
 from __future__ import annotations

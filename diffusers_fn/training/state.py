@@ -10,7 +10,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-
 from jax.sharding import PartitionSpec
 
 from diffusers_fn import _random
@@ -133,7 +132,7 @@ def make_train_step(
         raise ValueError(f"skip_nonfinite must be False, True or 'gradients'; got {skip_nonfinite!r}")
     if axis_name is None and reduce is not None and update_extras is not None:
         raise ValueError(
-            "update_extras needs the metrics of all examples: pass axis_name, the axis that `reduce` takes the mean over"
+            "update_extras needs the metrics of all examples: pass axis_name, the axis that `reduce` averages over"
         )
     if axis_name is None and param_specs is not None:
         raise ValueError("param_specs needs axis_name, the axes of pmap or shard_map that split the parameters")

@@ -188,7 +188,7 @@ def shards(layout, way, optimizer, state=None, **options):
 CASES = [("fsdp", way) for way in WAYS] + [("data and fsdp", way) for way in WAYS[1:]]
 
 
-@pytest.mark.parametrize("layout, way", CASES)
+@pytest.mark.parametrize(("layout", "way"), CASES)
 def test_norms_and_clipping_of_shards(layout, way):
     optimizer = optax.chain(training.clip_by_global_norm(0.5), optax.sgd(RATE))
     check(shards(layout, way, optimizer), descent(0.5))
@@ -208,7 +208,7 @@ def test_accumulated_gradients_of_shards(way):
 
 
 @pytest.mark.parametrize("mode", [True, "gradients"])
-@pytest.mark.parametrize("layout, way", CASES)
+@pytest.mark.parametrize(("layout", "way"), CASES)
 def test_all_devices_skip_the_same_step(layout, way, mode):
     """A number that is not finite in one shard alone: of the update with True, of the gradient with "gradients"."""
 
@@ -225,7 +225,8 @@ def test_all_devices_skip_the_same_step(layout, way, mode):
         state = training.make_train_state({**state.params, "w": state.params["w"].at[3].set(jnp.nan)}, optimizer)
     for after, metrics in shards(layout, way, optimizer, state, skip_nonfinite=mode):
         np.testing.assert_array_equal(flat(after.params), flat(state.params))
-        assert np.all(np.asarray(metrics["skipped"]) == 1) and np.all(after.num_updates == 0)
+        np.testing.assert_array_equal(metrics["skipped"], 1.0)
+        np.testing.assert_array_equal(after.num_updates, 0)
 
 
 @pytest.mark.parametrize("checked", [True, False])
