@@ -1,6 +1,6 @@
 """Private helpers for the mesh axes of pmap and shard_map: which axes an array varies over, and making it vary.
 
-With its default check_vma=True, shard_map records in the type of an array the axes over which it varies, and the gradient
+With its default check_vma=True, shard_map records in the type of an array the axes over which it varies. The gradient
 with respect to an array that does not vary is summed over the devices. Under pmap and check_vma=False the types record
 nothing: all arrays then seem to vary over no axis.
 """
