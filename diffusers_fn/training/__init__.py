@@ -1,6 +1,7 @@
 """Training with optax: state and step, optimizers, averages of the parameters (`averages`), sharding."""
 
 from diffusers_fn.training import averages
+from diffusers_fn.training.norms import clip_by_global_norm, global_norm
 from diffusers_fn.training.optimizers import make_learning_rate, make_optimizer
 from diffusers_fn.training.sharding import replicate, split_batch
 from diffusers_fn.training.state import TrainState, make_train_state, make_train_step
@@ -8,6 +9,8 @@ from diffusers_fn.training.state import TrainState, make_train_state, make_train
 __all__ = [
     "TrainState",
     "averages",
+    "clip_by_global_norm",
+    "global_norm",
     "make_learning_rate",
     "make_optimizer",
     "make_train_state",
