@@ -82,8 +82,8 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = (), *, min_size: int = 2**14
 
     >>> mesh = make_mesh(devices=jax.devices()[:1])
     >>> rules = [("kernel$", PartitionSpec("fsdp", "tensor"))]
-    >>> shardings({"kernel": jax.ShapeDtypeStruct((7, 256, 128), "float32")}, mesh, rules)["kernel"].spec
-    PartitionSpec(None, 'fsdp', 'tensor')
+    >>> tuple(shardings({"kernel": jax.ShapeDtypeStruct((7, 256, 128), "float32")}, mesh, rules)["kernel"].spec)
+    (None, 'fsdp', 'tensor')
     """
     compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
 
