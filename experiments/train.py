@@ -105,18 +105,19 @@ def _prepare(
     """Returns what the loop needs: the state at the start, functions of it, checkpoints and log; all is compiled."""
     task = make_task(config, workdir)
     settings = config.training
-    check_intervals(config, jax.device_count())
+    check_intervals(config)
+    mesh = states.make_mesh(config)
     key = runs.random_key(config, config.seed)
     init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(key, 0), 3)
     heldout_key = jax.random.fold_in(key, 1)
-    mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
-    train_steps = states.make_train_steps(config, task.loss, task.update_extras, mesh)
+    like = states.state_like(config, task.init, task.extras_like, mesh)
+    train_steps = states.make_train_steps(config, task.loss, task.update_extras, mesh, like)
     dataset, heldout = data.load(runs.data_seed(config), "train"), _heldout(config)
     runs.check_data_fits(config, dataset)
     check_loss_levels(config, dataset)
     data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
-    new_state: Callable[..., Any] = functools.partial(states.new_state, config)
+    new_state: Callable[..., Any] = functools.partial(states.new_state, config, mesh=mesh)
     if init_from is not None:
         new_state = prepare(config, workdir, task.init, source=init_from, which=init_params)
     record = data.describe(dataset, heldout)
@@ -127,8 +128,9 @@ def _prepare(
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
 
     def go_back(*accept: Callable[[dict[str, Any]], bool]) -> Restored:
-        found = start_or_resume(config, task, checkpoints, init_key, dataset, new_state, accept)
-        return found._replace(state=dfn.training.replicate(found.state, mesh))
+        found = start_or_resume(like, task, checkpoints, init_key, dataset, new_state, accept)
+        where = jax.tree.map(lambda leaf: leaf.sharding, like)
+        return found._replace(state=dfn.training.place(found.state, where))
 
     start = go_back()
     if start.step:
@@ -172,7 +174,7 @@ def _prepare(
 
 
 def start_or_resume(
-    config: ConfigDict,
+    like: Any,
     task: Task,
     checkpoints: Checkpoints,
     key: jax.Array,
@@ -180,8 +182,10 @@ def start_or_resume(
     new_state: Callable[..., Any],
     accept: Sequence[Callable[[dict[str, Any]], bool]] = (),
 ) -> Restored:
-    """Returns the newest checkpoint that is accepted, else the newest, else new_state(task.init, key, extras)."""
-    like = states.state_like(config, task.init, task.extras_like)
+    """Returns the newest checkpoint that is accepted, else the newest, else new_state(task.init, key, extras).
+
+    `like` has the shapes and shardings of the state.
+    """
     for accepted in (*accept, lambda meta: True):
         restored = checkpoints.restore(like, accepted)
         if restored is not None:
@@ -222,8 +226,8 @@ def device_batches(
     return (dfn.training.split_batch(stack, mesh, axis=1) for stack in stacks)
 
 
-def check_intervals(config: ConfigDict, num_devices: int) -> None:
-    """Raises ValueError for step counts, batch sizes and kinds of pairs that do not fit together."""
+def check_intervals(config: ConfigDict) -> None:
+    """Raises ValueError for step counts and kinds of pairs that do not fit together."""
     settings = config.training
     for name in _POSITIVE:
         if settings[name] < 1:
@@ -249,10 +253,6 @@ def check_intervals(config: ConfigDict, num_devices: int) -> None:
         raise ValueError(
             "config.data.pairs holds pairs of data and noise, which needs task 'diffusion' with loss.objective "
             "'denoising', data.coupling = 'none' and no latents: set it to ''"
-        )
-    if settings.batch_size % num_devices:
-        raise ValueError(
-            f"config.training.batch_size must be a multiple of the {num_devices} devices; got {settings.batch_size}"
         )
 
 

@@ -66,6 +66,7 @@ FREE = (
     "training.keep_checkpoints",
     "training.ema_snapshot_every",
     "training.max_skipped",
+    "mesh",
 )
 # Fields that --allow_changes may change from a step on. All others decide what the parameters mean or which there are.
 CHANGEABLE = (
