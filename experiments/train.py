@@ -209,9 +209,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 def _heldout(config: ConfigDict) -> data.Dataset | None:
     """The held-out examples; None if there are none."""
-    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # idx has separate held-out files
-        return None
-    return data.load(runs.data_seed(config), "heldout")
+    return data.load(runs.data_seed(config), "heldout") if data.has_heldout(config.data) else None
 
 
 def device_batches(
