@@ -143,9 +143,9 @@ class ShardReader:
             return self._part(name, (slice(None),) * len(shape), shape, dtype)
         parts: dict[str, np.ndarray] = {}  # equal ones of several devices are read once
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
             if str(index) not in parts:
-                parts[str(index)] = self._part(name, index, shape, dtype)
+                parts[str(index)] = self._part(name, index or (), shape, dtype)
             return parts[str(index)]
 
         return jax.make_array_from_callback(shape, sharding, part)

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, on any mesh, verified, saved in the background. The check of the work directory; the metric log."""
+"""Checkpoints: exact, on any mesh, verified, in the background. The check of the work directory; the metric log."""
 
 import json
 import os
