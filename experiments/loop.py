@@ -282,7 +282,7 @@ def _due(settings: types.SimpleNamespace, step: int, has_heldout: bool) -> _Due:
     return _Due(
         step,
         last,
-        saving=every(settings.checkpoint_every),
+        saving=every(settings.checkpoint_every) or every(settings.keep_every),
         heldout=has_heldout and step % settings.heldout_every < settings.steps_per_call,
         picture=every(settings.sample_every) and not last,
         snapshot=every(settings.ema_snapshot_every),

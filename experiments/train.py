@@ -125,7 +125,7 @@ def _prepare(
     workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
     workdirs.record_versions(workdir)
 
-    checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, settings.keep_checkpoints, keep_every=settings.keep_every)
 
     def go_back(*accept: Callable[[dict[str, Any]], bool]) -> Restored:
         found = start_or_resume(like, task, checkpoints, init_key, dataset, new_state, accept)
@@ -150,6 +150,7 @@ def _prepare(
     if start.step < settings.num_steps:
         batch = next(batches_from(start.step + start.meta.get("batch_offset", 0)))
         train_steps = compile_now("the training step", train_steps, start.state, run_key, batch)
+        checkpoints.prepare(start.state)
         # With latents in place of images, or pairs of data and noise, the loss is not one of held-out images.
         if 0 < settings.heldout_every <= settings.num_steps and heldout and examples is dataset:
             score = make_heldout(
@@ -230,10 +231,10 @@ def check_intervals(config: ConfigDict) -> None:
     for name in _POSITIVE:
         if settings[name] < 1:
             raise ValueError(f"config.training.{name} must be at least 1; got {settings[name]}")
-    for name in ("sample_every", "heldout_every", "ema_snapshot_every"):
+    for name in ("sample_every", "heldout_every", "ema_snapshot_every", "keep_every"):
         if settings[name] < 0:
             raise ValueError(f"config.training.{name} must be 0 (never) or more; got {settings[name]}")
-    for name in ("num_steps", "log_every", "checkpoint_every", "sample_every", "ema_snapshot_every"):
+    for name in ("num_steps", "log_every", "checkpoint_every", "keep_every", "sample_every", "ema_snapshot_every"):
         if settings[name] % settings.steps_per_call:
             raise ValueError(
                 f"config.training.{name} must be a multiple of training.steps_per_call = {settings.steps_per_call}; "

@@ -65,6 +65,7 @@ FREE = (
     "training.heldout_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_every",
     "training.ema_snapshot_every",
     "training.max_skipped",
     "mesh",

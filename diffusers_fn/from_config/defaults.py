@@ -127,6 +127,7 @@ def _training() -> ConfigDict:
     training.heldout_every = 1_000  # steps between losses on held-out data; 0: never
     training.checkpoint_every = 1_000  # steps
     training.keep_checkpoints = 3  # number of checkpoints kept on disk
+    training.keep_every = 0  # steps; their checkpoints are kept for ever; 0: none
     return training
 
 
