@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.defaults import default_config
-from experiments import compilation, workdir
+from experiments import compilation, lost_processes, processes, workdir
 from experiments.config_files import expand_paths, expanded, load_config, override
 from experiments.fields import list_fields
 
@@ -113,6 +113,7 @@ def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
     compilation.define_flags()
+    processes.define_flags()
     if any(argument in _HELP for argument in sys.argv[1:]):
         print(_help())
         raise SystemExit(0)
@@ -120,9 +121,20 @@ def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
         _parse(sys.argv, overrides)
     except (flags.Error, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    given = flags.FLAGS
+    try:
+        where = processes.launch(given.coordinator, given.num_processes, given.process_id, given.distributed)
+        processes.initialize(where)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     _configure_logging()
-    debug = flags.FLAGS.debug
-    compilation.use_cache(flags.FLAGS.compilation_cache)
+    compilation.use_cache(given.compilation_cache)
+    with lost_processes.ending_together():
+        _explained(main, given.debug)
+
+
+def _explained(main: Callable[[], Any], debug: bool) -> None:
+    """Runs main(); a user's mistake ends in one line."""
     try:
         main()
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:

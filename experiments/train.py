@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from experiments import data, runs, states
+from experiments import data, processes, runs, states
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.compilation import compile_now
@@ -84,11 +84,12 @@ def train(
       OSError: if a checkpoint or the metrics cannot be written.
       SystemExit: with the code PREEMPTED if the run was stopped by a signal.
     """
-    with workdirs.lock(workdir), StopSignal(own_process) as stop:
+    with processes.locked(workdir), StopSignal(own_process) as stop:
         with stop.leave_at_once("stopped before the first step; the same command starts again"):
             trace = profiler(profile, workdir / "profile")
             start, parts, checkpoints, log = _prepare(config, workdir, allow_changes, init_from, init_params, sinks)
         finished = run_loop(config, workdir, start, parts._replace(profile=trace), checkpoints, log, stop)
+    processes.wait()
     if not finished:
         raise SystemExit(PREEMPTED)
     print(f"done: samples in {workdir / 'samples.png'}, curve in {workdir / 'curve.png'}, all else in {workdir}")
@@ -121,8 +122,11 @@ def _prepare(
         new_state = prepare(config, workdir, task.init, source=init_from, which=init_params)
     record = data.describe(dataset, heldout)
     # The last check; records config and data in a new folder.
-    workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
-    workdirs.record_versions(workdir)
+    if processes.is_main():
+        workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
+        workdirs.record_versions(workdir)
+        (workdir / "samples").mkdir(exist_ok=True)
+    processes.wait()
 
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
 
@@ -134,9 +138,8 @@ def _prepare(
     if start.step:
         print(f"resuming at step {start.step} of {settings.num_steps}")
     run_key, heldout_key = dfn.training.replicate((run_key, heldout_key), mesh)
-    (workdir / "samples").mkdir(exist_ok=True)
     draw = task.make_pictures(dataset, grid_key)
-    log = MetricLog(workdir, start.step, sinks)
+    log = MetricLog(workdir, start.step, sinks, writes=processes.is_main())
     examples = task.examples(examples, start.state.extras)
     batches_from = lambda number: device_batches(config, examples, number, mesh)  # noqa: E731
     table = parameter_table(start.state.params)
