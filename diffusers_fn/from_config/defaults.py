@@ -39,6 +39,7 @@ def default_config() -> Config:
     - `data`: data set, classes, held-out share;
     - `latent`: diffusion in the latents of a trained autoencoder;
     - `training`: steps, batch size, optimizer, EMA, checkpoints;
+    - `mesh`: how many devices share data, parameters and layers;
     - `evaluation`: number of samples to score.
 
     The file of this function, `diffusers_fn/from_config/defaults.py`, explains each field in one line:
@@ -58,6 +59,7 @@ def default_config() -> Config:
     config.data = _data()
     config.latent = _latent()
     config.training = _training()
+    config.mesh = _mesh()
     config.evaluation = _evaluation()
     for name, value in _model().items():
         config[name] = value
@@ -119,6 +121,14 @@ def _training() -> ConfigDict:
     training.checkpoint_every = 1_000  # steps
     training.keep_checkpoints = 3  # number of checkpoints kept on disk
     return training
+
+
+def _mesh() -> ConfigDict:
+    mesh = ConfigDict()
+    mesh.data = -1  # devices that split batches alone; -1: what fsdp and tensor leave of all devices
+    mesh.fsdp = 1  # devices that split batches, and parameters, optimizer state and averages
+    mesh.tensor = 1  # devices that split each layer: attention heads, hidden units, channels
+    return mesh
 
 
 def _evaluation() -> ConfigDict:

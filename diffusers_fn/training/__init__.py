@@ -2,17 +2,22 @@
 
 from diffusers_fn.training import averages
 from diffusers_fn.training.optimizers import make_learning_rate, make_optimizer
-from diffusers_fn.training.sharding import replicate, split_batch
+from diffusers_fn.training.rules import RULES
+from diffusers_fn.training.sharding import make_mesh, place, replicate, shardings, split_batch
 from diffusers_fn.training.state import TrainState, make_train_state, make_train_step
 
 __all__ = [
+    "RULES",
     "TrainState",
     "averages",
     "make_learning_rate",
+    "make_mesh",
     "make_optimizer",
     "make_train_state",
     "make_train_step",
+    "place",
     "replicate",
+    "shardings",
     "split_batch",
 ]
 
