@@ -192,7 +192,7 @@ class _Loop:
             self._write_metrics(scores)
         if (due.saving and not self.recovery.in_a_row) or due.last:
             self._save()
-        if due.snapshot and processes.is_main():
+        if due.snapshot:
             states.save_snapshot(self.workdir, self.step, self.state)
         if due.picture and not self.recovery.in_a_row and not self.stop.agreed():
             if self.step > self.saved:

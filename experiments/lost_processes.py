@@ -97,7 +97,7 @@ def finish() -> None:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """A context whose end all processes reach together; an error, or an exit with another code than 0, ends all of them.
+    """A context whose end all processes reach together; an error, or an exit code other than 0, ends all of them.
 
     An error of JAX can be the consequence of a lost process: it is reported only if none turns out to be lost.
     """
@@ -168,7 +168,7 @@ def _watch_heartbeats(notes: Board) -> None:
 def _lost(processes: list[int]) -> str:
     which = f"process {processes[0]}" if len(processes) == 1 else f"processes {', '.join(map(str, processes))}"
     return (
-        f"{which} of this run cannot be reached any more (killed, or its host is down), so that this one ends, too; the "
+        f"{which} of this run cannot be reached any more (killed, or its host is down): this process ends, too; the "
         "same command, started again for all processes, resumes from the last checkpoint"
     )
 

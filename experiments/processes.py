@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,12 +24,15 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import diffusers_fn as dfn
+from diffusers_fn.training.sharding import batch_axes
 from experiments import coordination, lost_processes
 from experiments.lock import lock
 
 __all__ = [
     "Launch",
     "any_process",
+    "contiguous",
     "define_flags",
     "from_main",
     "gather",
@@ -64,9 +67,7 @@ class Launch(NamedTuple):
 
 def define_flags() -> None:
     """Defines --coordinator, --num_processes, --process_id and --distributed, and lists them in --help."""
-    flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, at which the processes of this run find each other."
-    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the processes of this run find each other.")
     flags.DEFINE_integer("num_processes", None, "Number of processes of this run.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Which of them this is, 0 to num_processes - 1.", lower_bound=0)
     flags.DEFINE_bool("distributed", False, "One of several processes, which SLURM or a Cloud TPU has started.")
@@ -180,31 +181,43 @@ def wait() -> None:
         notes.barrier(f"wait/{next(_numbers)}", _LONG)
 
 
-def local_rows(batch_size: int, sharding: jax.sharding.Sharding | None = None) -> slice:
+def local_rows(batch_size: int, mesh: Mesh | None = None) -> slice:
     """Returns which rows of a global batch this process reads: those that lie on its devices.
 
     Args:
-      batch_size: number of rows.
-      sharding: of an array [batch_size]; None: split over all devices, in their order.
+      batch_size: number of rows, a multiple of the parts into which the mesh splits them.
+      mesh: of the devices; None: all of them, in their order.
 
     Raises:
-      ValueError: if the number of devices does not divide batch_size, or the rows of this process are not contiguous.
+      ValueError: if the rows of this process are not contiguous.
 
-    >>> local_rows(8 * jax.device_count()) == slice(0, 8 * jax.device_count())
-    True
+    >>> local_rows(8)
+    slice(0, 8, None)
     """
     if coordination.board() is None:
         return slice(0, batch_size)
-    if sharding is None:
-        sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-    pieces = {
-        rows.indices(batch_size)[:2] for (rows,) in sharding.addressable_devices_indices_map((batch_size,)).values()
-    }
-    start, stop = min(first for first, _ in pieces), max(last for _, last in pieces)
-    if sum(last - first for first, last in pieces) != stop - start:
+    mesh = dfn.training.make_mesh() if mesh is None else mesh
+    split = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
+    return contiguous(
+        rows.indices(batch_size)[:2] for (rows,) in split.addressable_devices_indices_map((batch_size,)).values()
+    )
+
+
+def contiguous(pieces: Iterable[tuple[int, int]]) -> slice:
+    """Returns the rows of several devices, each (start, stop) and some of them equal, as one slice.
+
+    Raises:
+      ValueError: if there are gaps.
+
+    >>> contiguous([(4, 6), (4, 6), (6, 8)])
+    slice(4, 8, None)
+    """
+    found = set(pieces)
+    start, stop = min(first for first, _ in found), max(last for _, last in found)
+    if sum(last - first for first, last in found) != stop - start:
         raise ValueError(
-            f"process {jax.process_index()} holds {sorted(pieces)} of {batch_size} rows, which are not contiguous: order "
-            "the devices of the mesh by process"
+            f"the devices of this process hold the rows {sorted(found)} of a batch, which have gaps: order the devices "
+            "of the mesh by process, and let mesh.tensor divide the devices of one process"
         )
     return slice(start, stop)
 

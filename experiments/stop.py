@@ -34,8 +34,8 @@ class StopSignal:
     process may be ended (`own_process`), this thread ends it, also during such a call; otherwise, in a notebook or a
     test, the main thread raises an exception when the call has returned.
 
-    With several processes a signal to one of them stops all after the same step, see `StopTogether`; where one leaves at
-    once, all do.
+    With several processes a signal to one of them stops all after the same step, see `StopTogether`; where one of them
+    leaves at once, all do.
 
     Outside the main thread no handlers can be set: `requested` stays False.
 

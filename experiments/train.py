@@ -161,13 +161,13 @@ def _prepare(
                 heldout_key,
                 start.state.ema,
                 start.state.extras,
-                place=lambda batch: dfn.training.split_batch(batch, mesh),
+                mesh,
             )
     losses = jax.jit(lambda params, *args: task.loss(params, *args)[0])
 
     def explain(state: Any, step: int, batch: Any, number: int) -> str:
         extras = () if state.extras is None else (state.extras,)
-        found = losses(state.params, jax.random.fold_in(run_key, step), batch, *extras)
+        found = processes.gather(losses(state.params, jax.random.fold_in(run_key, step), batch, *extras))
         indices = data.batch_indices(examples, settings.batch_size, config.seed, number)
         return blame(found, indices, dataset.names)
 
@@ -218,9 +218,19 @@ def device_batches(
 ) -> Iterator[Any]:
     """Returns batches on the devices from a step on, stacked [steps_per_call, B, ...], with B split over the mesh."""
     settings = config.training
-    batches = data.batches(examples, settings.batch_size, config.seed, start_step=start_step, flip=config.data.flip)
-    if config.data.coupling == "ot":
-        batches = data.coupled(batches, config.seed, start_step=start_step)
+    rows = processes.local_rows(settings.batch_size, mesh)
+    coupled = config.data.coupling == "ot"  # of all rows of a batch, which each process reads
+    batches = data.batches(
+        examples,
+        settings.batch_size,
+        config.seed,
+        start_step=start_step,
+        flip=config.data.flip,
+        rows=None if coupled else rows,
+    )
+    if coupled:
+        whole = data.coupled(batches, config.seed, start_step=start_step)
+        batches = (jax.tree.map(lambda each: each[rows], batch) for batch in whole)
     stacks = (jax.tree.map(lambda *each: np.stack(each), *group) for group in zip(*[batches] * settings.steps_per_call))
     return (dfn.training.split_batch(stack, mesh, axis=1) for stack in stacks)
 
