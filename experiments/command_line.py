@@ -68,7 +68,7 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
         main(config, given.workdir)
 
     overrides: list[_Override] = []
-    _run(with_config, overrides)
+    _run(with_config, overrides, several=True)
 
 
 def run_with_config(main: Callable[[ConfigDict], Any], default: Path) -> None:
@@ -108,12 +108,19 @@ class _PathParser(flags.ArgumentParser[Path]):
         return "path"
 
 
-def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
-    """Parses the command line, with the fields of the config into `overrides`, and runs main()."""
+def _run(main: Callable[[], Any], overrides: list[_Override] | None, *, several: bool = False) -> None:
+    """Parses the command line, with the fields of the config into `overrides`, and runs main().
+
+    Args:
+      main: of the binary.
+      overrides: for the fields; None if the binary takes no config.
+      several: whether it can be one of several processes.
+    """
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
     compilation.define_flags()
-    processes.define_flags()
+    if several:
+        processes.define_flags()
     if any(argument in _HELP for argument in sys.argv[1:]):
         print(_help())
         raise SystemExit(0)
@@ -123,8 +130,8 @@ def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
         raise SystemExit(f"error: {error}") from None
     given = flags.FLAGS
     try:
-        where = processes.launch(given.coordinator, given.num_processes, given.process_id, given.distributed)
-        processes.initialize(where)
+        if several:
+            processes.initialize(processes.launch_of_flags())
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     _configure_logging()

@@ -39,6 +39,7 @@ __all__ = [
     "initialize",
     "is_main",
     "launch",
+    "launch_of_flags",
     "local_rows",
     "locked",
     "on_main",
@@ -73,6 +74,12 @@ def define_flags() -> None:
     flags.DEFINE_bool("distributed", False, "One of several processes, which SLURM or a Cloud TPU has started.")
     for name in ("coordinator", "num_processes", "process_id", "distributed"):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def launch_of_flags() -> Launch | None:
+    """Returns `launch` of the flags of the command line."""
+    given = flags.FLAGS
+    return launch(given.coordinator, given.num_processes, given.process_id, given.distributed)
 
 
 def launch(

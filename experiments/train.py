@@ -137,7 +137,7 @@ def _prepare(
     start = go_back()
     if start.step:
         print(f"resuming at step {start.step} of {settings.num_steps}")
-    run_key, heldout_key = dfn.training.replicate((run_key, heldout_key), mesh)
+    run_key = dfn.training.replicate(run_key, mesh)
     draw = task.make_pictures(dataset, grid_key)
     log = MetricLog(workdir, start.step, sinks, writes=processes.is_main())
     examples = task.examples(examples, start.state.extras)
