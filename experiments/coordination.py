@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +12,10 @@ __all__ = ["Board", "board"]
 
 
 class Board:
-    """Notes by name that every process of a run can write and wait for. Nothing runs on the devices."""
+    """Notes by name that every process of a run can write and wait for. Nothing runs on the devices.
+
+    All methods raise ConnectionError once the service is gone.
+    """
 
     def __init__(self, client: Any, process_id: int, num_processes: int):
         """Takes JAX's client of the coordination service."""
@@ -19,13 +24,15 @@ class Board:
 
     def write(self, name: str, text: str) -> None:
         """Writes a note; one that exists is replaced."""
-        self._client.key_value_set(f"experiments/{name}", text, allow_overwrite=True)
+        with _connected():
+            self._client.key_value_set(f"experiments/{name}", text, allow_overwrite=True)
 
     def read(self, name: str, seconds: float) -> str | None:
         """Returns a note, waiting until it is written; None if it is not within this time."""
         try:
-            text: str = self._client.blocking_key_value_get(f"experiments/{name}", int(1000 * seconds))
-        except jax.errors.JaxRuntimeError as error:
+            with _connected():
+                text: str = self._client.blocking_key_value_get(f"experiments/{name}", int(1000 * seconds))
+        except ConnectionError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 return None
             raise
@@ -33,11 +40,13 @@ class Board:
 
     def live(self) -> set[int]:
         """Returns the processes that live; waits until each of them has called this."""
-        return set(self._client.get_live_nodes(list(range(self.num_processes))))
+        with _connected():
+            return set(self._client.get_live_nodes(list(range(self.num_processes))))
 
     def barrier(self, name: str, seconds: float) -> None:
         """Waits until every process has called this with the same name."""
-        self._client.wait_at_barrier(f"experiments/{name}", int(1000 * seconds))
+        with _connected():
+            self._client.wait_at_barrier(f"experiments/{name}", int(1000 * seconds))
 
 
 def board() -> Board | None:
@@ -48,3 +57,11 @@ def board() -> Board | None:
     if state.client is None or state.num_processes < 2:
         return None
     return Board(state.client, state.process_id, state.num_processes)
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise ConnectionError(str(error)) from error

@@ -73,7 +73,7 @@ def end_all(code: int, message: str = "") -> NoReturn:
     """
     notes = None if _finished.is_set() else board()
     if notes is not None:
-        with contextlib.suppress(Exception):  # nobody is there to read it
+        with contextlib.suppress(ConnectionError):  # nobody is there to read it
             notes.write(_NOTE, json.dumps({"process": notes.process_id, "code": code, "message": message}))
             if notes.process_id == 0:
                 time.sleep(_FAREWELL)
@@ -85,7 +85,7 @@ def finish() -> None:
     notes = board()
     if notes is None:
         return
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the others have ended
+    with contextlib.suppress(ConnectionError):  # the others have ended
         notes.barrier("finish", _END)
     _finished.set()
     _on_abort(lambda: "", 0)
@@ -130,7 +130,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
 def _may_be_a_loss(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, is of JAX's runtime and not for want of memory."""
     while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, (jax.errors.JaxRuntimeError, ConnectionError)):
             return "RESOURCE_EXHAUSTED" not in str(error)
         error = error.__cause__ or error.__context__
     return False
@@ -141,7 +141,7 @@ def _watch_notes(notes: Board) -> None:
     while not _finished.is_set():
         try:
             text = notes.read(_NOTE, 60.0)
-        except Exception:  # process 0 is lost: JAX aborts this process
+        except ConnectionError:  # process 0 is lost: JAX aborts this process
             return
         if text is not None and not _finished.is_set():
             note = json.loads(text)
@@ -156,7 +156,7 @@ def _watch_heartbeats(notes: Board) -> None:
     while not _finished.wait(_POLL):
         try:
             lost = set(range(notes.num_processes)) - notes.live()
-        except Exception:  # process 0 is lost: JAX aborts this process
+        except ConnectionError:  # process 0 is lost: JAX aborts this process
             return
         if lost and not _finished.is_set():
             _print(_lost(sorted(lost)))

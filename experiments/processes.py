@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_START = 300  # seconds in which all processes must connect
+START = 300  # seconds in which all processes must connect
 _LONG = 24 * 3600.0  # seconds; a lost process ends the wait much earlier
 _numbers = itertools.count()
 
@@ -126,13 +126,13 @@ def initialize(where: Launch | None) -> None:
     jax.config.update("jax_enable_recoverability", True)  # `lost_processes` decides what the loss of one means
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)  # `stop` handles SIGTERM
-    lost_processes.expect(where.coordinator, _START)
+    lost_processes.expect(where.coordinator, START)
     try:
         jax.distributed.initialize(
             *where,
             local_device_ids=None,
             cluster_detection_method=None if where.coordinator is None else "deactivate",
-            initialization_timeout=_START,
+            initialization_timeout=START,
             heartbeat_timeout_seconds=lost_processes.HEARTBEAT,
         )
     except (ValueError, RuntimeError, KeyError) as error:

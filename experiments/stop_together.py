@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -69,6 +70,10 @@ class StopTogether:
         self._closed.set()
 
     def _watch(self) -> None:
+        with contextlib.suppress(ConnectionError):  # at the end of the run; or process 0 is lost, which ends this one
+            self._agree()
+
+    def _agree(self) -> None:
         while self._notes.read(_REQUEST, 10.0) is None:
             if self._closed.is_set():
                 return

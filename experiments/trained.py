@@ -205,7 +205,8 @@ def draw_samples(
 ) -> np.ndarray | None:
     """Returns samples [num_samples, *shape], drawn in batches by one compiled program, with a progress bar.
 
-    Each batch is split over all devices of all processes, and each process gets all samples. Each sample has its own key: the same seed gives the same samples for every batch size, unless the generator is
+    Each batch is split over all devices of all processes, and each process gets all samples. Each sample has its own
+    key: the same seed gives the same samples for every batch size and every number of devices, unless the generator is
     rbg or unsafe_rbg.
 
     Args:
