@@ -19,7 +19,7 @@ import jax
 
 from experiments.coordination import Board, board
 
-__all__ = ["HEARTBEAT", "PREEMPTED", "end_all", "ending_together", "expect", "finish", "watch"]
+__all__ = ["HEARTBEAT", "PREEMPTED", "AgreedExit", "end_all", "ending_together", "expect", "finish", "watch"]
 
 HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as lost
 PREEMPTED = 75  # exit code of a run that ended early and that the same command continues; EX_TEMPFAIL of sysexits.h
@@ -95,9 +95,13 @@ def finish() -> None:
         jax.distributed.shutdown()
 
 
+class AgreedExit(SystemExit):
+    """An exit that all processes make, with the same code."""
+
+
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """A context whose end all processes reach together; an error, or an exit code other than 0, ends all of them.
+    """A context whose end all processes reach together; an error, or an exit of one with another code, ends them all.
 
     An error of JAX can be the consequence of a lost process: it is reported only if none turns out to be lost.
     """
@@ -106,7 +110,7 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if board() is None:
             raise
-        if isinstance(error, SystemExit) and not error.code:
+        if isinstance(error, AgreedExit) or (isinstance(error, SystemExit) and not error.code):
             finish()
             raise
         if _may_be_a_loss(error):
@@ -120,7 +124,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     """Returns exit code and message of an error, printed as Python would."""
     if isinstance(error, SystemExit):
         if isinstance(error.code, int):
-            return error.code, ""
+            return error.code, "interrupted; the same command continues" if error.code == PREEMPTED else "interrupted"
         _print(str(error.code))
         return 1, str(error.code)
     traceback.print_exception(error)

@@ -32,10 +32,11 @@ from experiments.grey_levels import check_loss_levels
 from experiments.heldout import make_heldout
 from experiments.init_from import prepare
 from experiments.loop import Parts, run_loop
+from experiments.lost_processes import PREEMPTED, AgreedExit
 from experiments.metric_log import MetricLog, Sink, indented
 from experiments.monitor import parameter_table, profiler
 from experiments.skipped import blame
-from experiments.stop import PREEMPTED, StopSignal
+from experiments.stop import StopSignal
 from experiments.tasks import Task, make_task
 
 _POSITIVE = (
@@ -89,9 +90,8 @@ def train(
             trace = profiler(profile, workdir / "profile")
             start, parts, checkpoints, log = _prepare(config, workdir, allow_changes, init_from, init_params, sinks)
         finished = run_loop(config, workdir, start, parts._replace(profile=trace), checkpoints, log, stop)
-    processes.wait()
     if not finished:
-        raise SystemExit(PREEMPTED)
+        raise AgreedExit(PREEMPTED)
     print(f"done: samples in {workdir / 'samples.png'}, curve in {workdir / 'curve.png'}, all else in {workdir}")
 
 

@@ -296,7 +296,7 @@ def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    arguments = ("--config=configs/toy2d.py", f"--workdir={tmp_path}")
+    arguments = ("--config=configs/ddpm_toy2d.py", f"--workdir={tmp_path}")
     where = (f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=1")
     command = [sys.executable, "-c", START.format("processes.START = 3"), "train", *arguments, *where]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
