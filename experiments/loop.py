@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import monitor, states
+from experiments import monitor, processes, states
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.curves import save_curves
 from experiments.metric_log import MetricLog
@@ -80,7 +80,8 @@ def run_loop(
         return False
     with stop.leave_at_once(_stopped(config, loop.step)):
         loop.draw(workdir / "samples.png")
-        _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
+        if processes.is_main():
+            _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
     return True
 
 
@@ -109,14 +110,19 @@ class _Loop:
         self.finished_at = 0.0
         self.window = _Window(start.step)
         self.bar = tqdm(
-            total=self.settings.num_steps, initial=start.step, unit="step", desc="training", mininterval=0.5
+            total=self.settings.num_steps,
+            initial=start.step,
+            unit="step",
+            desc="training",
+            mininterval=0.5,
+            disable=not processes.is_main(),
         )
 
     def run(self) -> None:
         """Trains; at its end all is saved."""
         settings = self.settings
         self._open_batches()
-        while self.step < settings.num_steps and not self.stop.requested:
+        while self.step < settings.num_steps and self.stop.may_call():
             self._dispatch()
             due = self._due()
             while self.flight and (due.anything or self.stop.requested or len(self.flight) >= self._depth()):
@@ -134,7 +140,7 @@ class _Loop:
         """Draws a picture; a failure is printed and does not end the run."""
         state = self.state
         _attempt(f"no picture of step {self.step}", lambda: self.parts.draw(state.ema, state.extras, path))
-        if path.exists():
+        if processes.is_main() and path.exists():
             self.log.picture("samples", self.step, path)
 
     def _open_batches(self) -> None:
@@ -179,17 +185,16 @@ class _Loop:
 
     def _attend(self, due: _Due) -> None:
         """Does what is due after a step, when no other one is in flight."""
-        stopped = lambda: self.stop.requested  # noqa: E731
         scores = {}
         if due.heldout and self.parts.heldout is not None:
-            scores = self.parts.heldout(self.state.ema, self.state.extras, stopped) or {}
+            scores = self.parts.heldout(self.state.ema, self.state.extras, self.stop.agreed) or {}
         if due.entry:
             self._write_metrics(scores)
         if (due.saving and not self.recovery.in_a_row) or due.last:
             self._save()
         if due.snapshot:
             states.save_snapshot(self.workdir, self.step, self.state)
-        if due.picture and not self.stop.requested and not self.recovery.in_a_row:
+        if due.picture and not self.recovery.in_a_row and not self.stop.agreed():
             if self.step > self.saved:
                 self._save()
             self.checkpoints.wait()

@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from experiments import data, runs, states
+from experiments import data, processes, runs, states
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.compilation import compile_now
@@ -32,10 +32,11 @@ from experiments.grey_levels import check_loss_levels
 from experiments.heldout import make_heldout
 from experiments.init_from import prepare
 from experiments.loop import Parts, run_loop
+from experiments.lost_processes import PREEMPTED, AgreedExit
 from experiments.metric_log import MetricLog, Sink, indented
 from experiments.monitor import parameter_table, profiler
 from experiments.skipped import blame
-from experiments.stop import PREEMPTED, StopSignal
+from experiments.stop import StopSignal
 from experiments.tasks import Task, make_task
 
 _POSITIVE = (
@@ -84,13 +85,13 @@ def train(
       OSError: if a checkpoint or the metrics cannot be written.
       SystemExit: with the code PREEMPTED if the run was stopped by a signal.
     """
-    with workdirs.lock(workdir), StopSignal(own_process) as stop:
+    with processes.locked(workdir), StopSignal(own_process) as stop:
         with stop.leave_at_once("stopped before the first step; the same command starts again"):
             trace = profiler(profile, workdir / "profile")
             start, parts, checkpoints, log = _prepare(config, workdir, allow_changes, init_from, init_params, sinks)
         finished = run_loop(config, workdir, start, parts._replace(profile=trace), checkpoints, log, stop)
     if not finished:
-        raise SystemExit(PREEMPTED)
+        raise AgreedExit(PREEMPTED)
     print(f"done: samples in {workdir / 'samples.png'}, curve in {workdir / 'curve.png'}, all else in {workdir}")
 
 
@@ -122,8 +123,11 @@ def _prepare(
         new_state = prepare(config, workdir, task.init, source=init_from, which=init_params)
     record = data.describe(dataset, heldout)
     # The last check; records config and data in a new folder.
-    workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
-    workdirs.record_versions(workdir)
+    if processes.is_main():
+        workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
+        workdirs.record_versions(workdir)
+        (workdir / "samples").mkdir(exist_ok=True)
+    processes.wait()
 
     checkpoints = Checkpoints(workdir, settings.keep_checkpoints, keep_every=settings.keep_every)
 
@@ -135,10 +139,9 @@ def _prepare(
     start = go_back()
     if start.step:
         print(f"resuming at step {start.step} of {settings.num_steps}")
-    run_key, heldout_key = dfn.training.replicate((run_key, heldout_key), mesh)
-    (workdir / "samples").mkdir(exist_ok=True)
+    run_key = dfn.training.replicate(run_key, mesh)
     draw = task.make_pictures(dataset, grid_key)
-    log = MetricLog(workdir, start.step, sinks)
+    log = MetricLog(workdir, start.step, sinks, writes=processes.is_main())
     examples = task.examples(examples, start.state.extras)
     batches_from = lambda number: device_batches(config, examples, number, mesh)  # noqa: E731
     table = parameter_table(start.state.params)
@@ -161,13 +164,13 @@ def _prepare(
                 heldout_key,
                 start.state.ema,
                 start.state.extras,
-                place=lambda batch: dfn.training.split_batch(batch, mesh),
+                mesh,
             )
     losses = jax.jit(lambda params, *args: task.loss(params, *args)[0])
 
     def explain(state: Any, step: int, batch: Any, number: int) -> str:
         extras = () if state.extras is None else (state.extras,)
-        found = losses(state.params, jax.random.fold_in(run_key, step), batch, *extras)
+        found = processes.gather(losses(state.params, jax.random.fold_in(run_key, step), batch, *extras))
         indices = data.batch_indices(examples, settings.batch_size, config.seed, number)
         return blame(found, indices, dataset.names)
 
@@ -218,9 +221,19 @@ def device_batches(
 ) -> Iterator[Any]:
     """Returns batches on the devices from a step on, stacked [steps_per_call, B, ...], with B split over the mesh."""
     settings = config.training
-    batches = data.batches(examples, settings.batch_size, config.seed, start_step=start_step, flip=config.data.flip)
-    if config.data.coupling == "ot":
-        batches = data.coupled(batches, config.seed, start_step=start_step)
+    rows = processes.local_rows(settings.batch_size, mesh)
+    coupled = config.data.coupling == "ot"  # of all rows of a batch, which each process reads
+    batches = data.batches(
+        examples,
+        settings.batch_size,
+        config.seed,
+        start_step=start_step,
+        flip=config.data.flip,
+        rows=None if coupled else rows,
+    )
+    if coupled:
+        whole = data.coupled(batches, config.seed, start_step=start_step)
+        batches = (jax.tree.map(lambda each: each[rows], batch) for batch in whole)
     stacks = (jax.tree.map(lambda *each: np.stack(each), *group) for group in zip(*[batches] * settings.steps_per_call))
     return (dfn.training.split_batch(stack, mesh, axis=1) for stack in stacks)
 
