@@ -106,7 +106,9 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         self_conditioned=inputs.self_conditioned,
         table=tables.solvers,
     )
-    plan = make_traced_plan(make_solver, config.sampler.num_inference_steps)
+    plan = make_traced_plan(
+        make_solver, config.sampler.num_inference_steps, tables.solvers[config.sampler.name].min_levels
+    )
     guide = make_guidance(config.sampler, GuidanceInputs(num_classes, inputs.parameterization), tables.guidances)
     takes_eta = tables.solvers[config.sampler.name].takes_eta
     drops_labels, bounds = bool(config.loss.label_dropout), data_range(config)

@@ -25,15 +25,16 @@ class TracedPlan(NamedTuple):
     scan: Scan
 
 
-def make_traced_plan(plan: Callable[..., Solver], default_steps: int) -> Callable[..., TracedPlan]:
+def make_traced_plan(plan: Callable[..., Solver], default_steps: int, least: int = 1) -> Callable[..., TracedPlan]:
     """Returns (num_steps=None, eta=None, max_steps=None) -> TracedPlan; num_steps may be an array [], also traced.
 
     A number known before tracing makes its own plan, for `jax.lax.scan`. An array chooses among the plans of
-    1 ... max_steps steps, all of them computed on the host, and its loop runs the rows of the chosen one.
+    least ... max_steps steps, all of them computed on the host, and its loop runs the rows of the chosen one.
 
     Args:
       plan: (num_steps, eta) -> solver, from `make_plan`.
       default_steps: config.sampler.num_inference_steps; of num_steps and max_steps, where they are None.
+      least: the smallest number of steps that the sampler has.
 
     Raises (the function returned):
       ValueError: if a number is not an integer of at least 1, num_steps (not traced) exceeds max_steps, or the sampler
@@ -49,37 +50,37 @@ def make_traced_plan(plan: Callable[..., Solver], default_steps: int) -> Callabl
         num_steps: ArrayLike | None = None, eta: ArrayLike | None = None, max_steps: int | None = None
     ) -> TracedPlan:
         most = default_steps if max_steps is None else max_steps
-        check_count("max_inference_steps", most, 1)
+        check_count("max_inference_steps", most, least)
         if isinstance(num_steps, jax.Array):
-            return _among(plan, num_steps, eta, most)
+            return _among(plan, num_steps, eta, least, most)
         steps = default_steps if num_steps is None else num_steps
         if max_steps is not None and steps > max_steps:
-            raise ValueError(_beyond(steps, most))
+            raise ValueError(_beyond(steps, least, most))
         solver = plan(steps, eta)
         return TracedPlan(solver, float(_start_std(solver)), jax.lax.scan)
 
     return make
 
 
-def _among(plan: Callable[..., Solver], num_steps: jax.Array, eta: Any, most: int) -> TracedPlan:
-    """The plan of a number of steps in an array, among those of 1 ... most steps."""
+def _among(plan: Callable[..., Solver], num_steps: jax.Array, eta: Any, least: int, most: int) -> TracedPlan:
+    """The plan of a number of steps in an array, among those of least ... most steps."""
     if num_steps.shape or not jnp.issubdtype(num_steps.dtype, jnp.integer):
         raise ValueError(
             f"num_inference_steps must be one integer; got an array {num_steps.dtype}{list(num_steps.shape)}"
         )
     known = concrete(num_steps)
-    if known is not None and not 1 <= int(known) <= most:
-        raise ValueError(_beyond(int(known), most))
-    solvers = [plan(steps, eta) for steps in range(1, most + 1)]
-    index = jnp.clip(num_steps.astype(jnp.int32), 1, most) - 1
+    if known is not None and not least <= int(known) <= most:
+        raise ValueError(_beyond(int(known), least, most))
+    solvers = [plan(steps, eta) for steps in range(least, most + 1)]
+    index = jnp.clip(num_steps.astype(jnp.int32), least, most) - least
     solver, num_rows = select(solvers, index)
     stds = jnp.asarray(np.stack([_start_std(each) for each in solvers]))
     return TracedPlan(solver, stds[index], while_scan(num_rows))
 
 
-def _beyond(num_steps: Any, most: int) -> str:
+def _beyond(num_steps: Any, least: int, most: int) -> str:
     return (
-        f"num_inference_steps must lie in 1 ... {most}; got {num_steps}: set max_inference_steps, by default "
+        f"num_inference_steps must lie in {least} ... {most}; got {num_steps}: set max_inference_steps, by default "
         "config.sampler.num_inference_steps"
     )
 
