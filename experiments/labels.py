@@ -38,7 +38,7 @@ def choose_labels(
     if given == ["none"] or (given is None and not num_classes):
         return None
     if not num_classes:
-        raise ValueError("--labels was given, but this model is unconditional (config.backbone.num_classes is 0)")
+        raise ValueError("--labels was given, but this model is unconditional (config.data.num_classes is 0 or None)")
     names = list(names or ())[:num_classes]
     if given is None:
         trained_on = np.setdiff1d(np.arange(num_classes, dtype=np.int32), np.asarray(absent, np.int32))

@@ -138,7 +138,7 @@ def _model() -> ConfigDict:
     model.sigma_data = 0.5  # standard deviation of the data; for parameterization and weight edm, and scale_input
     model.scale_input = False  # divide the network's input by its standard deviation (edm always does)
     model.score_scaling = 1.0  # parameterization score: the score is the network's output times this
-    model.self_conditioning = 0.0  # largest |x0| of the previous estimate, an input of the network; 0: off
+    model.self_conditioning = 0.0  # largest |x0| of the previous estimate, an input of the network; 0: off; inf: any
     model.loss = _loss()
     model.sampler = _sampler()
     return model
