@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 
