@@ -24,17 +24,18 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from experiments import data, processes, runs, states
+from experiments import data, flops, processes, runs, states
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.compilation import compile_now
+from experiments.goodput import FILE, Goodput, process_age
 from experiments.grey_levels import check_loss_levels
 from experiments.heldout import make_heldout
 from experiments.init_from import prepare
 from experiments.loop import Parts, run_loop
 from experiments.lost_processes import PREEMPTED, AgreedExit
 from experiments.metric_log import MetricLog, Sink, indented
-from experiments.monitor import parameter_table, profiler
+from experiments.monitor import memory_per_device, parameter_table, profiler
 from experiments.skipped import blame
 from experiments.stop import StopSignal
 from experiments.tasks import Task, make_task
@@ -85,10 +86,14 @@ def train(
       OSError: if a checkpoint or the metrics cannot be written.
       SystemExit: with the code PREEMPTED if the run was stopped by a signal.
     """
+    age = process_age() if own_process else 0.0
     with processes.locked(workdir), StopSignal(own_process) as stop:
+        goodput = Goodput(workdir / FILE if processes.is_main() else None, age)
         with stop.leave_at_once("stopped before the first step; the same command starts again"):
             trace = profiler(profile, workdir / "profile")
-            start, parts, checkpoints, log = _prepare(config, workdir, allow_changes, init_from, init_params, sinks)
+            start, parts, checkpoints, log = _prepare(
+                config, workdir, allow_changes, init_from, init_params, sinks, goodput
+            )
         finished = run_loop(config, workdir, start, parts._replace(profile=trace), checkpoints, log, stop)
     if not finished:
         raise AgreedExit(PREEMPTED)
@@ -102,6 +107,7 @@ def _prepare(
     init_from: str | None,
     init_params: str,
     sinks: Sequence[Sink],
+    goodput: Goodput,
 ) -> tuple[Restored, Parts, Checkpoints, MetricLog]:
     """Returns what the loop needs: the state at the start, functions of it, checkpoints and log; all is compiled."""
     task = make_task(config, workdir)
@@ -149,10 +155,13 @@ def _prepare(
     log.text("parameters", indented(table))
     print(f"{len(dataset)} examples, {jax.device_count()} {jax.default_backend()} device(s)\n{table}")
 
-    score = None
+    score = num_flops = None
     if start.step < settings.num_steps:
         batch = next(batches_from(start.step + start.meta.get("batch_offset", 0)))
-        train_steps = compile_now("the training step", train_steps, start.state, run_key, batch)
+        with goodput.bucket("compilation"):
+            num_flops = flops.count(train_steps, start.state, run_key, batch) / settings.steps_per_call
+            train_steps = compile_now("the training step", train_steps, start.state, run_key, batch)
+        print(memory_per_device(train_steps))
         checkpoints.prepare(start.state)
         # With latents in place of images, or pairs of data and noise, the loss is not one of held-out images.
         if 0 < settings.heldout_every <= settings.num_steps and heldout and examples is dataset:
@@ -174,7 +183,8 @@ def _prepare(
         indices = data.batch_indices(examples, settings.batch_size, config.seed, number)
         return blame(found, indices, dataset.names)
 
-    return start, Parts(train_steps, run_key, batches_from, go_back, draw, explain, score), checkpoints, log
+    parts = Parts(train_steps, run_key, batches_from, go_back, draw, explain, score, flops=num_flops, goodput=goodput)
+    return start, parts, checkpoints, log
 
 
 def start_or_resume(

@@ -128,6 +128,7 @@ def _training() -> ConfigDict:
     training.checkpoint_every = 1_000  # steps
     training.keep_checkpoints = 3  # number of checkpoints kept on disk
     training.keep_every = 0  # steps; their checkpoints are kept for ever; 0: none
+    training.peak_flops = 0.0  # FLOP/s of one device, for the metric flops_utilization; 0: of known GPUs and TPUs
     return training
 
 
