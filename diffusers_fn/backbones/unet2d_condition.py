@@ -122,7 +122,7 @@ class UNet2DCondition(TextConditioned):
 
     @classmethod
     def sdxl_refiner(cls, **fields: Any) -> UNet2DCondition:
-        """Returns the refiner of Stable Diffusion XL, 2,265,626,500 parameters; fields replace its own.
+        """Returns the refiner of Stable Diffusion XL, 2,259,526,660 parameters; fields replace its own.
 
         >>> UNet2DCondition.sdxl_refiner().context_dim
         1280

@@ -110,9 +110,9 @@ PUBLISHED = {
     "flux_dev": (Flux.dev(), 11_901_408_320),
     "flux_schnell": (Flux.schnell(), 11_891_178_560),
     "pixart_512": (PixArt.alpha_512(), 610_856_096),
-    "pixart_1024": (PixArt.alpha_1024(), 611_348_768),
+    "pixart_1024": (PixArt.alpha_1024(), 611_349_152),
     "controlnet_sd1": (ControlNet.sd1(), 361_279_120),
-    "controlnet_sdxl": (ControlNet.sdxl(), 1_251_460_112),
+    "controlnet_sdxl": (ControlNet.sdxl(), 1_251_014_160),
 }
 
 
