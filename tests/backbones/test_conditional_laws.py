@@ -32,14 +32,13 @@ def gradients(case):
 def seen(path, net):
     """Whether a parameter has a gradient.
 
-    The softmax cancels a bias of the keys. MMDiT's positions are fixed, and in its last block the text's queries are not
-    used, as published.
+    The softmax cancels a bias of the keys. MMDiT's positions are fixed, and its last block does not use the queries of
+    the text, as published.
     """
-    keys = [key.key for key in path]
-    unused = isinstance(net, MMDiT) and (
-        keys == ["positions"] or (keys[0] == f"block_{net.depth - 1}" and keys[2:3] == ["context_heads"])
-    )
-    return keys[-2:] != ["key", "bias"] and not (unused and (len(keys) == 1 or keys[3].startswith("query")))
+    name = "/".join(key.key for key in path)
+    queries = f"block_{net.depth - 1}/attention/context_heads/query" if isinstance(net, MMDiT) else None
+    fixed = queries is not None and (name == "positions" or name.startswith(queries))
+    return not name.endswith("key/bias") and not fixed
 
 
 def test_every_parameter_has_a_gradient(case, gradients):
