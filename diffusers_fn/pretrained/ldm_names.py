@@ -6,6 +6,7 @@ encoder, https://github.com/mlfoundations/open_clip. The other names are those o
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -144,9 +145,14 @@ def _open_clip_layer(prefix: str, name: str, tensor: StoredTensor) -> dict[str, 
     third = tensor.shape[0] // 3
     found = {}
     for i, part in enumerate("qkv"):
-        own = _view(tensor, (third, *tensor.shape[1:]), lambda a, i=i: a[i * third : (i + 1) * third])
+        rows = functools.partial(_rows, i * third, third)
+        own = _view(tensor, (third, *tensor.shape[1:]), rows)
         found[f"{prefix}.self_attn.{part}_proj.{name.rsplit('_', 1)[1]}"] = own
     return found
+
+
+def _rows(begin: int, count: int, a: np.ndarray) -> np.ndarray:
+    return a[begin : begin + count]
 
 
 def _unet_blocks(module: UNet2DCondition) -> dict[str, str]:

@@ -86,8 +86,8 @@ def load_single_file(
         own = without_prefix(tensors, prefix)
         module = _published(part, kind, own) if config is None else _configured(part, family, config)
         try:
-            own = _in_folder_names(own, prefix, module, family)
-            networks[part] = module, from_torch(own, module, family, **options)
+            renamed = _in_folder_names(own, prefix, module, family)
+            networks[part] = module, from_torch(renamed, module, family, **options)
         except ValueError as error:
             hint = "; pass config, a folder of this pipeline" if config is None else ""
             raise ValueError(f"{path}: its {part} is not that of {kind}{hint}: {error}") from error
