@@ -4,7 +4,8 @@
     out = module.apply({"params": params}, x, t, cond)
     save("finetuned/unet", module, params, "unet2d_condition")
 
-`from_torch` and `to_torch` do the same in memory, with a state dict of NumPy arrays.
+`from_torch` and `to_torch` do the same in memory, with a state dict of NumPy arrays. `load_single_file` reads whole
+pipelines of Stable Diffusion from one file in the names of its original code.
 
 A `Family` is a record of pure functions that describes one kind of published network: its config, and the names and
 layouts of its tensors. Reading, checking, sharding, casting and writing are the same for all families. A new family is

@@ -61,7 +61,7 @@ _OPEN_CLIP_UNUSED = ("logit_scale", "attn_mask")
 def unet_tensors(tensors: Mapping[str, StoredTensor], module: UNet2DCondition, names: Sequence[str]) -> dict[str, Any]:
     """Returns the tensors of a U-Net under the names of a folder; those without such a name keep theirs.
 
-    >>> net = UNet2DCondition(channel_multipliers=(1,))
+    >>> net = UNet2DCondition(channel_multipliers=(1,), transformer_depths=(1,))
     >>> unet_tensors({"input_blocks.1.0.in_layers.2.bias": 1}, net, ["down_blocks.0.resnets.0.conv1.bias"])
     {'down_blocks.0.resnets.0.conv1.bias': 1}
     """
