@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from experiments.coordination import Board, board
+from experiments.coordination import Board, address, board
 
 __all__ = ["HEARTBEAT", "PREEMPTED", "AgreedExit", "end_all", "ending_together", "expect", "finish", "watch"]
 
@@ -31,27 +31,34 @@ _finished = threading.Event()
 _handlers: list[Any] = []  # C function pointers, which must outlive their use
 
 
-def expect(coordinator: str | None, seconds: int) -> None:
-    """Makes a failed connection end the process with a message; JAX would abort it with a stack trace.
+def expect(coordinator: str | None, process_id: int | None, seconds: float) -> None:
+    """Waits until the coordinator can be reached; from then on a failed connection ends the process with a message.
+
+    JAX would abort it with a stack trace.
 
     Args:
-      coordinator: HOST:PORT; None if it is not known.
+      coordinator: HOST:PORT; None if JAX finds it in the environment.
+      process_id: of this one; process 0 is the coordinator.
       seconds: in which all processes should connect.
+
+    Raises:
+      ValueError: if the coordinator cannot be reached within this time.
     """
-
-    def message() -> str:
-        where = f"the coordinator at {coordinator}" if coordinator else "the coordinator"
-        if coordinator and not _reachable(coordinator):
-            return (
-                f"error: {where} could not be reached within {seconds} s: is process 0 running there, and is the port "
-                "open? Give every process the same --coordinator"
+    end = time.monotonic() + seconds
+    while coordinator is not None and process_id != 0 and not _reachable(coordinator):
+        if time.monotonic() > end:
+            raise ValueError(
+                f"the coordinator at {coordinator} could not be reached within {seconds:.0f} s: is process 0 running "
+                "there, and is the port open? Give every process the same --coordinator"
             )
-        return (
-            f"error: not all processes have connected to {where} within {seconds} s: start as many as --num_processes, "
-            "with different --process_id"
-        )
-
-    _on_abort(message, 1)
+        time.sleep(0.5)
+    _on_abort(
+        lambda: (
+            f"error: not all processes have connected to the coordinator at {coordinator or address()} within "
+            f"{seconds:.0f} s: start as many as --num_processes, with different --process_id"
+        ),
+        1,
+    )
 
 
 def watch() -> None:

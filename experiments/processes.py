@@ -118,15 +118,15 @@ def initialize(where: Launch | None) -> None:
     Afterwards the standard output of all but process 0 is dropped.
 
     Raises:
-      ValueError: if the environment names no processes.
-      SystemExit: with a message, if not all processes connect within five minutes.
+      ValueError: if the environment names no processes, or the coordinator cannot be reached within five minutes. If
+        other processes do not connect in this time, a message is printed and the process ends with the code 1.
     """
     if where is None:
         return
     jax.config.update("jax_enable_recoverability", True)  # `lost_processes` decides what the loss of one means
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)  # `stop` handles SIGTERM
-    lost_processes.expect(where.coordinator, START)
+    lost_processes.expect(where.coordinator, where.process_id, START)
     try:
         jax.distributed.initialize(
             *where,
@@ -135,7 +135,7 @@ def initialize(where: Launch | None) -> None:
             initialization_timeout=START,
             heartbeat_timeout_seconds=lost_processes.HEARTBEAT,
         )
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ValueError(
             f"the processes of this run cannot be connected ({_first_line(error)}): give --coordinator=HOST:PORT, "
             "--num_processes and --process_id, or --distributed within SLURM or on a Cloud TPU"
