@@ -49,7 +49,7 @@ def encode(
     if config.task != "autoencoder":
         raise ValueError(f"config.task is {config.task!r}: only runs of the task 'autoencoder' can encode data")
     splits = {"": "train", "heldout_": "heldout"}
-    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # idx has separate held-out files
+    if not data.has_heldout(config.data):
         del splits["heldout_"]
     datasets = {prefix: data.load(runs.data_seed(config), split) for prefix, split in splits.items()}
     runs.check_data_fits(config, datasets[""])

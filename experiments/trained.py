@@ -45,17 +45,21 @@ def define_allow_changes_flag() -> None:
 
 
 class Networks(NamedTuple):
-    """Parameters of all networks that a sample needs; arguments of the compiled program, not constants in it.
+    """What a sample is computed from: arguments of the compiled program, not constants in it.
 
     Attributes:
-      own: those of the diffusion model.
+      own: the parameters of the diffusion model.
       first_stage: the value of `latent.make_extras`, for a model in latents; else None.
-      classifier: those of the guiding classifier; else None.
+      classifier: the parameters of the guiding classifier; else None.
+      guidance_scale: config.sampler.cfg_scale of a model that is guided without a classifier; else None.
+      classifier_scale: config.sampler.classifier_scale; None without a classifier.
     """
 
     own: Any
     first_stage: Any = None
     classifier: Any = None
+    guidance_scale: Any = None
+    classifier_scale: Any = None
 
 
 def load_trained(config: ConfigDict, workdir: Path, params: str = "ema") -> tuple[dfn.Diffusion, Networks, int]:
@@ -90,8 +94,14 @@ def load_trained(config: ConfigDict, workdir: Path, params: str = "ema") -> tupl
     mesh = over_devices.mesh_of(chosen)
     if config.sampler.classifier_workdir:
         classifier, guide = load_classifier(config, mesh)
-    first_stage = dfn.training.replicate(state.extras, mesh) if config.latent.enabled else None
-    networks = Networks(chosen, first_stage, guide)
+    guided = derived.num_classes(config) and is_guided(config.sampler, tables.guidances)
+    networks = Networks(
+        chosen,
+        dfn.training.replicate(state.extras, mesh) if config.latent.enabled else None,
+        guide,
+        np.float32(config.sampler.cfg_scale) if guided else None,
+        None if classifier is None else np.float32(config.sampler.classifier_scale),
+    )
     return of_networks(config, model, networks, autoencoder, classifier), networks, step
 
 
@@ -107,7 +117,7 @@ def of_networks(
     Args:
       config: of the model.
       model: as functions of its own parameters; in latents if there is an autoencoder.
-      networks: `init` keeps the parameters of its other networks.
+      networks: `init` keeps all of it but the model's own parameters.
       autoencoder: decodes the samples; None for none.
       classifier: guides them with scale config.sampler.classifier_scale; None for none.
     """
@@ -118,9 +128,12 @@ def of_networks(
     def sample(params: Networks, *args: Any, **options: Any) -> Any:
         if autoencoder is not None and options.get("shape") is not None:
             options["shape"] = latent.shape_of(options["shape"], tuple(config.data.shape), autoencoder.latent_shape)
+        if params.guidance_scale is not None and options.get("cond") is not None:
+            options.setdefault("guidance_scale", params.guidance_scale)
         if classifier is not None:
             log_prob = classifier.log_prob(params.classifier)
-            options["transform"] = dfn.guidance.classifier(log_prob, config.sampler.classifier_scale)
+            scale = config.sampler.classifier_scale if params.classifier_scale is None else params.classifier_scale
+            options["transform"] = dfn.guidance.classifier(log_prob, scale)
         return whole(params).sample(params.own, *args, **options)
 
     def of_own(name: str) -> Callable[..., Any]:

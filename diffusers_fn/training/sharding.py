@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["AXES", "Rules", "batch_axes", "make_mesh", "place", "replicate", "shardings", "split_batch"]
+__all__ = ["Rules", "batch_axes", "make_mesh", "place", "replicate", "shardings", "split_batch"]
 
-AXES = ("data", "fsdp", "tensor")
+_AXES = ("data", "fsdp", "tensor")
 Rules = Sequence[tuple[str, PartitionSpec]]  # (regular expression on the end of a path, how the last axes are split)
 
 
@@ -41,7 +41,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     """
     if devices is None:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    given = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    given = dict(zip(_AXES, (data, fsdp, tensor), strict=True))
     free = [name for name, size in given.items() if size == -1]
     known = math.prod(size for size in given.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in given.values()):
@@ -52,7 +52,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
             "one of them is what is left"
         )
     sizes = [len(devices) // known if size == -1 else size for size in given.values()]
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(np.asarray(devices).reshape(sizes), _AXES, axis_types=(AxisType.Auto,) * len(_AXES))
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

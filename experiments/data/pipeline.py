@@ -1,16 +1,19 @@
 """Shuffled batches, as a pure function of the step: a run can resume at any step."""
 
 import functools
+import os
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 
-from experiments.data.dataset import Dataset, float_images, philox
+from experiments.data.dataset import Dataset, crops_at_random, float_images, philox
 
 __all__ = ["batch_at", "batch_indices", "batches"]
 
 _ENDLESS = 2**62  # number of batches, more than any run uses
+_CROP_STREAM = 2**63  # the crops of epoch e are drawn with the key (seed, _CROP_STREAM + e), its order with (seed, e)
+_PREFETCHED_BYTES = 2**30  # largest size of the batches that are prepared in advance, unless two are larger
 _FEW = 2**21  # examples of a data set of which several epochs' orders are cached
 _THREADED_BYTES = 2**18  # of float32 per batch; for smaller batches a thread gains nothing
 
@@ -38,8 +41,9 @@ def batches(
       start_step: number of the first batch, at least 0.
       flip: whether each image is mirrored left to right with probability 1/2, drawn anew in every epoch.
       rows: the rows of each batch that are read and yielded, such as those of one process of several; None: all.
-      num_threads: number of threads that prepare batches in advance. None chooses 0 for small in-memory batches, 1 for
-        large ones, and 4 if images are decoded on demand.
+      num_threads: number of threads that prepare batches in advance, two each, as long as these need at most 1 GB. None
+        chooses 0 for small in-memory batches, 1 for large ones, and 4 to 16, by the number of cores, if images are read
+        on demand.
 
     Returns:
       An iterator of dicts: `image`, float32 `[B, *shape]`, and, if there are labels, `label`, int32 `[B]`; with
@@ -54,14 +58,19 @@ def batches(
     """
     _check(dataset, batch_size, start_step, flip, rows)
     philox(seed, 0)  # raises for a bad seed here, not in a thread
+    size = 4 * len(range(batch_size)[rows or slice(None)]) * int(np.prod(dataset.shape))
     if num_threads is None:
         in_memory = isinstance(dataset.images, np.ndarray)
-        small = 4 * len(range(batch_size)[rows or slice(None)]) * int(np.prod(dataset.shape)) < _THREADED_BYTES
-        num_threads = 4 if not in_memory else 0 if small else 1
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+        num_threads = _default_threads() if not in_memory else 0 if size < _THREADED_BYTES else 1
+    ahead = min(2 * num_threads, max(2, _PREFETCHED_BYTES // size))
+    options = grain.ReadOptions(num_threads=min(num_threads, ahead), prefetch_buffer_size=ahead)
     at = functools.partial(batch_at, dataset, batch_size, seed, flip=flip, rows=rows)
     numbers = grain.MapDataset.range(start_step, _ENDLESS)
     return iter(numbers.map(at).to_iter_dataset(options))
+
+
+def _default_threads() -> int:
+    return min(16, max(4, os.cpu_count() or 4))
 
 
 def batch_at(
@@ -70,8 +79,8 @@ def batch_at(
     """Returns batch number `step`: examples step * B to (step + 1) * B - 1 of the endless stream of epochs.
 
     Each epoch is a permutation of the data set, drawn by a counter-based generator with the key (seed, epoch). A batch
-    may span epochs. The stream of examples and flips does not depend on B, nor on `rows`, which selects rows of the
-    batch.
+    may span epochs. The stream of examples, flips and random crops does not depend on B, nor on `rows`, which selects
+    rows of the batch.
 
     >>> d = Dataset(np.zeros((4, 2), np.float32), np.arange(4, dtype=np.int32), (2,), 4)
     >>> joined = [batch_at(d, 2, 0, k)["label"] for k in (0, 1)]
@@ -82,7 +91,8 @@ def batch_at(
     _check(dataset, batch_size, step, flip, rows)
     parts = _epochs(len(dataset), batch_size, step, rows)
     indices = _indices(len(dataset), seed, parts)
-    batch = {"image": float_images(dataset, indices)}
+    random = np.concatenate([_crops(seed, *part) for part in parts]) if crops_at_random(dataset) else None
+    batch = {"image": float_images(dataset, indices, random=random)}
     if dataset.noise is not None:
         batch["noise"] = dataset.noise[indices]
     if flip:
@@ -143,6 +153,11 @@ def _flips(num_examples: int, seed: int, epoch: int, start: int, stop: int) -> n
     first = num_examples + start  # the numbers before it order the examples
     bits = philox(seed, epoch).advance(first // 4)  # a counter yields four numbers
     return bits.random_raw(first % 4 + stop - start)[first % 4 :] >> np.uint64(63) == 1
+
+
+def _crops(seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
+    """Returns uint64 `[stop - start, 4]`: the random numbers of the crops at these positions of an epoch."""
+    return philox(seed, _CROP_STREAM + epoch).advance(start).random_raw(4 * (stop - start)).reshape(-1, 4)
 
 
 def _check(dataset: Dataset, batch_size: int, step: int, flip: bool, rows: slice | None) -> None:
