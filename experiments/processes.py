@@ -43,6 +43,7 @@ __all__ = [
     "local_rows",
     "locked",
     "on_main",
+    "several",
     "wait",
 ]
 
@@ -146,6 +147,11 @@ def initialize(where: Launch | None) -> None:
             os.dup2(nothing.fileno(), 1)  # the lines of C code, too
 
 
+def several() -> bool:
+    """Returns whether this is one of several processes."""
+    return coordination.board() is not None
+
+
 def is_main() -> bool:
     """Returns whether this process writes the files of the run: process 0."""
     notes = coordination.board()
@@ -164,14 +170,14 @@ def any_process(flag: bool) -> bool:
 
     With one process nothing is communicated.
     """
-    if coordination.board() is None:
+    if not several():
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def from_main(tree: Any) -> Any:
     """Returns the tree of NumPy arrays of process 0 on all processes; the others give one of the same shapes."""
-    return tree if coordination.board() is None else multihost_utils.broadcast_one_to_all(tree)
+    return tree if not several() else multihost_utils.broadcast_one_to_all(tree)
 
 
 def on_main(work: Callable[[], _T]) -> _T | None:
@@ -201,7 +207,7 @@ def local_rows(batch_size: int, mesh: Mesh | None = None) -> slice:
     >>> local_rows(8)
     slice(0, 8, None)
     """
-    if coordination.board() is None:
+    if not several():
         return slice(0, batch_size)
     mesh = dfn.training.make_mesh() if mesh is None else mesh
     split = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
