@@ -27,7 +27,7 @@ _NOTE = "ended"
 _POLL = 1.0  # seconds between two looks at which processes live
 _FAREWELL = 1.0  # seconds in which the others read a note of process 0, which takes the notes with it
 _END = 24 * 3600.0
-_finished = threading.Event()
+_finished, _leaving = threading.Event(), threading.Event()  # of this process
 _handlers: list[Any] = []  # C function pointers, which must outlive their use
 
 
@@ -79,6 +79,7 @@ def end_all(code: int, message: str = "") -> NoReturn:
       message: what they print about it.
     """
     notes = None if _finished.is_set() else board()
+    _leaving.set()
     if notes is not None:
         with contextlib.suppress(ConnectionError):  # nobody is there to read it
             notes.write(_NOTE, json.dumps({"process": notes.process_id, "code": code, "message": message}))
@@ -157,7 +158,7 @@ def _watch_notes(notes: Board) -> None:
         if text is not None and not _finished.is_set():
             note = json.loads(text)
             if note["process"] != notes.process_id:
-                if note["message"]:
+                if note["message"] and not _leaving.is_set():
                     _print(f"process {note['process']} has ended with code {note['code']}: {note['message']}")
                 _exit(note["code"])
 
