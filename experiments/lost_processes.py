@@ -96,7 +96,6 @@ def finish() -> None:
     with contextlib.suppress(ConnectionError):  # the others have ended
         notes.barrier("finish", _END)
     _finished.set()
-    _on_abort(lambda: "", 0)
     if notes.process_id == 0:
         time.sleep(_FAREWELL)  # the others must not find the coordinator gone
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -119,13 +118,19 @@ def ending_together() -> Iterator[None]:
         if board() is None:
             raise
         if isinstance(error, AgreedExit) or (isinstance(error, SystemExit) and not error.code):
-            finish()
-            raise
+            _end_with_all(int(error.code or 0))
         if _may_be_a_loss(error):
             time.sleep(HEARTBEAT + 10)  # the watching threads end the process if it is one
         code, message = _ending(error)
         end_all(code, message)
+    if board() is not None:
+        _end_with_all(0)
+
+
+def _end_with_all(code: int) -> NoReturn:
+    """Ends this process when all are at their end; JAX's threads do not survive the end of the interpreter."""
     finish()
+    _exit(code)
 
 
 def _ending(error: BaseException) -> tuple[int, str]:
