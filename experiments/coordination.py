@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax._src import distributed  # JAX has no public functions for its client and the address
 
 __all__ = ["Board", "address", "board"]
 
@@ -51,8 +52,6 @@ class Board:
 
 def board() -> Board | None:
     """Returns the board of this run; None unless jax.distributed was initialized for several processes."""
-    from jax._src import distributed  # JAX has no public function for it
-
     state = distributed.global_state
     if state.client is None or state.num_processes < 2:
         return None
@@ -61,8 +60,6 @@ def board() -> Board | None:
 
 def address() -> str:
     """Returns HOST:PORT of process 0, as far as JAX knows it."""
-    from jax._src import distributed
-
     return distributed.global_state.coordinator_address or "an unknown address"
 
 
