@@ -19,6 +19,7 @@ from diffusers_fn.from_config.batches import make_batch_reader
 from diffusers_fn.from_config.choices import check_requirements, choose, listed
 from diffusers_fn.from_config.defaults import check_complete
 from diffusers_fn.from_config.network import (
+    backbone_fields,
     check_fit,
     check_other_size,
     check_time_label,
@@ -60,7 +61,7 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     """
     check_complete(config)
     shape = tuple(config.data.shape)
-    num_classes = derived.num_classes(config)
+    num_classes = _num_classes(config, tables)
     objective: ObjectiveEntry = choose("loss.objective", config.loss.objective, tables.objectives)
     module = _make_network(config, shape, num_classes, objective, tables)
     check_time_label(config.backbone, config.noise_schedule.time_label)
@@ -103,6 +104,14 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
         check_other_size(apply, params, some_label, size, shape, config.backbone.name)
 
     return Model(init, inputs, shape, check_size)
+
+
+def _num_classes(config: ConfigDict, tables: Tables) -> int:
+    """The number of classes of the network; a backbone section without the field has its default, that of the data."""
+    declared = {field.name for field in backbone_fields(config.backbone.name, tables.backbones)}
+    if "num_classes" in declared - set(config.backbone):
+        return derived.num_data_classes(config)
+    return derived.num_classes(config)
 
 
 def _make_network(
