@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import diffusers_fn as dfn
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.training import averages
-from experiments import runs
+from experiments import processes, runs
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_atomically
 
@@ -268,7 +268,9 @@ def choose_params(config: ConfigDict, workdir: Path, state: Any, which: str) -> 
 
 def save_snapshot(workdir: Path, step: int, state: Any) -> None:
     """Writes the further averages of a state into WORKDIR/averages/STEP.npz."""
-    leaves = _numbered(state.averages)
+    leaves = _numbered(processes.gather(state.averages))
+    if not processes.is_main():
+        return
     write_atomically(workdir / "averages" / f"{step:08d}.npz", lambda file: np.savez(file, **leaves))
 
 

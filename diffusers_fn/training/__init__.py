@@ -1,6 +1,7 @@
 """Training with optax: state and step, optimizers, averages of the parameters (`averages`), sharding."""
 
 from diffusers_fn.training import averages
+from diffusers_fn.training.norms import clip_by_global_norm, global_norm
 from diffusers_fn.training.optimizers import make_learning_rate, make_optimizer
 from diffusers_fn.training.rules import RULES
 from diffusers_fn.training.sharding import make_mesh, place, replicate, shardings, split_batch
@@ -10,6 +11,8 @@ __all__ = [
     "RULES",
     "TrainState",
     "averages",
+    "clip_by_global_norm",
+    "global_norm",
     "make_learning_rate",
     "make_mesh",
     "make_optimizer",
