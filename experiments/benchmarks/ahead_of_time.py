@@ -26,8 +26,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from experiments import states
-from experiments.benchmarks.programs import collectives, matrix_flops
+from experiments import flops, states
+from experiments.benchmarks.programs import collectives
 from experiments.tasks import make_task
 
 __all__ = ["compiled_step", "dit_xl", "report"]
@@ -41,17 +41,11 @@ def dit_xl(batch_size: int, **backbone: Any) -> ConfigDict:
     >>> dit_xl(256).backbone.hidden_size
     1152
     """
-    fields = {
-        "hidden_size": 1152,
-        "depth": 28,
-        "num_heads": 16,
-        "scan_blocks": True,
-        "remat": True,
-        "dtype": "bfloat16",
-    }
+    size: dict[str, Any] = {"hidden_size": 1152, "depth": 28, "num_heads": 16}
+    fields = {**size, "scan_blocks": True, "remat": True, "dtype": "bfloat16", **backbone}
     return dfn.customise(
         dfn.default_config(),
-        backbone={"name": "dit", **fields, **backbone},
+        backbone={"name": "dit", **fields},
         data={"shape": (32, 32, 4), "num_classes": 1000},
         training={"batch_size": batch_size, "optimizer": "adamw", "lr_schedule": "constant", "learning_rate": 1e-4},
     )
@@ -92,7 +86,7 @@ def report(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "state_bytes_whole_over_devices": found["state_bytes"] // devices,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "matrix_flops_over_devices": matrix_flops(traced.jaxpr.jaxpr) // devices,
+        "flops_over_devices": flops.count_in(traced.jaxpr) / devices,
         "xla_flops_bodies_once": int(compiled.cost_analysis().get("flops", 0)),
         "collectives": collectives(compiled.as_text()),
     }

@@ -1,46 +1,15 @@
-"""Counts of a program's work and communication: FLOPs of a jaxpr, collectives of a compiled program."""
+"""Counts of a compiled program's communication."""
 
 from __future__ import annotations
 
 import collections
 import math
 import re
-from collections.abc import Iterator
-from typing import Any
 
-from jax.extend import core
-
-__all__ = ["collectives", "matrix_flops"]
+__all__ = ["collectives"]
 
 _BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-
-
-def matrix_flops(jaxpr: Any) -> int:
-    """Returns the FLOPs of the matrix products and convolutions of a jaxpr, those in scans once per iteration.
-
-    Of branches the most expensive one counts. XLA's own analysis counts the body of a loop once.
-
-    >>> run = jax.make_jaxpr(lambda a: jax.lax.scan(lambda h, _: (h @ a, None), a, length=3)[0])
-    >>> matrix_flops(run(jax.numpy.ones((4, 4))).jaxpr)  # 3 products of 2 * 4 * 4 * 4
-    384
-    """
-    total = 0
-    for equation in jaxpr.eqns:
-        name, parameters = equation.primitive.name, equation.params
-        if name == "dot_general":
-            contracted = parameters["dimension_numbers"][0][0]
-            shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval.shape, parameters["dimension_numbers"]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-        elif name == "cond":
-            total += max(matrix_flops(branch.jaxpr) for branch in parameters["branches"])
-        else:
-            times = parameters["length"] if name == "scan" else 1
-            total += times * sum(map(matrix_flops, _inner(parameters)))
-    return total
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
@@ -78,15 +47,6 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
                 each["count"] += times[name]
                 each["bytes"] += times[name] * size
     return found
-
-
-def _inner(parameters: dict[str, Any]) -> Iterator[Any]:
-    for value in parameters.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, core.ClosedJaxpr):
-                yield each.jaxpr
-            elif isinstance(each, core.Jaxpr):
-                yield each
 
 
 def _computations(text: str) -> dict[str, list[str]]:
