@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
 from diffusers_fn.pretrained.safetensors_file import open_safetensors
-from experiments import states
+from experiments import processes, states
 from experiments.config_files import expanded
 from experiments.files import write_text
 from experiments.tasks import make_task
@@ -96,7 +96,8 @@ def prepare(
         print(_report(taken, name))
         record = {"source": str(source), "what": name, **taken._asdict()}
         del record["params"]
-        write_text(workdir / _FILE, json.dumps(record, indent=2) + "\n")
+        if processes.is_main():
+            write_text(workdir / _FILE, json.dumps(record, indent=2) + "\n")
         with jax.disable_jit():  # compiled, the parameters would be constants of the program
             return states.new_state(config, lambda key: taken.params, key, extras)
 
