@@ -4,8 +4,8 @@
     python -m experiments.benchmarks.fault_matrix --rows=one_process_killed,disk_full --kills=3
 
 Each row is a kind of fault. It passes if every resumed run ends with the bits of an undisturbed run on the same
-devices, with the same losses in its log, and goes on from the newest checkpoint that was complete at the fault. All runs
-are on emulated CPU devices. The rows of several processes start two on this host.
+devices, with the same losses in its log, and goes on from the newest checkpoint that was complete at the fault. All
+runs are on emulated CPU devices. The rows of several processes start two on this host.
 """
 
 from __future__ import annotations
