@@ -11,7 +11,6 @@ import os
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from experiments.shard_files import (
 )
 from experiments.snapshots import Snapshots
 
-__all__ = ["Checkpoints", "Restored", "checksum"]
+__all__ = ["Checkpoints", "Restored"]
 
 _MARGIN = 2**20  # bytes that a checkpoint needs beside its arrays
 _PATIENCE = 600.0  # seconds for which a process that has written its shards waits for the others
@@ -224,7 +223,7 @@ class Checkpoints:
         folder = self._directory / str(step)
         try:
             if not any(folder.glob("shards-*")) and (folder / "state").exists():
-                return self._read_old(step, template), ""
+                return Restored(step, *read_orbax(self._directory, step, template)), ""
             record = read_sealed(folder / _RECORD)
             if record["step"] != step:
                 raise ValueError(f"it is that of step {record['step']}")
@@ -237,12 +236,6 @@ class Checkpoints:
             raise
         except Exception as error:
             return None, _first_line(error)
-
-    def _read_old(self, step: int, template: Any) -> Restored:
-        state, meta, expected = read_orbax(self._directory, step, template)
-        if checksum(state) != expected:
-            raise ValueError("its contents do not match the stored checksum")
-        return Restored(step, jax.tree.map(_placed, template, state), meta)
 
     def _steps(self) -> list[int]:
         return [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
@@ -283,27 +276,6 @@ def _check_finite(step: int, name: str, data: np.ndarray) -> None:
         raise FloatingPointError(
             f"the state of step {step} is not finite (in {name}) and was not saved; the last checkpoint is kept"
         )
-
-
-def checksum(tree: Any) -> int:
-    """Returns the CRC-32 of all arrays of a tree, in the order of its leaves.
-
-    >>> checksum({"a": np.zeros(2)}) == checksum({"a": np.zeros(2)}) != checksum({"a": np.ones(2)})
-    True
-    """
-    value = 0
-    for leaf in jax.tree.leaves(tree):
-        leaf = np.ascontiguousarray(leaf)
-        value = zlib.crc32(leaf.tobytes() + str((leaf.dtype, leaf.shape)).encode(), value)
-    return value
-
-
-def _placed(like: Any, value: np.ndarray) -> Any:
-    """The array with the sharding of a jax.ShapeDtypeStruct that has one."""
-    sharding = like.sharding if isinstance(like, jax.ShapeDtypeStruct) else None
-    if sharding is None:
-        return value
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def _flush_names(folder: Path) -> None:

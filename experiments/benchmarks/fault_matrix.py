@@ -10,8 +10,8 @@ runs are on emulated CPU devices. The rows of several processes start two on thi
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 
 from experiments import runs, states
+from experiments.benchmarks.fault_damage import fill_disk, flip, remove, truncate
 from experiments.benchmarks.fault_runs import Run, Settings, newest, unfinished
 from experiments.files import write_text
 from experiments.metric_log import read
@@ -88,7 +89,7 @@ def one_of_two_stopped(settings: Settings, random: random.Random, kills: int) ->
     counts, workdir = Counts(), settings.new_workdir("stopped")
     for number, target in enumerate(sorted(random.sample(range(1, settings.num_steps * 9 // 10), min(kills, 4)))):
         run = Run(settings, workdir, processes=2)
-        if not run.until(lambda target=target: newest(workdir) >= target):
+        if not run.until(functools.partial(_reached, workdir, target)):
             break
         run.processes[number % 2].terminate()
         codes = run.end(_END)
@@ -107,9 +108,9 @@ def disk_full(settings: Settings, random: random.Random, kills: int) -> Counts:
         workdir, filler = small / "run", small / "filler"
         if mounted == 0:
             run = Run(settings, workdir)
-            reached = run.until(lambda: newest(workdir) >= settings.num_steps // 3)
+            reached = run.until(functools.partial(_reached, workdir, settings.num_steps // 3))
             counts.check(reached, f"the run ended before the disk was full: {run.tail()}")
-            _fill(filler)
+            fill_disk(filler)
         else:  # without the right to mount: files may have at most so many bytes
             run = Run(settings, workdir, max_file_bytes=settings.num_steps * 20)
         codes = run.end(_END)
@@ -128,9 +129,9 @@ def damaged_files(settings: Settings, random: random.Random, kills: int) -> Coun
     """Files of the newest checkpoint are truncated, have a flipped bit, or are missing."""
     counts, whole = Counts(), settings.undisturbed(1)
     files = ("shards-00000.safetensors", "shards-00000.json", "checkpoint.json")
-    for damage in (_truncate, _flip, _remove):
+    for damage in (truncate, flip, remove):
         for file in files:
-            workdir = settings.new_workdir(f"{damage.__name__[1:]}-{file}")
+            workdir = settings.new_workdir(f"{damage.__name__}-{file}")
             shutil.copytree(whole, workdir)
             steps = sorted(int(each.name) for each in (workdir / "checkpoints").iterdir())
             damage(workdir / "checkpoints" / str(steps[-1]) / file, random)
@@ -138,7 +139,7 @@ def damaged_files(settings: Settings, random: random.Random, kills: int) -> Coun
             codes = run.end(_END)
             counts["faults"] += 1
             said = f"Checkpoint {steps[-1]} is damaged, using checkpoint {steps[-2]}"
-            counts.check(codes == [0] and said in run.output(0), f"{damage.__name__[1:]} {file}: {run.tail()}")
+            counts.check(codes == [0] and said in run.output(0), f"{damage.__name__} {file}: {run.tail()}")
             _compare(settings, counts, workdir, whole)
     return counts
 
@@ -161,7 +162,7 @@ def other_device_counts(settings: Settings, random: random.Random, kills: int) -
         codes = Run(settings, workdirs[0], devices=devices).end(_END)
         counts.check(codes == [0], f"exit code {codes} with {devices} devices")
         run = Run(settings, workdirs[1], devices=devices)
-        if run.until(lambda workdir=workdirs[1]: newest(workdir) > middle):
+        if run.until(functools.partial(_reached, workdirs[1], middle + 1)):
             counts["faults"] += 1
         run.kill([0])
         codes = Run(settings, workdirs[1], devices=devices).end(_END)
@@ -182,8 +183,7 @@ def restart(settings: Settings, random: random.Random, kills: int) -> Counts:
         shutil.rmtree(workdir / "checkpoints" / str(settings.num_steps))
         began, last = time.monotonic(), newest(workdir)
         run = Run(settings, workdir, options=("--config.training.log_every=1", *options))
-        log, entry = workdir / "metrics.jsonl", f'"step": {last + 1},'
-        reached = run.until(lambda log=log, entry=entry: entry in log.read_text())
+        reached = run.until(functools.partial(_logged, workdir, last + 1))
         counts[name] = round(time.monotonic() - began, 1)
         counts.check(reached, f"no step: {run.tail()}")
         run.kill([0])
@@ -217,9 +217,9 @@ def _killed(
         run = Run(settings, workdir, processes)
         began, delay = time.monotonic(), random.uniform(0, 1.5 * settings.start_up)
         moments: tuple[Callable[[], bool], ...] = (
-            lambda target=target: newest(workdir) >= target,  # type: ignore[misc]
-            lambda target=target: unfinished(workdir) >= target,  # type: ignore[misc]
-            lambda began=began, delay=delay: time.monotonic() > began + delay,  # type: ignore[misc]
+            functools.partial(_reached, workdir, target),
+            functools.partial(_saving, workdir, target),
+            functools.partial(_passed, began + delay),
         )
         if not run.until(moments[number % 3]):
             counts.check(run.codes() == [0] * processes, f"a run ended by itself: {run.tail()}")
@@ -280,30 +280,20 @@ def _state(workdir: Path) -> Any:
     return states.load_state(config, workdir, states.state_like(config, task.init, task.extras_like))[1]
 
 
-def _truncate(path: Path, random: random.Random) -> None:
-    os.truncate(path, random.randrange(path.stat().st_size))
+def _reached(workdir: Path, step: int) -> bool:
+    return newest(workdir) >= step
 
 
-def _flip(path: Path, random: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    solid = [place for place, byte in enumerate(content) if byte not in b" \n"]
-    content[random.choice(solid)] ^= 1 << random.randrange(8)
-    path.write_bytes(bytes(content))
+def _saving(workdir: Path, step: int) -> bool:
+    return unfinished(workdir) >= step
 
 
-def _remove(path: Path, random: random.Random) -> None:
-    path.unlink()
+def _passed(when: float) -> bool:
+    return time.monotonic() > when
 
 
-def _fill(path: Path) -> None:
-    """Writes a file until the disk is full."""
-    with open(path, "wb", buffering=0) as file:
-        for size in (2**16, 2**10, 1):
-            try:
-                while file.write(b"0" * size) == size:
-                    pass
-            except OSError:
-                continue
+def _logged(workdir: Path, step: int) -> bool:
+    return f'"step": {step},' in (workdir / "metrics.jsonl").read_text()
 
 
 def main() -> None:
