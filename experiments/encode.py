@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from experiments import data, over_devices, processes, runs, states, trained
-from experiments.checkpoints import checksum
 from experiments.files import write_atomically
+from experiments.orbax_checkpoints import checksum
 
 __all__ = ["encode", "main"]
 

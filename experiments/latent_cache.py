@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import data
-from experiments.checkpoints import checksum
+from experiments.orbax_checkpoints import checksum
 
 __all__ = ["in_place_of", "read", "split"]
 
