@@ -98,7 +98,7 @@ def _latent() -> ConfigDict:
     latent = ConfigDict()
     latent.enabled = False  # train and sample in the latents of an autoencoder
     latent.autoencoder_workdir = ""  # work directory of the autoencoder's run; for training only
-    latent.cache = ""  # a file of experiments.encode: train on its latents instead of encoding images
+    latent.cache = ""  # a folder of experiments.encode (or a file of earlier ones): train on its latents, not images
     latent.decode_batch_size = 0  # samples decoded at once; 0: the whole batch
     return latent
 
