@@ -14,6 +14,7 @@ To train on the means alone, without the autoencoder, use --config.data.name=arr
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, runs, states, trained
+from experiments import data, over_devices, processes, runs, states, trained
 from experiments.checkpoints import checksum
-from experiments.latent_shards import LatentWriter
+from experiments.latent_shards import latent_writer
 
 __all__ = ["encode", "main"]
 
@@ -55,24 +56,27 @@ def encode(
     autoencoder = dfn.build_autoencoder(config)
     step, state = states.load_state(config, workdir, states.state_like(config, autoencoder.init))
     chosen = states.choose_params(config, workdir, state, params)
-    on_device, run = jax.device_put(chosen), jax.jit(autoencoder.encode)
+    on_devices, run = over_devices.place_params(config, chosen), jax.jit(autoencoder.encode)
+    mesh = over_devices.mesh_of(on_devices)
 
     def coded(split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         dataset = datasets[split]
-        for start in tqdm(range(0, len(dataset), batch_size), desc=f"encoding {split}", unit="batch"):
+        starts, quiet = range(0, len(dataset), batch_size), not processes.is_main()
+        for start in tqdm(starts, desc=f"encoding {split}", unit="batch", disable=quiet):
             which = np.arange(start, start + batch_size) % len(dataset)  # the last batch is filled up
-            mean, logvar = run(on_device, data.float_images(dataset, which))
-            left = len(dataset) - start
-            yield np.asarray(mean)[:left], np.asarray(logvar)[:left]
+            images = over_devices.split_rows(data.float_images(dataset, which), mesh)
+            mean, logvar = over_devices.first_rows(run(on_devices, images), min(batch_size, len(dataset) - start))
+            yield mean, logvar
 
     output = output or workdir / "latents"
-    writer = LatentWriter(output)
-    try:
-        for split, dataset in datasets.items():
-            writer.write(split, coded(split), dataset.labels)
-        writer.finish({"checksum": int(checksum(chosen)), "step": int(step), "params": params})
-    finally:
-        writer.discard()
+    if processes.is_main():
+        with latent_writer(output) as writer:
+            for split, dataset in datasets.items():
+                writer.write(split, coded(split), dataset.labels)
+            writer.finish({"checksum": int(checksum(chosen)), "step": int(step), "params": params})
+    else:  # computes its part
+        for split in datasets:
+            collections.deque(coded(split), maxlen=0)
     shape = " x ".join(map(str, autoencoder.latent_shape))
     counts = " + ".join(str(len(dataset)) for dataset in datasets.values())
     print(f"{counts} latents of {shape} at step {step}: {output}")

@@ -7,10 +7,11 @@ the same with the prefix `heldout_` for held-out examples, and, written last, `l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from experiments.data.arrays import shards_of
 from experiments.data.dataset import UNREADABLE
 from experiments.data.row_files import RowFiles, from_npy, from_npz
 
-__all__ = ["LatentWriter", "Latents", "read_latents"]
+__all__ = ["LatentWriter", "Latents", "latent_writer", "read_latents"]
 
 _META = "latents.json"
 _SHARD_BYTES = 2**27  # of the means in one file
@@ -72,8 +73,9 @@ def read_latents(path: Path) -> Latents:
     return found
 
 
-class LatentWriter:
-    """Writes a folder of latents under a temporary name; `finish` puts it in place, so that no reader sees a part.
+@contextlib.contextmanager
+def latent_writer(folder: Path) -> Iterator[LatentWriter]:
+    """Yields the writer of a folder of latents, which appears as a whole when `finish` is called, or not at all.
 
     Args:
       folder: where the shards will lie; an earlier folder of latents there is replaced.
@@ -81,14 +83,22 @@ class LatentWriter:
     Raises:
       ValueError: if there is anything else.
     """
+    if folder.exists() and not (folder / _META).is_file():
+        raise ValueError(f"{folder} exists and holds no latents: set --output to another folder")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield LatentWriter(folder, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
-    def __init__(self, folder: Path) -> None:
-        if folder.exists() and not (folder / _META).is_file():
-            raise ValueError(f"{folder} exists and holds no latents: set --output to another folder")
-        self._folder = folder
-        self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
+
+class LatentWriter:
+    """Writes the shards of latents in a temporary folder; see `latent_writer`."""
+
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        self._folder, self._temporary = folder, temporary
         self._counts: dict[str, int] = {}
 
     def write(self, split: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], labels: np.ndarray | None) -> None:
@@ -112,10 +122,6 @@ class LatentWriter:
         if self._folder.exists():
             shutil.rmtree(self._folder)
         os.replace(self._temporary, self._folder)
-
-    def discard(self) -> None:
-        """Deletes what was written."""
-        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _shard(self, prefix: str, number: int, start: int, parts: list[Any], labels: np.ndarray | None) -> int:
         """Writes a shard of the examples from `start` on; returns the first of the next."""

@@ -141,7 +141,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     if is_own(name):
         section = default_backbone(name, tables(config).backbones)
         for field, value in config.backbone.items():
-            if field in section or field not in DERIVED:  # a network may lack those that follow from the data
+            if field in section or field not in DERIVED:  # a network may lack the fields that follow from the data
                 section[field] = value
         with config.unlocked():
             config.backbone = section

@@ -35,11 +35,12 @@ def check_data_fits(config: ConfigDict, dataset: data.Dataset) -> None:
     num_classes = derived.num_classes(config)
     if num_classes and dataset.labels is None:
         raise ValueError(
-            "the model is class-conditional, but the data have no labels: set config.backbone.num_classes=0"
+            "the model is class-conditional, but no labels are read: set config.data.num_classes to the number of "
+            "classes of the data, or to 0, and backbone.num_classes to None"
         )
     if num_classes and dataset.num_classes > num_classes:
         raise ValueError(
-            f"the data have {dataset.num_classes} classes, the model {num_classes}: set config.backbone.num_classes"
+            f"the data have {dataset.num_classes} classes, the model {num_classes}: set config.data.num_classes"
         )
 
 

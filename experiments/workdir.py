@@ -65,8 +65,10 @@ FREE = (
     "training.heldout_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_every",
     "training.ema_snapshot_every",
     "training.max_skipped",
+    "mesh",
 )
 # Fields that --allow_changes may change from a step on. All others decide what the parameters mean or which there are.
 CHANGEABLE = (
@@ -366,9 +368,13 @@ def _differing(path: Path, config: ConfigDict, *, rewrite: bool) -> dict[str, tu
 
 
 def _comparable(flat: dict[str, Any]) -> dict[str, Any]:
-    """The fields, with the number of classes and the size in both places where one of them stands for both."""
-    if flat.get("backbone.image_size", 0) is None:
-        flat["backbone.image_size"] = next(iter(flat["data.shape"]))
+    """The fields, with the number of classes and the size in all places where one of them stands for all."""
+    shape = tuple(flat.get("data.shape") or ())
+    if shape and flat.get("backbone.image_size", 0) is None:
+        flat["backbone.image_size"] = shape[0]
+    if flat.get("data.image_size") and (flat["data.image_size"],) * 2 == shape[:2]:
+        flat["data.image_size"] = 0
+        flat["data.resize"] = "crop" if flat.get("data.resize") == "none" else flat.get("data.resize")
     network, labels = flat.get("backbone.num_classes"), flat.get("data.num_classes")
     if {"backbone.num_classes", "data.num_classes"} <= set(flat):
         flat["backbone.num_classes"] = (labels or 0) if network is None else network

@@ -39,6 +39,7 @@ def default_config() -> Config:
     - `data`: data set, classes, held-out share;
     - `latent`: diffusion in the latents of a trained autoencoder;
     - `training`: steps, batch size, optimizer, EMA, checkpoints;
+    - `mesh`: how many devices share data, parameters and layers;
     - `evaluation`: number of samples to score.
 
     The file of this function, `diffusers_fn/from_config/defaults.py`, explains each field in one line:
@@ -58,6 +59,7 @@ def default_config() -> Config:
     config.data = _data()
     config.latent = _latent()
     config.training = _training()
+    config.mesh = _mesh()
     config.evaluation = _evaluation()
     for name, value in _model().items():
         config[name] = value
@@ -125,7 +127,17 @@ def _training() -> ConfigDict:
     training.heldout_every = 1_000  # steps between losses on held-out data; 0: never
     training.checkpoint_every = 1_000  # steps
     training.keep_checkpoints = 3  # number of checkpoints kept on disk
+    training.keep_every = 0  # steps; their checkpoints are kept for ever; 0: none
+    training.peak_flops = 0.0  # FLOP/s of one device, for the metric flops_utilization; 0: of known GPUs and TPUs
     return training
+
+
+def _mesh() -> ConfigDict:
+    mesh = ConfigDict()
+    mesh.data = -1  # devices that split batches alone; -1: what fsdp and tensor leave of all devices
+    mesh.fsdp = 1  # devices that split batches, and parameters, optimizer state and averages
+    mesh.tensor = 1  # devices that split each layer: attention heads, hidden units, channels
+    return mesh
 
 
 def _evaluation() -> ConfigDict:
@@ -145,7 +157,7 @@ def _model() -> ConfigDict:
     model.sigma_data = 0.5  # standard deviation of the data; for parameterization and weight edm, and scale_input
     model.scale_input = False  # divide the network's input by its standard deviation (edm always does)
     model.score_scaling = 1.0  # parameterization score: the score is the network's output times this
-    model.self_conditioning = 0.0  # largest |x0| of the previous estimate, an input of the network; 0: off
+    model.self_conditioning = 0.0  # largest |x0| of the previous estimate, an input of the network; 0: off; inf: any
     model.loss = _loss()
     model.sampler = _sampler()
     return model

@@ -12,12 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusers_fn import _random, _threefry
+from diffusers_fn._arrays import split_like, whole
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.from_config import derived, few_step, self_conditioning
 from diffusers_fn.from_config.batches import make_batch_reader
 from diffusers_fn.from_config.choices import check_requirements, choose, listed
 from diffusers_fn.from_config.defaults import check_complete
 from diffusers_fn.from_config.network import (
+    backbone_fields,
     check_fit,
     check_other_size,
     check_time_label,
@@ -59,7 +61,7 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     """
     check_complete(config)
     shape = tuple(config.data.shape)
-    num_classes = derived.num_classes(config)
+    num_classes = _num_classes(config, tables)
     objective: ObjectiveEntry = choose("loss.objective", config.loss.objective, tables.objectives)
     module = _make_network(config, shape, num_classes, objective, tables)
     check_time_label(config.backbone, config.noise_schedule.time_label)
@@ -104,6 +106,14 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     return Model(init, inputs, shape, check_size)
 
 
+def _num_classes(config: ConfigDict, tables: Tables) -> int:
+    """The number of classes of the network; a backbone section without the field has its default, that of the data."""
+    declared = {field.name for field in backbone_fields(config.backbone.name, tables.backbones)}
+    if "num_classes" in declared - set(config.backbone):
+        return derived.num_data_classes(config)
+    return derived.num_classes(config)
+
+
 def _make_network(
     config: ConfigDict, shape: tuple[int, ...], num_classes: int, objective: ObjectiveEntry, tables: Tables
 ) -> nn.Module:
@@ -135,6 +145,7 @@ def _make_apply(module: nn.Module, *, dropout: float, takes_x0: bool) -> Callabl
             raise ValueError("apply with train=True draws dropout masks: pass key")
         if x0 is not None and not takes_x0:
             raise ValueError("x0 was given, but self-conditioning is off: set config.self_conditioning")
+        params, (t, cond) = whole(params, x), split_like((t, cond), x)
         rngs = {} if key is None else {"dropout": _threefry.faster(key)}
         estimate: dict[str, Any] = {} if x0 is None else {"x0": x0}
         out = module.apply({"params": params}, x, t, cond, **estimate, train=train, rngs=rngs)

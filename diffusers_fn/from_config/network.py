@@ -107,6 +107,8 @@ def check_backbone_field(name: str, field: str, value: Any, networks: Mapping[st
     >>> check_backbone_field("dit", "depth", 12)
     """
     known = {each.name: each for each in backbone_fields(name, networks)}
+    if field not in known and field in DERIVED and not value:  # nothing that the network would need
+        return
     if field not in known:
         raise ValueError(f"config.backbone has no field {field} for name = {name!r}; its fields are {', '.join(known)}")
     if field in ("dtype", "param_dtype"):
@@ -195,7 +197,7 @@ def _size(module: type[nn.Module], settings: ConfigDict, shape: tuple[int, ...])
 
     None in config.backbone is the size of the data: (H, W) for a network whose type allows it, else H.
     """
-    declared = {field.name: field.type for field in plain_fields(module)}
+    declared = {field.name: field for field in plain_fields(module)}
     if "image_size" not in declared or len(shape) != 3:
         return {}
     given, (height, width) = settings.get("image_size"), shape[:2]
@@ -205,9 +207,11 @@ def _size(module: type[nn.Module], settings: ConfigDict, shape: tuple[int, ...])
             f"{height} x {width}: set backbone.image_size to the side of that square, or stretch_positions to False"
         )
     if given is None:
-        return {"image_size": (height, width) if height != width and fits((1, 1), declared["image_size"]) else height}
-    if "attention_resolutions" in declared and given != height:
-        resolutions = tuple(settings.get("attention_resolutions", ()))
+        oblong = height != width and fits((1, 1), declared["image_size"].type)
+        return {"image_size": (height, width) if oblong else height}
+    default = declared["attention_resolutions"].default if "attention_resolutions" in declared else ()
+    resolutions = tuple(settings.get("attention_resolutions", default))
+    if resolutions and given != height:
         same = tuple(height * resolution // given for resolution in resolutions)
         raise ValueError(
             f"config.backbone.image_size is {given}, but the data are {height} x {width}: leave it None, which is the "

@@ -25,7 +25,7 @@ def wrap_network(module: nn.Module, bound: float) -> nn.Module:
       ValueError: if the bound is negative.
     """
     if bound < 0:
-        raise ValueError(f"config.self_conditioning must be 0 (off) or the largest |x0| of the data; got {bound}")
+        raise ValueError(f"config.self_conditioning must be 0 (off), the largest |x0| of the data, or inf; got {bound}")
     return backbones.SelfConditioned(module, bound=float(bound)) if bound else module
 
 

@@ -58,6 +58,7 @@ def in_latent_space(diffusion: _M, codec: Codec, *, scale: ArrayLike = 1.0, shif
           before and not yet scaled, "mean" and "logvar" [B, *latent], from which z is drawn, or "latent" [B, *latent],
           which is z. Its other entries are passed on. The key is split, one part for the draw of z.
         sample: as in `diffusion`, with Samples.x0 decoded and Samples.trace in latents.
+        invert: if `diffusion` has it: (params, x0, **options) -> the noise of the mean latents of x0.
 
     Raises:
       ValueError: when the loss is called, if the batch has none of these entries.
@@ -83,7 +84,13 @@ def in_latent_space(diffusion: _M, codec: Codec, *, scale: ArrayLike = 1.0, shif
         latents = diffusion.sample(params, key, num_samples, **options)
         return Samples(scaled(codec, scale, shift).decode(latents.x0), latents.trace)
 
-    return diffusion._replace(loss=loss, sample=sample)
+    def invert(params: Any, x0: jax.Array, **options: Any) -> jax.Array:
+        own: Any = diffusion
+        noise: jax.Array = own.invert(params, scale_latents(codec.encode(x0)[0], scale, shift), **options)
+        return noise
+
+    inverse = {"invert": invert} if hasattr(diffusion, "invert") else {}
+    return diffusion._replace(loss=loss, sample=sample, **inverse)
 
 
 def _latents(key: jax.Array, codec: Codec, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -102,7 +102,7 @@ def _with_classes(dataset: Dataset, num_classes: int | None, name: str) -> Datas
         return dataclasses.replace(dataset, labels=None, num_classes=0, class_names=None)
     if num_classes is None or num_classes == dataset.num_classes:
         return dataset
-    remedy = "set config.backbone.num_classes (or config.data.num_classes)"
+    remedy = "set config.data.num_classes (with backbone.num_classes None)"
     if dataset.labels is None:
         raise ValueError(f"{num_classes} classes are configured, but the data ({name}) have no labels; {remedy} to 0")
     if dataset.num_classes > num_classes:

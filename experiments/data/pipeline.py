@@ -57,6 +57,8 @@ def batches(
     [0, 1, 2]
     """
     _check(dataset, batch_size, start_step, flip, rows)
+    if num_threads is not None and num_threads < 0:
+        raise ValueError(f"data.num_threads must be at least 0, or None; got {num_threads}")
     philox(seed, 0)  # raises for a bad seed here, not in a thread
     size = 4 * len(range(batch_size)[rows or slice(None)]) * int(np.prod(dataset.shape))
     if num_threads is None:

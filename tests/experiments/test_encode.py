@@ -80,10 +80,10 @@ def test_the_folder_holds_the_latents_of_both_splits(stage):
 def test_shards_of_any_size_a_single_file_and_latents_in_memory_are_the_same_data(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(latent_shards, "_SHARD_BYTES", 5000)
     mean, logvar, labels = (arrays_of(stage[1], name) for name in ("mean", "logvar", "labels"))
-    writer = latent_shards.LatentWriter(tmp_path / "latents")
     parts = ((mean[start : start + 50], logvar[start : start + 50]) for start in range(0, len(mean), 50))
-    writer.write("train", parts, labels)
-    writer.finish({"checksum": json.loads((stage[1] / "latents.json").read_text())["checksum"]})
+    with latent_shards.latent_writer(tmp_path / "latents") as writer:
+        writer.write("train", parts, labels)
+        writer.finish({"checksum": json.loads((stage[1] / "latents.json").read_text())["checksum"]})
     assert len(list((tmp_path / "latents").glob("mean-*.npy"))) == 15  # 100 latents of 64 bytes each
     monkeypatch.setattr(latent_cache, "checksum", lambda params: latent_shards.read_latents(stage[1]).checksum)
     batches = []

@@ -72,6 +72,16 @@ def test_a_network_of_ones_own_gets_all_fields_of_its_module(folder):
     assert config.is_locked
 
 
+@pytest.mark.parametrize("classes", [{}, {"num_classes": 0}])
+def test_a_network_of_ones_own_may_have_no_field_for_classes(folder, classes):
+    module = MODULE.replace("    num_classes: int | None = None\n", "")
+    (folder / "of_mine.py").write_text(module)
+    own.add_folder(folder / "config.py")
+    config = own.complete(mine(backbone={"name": "of_mine:Net", "width": 5, **classes}))
+    params = dfn.build(config, own.tables(config)).init(jax.random.key(0))
+    assert params["Dense_1"]["kernel"].shape == (2, 5) or params["Dense_0"]["kernel"].shape == (2, 5)
+
+
 def test_a_config_file_makes_its_own_package_importable(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     package = tmp_path / "mine_too" / "configs"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import autoencoder, classifier, ddpm_digits, edm, flow, latent
+from configs import autoencoder, classifier, ddpm_digits, ddpm_images, edm, flow, latent
 from diffusers_fn.from_config.defaults import customise
 from experiments import data, workdir
 from experiments.workdir import check_data, open_workdir, read_config
@@ -115,6 +115,16 @@ def test_one_field_may_stand_for_both_numbers_of_classes(tmp_path):
     config.data.num_classes = count + 1
     with pytest.raises(ValueError, match=r"backbone.num_classes: 10 there, 11 here"):
         open_workdir(tmp_path, config, create=False)
+
+
+def test_a_run_of_a_config_with_repeated_sizes_continues_without_them(tmp_path):
+    """Configs stated the size three times; a run of one is that of data.shape alone."""
+    config = customise(ddpm_images.get_config(), data={"image_size": 32, "resize": "none"}, backbone={"image_size": 32})
+    open_workdir(tmp_path, config, create=True)
+    open_workdir(tmp_path, ddpm_images.get_config(), create=True)
+    other = customise(ddpm_images.get_config(), data={"resize": "stretch"})
+    with pytest.raises(ValueError, match=r"data.resize: crop there, stretch here"):
+        open_workdir(tmp_path, other, create=True)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What follows from the data: classes and size of the network, clipping; scores, inversion, samples of another size."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,33 @@ def test_the_same_size_is_accepted_and_a_picture_need_not_be_square():
     params = jax.eval_shape(wide.init, jax.random.key(0))
     samples = jax.eval_shape(lambda p, key: wide.sample(p, key, 2), params, jax.random.key(0))
     assert samples.x0.shape == (2, 8, 16, 3)
+
+
+@pytest.mark.parametrize(("labels", "rows"), [(3, 4), (0, None), (None, None)])
+def test_a_section_without_the_field_has_the_classes_of_the_data(labels, rows):
+    chosen = config(data={"shape": (2,), "num_classes": labels})
+    with chosen.unlocked():
+        chosen.backbone = {"name": "mlp", "hidden_size": 8, "depth": 1, "embedding_dim": 16}
+    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(dfn.build(chosen).init, jax.random.key(0)))]
+    assert ((rows, 16) in shapes) == (rows is not None)
+
+
+def test_the_estimate_of_self_conditioning_may_have_no_bound():
+    """For data of any range; with a bound, larger estimates are one."""
+    x, estimates = jnp.ones((2, 2)), [jnp.full((2, 2), value) for value in (50.0, 100.0)]
+    for bound, differ in ((math.inf, True), (1.0, False)):
+        backbone = {"name": "mlp", "hidden_size": 8, "depth": 1, "embedding_dim": 8}
+        model = dfn.build(config(data={"shape": (2,)}, backbone=backbone, self_conditioning=bound))
+        low, high = (model.apply(some_params(model.init), x, 10.0, x0=x0) for x0 in estimates)
+        assert bool(jnp.any(low != high)) == differ
+
+
+def test_a_size_without_attention_is_free_and_a_missing_field_has_the_default_of_the_module():
+    backbone = {**UNET, "image_size": 8, "attention_resolutions": ()}
+    dfn.build(config(data={"shape": (16, 16, 3)}, backbone=backbone))
+    settings = ConfigDict({"name": "unet", "image_size": 64})  # attention_resolutions: (16,)
+    with pytest.raises(ValueError, match=r"is that of image_size None with \(8,\)"):
+        make_backbone(settings, (32, 32, 3))
 
 
 def test_a_network_of_ones_own_needs_no_field_num_classes():

@@ -18,6 +18,7 @@ class Model(NamedTuple):
 
     loss: Any = lambda params, key, batch: (batch["image"].sum(1), dict(batch))
     sample: Any = lambda params, key, num_samples, **options: dfn.Samples(params[None].repeat(num_samples, 0), options)
+    invert: Any = lambda params, x0, **options: (params, x0, options)
 
 
 def points(mean, std):
@@ -68,6 +69,15 @@ def test_samples_are_decoded_and_the_trace_is_not(linear):
     samples = latents.in_latent_space(Model(), codec, scale=2.0, shift=1.0).sample(z, None, 2, emit="all", cond=3)
     np.testing.assert_allclose(samples.x0, codec.decode(z[None] / 2 + 1).repeat(2, 0), rtol=1e-6)
     assert samples.trace == {"emit": "all", "cond": 3}
+
+
+def test_inversion_begins_at_the_mean_latents(linear):
+    codec, q, b, *_ = linear
+    noisy = codec._replace(encode=lambda x: (codec.encode(x)[0], jnp.zeros((x.shape[0], 3))))
+    x0 = jnp.asarray(np.random.default_rng(1).standard_normal((4, 5)), jnp.float32)
+    own, z, options = latents.in_latent_space(Model(), noisy, scale=2.0, shift=1.0).invert("own", x0, cond=3)
+    np.testing.assert_allclose(z, 2 * ((x0 - b) @ q - 1), rtol=1e-5, atol=1e-5)
+    assert (own, options) == ("own", {"cond": 3})
 
 
 # The loss of stage two.
