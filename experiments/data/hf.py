@@ -6,7 +6,7 @@ https://huggingface.co/docs/datasets/process#save
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,12 @@ class _Examples:
     def __len__(self) -> int:
         return len(self.table)
 
-    def image(self, index: int) -> bytes | np.ndarray:
-        value = self.table[index][self.key][0].as_py()
+    def images(self, indices: Sequence[int]) -> Iterator[bytes | np.ndarray]:
+        column = self.table[list(indices)][self.key]
+        for index, value in zip(indices, column):
+            yield self._image(value.as_py(), index)
+
+    def _image(self, value: Any, index: int) -> bytes | np.ndarray:
         if isinstance(value, Mapping):  # an image: its content, or the path of its file
             content, path = value.get("bytes"), value.get("path")
             if content is None and path is None:
