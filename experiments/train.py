@@ -242,6 +242,7 @@ def device_batches(
         flip=config.data.flip,
         rows=None if coupled else rows,
         num_threads=config.data.get("num_threads"),
+        num_workers=config.data.get("num_workers", 0),
     )
     if coupled:
         whole = data.coupled(batches, config.seed, start_step=start_step)

@@ -1,0 +1,59 @@
+"""Resident memory while data of several times its size are streamed."""
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_shards import add, png, write_records
+
+PROGRAM = """
+import sys
+from types import SimpleNamespace
+from experiments import data
+
+def resident():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(lines["VmRSS"].split()[0]) / 1024
+
+kind, path, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+dataset = data.load(SimpleNamespace(name=kind, path=path, heldout_fraction=0.0, memory_limit_mb=0), "train")
+batches = data.batches(dataset, 32, 0, num_threads=2)
+seen = []
+for step in range(steps):
+    next(batches)
+    if step >= steps // 4:
+        seen.append(resident())
+print(min(seen), max(seen))
+"""
+
+
+def write(folder, kind):
+    """Writes 96 MB of pixels."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        pixels = rng.integers(0, 256, (128, 256, 256, 3), dtype=np.uint8)
+        if kind == "arrays":
+            np.save(folder / f"images-{number:05d}.npy", pixels)
+        elif kind == "array_record":
+            import msgpack
+
+            records = (msgpack.packb({"image": x.tobytes(), "shape": list(x.shape)}) for x in pixels)
+            write_records(folder / f"x-{number}.array_record", records)
+        else:
+            with tarfile.open(folder / f"x-{number}.tar", "w") as archive:
+                for i, image in enumerate(pixels[:, :64, :64]):
+                    add(archive, f"{number}_{i}.png", png(image))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+@pytest.mark.parametrize("kind", ["arrays", "array_record", "tar"])
+def test_resident_memory_is_flat_while_data_are_streamed(tmp_path, kind):
+    write(tmp_path, kind)
+    command = [sys.executable, "-c", PROGRAM, kind, str(tmp_path), "150"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    least, most = map(float, lines[-1].split())
+    assert most < 1.1 * least, f"{least:.0f} to {most:.0f} MB"
