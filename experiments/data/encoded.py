@@ -39,9 +39,14 @@ class Examples(Protocol):
       captions: texts that are read on demand, or None.
     """
 
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
-    captions: Sequence[str] | None
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def captions(self) -> Sequence[str] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -179,13 +184,13 @@ class Texts(Sequence[str]):
     """Texts that `read(i)` reads on demand."""
 
     read: Callable[[int], str]
-    count: int
+    length: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: Any, /) -> Any:
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.length:
             raise IndexError(index)
         return self.read(int(index))
 

@@ -117,7 +117,7 @@ def _open(config: Any, dataset: Any, origin: str) -> _Examples:
         captions = Texts(lambda index: str(texts[index][text][0].as_py()), len(dataset))
     if isinstance(dataset.features[image], datasets.Image):
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    files = tuple(Path(file["filename"]) for file in dataset.cache_files)
+    files = tuple(Path(str(file["filename"])) for file in dataset.cache_files)
     table = dataset.with_format("arrow", columns=[image])
     return _Examples(table, image, origin, files, labels, names, captions)
 
