@@ -87,9 +87,11 @@ def run_loop(
             with stop.leave_at_once(_stopped(config, loop.step)), loop.goodput.bucket("evaluation"):
                 loop.draw(workdir / "samples.png")
                 if processes.is_main():
+                    if processes.is_main():
                     _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
     loop.goodput.record(loop.step)
-    print(described(loop.goodput.total.seconds))
+    if processes.is_main():
+        print(described(loop.goodput.total.seconds))
     if not finished:
         print(_stopped(config, loop.step))
     return finished

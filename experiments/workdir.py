@@ -57,6 +57,7 @@ FREE = (
     "data.path",
     "data.memory_limit_mb",
     "data.num_threads",
+    "data.num_workers",
     "latent.autoencoder_workdir",
     "latent.cache",
     "latent.decode_batch_size",
