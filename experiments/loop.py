@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import flops, monitor, states
+from experiments import flops, monitor, processes, states
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.curves import save_curves
 from experiments.goodput import Goodput, described, share
@@ -86,9 +86,11 @@ def run_loop(
         if finished:
             with stop.leave_at_once(_stopped(config, loop.step)), loop.goodput.bucket("evaluation"):
                 loop.draw(workdir / "samples.png")
-                _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
+                if processes.is_main():
+                    _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
     loop.goodput.record(loop.step)
-    print(described(loop.goodput.total.seconds))
+    if processes.is_main():
+        print(described(loop.goodput.total.seconds))
     if not finished:
         print(_stopped(config, loop.step))
     return finished
@@ -120,14 +122,19 @@ class _Loop:
         self.finished_at = 0.0
         self.window = _Window(start.step)
         self.bar = tqdm(
-            total=self.settings.num_steps, initial=start.step, unit="step", desc="training", mininterval=0.5
+            total=self.settings.num_steps,
+            initial=start.step,
+            unit="step",
+            desc="training",
+            mininterval=0.5,
+            disable=not processes.is_main(),
         )
 
     def run(self) -> None:
         """Trains; at its end all is saved."""
         settings = self.settings
         self._open_batches()
-        while self.step < settings.num_steps and not self.stop.requested:
+        while self.step < settings.num_steps and self.stop.may_call():
             self._dispatch()
             due = self._due()
             while self.flight and (due.anything or self.stop.requested or len(self.flight) >= self._depth()):
@@ -147,7 +154,7 @@ class _Loop:
         state = self.state
         with self.goodput.bucket("evaluation"):
             _attempt(f"no picture of step {self.step}", lambda: self.parts.draw(state.ema, state.extras, path))
-        if path.exists():
+        if processes.is_main() and path.exists():
             self.log.picture("samples", self.step, path)
 
     def _open_batches(self) -> None:
@@ -195,11 +202,10 @@ class _Loop:
 
     def _attend(self, due: _Due) -> None:
         """Does what is due after a step, when no other one is in flight."""
-        stopped = lambda: self.stop.requested  # noqa: E731
         scores = {}
         if due.heldout and self.parts.heldout is not None:
             with self.goodput.bucket("evaluation"):
-                scores = self.parts.heldout(self.state.ema, self.state.extras, stopped) or {}
+                scores = self.parts.heldout(self.state.ema, self.state.extras, self.stop.agreed) or {}
         if due.entry:
             self._write_metrics(scores)
         if (due.saving and not self.recovery.in_a_row) or due.last:
@@ -207,7 +213,7 @@ class _Loop:
         if due.snapshot:
             with self.goodput.bucket("checkpoints"):
                 states.save_snapshot(self.workdir, self.step, self.state)
-        if due.picture and not self.stop.requested and not self.recovery.in_a_row:
+        if due.picture and not self.recovery.in_a_row and not self.stop.agreed():
             if self.step > self.saved:
                 self._save()
             with self.goodput.bucket("checkpoints"):
@@ -309,7 +315,7 @@ def _due(settings: types.SimpleNamespace, step: int, has_heldout: bool) -> _Due:
     return _Due(
         step,
         last,
-        saving=every(settings.checkpoint_every),
+        saving=every(settings.checkpoint_every) or every(settings.keep_every),
         heldout=has_heldout and step % settings.heldout_every < settings.steps_per_call,
         picture=every(settings.sample_every) and not last,
         snapshot=every(settings.ema_snapshot_every),

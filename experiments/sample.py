@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.derived import data_range
-from experiments import runs, trained
+from experiments import processes, runs, trained
 from experiments.files import write_text
 from experiments.labels import choose_labels
 from experiments.parts import Parts
@@ -77,23 +77,27 @@ def sample(
         trained.draw_samples(diffusion, networks, key, chosen, num_samples, batch_size, shape=shape, parts=parts)
     except KeyboardInterrupt:
         raise parts.interrupted(num_samples) from None
-    arrays: dict[str, Any] = {} if chosen is None else {"labels": chosen}
-    if chosen is not None and names:
-        arrays["class_names"] = np.array(names)
-        about["class_names"] = list(names)
-    parts.write_npz(output / "samples.npz", **arrays)
-    write_text(output / "samples.json", json.dumps(about, indent=2) + "\n")
-    if chosen is not None and names:
-        print("classes: " + ", ".join(f"{names[label]} ({label})" for label in np.unique(chosen)))
-    pictured = parts.read(min(_PICTURED, _VALUES // int(np.prod(shape or config.data.shape)) + 1))
-    columns = None
-    if chosen is not None:  # one column per class, repeated until the picture is about square
-        period = len(labels or np.unique(chosen))
-        columns = period * max(1, round(len(pictured) ** 0.5 / period))
-    bounds = picture_range(data_range(config), pictured)
-    save_picture(output / "samples.png", pictured, columns, None, bounds, alpha=config.data.name == "images")
-    parts.remove()
-    print(f"{num_samples} samples of step {step}: {_described(output, pictured, num_samples, config, bounds)}")
+
+    def write() -> None:
+        arrays: dict[str, Any] = {} if chosen is None else {"labels": chosen}
+        if chosen is not None and names:
+            arrays["class_names"] = np.array(names)
+            about["class_names"] = list(names)
+        parts.write_npz(output / "samples.npz", **arrays)
+        write_text(output / "samples.json", json.dumps(about, indent=2) + "\n")
+        if chosen is not None and names:
+            print("classes: " + ", ".join(f"{names[label]} ({label})" for label in np.unique(chosen)))
+        pictured = parts.read(min(_PICTURED, _VALUES // int(np.prod(shape or config.data.shape)) + 1))
+        columns = None
+        if chosen is not None:  # one column per class, repeated until the picture is about square
+            period = len(labels or np.unique(chosen))
+            columns = period * max(1, round(len(pictured) ** 0.5 / period))
+        bounds = picture_range(data_range(config), pictured)
+        save_picture(output / "samples.png", pictured, columns, None, bounds, alpha=config.data.name == "images")
+        parts.remove()
+        print(f"{num_samples} samples of step {step}: {_described(output, pictured, num_samples, config, bounds)}")
+
+    processes.on_main(write)
 
 
 def _described(

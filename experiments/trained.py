@@ -17,7 +17,7 @@ import diffusers_fn as dfn
 from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.guiding import is_guided
-from experiments import compilation, latent, own, runs, states
+from experiments import compilation, latent, over_devices, own, processes, runs, states
 from experiments.parts import Parts
 from experiments.tasks import TASKS
 from experiments.workdir import read_config
@@ -90,16 +90,16 @@ def load_trained(config: ConfigDict, workdir: Path, params: str = "ema") -> tupl
     else:
         model, like = dfn.build(config, tables), dfn.build_objective(config, tables).extras
     step, state = states.load_state(config, workdir, states.state_like(config, model.init, like))
-    chosen = jax.device_put(states.choose_params(config, workdir, state, params))
+    chosen = over_devices.place_params(config, states.choose_params(config, workdir, state, params))
+    mesh = over_devices.mesh_of(chosen)
     if config.sampler.classifier_workdir:
-        classifier, guide = load_classifier(config)
+        classifier, guide = load_classifier(config, mesh)
+    first_stage = dfn.training.replicate(state.extras, mesh) if config.latent.enabled else None
     guided = derived.num_classes(config) and is_guided(config.sampler, tables.guidances)
+    scales = np.float32(config.sampler.cfg_scale), np.float32(config.sampler.classifier_scale)
+    placed = dfn.training.replicate(scales, mesh)
     networks = Networks(
-        chosen,
-        jax.device_put(state.extras) if config.latent.enabled else None,
-        guide,
-        np.float32(config.sampler.cfg_scale) if guided else None,
-        None if classifier is None else np.float32(config.sampler.classifier_scale),
+        chosen, first_stage, guide, placed[0] if guided else None, None if classifier is None else placed[1]
     )
     return of_networks(config, model, networks, autoencoder, classifier), networks, step
 
@@ -170,8 +170,8 @@ def sampled_classes(config: ConfigDict) -> int:
     return derived.num_classes(classifier_config(config))
 
 
-def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
-    """Returns the classifier of config.sampler.classifier_workdir and its averaged parameters.
+def load_classifier(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[dfn.NoisyClassifier, Any]:
+    """Returns the classifier of config.sampler.classifier_workdir, and its averaged parameters on a mesh.
 
     Raises:
       ValueError: if there is no classifier, or its data, classes or noise levels are not those of the model.
@@ -201,7 +201,7 @@ def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
         )
     net = dfn.build_classifier(held)
     _, state = states.load_state(held, folder, states.state_like(held, net.init))
-    return net, jax.device_put(state.ema)
+    return net, dfn.training.replicate(state.ema, mesh)
 
 
 def draw_samples(
@@ -217,7 +217,8 @@ def draw_samples(
 ) -> np.ndarray | None:
     """Returns samples [num_samples, *shape], drawn in batches by one compiled program, with a progress bar.
 
-    Each sample has its own key: the same seed gives the same samples for every batch size, unless the generator is
+    Each batch is split over all devices of all processes, and each process gets all samples. Each sample has its own
+    key: the same seed gives the same samples for every batch size and every number of devices, unless the generator is
     rbg or unsafe_rbg.
 
     Args:
@@ -239,7 +240,8 @@ def draw_samples(
     if parts is None:
         return draw_in_batches(draw, params, key, labels, num_samples, batch_size, "sampling")
     for start, batch in each_batch(draw, params, key, labels, num_samples, batch_size, "sampling", parts):
-        parts.save(start, batch)
+        if processes.is_main():
+            parts.save(start, batch)
     return None
 
 
@@ -269,6 +271,8 @@ def each_batch(
 ) -> Iterator[tuple[int, Any]]:
     """Yields (index of the first sample, result of `draw`) by batch, with one key per sample and a progress bar.
 
+    Each batch is split over the devices on which the parameters lie, and filled up to a multiple of their number.
+
     Args:
       draw: (params, keys [b], labels [b] or None) -> a tree of arrays [b, ...].
       params: its parameters.
@@ -277,7 +281,7 @@ def each_batch(
       num_samples: number of samples; the last batch has what is left of them.
       batch_size: number drawn at once; samples do not depend on it, unless the generator is rbg or unsafe_rbg.
       what: label of the progress bar.
-      done: indices of batches that are left out.
+      done: indices of batches that are left out; with several processes those of process 0.
     """
     if batch_size < 1 or num_samples < 1:
         raise ValueError(f"the number of samples and batch_size must be at least 1; got {num_samples}, {batch_size}")
@@ -286,21 +290,26 @@ def each_batch(
     keys = jax.random.split(key, padded)
     conds = None if labels is None else np.resize(labels, padded)
     starts = range(0, padded, batch_size)
-    left = [start for start in starts if start not in done]
+    missing = processes.from_main(np.array([start not in done for start in starts]))
+    left = [start for start, each in zip(starts, missing, strict=True) if each]
     if not left:
         return
+    mesh = over_devices.mesh_of(params)
 
-    def inputs(start: int) -> tuple[jax.Array, np.ndarray | None]:
+    def inputs(start: int) -> tuple[jax.Array, jax.Array | None]:
         rows = slice(start, start + batch_size)
-        return keys[rows], None if conds is None else conds[rows]
+        split: tuple[jax.Array, jax.Array | None] = over_devices.split_rows(
+            (keys[rows], None if conds is None else conds[rows]), mesh
+        )
+        return split
 
     run, begun = (
         compilation.compile_now("the sampler", jax.jit(draw), params, *inputs(left[0])),
         len(starts) - len(left),
     )
-    for start in tqdm(left, desc=what, unit="batch", initial=begun, total=len(starts), disable=len(starts) == 1):
-        size = min(batch_size, num_samples - start)
-        yield start, jax.tree.map(lambda each, size=size: np.asarray(each)[:size], run(params, *inputs(start)))
+    quiet = len(starts) == 1 or not processes.is_main()
+    for start in tqdm(left, desc=what, unit="batch", initial=begun, total=len(starts), disable=quiet):
+        yield start, over_devices.first_rows(run(params, *inputs(start)), min(batch_size, num_samples - start))
 
 
 def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:

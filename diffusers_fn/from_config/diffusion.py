@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import concrete
+from diffusers_fn._arrays import concrete, split_like
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
 from diffusers_fn.from_config.batches import check_labels
@@ -162,6 +162,7 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         if x is None:
             z = _random.draw(jax.random.normal, start_key, (num_samples, *size), jnp.result_type(float))
             x = start_std * z
+        x = x if cond is None else split_like(x, cond)
         denoise = _transformed(model, params, chain(*transforms))
         return sample(noise_key, denoise, solver, x, emit=emit, scan=scan)
 

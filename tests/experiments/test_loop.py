@@ -288,7 +288,7 @@ def test_a_full_disk_ends_the_run_with_one_error(tmp_path, monkeypatch, what):
         raise full
 
     if what == "checkpoint":  # such as a quota, which the free space does not show
-        monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fail)
+        monkeypatch.setattr("experiments.checkpoints.write_shards", fail)
     else:
         owner, name = {"json": (metric_log.json, "dumps"), "events": (metric_log.Events, "write")}[what]
         monkeypatch.setattr(owner, name, fail)
