@@ -94,12 +94,13 @@ def load_trained(config: ConfigDict, workdir: Path, params: str = "ema") -> tupl
     mesh = over_devices.mesh_of(chosen)
     if config.sampler.classifier_workdir:
         classifier, guide = load_classifier(config, mesh)
-    first_stage = dfn.training.replicate(state.extras, mesh) if config.latent.enabled else None
     guided = derived.num_classes(config) and is_guided(config.sampler, tables.guidances)
-    scales = np.float32(config.sampler.cfg_scale), np.float32(config.sampler.classifier_scale)
-    placed = dfn.training.replicate(scales, mesh)
     networks = Networks(
-        chosen, first_stage, guide, placed[0] if guided else None, None if classifier is None else placed[1]
+        chosen,
+        dfn.training.replicate(state.extras, mesh) if config.latent.enabled else None,
+        guide,
+        np.float32(config.sampler.cfg_scale) if guided else None,
+        None if classifier is None else np.float32(config.sampler.classifier_scale),
     )
     return of_networks(config, model, networks, autoencoder, classifier), networks, step
 

@@ -127,8 +127,8 @@ def _training() -> ConfigDict:
     training.heldout_every = 1_000  # steps between losses on held-out data; 0: never
     training.checkpoint_every = 1_000  # steps
     training.keep_checkpoints = 3  # number of checkpoints kept on disk
-    training.peak_flops = 0.0  # FLOP/s of one device, for the metric flops_utilization; 0: of known GPUs and TPUs
     training.keep_every = 0  # steps; their checkpoints are kept for ever; 0: none
+    training.peak_flops = 0.0  # FLOP/s of one device, for the metric flops_utilization; 0: of known GPUs and TPUs
     return training
 
 
