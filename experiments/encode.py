@@ -26,13 +26,8 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from experiments import data, over_devices, processes, runs, states, trained
-<<<<<<< HEAD
-from experiments.files import write_atomically
-from experiments.orbax_checkpoints import checksum
-=======
-from experiments.checkpoints import checksum
 from experiments.latent_shards import latent_writer
->>>>>>> w/data2
+from experiments.orbax_checkpoints import checksum
 
 __all__ = ["encode", "main"]
 

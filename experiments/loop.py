@@ -87,7 +87,6 @@ def run_loop(
             with stop.leave_at_once(_stopped(config, loop.step)), loop.goodput.bucket("evaluation"):
                 loop.draw(workdir / "samples.png")
                 if processes.is_main():
-                    if processes.is_main():
                     _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
     loop.goodput.record(loop.step)
     if processes.is_main():
