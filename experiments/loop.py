@@ -89,7 +89,8 @@ def run_loop(
                 if processes.is_main():
                     _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
     loop.goodput.record(loop.step)
-    print(described(loop.goodput.total.seconds))
+    if processes.is_main():
+        print(described(loop.goodput.total.seconds))
     if not finished:
         print(_stopped(config, loop.step))
     return finished
