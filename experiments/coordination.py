@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["Board", "board"]
+__all__ = ["Board", "address", "board"]
 
 
 class Board:
@@ -57,6 +57,13 @@ def board() -> Board | None:
     if state.client is None or state.num_processes < 2:
         return None
     return Board(state.client, state.process_id, state.num_processes)
+
+
+def address() -> str:
+    """Returns HOST:PORT of process 0, as far as JAX knows it."""
+    from jax._src import distributed
+
+    return distributed.global_state.coordinator_address or "an unknown address"
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 import diffusers_fn as dfn
 from experiments import data, over_devices, processes, runs, states, trained
-from experiments.checkpoints import checksum
 from experiments.latent_shards import latent_writer
+from experiments.orbax_checkpoints import checksum
 
 __all__ = ["encode", "main"]
 

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
 from experiments import data
-from experiments.checkpoints import checksum
 from experiments.latent_shards import Latents, read_latents
+from experiments.orbax_checkpoints import checksum
 
 __all__ = ["calibrate", "in_place_of", "read", "split"]
 
