@@ -23,15 +23,14 @@ def resident():
     return int(lines["VmRSS"].split()[0]) / 1024
 
 kind, path, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+early = resident()
 dataset = data.load(SimpleNamespace(name=kind, path=path, heldout_fraction=0.0, memory_limit_mb=0), "train")
 batches = data.batches(dataset, 8, 0, num_threads=2)
 seen = []
 for step in range(steps):
     next(batches)
-    if step >= steps // 10:
-        seen.append(resident())
-quarter = len(seen) // 4
-print(sum(seen[:quarter]) / quarter, sum(seen[-quarter:]) / quarter)
+    seen.append(resident())
+print(early, sum(seen[-50:]) / 50)
 """
 
 
@@ -66,4 +65,4 @@ def test_resident_memory_is_flat_while_data_are_streamed(tmp_path, kind):
     command = [sys.executable, "-c", PROGRAM, kind, str(tmp_path), "400"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
     early, late = map(float, lines[-1].split())
-    assert late < 1.05 * early, f"{early:.0f} MB, then {late:.0f} MB"
+    assert late - early < 60, f"{early:.0f} MB, then {late:.0f} MB"  # of 96 MB of data
