@@ -77,6 +77,14 @@ def load_single_file(
     Raises:
       OSError: if the file cannot be read.
       ValueError: if the file is damaged, is none of these pipelines, or has not exactly the tensors of its networks.
+
+    >>> import tempfile, numpy as np
+    >>> from diffusers_fn.pretrained.safetensors_file import write_safetensors
+    >>> file = tempfile.NamedTemporaryFile(suffix=".safetensors")
+    >>> write_safetensors(file, {"a": ((1,), np.dtype("f4"))}, [("a", np.ones(1, "f4"))]); file.flush()
+    >>> try: load_single_file(file.name)
+    ... except ValueError as error: print(str(error).removeprefix(file.name)[:46])
+     is no Stable Diffusion checkpoint in one file
     """
     tensors = open_checkpoint(path, key=key).tensors
     kind = _kind(tensors, path, published=config is None)
