@@ -13,6 +13,8 @@ from diffusers_fn.backbones.mlp import MLP
 from diffusers_fn.backbones.mlp_classifier import MLPClassifier
 from diffusers_fn.backbones.mmdit import MMDiT
 from diffusers_fn.backbones.pixart import PixArt
+from diffusers_fn.backbones.placement import batches_split
+from diffusers_fn.backbones.scans import stack_blocks, unstack_blocks
 from diffusers_fn.backbones.self_conditioned import SelfConditioned
 from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
@@ -51,10 +53,13 @@ __all__ = [
     "UNet2D",
     "UNet2DCondition",
     "UViT",
+    "batches_split",
     "controlnet",
     "diagonal_gaussian",
     "ops",
+    "stack_blocks",
     "tiling",
+    "unstack_blocks",
 ]
 
 

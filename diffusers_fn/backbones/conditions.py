@@ -25,7 +25,7 @@ def checked(cond: Mapping[str, Any] | None, net: Any, batch: int, own: Mapping[s
     >>> checked({"extra": 1, "other": None}, net, 2, {"extra": False, "other": False})
     {'extra': 1}
     """
-    found = named(cond, _takes(net) | own)
+    found = named(cond, {**_takes(net), **own})
     check_shapes(found, _shapes(found, net, batch))
     return found
 

@@ -63,7 +63,7 @@ class ControlNet(TextConditioned):
 
     @classmethod
     def sdxl(cls, **fields: Any) -> ControlNet:
-        """Returns the ControlNet of Stable Diffusion XL, 1,251,460,112 parameters; fields replace its own.
+        """Returns the ControlNet of Stable Diffusion XL, 1,251,014,160 parameters; fields replace its own.
 
         >>> ControlNet.sdxl().text_time_dims
         (256, 2816)

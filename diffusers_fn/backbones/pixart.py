@@ -91,7 +91,7 @@ class PixArt(ops.Module):
 
     @classmethod
     def alpha_1024(cls, **fields: Any) -> PixArt:
-        """Returns the transformer of PixArt-alpha for images of 1024 x 1024, 611,348,768 parameters.
+        """Returns the transformer of PixArt-alpha for images of 1024 x 1024, 611,349,152 parameters.
 
         >>> PixArt.alpha_1024().position_scale
         2.0

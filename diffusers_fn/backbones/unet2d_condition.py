@@ -120,6 +120,17 @@ class UNet2DCondition(TextConditioned):
         own |= {"num_heads": (5, 10, 20), "context_dim": 2048, "linear_projection": True}
         return cls(**(own | {"text_time_dims": (256, 2816)} | fields))
 
+    @classmethod
+    def sdxl_refiner(cls, **fields: Any) -> UNet2DCondition:
+        """Returns the refiner of Stable Diffusion XL, 2,259,526,660 parameters; fields replace its own.
+
+        >>> UNet2DCondition.sdxl_refiner().context_dim
+        1280
+        """
+        own: dict[str, Any] = {"channels": 384, "transformer_depths": (0, 4, 4, 0), "mid_depth": 4}
+        own |= {"num_heads": (6, 12, 24, 24), "context_dim": 1280, "linear_projection": True}
+        return cls(**(own | {"text_time_dims": (256, 2560)} | fields))
+
     @nn.compact
     def __call__(
         self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any] | None = None, *, train: bool = False

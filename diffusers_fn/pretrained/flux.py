@@ -98,7 +98,8 @@ def inputs(module: Flux) -> tuple[Any, ...]:
 
     cond = {"context": shape(1, module.context_dim), "text_embeds": shape(module.text_embeds_dim)}
     cond |= {"guidance": shape()} if module.guidance_embedding else {}
-    return shape(module.patch_size, module.patch_size, module.in_channels), shape(), cond
+    x = shape(module.patch_size, module.patch_size, module.in_channels or 1)
+    return x, shape(), cond
 
 
 def entries(module: Flux) -> list[Entry]:

@@ -128,7 +128,8 @@ def inputs(module: PixArt) -> tuple[Any, ...]:
 
     cond = {"context": shape(1, module.context_dim)}
     cond |= {"resolution": shape(2), "aspect_ratio": shape(1)} if module.size_conditions else {}
-    return shape(module.patch_size, module.patch_size, module.in_channels), shape(), cond
+    x = shape(module.patch_size, module.patch_size, module.in_channels or 1)
+    return x, shape(), cond
 
 
 def entries(module: PixArt) -> list[Entry]:

@@ -81,6 +81,11 @@ ELSEWHERE = [
     "SimpleDecoder",
     "SimpleEncoder",
     "UNet2DCondition",
+    "ControlNet",
+    "Flux",
+    "MMDiT",
+    "PixArt",
+    "T5Encoder",
 ]
 ELSEWHERE += ["ClassContext", "SuperResolution"]
 
