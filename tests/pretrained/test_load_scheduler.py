@@ -169,7 +169,7 @@ def test_the_dynamic_shift_follows_from_the_number_of_tokens():
         ({**DPM, "use_flow_sigmas": True, "use_karras_sigmas": True}, {}, "exclude each other"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_p": "DDIM"}, {}, "solver_p, another scheduler"),
         ({"_class_name": "FlowMatchLCMScheduler", "scale_factors": [2]}, {}, "scale_factors"),
-        ({"_class_name": "SASolverScheduler", "tau_func": 1}, {}, "tau_func is no part of a config"),
+        ({"_class_name": "SASolverScheduler", "tau_func": 1}, {}, "tau_func must be a function of the timestep; got 1"),
         (DDIM, {"num_steps": 0}, "num_steps must be an integer of at least 1; got 0"),
         (
             DDIM,
