@@ -144,4 +144,5 @@ def stretched(sigmas: np.ndarray, terminal: float) -> np.ndarray:
     >>> stretched(np.array([1.0, 0.5]), 0.1)
     array([1. , 0.1])
     """
-    return 1.0 - (1.0 - sigmas) * (1.0 - terminal) / (1.0 - sigmas[-1])
+    signal = 1.0 - sigmas
+    return 1.0 - signal / (signal[-1] / (1.0 - terminal))
