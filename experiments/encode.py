@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, runs, states, trained
+from experiments import data, over_devices, processes, runs, states, trained
 from experiments.checkpoints import checksum
 from experiments.files import write_atomically
 
@@ -49,27 +49,30 @@ def encode(
     if config.task != "autoencoder":
         raise ValueError(f"config.task is {config.task!r}: only runs of the task 'autoencoder' can encode data")
     splits = {"": "train", "heldout_": "heldout"}
-    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # idx has separate held-out files
+    if not data.has_heldout(config.data):
         del splits["heldout_"]
     datasets = {prefix: data.load(runs.data_seed(config), split) for prefix, split in splits.items()}
     runs.check_data_fits(config, datasets[""])
     autoencoder = dfn.build_autoencoder(config)
     step, state = states.load_state(config, workdir, states.state_like(config, autoencoder.init))
     chosen = states.choose_params(config, workdir, state, params)
-    on_device, run = jax.device_put(chosen), jax.jit(autoencoder.encode)
+    on_devices, run = over_devices.place_params(config, chosen), jax.jit(autoencoder.encode)
+    mesh = over_devices.mesh_of(on_devices)
 
     arrays: dict[str, Any] = {"checksum": np.int64(checksum(chosen)), "step": np.int64(step), "params": np.str_(params)}
     for prefix, dataset in datasets.items():
         parts = []
-        for start in tqdm(range(0, len(dataset), batch_size), desc=f"encoding {splits[prefix]}", unit="batch"):
+        starts, quiet = range(0, len(dataset), batch_size), not processes.is_main()
+        for start in tqdm(starts, desc=f"encoding {splits[prefix]}", unit="batch", disable=quiet):
             which = np.arange(start, start + batch_size) % len(dataset)  # the last batch is filled up
-            coded = run(on_device, data.float_images(dataset, which))
-            parts.append([np.asarray(part)[: len(dataset) - start] for part in coded])
+            images = over_devices.split_rows(data.float_images(dataset, which), mesh)
+            parts.append(over_devices.first_rows(run(on_devices, images), min(batch_size, len(dataset) - start)))
         arrays[f"{prefix}mean"], arrays[f"{prefix}logvar"] = (np.concatenate(each) for each in zip(*parts))
         if dataset.labels is not None:
             arrays[f"{prefix}labels"] = dataset.labels
     output = output or workdir / "latents.npz"
-    write_atomically(output, lambda file: np.savez(file, **arrays))
+    if processes.is_main():
+        write_atomically(output, lambda file: np.savez(file, **arrays))
     shape = " x ".join(map(str, autoencoder.latent_shape))
     counts = " + ".join(str(len(dataset)) for dataset in datasets.values())
     print(f"{counts} latents of {shape} at step {step}: {output}")

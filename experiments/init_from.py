@@ -21,13 +21,13 @@ from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
 from diffusers_fn.pretrained.safetensors_file import open_safetensors
-from experiments import states
+from experiments import processes, states
 from experiments.config_files import expanded
 from experiments.files import write_text
 from experiments.tasks import make_task
 from experiments.workdir import newest_step, read_config
 
-__all__ = ["Taken", "check_new", "load_params", "prepare", "take"]
+__all__ = ["Taken", "check_new", "load_params", "load_run", "prepare", "take"]
 
 _FILE = "init_from.json"
 
@@ -96,7 +96,8 @@ def prepare(
         print(_report(taken, name))
         record = {"source": str(source), "what": name, **taken._asdict()}
         del record["params"]
-        write_text(workdir / _FILE, json.dumps(record, indent=2) + "\n")
+        if processes.is_main():
+            write_text(workdir / _FILE, json.dumps(record, indent=2) + "\n")
         with jax.disable_jit():  # compiled, the parameters would be constants of the program
             return states.new_state(config, lambda key: taken.params, key, extras)
 
@@ -116,10 +117,8 @@ def load_params(source: str, which: str = "ema") -> tuple[Any, str]:
     """
     path = expanded(source)
     if (path / "checkpoints").is_dir():
-        config = read_config(path)
-        task = make_task(config, path)
-        step, state = states.load_state(config, path, states.state_like(config, task.init, task.extras_like))
-        return states.choose_params(config, path, state, which), f"{which} parameters of {path} at step {step}"
+        _, step, params = load_run(path, which)
+        return params, f"{which} parameters of {path} at step {step}"
     if not path.exists():
         raise ValueError(f"--init_from: there is no {path}: give the folder of a run, or a folder or file of weights")
     if which != "ema":
@@ -130,6 +129,22 @@ def load_params(source: str, which: str = "ema") -> tuple[Any, str]:
         if path.suffix != ".safetensors":
             raise ValueError(f"--init_from={path}: {error}") from error
         return _by_names(path), f"weights of {path}"
+
+
+def load_run(workdir: Path, which: str = "ema") -> tuple[ConfigDict, int, Any]:
+    """Returns (config, step, params) of the newest checkpoint of a run.
+
+    Args:
+      workdir: of the run.
+      which: "ema", "raw", or "ema:STD", see `states.choose_params`.
+
+    Raises:
+      ValueError: if there is no run, or it has no such parameters.
+    """
+    config = read_config(workdir)
+    task = make_task(config, workdir)
+    step, state = states.load_state(config, workdir, states.state_like(config, task.init, task.extras_like))
+    return config, step, states.choose_params(config, workdir, state, which)
 
 
 def take(params: Any, source: Any) -> Taken:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, latent_cache, states
+from experiments import data, latent_cache, processes, states
 from experiments.files import write_text
 from experiments.workdir import read_config_file
 
@@ -44,7 +44,7 @@ def first_stage(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 def keep_first_stage(stage: ConfigDict, workdir: Path) -> None:
     """Copies the first stage's config into the work directory, so that sampling needs no other directory."""
-    if not (workdir / _COPY).exists():
+    if processes.is_main() and not (workdir / _COPY).exists():
         write_text(workdir / _COPY, json.dumps(stage.to_dict(), indent=2) + "\n")
 
 

@@ -56,6 +56,7 @@ FREE = (
     "evaluation",
     "data.path",
     "data.memory_limit_mb",
+    "data.num_threads",
     "latent.autoencoder_workdir",
     "latent.cache",
     "latent.decode_batch_size",
@@ -64,8 +65,10 @@ FREE = (
     "training.heldout_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_every",
     "training.ema_snapshot_every",
     "training.max_skipped",
+    "mesh",
 )
 # Fields that --allow_changes may change from a step on. All others decide what the parameters mean or which there are.
 CHANGEABLE = (
@@ -73,6 +76,8 @@ CHANGEABLE = (
     "prng_impl",
     "data.name",
     "data.heldout_fraction",
+    "data.split",
+    "data.heldout_split",
     "data.pairs",
     "data.coupling",
     "data.flip",

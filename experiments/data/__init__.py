@@ -3,7 +3,7 @@
 from experiments.data.coupling import coupled, optimal_pairing
 from experiments.data.dataset import UNREADABLE, Dataset, float_images, split_indices
 from experiments.data.functions import to_dataset
-from experiments.data.load import KINDS, load
+from experiments.data.load import KINDS, has_heldout, load
 from experiments.data.pairs import paired
 from experiments.data.pipeline import batch_at, batch_indices, batches
 from experiments.data.records import Record, compare, describe
@@ -20,6 +20,7 @@ __all__ = [
     "coupled",
     "describe",
     "float_images",
+    "has_heldout",
     "load",
     "optimal_pairing",
     "paired",
