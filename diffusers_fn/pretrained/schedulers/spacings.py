@@ -10,6 +10,7 @@ from diffusers_fn.grids.times import beta_quantile
 from diffusers_fn.pretrained.schedulers.kinds import Options
 
 __all__ = [
+    "NAMES",
     "exponential_sigmas",
     "flow_shifted",
     "given_timesteps",
@@ -19,6 +20,7 @@ __all__ = [
     "time_shifted",
     "timesteps_with_end",
     "timesteps_without_end",
+    "trailing",
 ]
 
 NAMES = ("linspace", "leading", "trailing")

@@ -13,7 +13,7 @@ from diffusers_fn.levels import Level
 from diffusers_fn.noise_schedules.betas import check_betas
 from diffusers_fn.pretrained.schedulers.kinds import Options
 
-__all__ = ["BETAS", "alphas_cumprod", "at_ratio", "at_timesteps", "clean", "ratios", "time_of"]
+__all__ = ["ALMOST_ZERO", "BETAS", "alphas_cumprod", "at_ratio", "at_timesteps", "clean", "ratios", "time_of"]
 
 BETAS: Mapping[str, Any] = {
     "linear": noise_schedules.linear_betas,
