@@ -78,7 +78,7 @@ def load_scheduler(source: str | os.PathLike[str] | Mapping[str, Any]) -> Schedu
     `plan(num_steps, **overrides)` makes the loop. Overrides are options of the config, and arguments that the reference
     takes elsewhere:
 
-      * strength: in [0, 1], the share of the steps that an image-to-image pipeline runs, the last ones;
+      * strength: in (0, 1], the share of the steps that an image-to-image pipeline runs, the last ones;
       * denoising_start, denoising_end: in (0, 1), the share of the timesteps before which, or after which, a pipeline
         of two models leaves the loop to the other one;
       * timesteps, sigmas, mu, image_seq_len: another grid, in classes that take one; num_steps may then be None;
