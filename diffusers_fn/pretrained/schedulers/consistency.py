@@ -120,7 +120,7 @@ def _cm(options: Options, grid: Grid, first: int, run: Options) -> tuple[Solver,
 
 def _cm_head(options: Options) -> Parameterization:
     low, data = options["sigma_min"], options["sigma_data"]
-    return denoised("consistency model", lambda level: consistent(level, low, data), unit_input(data))
+    return denoised(f"consistency model({low}, {data})", lambda level: consistent(level, low, data), unit_input(data))
 
 
 def _trig_grid(options: Options, num_steps: int, run: Options) -> Grid:
@@ -143,7 +143,7 @@ def _trig(options: Options, grid: Grid, first: int, run: Options) -> tuple[Solve
 
 def _trig_head(options: Options) -> Parameterization:
     data = options["sigma_data"]
-    return Parameterization("trigflow", lambda level: (-level.sigma / data, data * level.alpha))
+    return Parameterization(f"trigflow({data})", lambda level: (-level.sigma / data, data * level.alpha))
 
 
 _DISTILLED: dict[str, Any] = {

@@ -145,7 +145,7 @@ def _singlestep(options: Options, grid: Grid, first: int, run: Options) -> tuple
     solver = singlestep(
         levels, groups, _form(options), eta=_eta(options), taylor=options["solver_type"] == "heun", nested=True
     )
-    return quiet_repeat(solver, grid), final_denoise
+    return quiet_repeat(solver, grid) if groups[-1:] == [1] else solver, final_denoise
 
 
 def _evaluation_orders(options: Options, num_steps: int) -> list[int]:

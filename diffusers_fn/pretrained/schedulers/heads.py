@@ -15,7 +15,16 @@ from diffusers_fn.levels import Level
 from diffusers_fn.parameterizations import Parameterization, edm, epsilon, unit_input, v, velocity, x0
 from diffusers_fn.pretrained.schedulers.kinds import Options
 
-__all__ = ["PREDICTIONS", "circle", "clipping", "denoised", "preconditioned", "scaled_input", "thresholding"]
+__all__ = [
+    "PREDICTIONS",
+    "circle",
+    "clipping",
+    "consistent",
+    "denoised",
+    "preconditioned",
+    "scaled_input",
+    "thresholding",
+]
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 _STANDARD = {"epsilon": epsilon, "sample": x0, "v_prediction": v, "flow_prediction": velocity}

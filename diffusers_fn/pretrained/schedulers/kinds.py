@@ -30,7 +30,11 @@ __all__ = [
     "Grid",
     "Kind",
     "Options",
+    "check_order",
+    "plan_levels",
     "quiet_repeat",
+    "solver_from_steps",
+    "steps",
 ]
 
 Options = Mapping[str, Any]

@@ -87,11 +87,11 @@ def load_scheduler(source: str | os.PathLike[str] | Mapping[str, Any]) -> Schedu
     `plan(num_steps, **overrides)` makes the loop. Overrides are options of the config, and arguments that the reference
     takes elsewhere:
 
-      * strength: in [0, 1], the share of the steps that an image-to-image pipeline runs, the last ones;
+      * strength: in (0, 1], the share of the steps that an image-to-image pipeline runs, the last ones;
       * denoising_start, denoising_end: in (0, 1), the share of the timesteps before which, or after which, a pipeline
         of two models leaves the loop to the other one;
       * timesteps, sigmas, mu, image_seq_len: another grid, in classes that take one; num_steps may then be None;
-      * eta, s_churn, s_tmin, s_tmax, s_noise, use_clipped_model_output, order, tau_func, original_inference_steps,
+      * eta, s_churn, s_tmin, s_tmax, s_noise, use_clipped_model_output, order, original_inference_steps,
         grid_strength (`strength` of set_timesteps), max_timesteps, intermediate_timesteps: arguments of its steps.
 
     Everything is computed on the host in float64. Plans whose tables have one shape share a compilation.
@@ -152,7 +152,7 @@ def _plan(
     solver, final_denoise = _cut_end(solver, final_denoise, options, run["denoising_end"])
     if (transform := kind.transform(options, run)) is not None:
         solver = dataclasses.replace(solver, step=_TransformedStep(solver.step, transform))
-    timesteps = solver.rows.level.t if final_denoise else solver.rows.level.t[:-1]
+    timesteps = _labels(solver, final_denoise)
     return Plan(solver, final_denoise, timesteps, kind.init_scale(options, grid), start_level(solver)[0])
 
 
@@ -174,7 +174,7 @@ def _first(kind: Kind, options: Options, grid: Grid, num_steps: int, run: Option
         if strength is not None:
             raise ValueError("denoising_start and strength exclude each other: pass one of them")
         cutoff = _cutoff("denoising_start", start, options)
-        evaluations = grid.levels.t if kind.order == 1 else np.repeat(grid.levels.t, 2)[1:]
+        evaluations = _labels(*kind.solver(options, grid, 0, run))
         after = int(np.sum(evaluations < cutoff))
         if after == 0:
             raise ValueError(f"denoising_start {start} leaves no step of this plan: use a smaller one or more steps")
@@ -195,7 +195,7 @@ def _cut_end(solver: Solver, final_denoise: bool, options: Options, end: float |
     """The solver of the evaluations whose timestep is above the cut of denoising_end."""
     if end is None:
         return solver, final_denoise
-    labels = solver.rows.level.t if final_denoise else solver.rows.level.t[:-1]
+    labels = _labels(solver, final_denoise)
     kept = int(np.sum(labels >= _cutoff("denoising_end", end, options)))
     if kept == 0:
         raise ValueError(f"denoising_end {end} leaves no step of this plan: use a larger one or more steps")
@@ -203,6 +203,12 @@ def _cut_end(solver: Solver, final_denoise: bool, options: Options, end: float |
         return solver, final_denoise
     rows = jax.tree.map(lambda a: a[: kept + 1], solver.rows)  # the last row is not run
     return dataclasses.replace(solver, rows=rows), False
+
+
+def _labels(solver: Solver, final_denoise: bool) -> np.ndarray:
+    """The labels of the evaluations that `sample` runs."""
+    labels: np.ndarray = solver.rows.level.t
+    return labels if final_denoise else labels[:-1]
 
 
 def _cutoff(name: str, share: float, options: Options) -> int:

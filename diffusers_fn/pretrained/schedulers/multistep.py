@@ -60,7 +60,7 @@ def _sa_solver(options: Options, grid: Grid, first: int, run: Options) -> tuple[
     lower = bool(options["lower_order_final"])
     solver = sa_solver(
         levels,
-        _tau(run["tau_func"]),
+        _tau(options["tau_func"]),
         options["predictor_order"],
         options["corrector_order"],
         data_prediction if options["algorithm_type"] == "data_prediction" else noise_prediction,
@@ -80,8 +80,8 @@ def _check_sa(options: Options) -> None:
     check_order(options, "predictor_order", 4)
     check_order(options, "corrector_order", 4)
     check_grids(options)
-    if options["tau_func"] is not None:
-        raise ValueError("tau_func is no part of a config here: pass plan(num_steps, tau_func=function of t)")
+    if options["tau_func"] is not None and not callable(options["tau_func"]):
+        raise ValueError(f"tau_func must be a function of the timestep; got {options['tau_func']!r}")
     if options["algorithm_type"] == "noise_prediction" and options["prediction_type"] == "flow_prediction":
         raise ValueError("prediction_type 'flow_prediction' needs algorithm_type 'data_prediction'")
 
@@ -150,7 +150,6 @@ KINDS = {
         parameterization=circle,
         grid=circle_grid,
         solver=_sa_solver,
-        run={"tau_func": None},
         transform=thresholding,
         check=_check_sa,
     ),

@@ -10,6 +10,7 @@ from diffusers_fn.grids.times import beta_quantile
 from diffusers_fn.pretrained.schedulers.kinds import Options
 
 __all__ = [
+    "NAMES",
     "exponential_sigmas",
     "flow_shifted",
     "given_timesteps",
@@ -19,6 +20,7 @@ __all__ = [
     "time_shifted",
     "timesteps_with_end",
     "timesteps_without_end",
+    "trailing",
 ]
 
 NAMES = ("linspace", "leading", "trailing")
@@ -144,4 +146,5 @@ def stretched(sigmas: np.ndarray, terminal: float) -> np.ndarray:
     >>> stretched(np.array([1.0, 0.5]), 0.1)
     array([1. , 0.1])
     """
-    return 1.0 - (1.0 - sigmas) * (1.0 - terminal) / (1.0 - sigmas[-1])
+    signal = 1.0 - sigmas
+    return 1.0 - signal / (signal[-1] / (1.0 - terminal))

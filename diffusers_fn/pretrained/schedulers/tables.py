@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn import noise_schedules
+from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level
 from diffusers_fn.noise_schedules.betas import check_betas
 from diffusers_fn.pretrained.schedulers.kinds import Options
 
-__all__ = ["BETAS", "alphas_cumprod", "at_ratio", "at_timesteps", "clean", "ratios", "time_of"]
+__all__ = ["ALMOST_ZERO", "BETAS", "alphas_cumprod", "at_ratio", "at_timesteps", "clean", "ratios", "time_of"]
 
 BETAS: Mapping[str, Any] = {
     "linear": noise_schedules.linear_betas,
@@ -78,7 +79,7 @@ def at_timesteps(table: np.ndarray, timesteps: np.ndarray, before: float = 1.0) 
     return Level(np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar), timesteps.astype(np.float64))
 
 
-def at_ratio(ratio: np.ndarray, t: np.ndarray, *, space: str = "vp") -> Level:
+def at_ratio(ratio: ArrayLike, t: ArrayLike, *, space: str = "vp") -> Level:
     """Returns the levels of a scheduler's sigmas.
 
     Args:
