@@ -76,7 +76,7 @@ def sampler_of(
     scales = {name: getattr(networks, name) for name in ("guidance_scale", "classifier_scale")}
     scales = {name: value for name, value in scales.items() if value is not None}
     inner = networks._replace(**dict.fromkeys(scales))
-    leaves, structure = jax.tree.flatten_with_path(inner)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(inner)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     options: dict[str, Any] = {} if shape is None else {"shape": shape}
 
