@@ -81,7 +81,7 @@ def sampler_of(
     options: dict[str, Any] = {} if shape is None else {"shape": shape}
 
     def program(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> jax.Array:
-        whole = structure.unflatten([params[name] for name in names])
+        whole = jax.tree.unflatten(structure, [params[name] for name in names])
         whole = whole._replace(**{name: inputs[name] for name in scales})
         keys = jax.random.wrap_key_data(inputs["keys"], impl=config.prng_impl)
         return diffusion.sample(
