@@ -37,7 +37,7 @@ def mesh_of(tree: Any) -> Mesh:
     """Returns the mesh that the arrays of a tree lie on; that of all devices if they lie on none."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
-            mesh: Mesh = leaf.sharding.mesh
+            mesh: Any = leaf.sharding.mesh
             return mesh
     return dfn.training.make_mesh()
 

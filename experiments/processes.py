@@ -211,9 +211,8 @@ def local_rows(batch_size: int, mesh: Mesh | None = None) -> slice:
         return slice(0, batch_size)
     mesh = dfn.training.make_mesh() if mesh is None else mesh
     split = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
-    return contiguous(
-        rows.indices(batch_size)[:2] for (rows,) in split.addressable_devices_indices_map((batch_size,)).values()
-    )
+    places: Any = split.addressable_devices_indices_map((batch_size,))
+    return contiguous(rows.indices(batch_size)[:2] for (rows,) in places.values())
 
 
 def contiguous(pieces: Iterable[tuple[int, int]]) -> slice:

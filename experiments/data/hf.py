@@ -80,7 +80,7 @@ class _Examples:
                 raise ValueError(f"{self.where(index)}: the image is missing")
             if content is None:
                 try:
-                    return Path(path).read_bytes()
+                    return Path(str(path)).read_bytes()
                 except OSError as error:
                     raise ValueError(f"{self.where(index)}: {path} cannot be read ({error.strerror})") from error
             return bytes(content)
