@@ -20,6 +20,11 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     Raises:
       ValueError: if the folder has none of these, or a file is damaged; the package that reads it is absent (they are
         in the extra `text`).
+
+    >>> load_tokenizer("downloads/unet")
+    Traceback (most recent call last):
+    ...
+    ValueError: downloads/unet is no tokenizer: it has no vocab.json and merges.txt, spiece.model or tokenizer.json
     """
     path = Path(folder)
     if (path / "vocab.json").exists() and (path / "merges.txt").exists():
@@ -29,7 +34,4 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     if (path / "tokenizer.json").exists():
         settings = read_settings(path, max_length=512)
         return load_fast(path / "tokenizer.json", settings)
-    raise ValueError(
-        f"{path} is no tokenizer: it has neither vocab.json and merges.txt (CLIP), nor spiece.model (T5), nor "
-        "tokenizer.json"
-    )
+    raise ValueError(f"{path} is no tokenizer: it has no vocab.json and merges.txt, spiece.model or tokenizer.json")

@@ -92,5 +92,5 @@ def test_a_damaged_file_is_named(tmp_path, folder, file, content):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is no tokenizer: it has neither vocab\.json"):
+    with pytest.raises(ValueError, match=r"is no tokenizer: it has no vocab\.json"):
         text.load_tokenizer(tmp_path)

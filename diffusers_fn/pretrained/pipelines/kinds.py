@@ -17,11 +17,11 @@ from diffusers_fn.text import Tokens
 
 __all__ = ["KINDS"]
 
-Params = Mapping[str, Any]
-Texts = Mapping[str, Tokens]
+_Params = Mapping[str, Any]
+_Texts = Mapping[str, Tokens]
 
 
-def _clip(parts: Parts, params: Params, name: str, tokens: Tokens) -> ClipText:
+def _clip(parts: Parts, params: _Params, name: str, tokens: Tokens) -> ClipText:
     """The outputs of a CLIP encoder. Padding is not masked: the published models were trained so."""
     found: ClipText = parts.modules[name].apply({"params": params[name]}, jnp.asarray(tokens.ids))
     return found
@@ -34,7 +34,7 @@ def _hidden(out: ClipText, index: int) -> jax.Array:
     return out.hidden[-index]
 
 
-def _with_control(parts: Parts, params: Params, x: Any, t: Any, cond: Cond) -> Cond:
+def _with_control(parts: Parts, params: _Params, x: Any, t: Any, cond: Cond) -> Cond:
     """The condition with the residuals of a ControlNet: its image is cond["control"]."""
     control = cond.pop("control", None)
     if control is None:
@@ -46,14 +46,14 @@ def _with_control(parts: Parts, params: Params, x: Any, t: Any, cond: Cond) -> C
     return {**cond, **scaled_residuals(residuals, on, guess_mode="guess" in control)}
 
 
-def _unet(parts: Parts, params: Params, x: Any, t: Any, cond: Cond) -> Any:
+def _unet(parts: Parts, params: _Params, x: Any, t: Any, cond: Cond) -> Any:
     cond = _with_control(parts, params, x, t, dict(cond))
     more = cond.pop("channels", None)  # a mask and the latents of what is known
     x = x if more is None else jnp.concatenate([x, more.astype(x.dtype)], axis=-1)
     return parts.modules["unet"].apply({"params": params["unet"]}, x, t, cond)
 
 
-def _sd(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> Cond:
+def _sd(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
     """The last hidden state; with clip_skip an earlier one, normalised like the last."""
     out = _clip(parts, params, "text_encoder", texts["tokenizer"])
     if not clip_skip:
@@ -64,7 +64,7 @@ def _sd(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> Cond:
     return {"context": ops.array(norm.apply({"params": params["text_encoder"]["norm_out"]}, hidden))}
 
 
-def _two_clips(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> tuple[list[jax.Array], list[jax.Array]]:
+def _two_clips(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> tuple[list[jax.Array], list[jax.Array]]:
     """The penultimate hidden states of the CLIP encoders, without a normalisation, and their pooled outputs."""
     hidden, pooled = [], []
     for number in ("", "_2"):
@@ -75,7 +75,7 @@ def _two_clips(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> tu
     return hidden, pooled
 
 
-def _sdxl(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> Cond:
+def _sdxl(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
     hidden, pooled = _two_clips(parts, params, texts, clip_skip)
     return {"context": jnp.concatenate(hidden, axis=-1), "text_embeds": pooled[-1]}
 
@@ -90,7 +90,7 @@ def _time_ids(parts: Parts, batch: int, height: int, width: int, options: Mappin
     return {"time_ids": jnp.broadcast_to(jnp.asarray(ids, jnp.float32), (batch, 6))}
 
 
-def _sd3(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> Cond:
+def _sd3(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
     """Both CLIPs side by side, padded to T5's width, then T5's tokens; zeros where there is no T5."""
     hidden, pooled = _two_clips(parts, params, texts, clip_skip)
     clip = jnp.concatenate(hidden, axis=-1)
@@ -103,29 +103,29 @@ def _sd3(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> Cond:
     return {"context": jnp.concatenate([clip, long], axis=1), "text_embeds": jnp.concatenate(pooled, axis=-1)}
 
 
-def _t5(parts: Parts, params: Params, name: str, tokens: Tokens, *, masked: bool) -> jax.Array:
+def _t5(parts: Parts, params: _Params, name: str, tokens: Tokens, *, masked: bool) -> jax.Array:
     mask = (jnp.asarray(tokens.mask),) if masked else ()
     out: jax.Array = parts.modules[name].apply({"params": params[name]}, jnp.asarray(tokens.ids), *mask)
     return out
 
 
-def _transformer(parts: Parts, params: Params, x: Any, t: Any, cond: Cond) -> Any:
+def _transformer(parts: Parts, params: _Params, x: Any, t: Any, cond: Cond) -> Any:
     return parts.modules["transformer"].apply({"params": params["transformer"]}, x, t, cond)
 
 
-def _flux_text(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> Cond:
+def _flux_text(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
     if clip_skip:
         raise ValueError("clip_skip has no meaning for this pipeline: of CLIP it takes the pooled output alone")
     pooled = _clip(parts, params, "text_encoder", texts["tokenizer"]).pooled
     return {"context": _t5(parts, params, "text_encoder_2", texts["tokenizer_2"], masked=False), "text_embeds": pooled}
 
 
-def _flux(parts: Parts, params: Params, x: Any, t: Any, cond: Cond) -> Any:
+def _flux(parts: Parts, params: _Params, x: Any, t: Any, cond: Cond) -> Any:
     """The network's times lie in [0, 1], those of the scheduler in [0, 1000]."""
     return _transformer(parts, params, x, t / 1000.0, cond)
 
 
-def _pixart_text(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> Cond:
+def _pixart_text(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
     if clip_skip:
         raise ValueError("clip_skip has no meaning for this pipeline: it has no CLIP")
     tokens = texts["tokenizer"]
@@ -133,7 +133,7 @@ def _pixart_text(parts: Parts, params: Params, texts: Texts, clip_skip: int) -> 
     return {"context": context, "context_mask": jnp.asarray(tokens.mask)}
 
 
-def _pixart(parts: Parts, params: Params, x: Any, t: Any, cond: Cond) -> Any:
+def _pixart(parts: Parts, params: _Params, x: Any, t: Any, cond: Cond) -> Any:
     """Half of the output is a variance, which no scheduler of this pipeline uses."""
     return _transformer(parts, params, x, t, cond)[..., : x.shape[-1]]
 

@@ -51,6 +51,11 @@ def load_pipeline(
     Raises:
       ValueError: for a folder without a model_index.json, a class of pipelines that is not known, a part that is
         missing or does not fit the others.
+
+    >>> load_pipeline("downloads/unet")
+    Traceback (most recent call last):
+    ...
+    ValueError: downloads/unet is no pipeline: it has no model_index.json. For one network use pretrained.load
     """
     path = Path(folder)
     if not (path / "model_index.json").exists():
@@ -63,16 +68,12 @@ def load_pipeline(
     network = "unet" if "unet" in present else "transformer"
     wanted = [network, "vae", *dict.fromkeys(kind.tokenizers.values())]
     optional = {"text_encoder_3"} if kind is KINDS["sd3"] else set()
-    missing = [
-        name
-        for name in wanted
-        if name not in optional | set(present) or not (name not in present or (path / name).is_dir())
-    ]
+    needed = [name for name in wanted if name in present or name not in optional]
+    missing = [name for name in needed if not (path / name).is_dir()]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}, parts of a {index['_class_name']}")
-    names = [name for name in wanted if name in present]
     modules, params = {}, {}
-    sources = {name: path / name for name in names} | ({} if controlnet is None else {"controlnet": Path(controlnet)})
+    sources = {name: path / name for name in needed} | ({} if controlnet is None else {"controlnet": Path(controlnet)})
     for name, source in sources.items():
         module, params[name] = load(source, sharding=sharding, dtype=dtype)
         modules[name] = module if dtype is None else module.clone(dtype=dtype)

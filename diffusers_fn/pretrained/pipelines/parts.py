@@ -10,7 +10,7 @@ import flax.linen as nn
 from diffusers_fn.pretrained.schedulers import Scheduler
 from diffusers_fn.text import Tokenizer, Tokens
 
-__all__ = ["Kind", "Parts"]
+__all__ = ["Cond", "Kind", "Parts"]
 
 Cond = dict[str, Any]
 

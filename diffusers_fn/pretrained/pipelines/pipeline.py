@@ -16,8 +16,8 @@ from diffusers_fn.text import Tokens, tokenize
 
 __all__ = ["Pipeline", "make_pipeline"]
 
-Params = Mapping[str, Any]
-Texts = dict[str, Tokens]
+_Params = Mapping[str, Any]
+_Texts = dict[str, Tokens]
 
 
 class Pipeline(NamedTuple):
@@ -37,11 +37,11 @@ class Pipeline(NamedTuple):
       parts: networks, tokenizers and scheduler.
     """
 
-    tokenize: Callable[..., Texts]
+    tokenize: Callable[..., _Texts]
     encode_text: Callable[..., Cond]
-    denoiser: Callable[[Params], Denoiser]
-    decode: Callable[[Params, jax.Array], jax.Array]
-    encode: Callable[[jax.Array | None, Params, jax.Array], jax.Array]
+    denoiser: Callable[[_Params], Denoiser]
+    decode: Callable[[_Params, jax.Array], jax.Array]
+    encode: Callable[[jax.Array | None, _Params, jax.Array], jax.Array]
     sample: Callable[..., jax.Array]
     plan: Callable[..., Plan]
     parts: Parts
@@ -79,7 +79,7 @@ def make_pipeline(parts: Parts) -> Pipeline:
       output: "images", or "latents" for the last latents.
     """
 
-    def sample(params: Params, key: jax.Array, tokens: Texts, *, output: str = "images", **options: Any) -> Any:
+    def sample(params: _Params, key: jax.Array, tokens: _Texts, *, output: str = "images", **options: Any) -> Any:
         if output not in ("images", "latents"):
             raise ValueError(f"output must be 'images' or 'latents'; got {output!r}")
         unknown = set(options) - set(sampling.Options._fields)
@@ -114,7 +114,7 @@ def _tokenize(
     prompts_3: str | Sequence[str] | None = None,
     *,
     max_length: int | None = None,
-) -> Texts:
+) -> _Texts:
     """The tokens for each text encoder."""
     given = {"tokenizer": prompts, "tokenizer_2": prompts_2, "tokenizer_3": prompts_3}
     found = {}

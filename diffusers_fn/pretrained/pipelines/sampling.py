@@ -24,14 +24,14 @@ from diffusers_fn.text import Tokens, tokenize
 
 __all__ = ["Options", "decode", "denoiser", "draw", "encode", "encode_text"]
 
-Params = Mapping[str, Any]
-Texts = Mapping[str, Tokens]
+_Params = Mapping[str, Any]
+_Texts = Mapping[str, Tokens]
 
 
 class Options(NamedTuple):
     """The options of `Pipeline.sample`, which explains them."""
 
-    negative: Texts | None = None
+    negative: _Texts | None = None
     guidance_scale: Any = None
     num_steps: int | None = None
     height: int | None = None
@@ -51,29 +51,29 @@ class Options(NamedTuple):
     emit: Callable[..., Any] | None = None
 
 
-def encode_text(parts: Parts, params: Params, tokens: Texts, clip_skip: int = 0) -> Cond:
+def encode_text(parts: Parts, params: _Params, tokens: _Texts, clip_skip: int = 0) -> Cond:
     """Returns the condition of the network: arrays [B, ...]."""
     check_tokens(parts, tokens)
     return parts.kind.encode(parts, params, tokens, clip_skip)
 
 
-def denoiser(parts: Parts, params: Params) -> Denoiser:
+def denoiser(parts: Parts, params: _Params) -> Denoiser:
     """Returns the denoiser of scaled latents."""
 
-    def apply(params: Params, x: jax.Array, t: jax.Array, cond: Any) -> Any:
+    def apply(params: _Params, x: jax.Array, t: jax.Array, cond: Any) -> Any:
         return parts.kind.apply(parts, params, x, t, cond)
 
     return make_denoiser(apply, params, parts.scheduler.parameterization)
 
 
-def decode(parts: Parts, params: Params, latents: jax.Array) -> jax.Array:
+def decode(parts: Parts, params: _Params, latents: jax.Array) -> jax.Array:
     """Returns images [B, H, W, C] of scaled latents."""
     vae: Any = parts.modules["vae"]
     images: jax.Array = vae.apply({"params": params["vae"]}, vae.unscale(latents), method="decode")
     return images
 
 
-def encode(parts: Parts, key: jax.Array | None, params: Params, images: jax.Array) -> jax.Array:
+def encode(parts: Parts, key: jax.Array | None, params: _Params, images: jax.Array) -> jax.Array:
     """Returns scaled latents of images: drawn from the encoder's distribution, or its mean if key is None."""
     vae: Any = parts.modules["vae"]
     mean, logvar = vae.apply({"params": params["vae"]}, images, method="encode")
@@ -82,7 +82,7 @@ def encode(parts: Parts, key: jax.Array | None, params: Params, images: jax.Arra
     return latents
 
 
-def draw(parts: Parts, params: Params, key: jax.Array, tokens: Texts, options: Options) -> Samples:
+def draw(parts: Parts, params: _Params, key: jax.Array, tokens: _Texts, options: Options) -> Samples:
     """Returns samples in scaled latents, see `Pipeline.sample`.
 
     Args:
@@ -110,17 +110,17 @@ def draw(parts: Parts, params: Params, key: jax.Array, tokens: Texts, options: O
         shared["guidance"] = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (batch,))
     if parts.kind.embeds_guidance:
         scale = options.true_cfg_scale
-    if takes_mask(parts):
+    if _takes_mask(parts):
         shared["channels"] = known_channels(
             parts, params, mask_key, options.image, options.mask, (batch, *shape), encode
         )
 
     noise = _random.normal(start_key, jnp.zeros((batch, *shape))) if latents is None else jnp.asarray(latents)
     known = None
-    if options.image is not None and (options.strength is not None or not takes_mask(parts)):
+    if options.image is not None and (options.strength is not None or not _takes_mask(parts)):
         known = jnp.broadcast_to(encode(parts, image_key, params, options.image), noise.shape)
     x = plan.init_scale * noise
-    if known is not None and not (takes_mask(parts) and options.strength == 1):
+    if known is not None and not (_takes_mask(parts) and options.strength == 1):
         x = add_noise(known, noise, plan.start)
 
     denoise, guided = denoiser(parts, params), {**text, **shared}
@@ -137,13 +137,13 @@ def draw(parts: Parts, params: Params, key: jax.Array, tokens: Texts, options: O
             rule = rescaled(options.guidance_rescale, on=parts.scheduler.parameterization)
         denoise = classifier_free(scale, null, rule=rule)(denoise)
     solver = plan.solver
-    if known is not None and options.mask is not None and not takes_mask(parts):
+    if known is not None and options.mask is not None and not _takes_mask(parts):
         solver = keeping(plan, known, noise, latent_mask(parts, options.mask, noise.shape))
     emitted = {"emit": options.emit, "final_denoise": plan.final_denoise}
     return sample(sample_key, bind(denoise, guided), solver, x, **emitted)
 
 
-def takes_mask(parts: Parts) -> bool:
+def _takes_mask(parts: Parts) -> bool:
     """Returns whether the network takes a mask and the latents of what is known, beside its own latents."""
     network: Any = parts.modules[parts.network]
     vae: Any = parts.modules["vae"]
@@ -156,7 +156,7 @@ def _is_guided(scale: Any) -> bool:
     return known is None or bool((known > 1).any())
 
 
-def _without_text(parts: Parts, params: Params, tokens: Texts, text: Cond, options: Options) -> Cond:
+def _without_text(parts: Parts, params: _Params, tokens: _Texts, text: Cond, options: Options) -> Cond:
     """The condition of the negative prompt: by default that of the empty prompt, or zeros."""
     if options.negative is not None:
         return encode_text(parts, params, options.negative)

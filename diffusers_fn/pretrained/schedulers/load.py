@@ -21,7 +21,7 @@ from diffusers_fn.pretrained.schedulers.kinds import Grid, Kind, Options
 from diffusers_fn.pretrained.schedulers.names import REFUSED, check_choices, read_options
 from diffusers_fn.solvers.base import Solver, Step, start_level
 
-__all__ = ["KINDS", "Plan", "Scheduler", "load_scheduler"]
+__all__ = ["KINDS", "Plan", "Scheduler", "load_scheduler", "read_config"]
 
 KINDS: Mapping[str, Kind] = {
     **ddim.KINDS,
