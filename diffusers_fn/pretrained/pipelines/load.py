@@ -9,6 +9,7 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
+from diffusers_fn.backbones.clip_text import ClipTextEncoder
 from diffusers_fn.pretrained.convert import Placement
 from diffusers_fn.pretrained.load import load
 from diffusers_fn.pretrained.pipelines.kinds import KINDS
@@ -16,7 +17,7 @@ from diffusers_fn.pretrained.pipelines.parts import Kind, Parts
 from diffusers_fn.pretrained.pipelines.pipeline import Pipeline, make_pipeline
 from diffusers_fn.pretrained.schedulers import load_scheduler
 from diffusers_fn.pretrained.schedulers.load import read_config as read_scheduler_config
-from diffusers_fn.text import load_tokenizer
+from diffusers_fn.text import Tokenizer, load_tokenizer
 from diffusers_fn.text.files import read_json
 
 __all__ = ["load_pipeline"]
@@ -80,7 +81,7 @@ def load_pipeline(
     tokenizers = {name: load_tokenizer(path / name) for name, encoder in kind.tokenizers.items() if encoder in modules}
     for name, encoder in kind.tokenizers.items():
         if encoder in modules:
-            _check_vocabulary(path / name, tokenizers[name].vocab_size, modules[encoder])
+            _check_vocabulary(path / name, tokenizers[name], modules[encoder])
     settings = {**index, "sample_size": read_json(path / network / "config.json").get("sample_size", 64)}
     parts = Parts(kind, modules, tokenizers, _scheduler(path, scheduler), settings)
     return make_pipeline(parts), params
@@ -102,9 +103,11 @@ def _scheduler(path: Path, given: Any) -> Any:
     return load_scheduler(given)
 
 
-def _check_vocabulary(path: Path, vocab_size: int, encoder: Any) -> None:
-    if vocab_size > encoder.vocab_size:
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, encoder: Any) -> None:
+    """CLIP's encoder has a row for each token, T5's has some rows more; only CLIP's sequences have a start."""
+    size = encoder.vocab_size
+    fits = tokenizer.vocab_size == size if isinstance(encoder, ClipTextEncoder) else tokenizer.vocab_size <= size
+    if not fits or (tokenizer.start is not None) != isinstance(encoder, ClipTextEncoder):
         raise ValueError(
-            f"{path} is the tokenizer of another model: it has {vocab_size} tokens, and the text encoder "
-            f"{encoder.vocab_size}"
+            f"{path} is the tokenizer of another model: it has {tokenizer.vocab_size} tokens, and the text encoder {size}"
         )

@@ -75,7 +75,7 @@ def make_pipeline(parts: Parts) -> Pipeline:
       clip_skip: layers of CLIP that are left out for the prompt.
       sizes: of Stable Diffusion XL: original_size, crop and target_size, two numbers each.
       true_cfg_scale: [] or [B], see guidance_scale.
-      emit: as for `diffusers_fn.sample`; the result is then Samples(images, trace).
+      emit, scan: as for `diffusers_fn.sample`; with emit the result is Samples(images, trace).
       output: "images", or "latents" for the last latents.
     """
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete
+from diffusers_fn._types import Scan
 from diffusers_fn.denoisers import Denoiser, Transform, bind, make_denoiser
 from diffusers_fn.guidance import classifier_free, linear, rescaled
 from diffusers_fn.guidance.rules import Rule
@@ -49,6 +50,7 @@ class Options(NamedTuple):
     clip_skip: int = 0
     sizes: Mapping[str, Any] = {}
     emit: Callable[..., Any] | None = None
+    scan: Scan = jax.lax.scan
 
 
 def encode_text(parts: Parts, params: _Params, tokens: _Texts, clip_skip: int = 0) -> Cond:
@@ -139,8 +141,10 @@ def draw(parts: Parts, params: _Params, key: jax.Array, tokens: _Texts, options:
     solver = plan.solver
     if known is not None and options.mask is not None and not _takes_mask(parts):
         solver = keeping(plan, known, noise, latent_mask(parts, options.mask, noise.shape))
-    emitted = {"emit": options.emit, "final_denoise": plan.final_denoise}
-    return sample(sample_key, bind(denoise, guided), solver, x, **emitted)
+    denoise = bind(denoise, guided)
+    return sample(
+        sample_key, denoise, solver, x, emit=options.emit, final_denoise=plan.final_denoise, scan=options.scan
+    )
 
 
 def _takes_mask(parts: Parts) -> bool:
