@@ -46,6 +46,8 @@ def whole(tree: Any, like: jax.Array | None = None) -> Any:
     """
 
     def gathered(a: Any) -> Any:
+        if not isinstance(a, jax.Array | np.ndarray):
+            return a  # parameters of a network of the caller's may be anything
         own = jax.typeof(a).sharding
         here = own if like is None else jax.typeof(like).sharding
         if not here.mesh.explicit_axes:

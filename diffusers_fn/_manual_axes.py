@@ -40,7 +40,8 @@ def vary(tree: Any, axes: tuple[str, ...]) -> Any:
             return leaf
         if hasattr(jax.lax, "pcast"):
             return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)  # JAX 0.8
+        pvary: Any = getattr(jax.lax, "pvary")  # noqa: B009, in JAX 0.8
+        return pvary(leaf, missing)
 
     return jax.tree.map(cast, tree)
 

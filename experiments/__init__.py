@@ -12,7 +12,7 @@ _EXPORT = ("flatbuffers", "PIL", "safetensors")
 def _check_extra(arguments: list[str]) -> None:
     """Raises SystemExit, naming the extra to install, if `python -m experiments.NAME` would not find its modules."""
     module = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
-    extras = {"experiments": _EXTRA} if module != "experiments.run_exported" else {}
+    extras: dict[str, tuple[str, ...]] = {"experiments": _EXTRA} if module != "experiments.run_exported" else {}
     extras |= {"export": _EXPORT} if module in ("experiments.export", "experiments.run_exported") else {}
     for extra, names in extras.items():
         missing = [name for name in names if importlib.util.find_spec(name) is None]

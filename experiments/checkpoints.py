@@ -11,7 +11,6 @@ import os
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
+from experiments import processes
 from experiments.orbax_checkpoints import read_orbax
 from experiments.shard_files import (
     ShardReader,
@@ -32,7 +31,7 @@ from experiments.shard_files import (
 )
 from experiments.snapshots import Snapshots
 
-__all__ = ["Checkpoints", "Restored", "checksum"]
+__all__ = ["Checkpoints", "Restored"]
 
 _MARGIN = 2**20  # bytes that a checkpoint needs beside its arrays
 _PATIENCE = 600.0  # seconds for which a process that has written its shards waits for the others
@@ -77,12 +76,12 @@ class Checkpoints:
         self._snapshots = Snapshots()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        if not read_only and _is_first():
+        if not read_only and processes.is_main():
             self._directory.mkdir(parents=True, exist_ok=True)
             for unfinished in [*self._directory.glob(".*"), *self._directory.glob("*orbax-checkpoint-tmp*")]:
                 shutil.rmtree(unfinished, ignore_errors=True)
         if not read_only:
-            _wait_for_all("checkpoints are open")
+            processes.wait()
 
     def prepare(self, state: Any) -> None:
         """Compiles what `save` needs for states like this one, which would otherwise slow down the first save."""
@@ -137,7 +136,7 @@ class Checkpoints:
         failures: dict[int, str] = {}
         for step in sorted(self._steps(), reverse=True):
             found, failure = self._try_to_read(step, template)
-            if _any_process(found is None):
+            if processes.any_process(found is None):
                 failures[step] = failure or "another process could not read it"
                 continue
             assert found is not None
@@ -159,11 +158,11 @@ class Checkpoints:
     def discard_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps, so that these can be saved again."""
         self.wait()
-        if _is_first():
+        if processes.is_main():
             for later in self._steps():
                 if later > step:
                     self._delete(later)
-        _wait_for_all(f"later checkpoints than {step} are deleted")
+        processes.wait()
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises OSError or FloatingPointError, as `save`, if it failed."""
@@ -191,7 +190,7 @@ class Checkpoints:
             folder.mkdir(exist_ok=True)
             _check_space(step, folder, state)
             write_shards(folder, state, lambda name, data: _check_finite(step, name, data))
-            if _is_first():
+            if processes.is_main():
                 self._await(folder, lambda: is_written(folder, jax.process_count()))
                 content = {"step": step, "num_processes": jax.process_count(), "meta": meta}
                 write_sealed(folder / _RECORD, content)
@@ -224,7 +223,7 @@ class Checkpoints:
         folder = self._directory / str(step)
         try:
             if not any(folder.glob("shards-*")) and (folder / "state").exists():
-                return self._read_old(step, template), ""
+                return Restored(step, *read_orbax(self._directory, step, template)), ""
             record = read_sealed(folder / _RECORD)
             if record["step"] != step:
                 raise ValueError(f"it is that of step {record['step']}")
@@ -237,12 +236,6 @@ class Checkpoints:
             raise
         except Exception as error:
             return None, _first_line(error)
-
-    def _read_old(self, step: int, template: Any) -> Restored:
-        state, meta, expected = read_orbax(self._directory, step, template)
-        if checksum(state) != expected:
-            raise ValueError("its contents do not match the stored checksum")
-        return Restored(step, jax.tree.map(_placed, template, state), meta)
 
     def _steps(self) -> list[int]:
         return [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
@@ -259,14 +252,14 @@ class Checkpoints:
         shutil.rmtree(hidden, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
-        if _is_first():
+        if processes.is_main():
             self._damaged.mkdir(exist_ok=True)
             aside, number = self._damaged / str(step), 0
             while aside.exists():
                 number += 1
                 aside = self._damaged / f"{step}.{number}"
             shutil.move(self._directory / str(step), aside)
-        _wait_for_all(f"checkpoint {step} is set aside")
+        processes.wait()
 
 
 def _check_space(step: int, folder: Path, state: Any) -> None:
@@ -285,27 +278,6 @@ def _check_finite(step: int, name: str, data: np.ndarray) -> None:
         )
 
 
-def checksum(tree: Any) -> int:
-    """Returns the CRC-32 of all arrays of a tree, in the order of its leaves.
-
-    >>> checksum({"a": np.zeros(2)}) == checksum({"a": np.zeros(2)}) != checksum({"a": np.ones(2)})
-    True
-    """
-    value = 0
-    for leaf in jax.tree.leaves(tree):
-        leaf = np.ascontiguousarray(leaf)
-        value = zlib.crc32(leaf.tobytes() + str((leaf.dtype, leaf.shape)).encode(), value)
-    return value
-
-
-def _placed(like: Any, value: np.ndarray) -> Any:
-    """The array with the sharding of a jax.ShapeDtypeStruct that has one."""
-    sharding = like.sharding if isinstance(like, jax.ShapeDtypeStruct) else None
-    if sharding is None:
-        return value
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-
 def _flush_names(folder: Path) -> None:
     """Makes the names of the files in a folder durable, where the system can."""
     with contextlib.suppress(OSError):
@@ -314,21 +286,6 @@ def _flush_names(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
-
-
-def _is_first() -> bool:
-    return jax.process_index() == 0
-
-
-def _any_process(flag: bool) -> bool:
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def _first_line(error: BaseException) -> str:

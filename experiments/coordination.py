@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax._src import distributed  # JAX has no public functions for its client and the address
 
-__all__ = ["Board", "board"]
+__all__ = ["Board", "address", "board"]
 
 
 class Board:
@@ -51,12 +52,15 @@ class Board:
 
 def board() -> Board | None:
     """Returns the board of this run; None unless jax.distributed was initialized for several processes."""
-    from jax._src import distributed  # JAX has no public function for it
-
     state = distributed.global_state
     if state.client is None or state.num_processes < 2:
         return None
     return Board(state.client, state.process_id, state.num_processes)
+
+
+def address() -> str:
+    """Returns HOST:PORT of process 0, as far as JAX knows it."""
+    return distributed.global_state.coordinator_address or "an unknown address"
 
 
 @contextlib.contextmanager

@@ -76,12 +76,12 @@ def sampler_of(
     scales = {name: getattr(networks, name) for name in ("guidance_scale", "classifier_scale")}
     scales = {name: value for name, value in scales.items() if value is not None}
     inner = networks._replace(**dict.fromkeys(scales))
-    leaves, structure = jax.tree.flatten_with_path(inner)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(inner)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     options: dict[str, Any] = {} if shape is None else {"shape": shape}
 
     def program(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> jax.Array:
-        whole = structure.unflatten([params[name] for name in names])
+        whole = jax.tree.unflatten(structure, [params[name] for name in names])
         whole = whole._replace(**{name: inputs[name] for name in scales})
         keys = jax.random.wrap_key_data(inputs["keys"], impl=config.prng_impl)
         return diffusion.sample(

@@ -69,7 +69,7 @@ class Goodput:
         self._seconds[to] += seconds
 
     def record(self, step: int, *, back: bool = False) -> None:
-        """Appends a line.
+        """Appends a line; the first one of a start is written before its first step.
 
         Args:
           step: number of steps that are done.

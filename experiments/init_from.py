@@ -8,8 +8,10 @@ its initialisation. The averaged parameters (EMA) start from the same values.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
+from diffusers_fn import backbones
 from diffusers_fn.pretrained.safetensors_file import open_safetensors
 from experiments import processes, states
 from experiments.config_files import expanded
@@ -150,7 +153,8 @@ def load_run(workdir: Path, which: str = "ema") -> tuple[ConfigDict, int, Any]:
 def take(params: Any, source: Any) -> Taken:
     """Returns the parameters with the values of `source` where path and shape agree.
 
-    If one network is the other one within a wrapper, paths are compared without the wrapper's name.
+    If one network is the other one within a wrapper, paths are compared without the wrapper's name. If one has its
+    blocks in a scan and the other not, the source's are stacked or taken apart.
 
     Raises:
       ValueError: if nothing agrees.
@@ -159,8 +163,8 @@ def take(params: Any, source: Any) -> Taken:
     >>> taken.paths, list(taken.other_shape), taken.params["a"].tolist()
     (['a'], ['b'], [1.0, 1.0])
     """
-    ours, theirs = (dict(traverse_util.flatten_dict(tree, sep="/")) for tree in (params, source))
-    theirs = max(_renamed(ours, theirs), key=lambda names: _number_taken(ours, names))
+    ours = dict(traverse_util.flatten_dict(params, sep="/"))
+    theirs = max(_renamed(ours, source), key=lambda names: _number_taken(ours, names))
     paths = [path for path in ours if path in theirs and jnp.shape(theirs[path]) == jnp.shape(ours[path])]
     if not paths:
         raise ValueError(
@@ -185,8 +189,21 @@ def _by_names(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _renamed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The source's names as they are, within each wrapper of ours, and without each wrapper of its own."""
+def _renamed(ours: Mapping[str, Any], source: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The source's arrays by name: as they are, or with its blocks as ours are, stacked for a scan or apart; each
+    also within each wrapper of ours, and without each wrapper of its own."""
+    layouts = [source]
+    for names, change in ((_STACKED, backbones.stack_blocks), (_APART, backbones.unstack_blocks)):
+        with contextlib.suppress(ValueError, IndexError, KeyError):  # blocks of different shapes
+            layouts += [change(source)] if any(names.search(path) for path in ours) else []
+    return [option for each in layouts for option in _wrapped(ours, traverse_util.flatten_dict(each, sep="/"))]
+
+
+_STACKED = re.compile(r"(^|/)(in_|out_)?blocks/")
+_APART = re.compile(r"(^|/)(block|in|out)_\d+/")
+
+
+def _wrapped(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
     options = [dict(theirs)]
     for top in dict.fromkeys(path.partition("/")[0] for path in ours):
         options.append({f"{top}/{path}": value for path, value in theirs.items()})

@@ -87,8 +87,7 @@ def make_extras(config: ConfigDict, stage: ConfigDict, autoencoder: dfn.Autoenco
     workdir = Path(config.latent.autoencoder_workdir)
     _, state = states.load_state(stage, workdir, states.state_like(stage, autoencoder.init))
     if config.latent.cache:
-        held = latent_cache.read(config, state.ema)
-        scale, shift = dfn.latents.calibrate(held["mean"], held["logvar"])
+        scale, shift = latent_cache.calibrate(latent_cache.read(config, state.ema))
     else:
         encode, params = jax.jit(autoencoder.encode), jax.device_put(state.ema)
         scale, shift = _calibrate(lambda x: encode(params, x), dataset)

@@ -89,7 +89,8 @@ def run_loop(
                 if processes.is_main():
                     _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
     loop.goodput.record(loop.step)
-    print(described(loop.goodput.total.seconds))
+    if processes.is_main():
+        print(described(loop.goodput.total.seconds))
     if not finished:
         print(_stopped(config, loop.step))
     return finished
@@ -136,10 +137,12 @@ class _Loop:
         while self.step < settings.num_steps and self.stop.may_call():
             self._dispatch()
             due = self._due()
-            while self.flight and (due.anything or self.stop.requested or len(self.flight) >= self._depth()):
+            while self.flight and (due.anything or len(self.flight) >= self._depth()):
                 self._finish()
             if due.anything and due.step == self.step and not self.flight:  # not gone back
                 self._attend(due)
+        while self.flight:
+            self._finish()
         if self.step > self.saved:  # stopped between two checkpoints
             if self.window.calls:
                 self._write_metrics({})
@@ -178,7 +181,10 @@ class _Loop:
                 self.goodput.move(waited, "steps", "data")
 
     def _depth(self) -> int:
-        return 1 if self.pace > _SLOW_CALL else 2
+        """The calls in flight, two at most; the same in all processes, which must act on skipped steps alike."""
+        if processes.several():
+            return 2
+        return 1 if self.stop.requested or self.pace > _SLOW_CALL else 2
 
     def _finish(self) -> None:
         """Waits for the oldest call in flight and counts its steps."""

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from experiments.coordination import Board, board
+from experiments.coordination import Board, address, board
 
 __all__ = ["HEARTBEAT", "PREEMPTED", "AgreedExit", "end_all", "ending_together", "expect", "finish", "watch"]
 
@@ -27,31 +27,38 @@ _NOTE = "ended"
 _POLL = 1.0  # seconds between two looks at which processes live
 _FAREWELL = 1.0  # seconds in which the others read a note of process 0, which takes the notes with it
 _END = 24 * 3600.0
-_finished = threading.Event()
+_finished, _leaving = threading.Event(), threading.Event()  # of this process
 _handlers: list[Any] = []  # C function pointers, which must outlive their use
 
 
-def expect(coordinator: str | None, seconds: int) -> None:
-    """Makes a failed connection end the process with a message; JAX would abort it with a stack trace.
+def expect(coordinator: str | None, process_id: int | None, seconds: float) -> None:
+    """Waits until the coordinator can be reached; from then on a failed connection ends the process with a message.
+
+    JAX would abort it with a stack trace.
 
     Args:
-      coordinator: HOST:PORT; None if it is not known.
+      coordinator: HOST:PORT; None if JAX finds it in the environment.
+      process_id: of this one; process 0 is the coordinator.
       seconds: in which all processes should connect.
+
+    Raises:
+      ValueError: if the coordinator cannot be reached within this time.
     """
-
-    def message() -> str:
-        where = f"the coordinator at {coordinator}" if coordinator else "the coordinator"
-        if coordinator and not _reachable(coordinator):
-            return (
-                f"error: {where} could not be reached within {seconds} s: is process 0 running there, and is the port "
-                "open? Give every process the same --coordinator"
+    end = time.monotonic() + seconds
+    while coordinator is not None and process_id != 0 and not _reachable(coordinator):
+        if time.monotonic() > end:
+            raise ValueError(
+                f"the coordinator at {coordinator} could not be reached within {seconds:.0f} s: is process 0 running "
+                "there, and is the port open? Give every process the same --coordinator"
             )
-        return (
-            f"error: not all processes have connected to {where} within {seconds} s: start as many as --num_processes, "
-            "with different --process_id"
-        )
-
-    _on_abort(message, 1)
+        time.sleep(0.5)
+    _on_abort(
+        lambda: (
+            f"error: not all processes have connected to the coordinator at {coordinator or address()} within "
+            f"{seconds:.0f} s: start as many as --num_processes, with different --process_id"
+        ),
+        1,
+    )
 
 
 def watch() -> None:
@@ -72,6 +79,7 @@ def end_all(code: int, message: str = "") -> NoReturn:
       message: what they print about it.
     """
     notes = None if _finished.is_set() else board()
+    _leaving.set()
     if notes is not None:
         with contextlib.suppress(ConnectionError):  # nobody is there to read it
             notes.write(_NOTE, json.dumps({"process": notes.process_id, "code": code, "message": message}))
@@ -88,7 +96,6 @@ def finish() -> None:
     with contextlib.suppress(ConnectionError):  # the others have ended
         notes.barrier("finish", _END)
     _finished.set()
-    _on_abort(lambda: "", 0)
     if notes.process_id == 0:
         time.sleep(_FAREWELL)  # the others must not find the coordinator gone
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -111,13 +118,19 @@ def ending_together() -> Iterator[None]:
         if board() is None:
             raise
         if isinstance(error, AgreedExit) or (isinstance(error, SystemExit) and not error.code):
-            finish()
-            raise
+            _end_with_all(int(error.code or 0))
         if _may_be_a_loss(error):
             time.sleep(HEARTBEAT + 10)  # the watching threads end the process if it is one
         code, message = _ending(error)
         end_all(code, message)
+    if board() is not None:
+        _end_with_all(0)
+
+
+def _end_with_all(code: int) -> NoReturn:
+    """Ends this process when all are at their end; JAX's threads do not survive the end of the interpreter."""
     finish()
+    _exit(code)
 
 
 def _ending(error: BaseException) -> tuple[int, str]:
@@ -150,7 +163,7 @@ def _watch_notes(notes: Board) -> None:
         if text is not None and not _finished.is_set():
             note = json.loads(text)
             if note["process"] != notes.process_id:
-                if note["message"]:
+                if note["message"] and not _leaving.is_set():
                     _print(f"process {note['process']} has ended with code {note['code']}: {note['message']}")
                 _exit(note["code"])
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from experiments import processes
+from experiments import processes, states
 
 __all__ = ["first_rows", "make_mesh", "mesh_of", "place_params", "split_rows"]
 
@@ -21,9 +21,8 @@ def make_mesh(config: ConfigDict) -> Mesh:
     Raises:
       ValueError: if fsdp and tensor do not fit the devices.
     """
-    settings = config.get("mesh") or {"fsdp": 1, "tensor": 1}
     try:
-        return dfn.training.make_mesh(-1, settings["fsdp"], settings["tensor"])
+        return dfn.training.make_mesh(-1, config.mesh.fsdp, config.mesh.tensor)
     except ValueError as error:
         raise ValueError(f"config.mesh: {error}: set --config.mesh.fsdp=1 and --config.mesh.tensor=1") from error
 
@@ -31,15 +30,14 @@ def make_mesh(config: ConfigDict) -> Mesh:
 def place_params(config: ConfigDict, params: Any) -> Any:
     """Returns parameters of the config's network, whole on this host, on the devices of `make_mesh`."""
     mesh = make_mesh(config)
-    rules = dfn.training.RULES.get(config.backbone.name, ())
-    return dfn.training.place(params, dfn.training.shardings(params, mesh, rules))
+    return dfn.training.place(params, states.state_shardings(config, mesh, params))
 
 
 def mesh_of(tree: Any) -> Mesh:
     """Returns the mesh that the arrays of a tree lie on; that of all devices if they lie on none."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
-            mesh: Mesh = leaf.sharding.mesh
+            mesh: Any = leaf.sharding.mesh
             return mesh
     return dfn.training.make_mesh()
 

@@ -43,6 +43,7 @@ __all__ = [
     "local_rows",
     "locked",
     "on_main",
+    "several",
     "wait",
 ]
 
@@ -118,15 +119,15 @@ def initialize(where: Launch | None) -> None:
     Afterwards the standard output of all but process 0 is dropped.
 
     Raises:
-      ValueError: if the environment names no processes.
-      SystemExit: with a message, if not all processes connect within five minutes.
+      ValueError: if the environment names no processes, or the coordinator cannot be reached within five minutes. If
+        other processes do not connect in this time, a message is printed and the process ends with the code 1.
     """
     if where is None:
         return
     jax.config.update("jax_enable_recoverability", True)  # `lost_processes` decides what the loss of one means
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)  # `stop` handles SIGTERM
-    lost_processes.expect(where.coordinator, START)
+    lost_processes.expect(where.coordinator, where.process_id, START)
     try:
         jax.distributed.initialize(
             *where,
@@ -135,7 +136,7 @@ def initialize(where: Launch | None) -> None:
             initialization_timeout=START,
             heartbeat_timeout_seconds=lost_processes.HEARTBEAT,
         )
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ValueError(
             f"the processes of this run cannot be connected ({_first_line(error)}): give --coordinator=HOST:PORT, "
             "--num_processes and --process_id, or --distributed within SLURM or on a Cloud TPU"
@@ -144,6 +145,11 @@ def initialize(where: Launch | None) -> None:
     if not is_main():
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 1)  # the lines of C code, too
+
+
+def several() -> bool:
+    """Returns whether this is one of several processes."""
+    return coordination.board() is not None
 
 
 def is_main() -> bool:
@@ -164,14 +170,14 @@ def any_process(flag: bool) -> bool:
 
     With one process nothing is communicated.
     """
-    if coordination.board() is None:
+    if not several():
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def from_main(tree: Any) -> Any:
     """Returns the tree of NumPy arrays of process 0 on all processes; the others give one of the same shapes."""
-    return tree if coordination.board() is None else multihost_utils.broadcast_one_to_all(tree)
+    return tree if not several() else multihost_utils.broadcast_one_to_all(tree)
 
 
 def on_main(work: Callable[[], _T]) -> _T | None:
@@ -201,13 +207,12 @@ def local_rows(batch_size: int, mesh: Mesh | None = None) -> slice:
     >>> local_rows(8)
     slice(0, 8, None)
     """
-    if coordination.board() is None:
+    if not several():
         return slice(0, batch_size)
     mesh = dfn.training.make_mesh() if mesh is None else mesh
     split = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
-    return contiguous(
-        rows.indices(batch_size)[:2] for (rows,) in split.addressable_devices_indices_map((batch_size,)).values()
-    )
+    places: Any = split.addressable_devices_indices_map((batch_size,))
+    return contiguous(rows.indices(batch_size)[:2] for (rows,) in places.values())
 
 
 def contiguous(pieces: Iterable[tuple[int, int]]) -> slice:

@@ -144,7 +144,7 @@ def _labels(about: Mapping[str, Any], given: list[str] | None, num_samples: int)
 
 def _save(output: Path, samples: np.ndarray, labels: np.ndarray | None, period: int, about: Mapping[str, Any]) -> str:
     """Writes samples.npz and, of images, samples.png; returns what was written."""
-    arrays = {} if labels is None else {"labels": labels}
+    arrays: dict[str, Any] = {} if labels is None else {"labels": labels}
     if labels is not None and about["class_names"]:
         arrays["class_names"] = np.array(about["class_names"])
     write_atomically(output / "samples.npz", lambda file: np.savez(file, samples=samples, **arrays))

@@ -99,12 +99,6 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         mesh = dfn.training.make_mesh(settings.data, settings.fsdp, settings.tensor)
     except ValueError as error:
         raise ValueError(f"config.mesh: {error}") from error
-    local = jax.local_device_count()
-    if local % settings.tensor:
-        raise ValueError(
-            f"config.mesh.tensor must divide the {local} devices of a process, which reads its own part of each batch; "
-            f"got {settings.tensor}"
-        )
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.training.batch_size % parts:
         raise ValueError(

@@ -99,7 +99,7 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
     def examples(dataset: data.Dataset, extras: Any) -> data.Dataset:
         if not config.latent.cache:
             return dataset
-        return latent_cache.in_place_of(config, dataset, extras["autoencoder"])
+        return latent_cache.in_place_of(config, dataset, processes.gather(extras["autoencoder"]))
 
     return Task(
         model.init,

@@ -122,7 +122,8 @@ def _prepare(
     dataset, heldout = data.load(runs.data_seed(config), "train"), _heldout(config)
     runs.check_data_fits(config, dataset)
     check_loss_levels(config, dataset)
-    data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
+    threads = config.data.get("num_threads")
+    data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip, num_threads=threads)  # checks them
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
     new_state: Callable[..., Any] = functools.partial(states.new_state, config, mesh=mesh)
     if init_from is not None:
@@ -240,6 +241,8 @@ def device_batches(
         start_step=start_step,
         flip=config.data.flip,
         rows=None if coupled else rows,
+        num_threads=config.data.get("num_threads"),
+        num_workers=config.data.get("num_workers", 0),
     )
     if coupled:
         whole = data.coupled(batches, config.seed, start_step=start_step)

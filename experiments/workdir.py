@@ -7,6 +7,7 @@
 | `data.json`, `data_hashes.npz` | the data: counts, order, content, split; a hash per example |
 | `versions.jsonl` | per start: versions, device, commit, command line |
 | `own.json` | folders from which the config's own objects are imported, if it has any |
+| `goodput.jsonl` | per log entry and checkpoint: seconds of this start by bucket, see `goodput` |
 | `lock` | while a process trains: which one |
 """
 
@@ -57,6 +58,7 @@ FREE = (
     "data.path",
     "data.memory_limit_mb",
     "data.num_threads",
+    "data.num_workers",
     "latent.autoencoder_workdir",
     "latent.cache",
     "latent.decode_batch_size",
@@ -68,6 +70,7 @@ FREE = (
     "training.keep_every",
     "training.ema_snapshot_every",
     "training.max_skipped",
+    "training.peak_flops",
     "mesh",
 )
 # Fields that --allow_changes may change from a step on. All others decide what the parameters mean or which there are.

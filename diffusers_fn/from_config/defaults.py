@@ -87,6 +87,7 @@ def _data() -> ConfigDict:
     )  # image files: colour behind transparent pixels; with four channels they stay RGBA
     data.memory_limit_mb = 1024  # images of a split that need more are read on demand, others held in memory
     data.num_threads = placeholder(int)  # threads that read batches in advance; None: by kind of data and cores
+    data.num_workers = 0  # processes that read batches in advance, each with these threads; 0: threads alone
     data.variant = "moons"  # toy2d: name of the point cloud
     data.num_examples = 10_000  # toy2d: number of points
     data.images_key = "images"  # arrays, records, tables: entry of the .npz file, feature or column with the examples
@@ -100,7 +101,7 @@ def _latent() -> ConfigDict:
     latent = ConfigDict()
     latent.enabled = False  # train and sample in the latents of an autoencoder
     latent.autoencoder_workdir = ""  # work directory of the autoencoder's run; for training only
-    latent.cache = ""  # a file of experiments.encode: train on its latents instead of encoding images
+    latent.cache = ""  # a folder of experiments.encode (or a file of earlier ones): train on its latents, not images
     latent.decode_batch_size = 0  # samples decoded at once; 0: the whole batch
     return latent
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from diffusers_fn._arrays import check_positive
 from diffusers_fn._manual_axes import AxisName, as_tuple, is_checked, varying
 
-__all__ = ["clip_by_global_norm", "global_norm", "shard_axes", "squared_norm"]
+__all__ = ["clip_by_global_norm", "global_norm", "shard_axes", "squared_norm", "total"]
 
 
 def global_norm(tree: Any, axis_name: AxisName | None = None, specs: Any = None) -> jax.Array:

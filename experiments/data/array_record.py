@@ -13,7 +13,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from experiments.data.index_files import indexed, shard_hashes
 __all__ = ["SUFFIXES", "Records", "load_array_record", "open_shards", "read_class_names", "read_labels"]
 
 SUFFIXES = (".array_record", ".arrayrecord")
+_TOGETHER = 64  # records that are read at a time for their labels
 _WHAT = "a folder of ArrayRecord shards (NAME.array_record-00000-of-00010 or NAME-00000.array_record)"
 
 
@@ -53,10 +54,10 @@ def load_array_record(config: Any, split: str) -> Dataset:
     path = Path(config.path).expanduser()
     records = open_shards(shard_paths(path, SUFFIXES, _WHAT))
 
-    def parsed(index: int) -> dict[str, Any]:
-        return _parsed(records, index, msgpack.unpackb)
+    def parsed(record: bytes, index: int) -> dict[str, Any]:
+        return _parsed(record, lambda: records.where(index), msgpack.unpackb)
 
-    first = parsed(0)
+    first = parsed(records[0], 0)
     keys = [key for key in first if isinstance(key, str)]
     image = pick_key(keys, field(config, "images_key"), "images", IMAGE_KEYS, "images_key", records.where(0))
     label = pick_key(keys, field(config, "labels_key"), "labels", LABEL_KEYS, "labels_key", records.where(0))
@@ -68,7 +69,9 @@ def load_array_record(config: Any, split: str) -> Dataset:
         labels = read_labels(records, "array_record", fields, lambda record: msgpack.unpackb(record).get(label))
     else:
         labels = None
-    captions = None if text is None else Texts(lambda index: str(parsed(index).get(text, "")), len(records))
+    captions = (
+        None if text is None else Texts(lambda index: str(parsed(records[index], index).get(text, "")), len(records))
+    )
     examples = _Examples(records, parsed, image, labels, read_class_names(records.shards), captions)
     return encoded_dataset(config, split, examples, str(path))
 
@@ -85,11 +88,18 @@ class Records:
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> bytes:
+        return self.many([index])[0]
+
+    def many(self, indices: Sequence[int]) -> Sequence[bytes]:
+        """Returns several records, which are read at once."""
         try:
-            record: bytes = self.source[int(index)]
+            records: Sequence[bytes] = self.source.__getitems__(indices)
         except Exception as error:  # array_record raises the status of its C++ code, of several types
-            raise ValueError(f"{self.where(index)}: cannot be read ({_line(error)}); write the shard again") from error
-        return record
+            raise ValueError(
+                f"{self.where(indices[0])}, or one that is read with it: cannot be read ({_line(error)}); write the "
+                "shard again"
+            ) from error
+        return records
 
     def place(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
         """Returns (number of the shard, number within it) of records."""
@@ -140,7 +150,7 @@ class _Instruction:
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Examples:
     records: Records
-    parsed: Callable[[int], dict[str, Any]]
+    parsed: Callable[[bytes, int], dict[str, Any]]
     key: str
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
@@ -149,8 +159,11 @@ class _Examples:
     def __len__(self) -> int:
         return len(self.records)
 
-    def image(self, index: int) -> bytes | np.ndarray:
-        record = self.parsed(index)
+    def images(self, indices: Sequence[int]) -> Iterator[bytes | np.ndarray]:
+        for index, record in zip(indices, self.records.many(indices)):
+            yield self._image(self.parsed(record, index), index)
+
+    def _image(self, record: dict[str, Any], index: int) -> bytes | np.ndarray:
         content, shape = record.get(self.key), record.get("shape")
         if not isinstance(content, bytes):
             raise ValueError(f"{self.where(index)}: {self.key!r} must hold bytes; got {type(content).__name__}")
@@ -172,12 +185,14 @@ def read_labels(records: Records, kind: str, fields: Sequence[str], label_of: Ca
 
     def build() -> dict[str, np.ndarray]:
         labels = array.array("q")
-        for index in tqdm(range(len(records)), desc="reading labels", delay=2):
-            try:
-                label = label_of(records[index])
-            except Exception as error:  # whatever the decoder raises for foreign bytes
-                raise ValueError(f"{records.where(index)}: cannot be decoded ({_line(error)})") from error
-            labels.append(label if type(label) is int else as_label(label, records.where(index)))
+        starts = range(0, len(records), _TOGETHER)
+        for start in tqdm(starts, desc="reading labels", delay=2):
+            for index, record in enumerate(records.many(range(start, min(start + _TOGETHER, len(records)))), start):
+                try:
+                    label = label_of(record)
+                except Exception as error:  # whatever the decoder raises for foreign bytes
+                    raise ValueError(f"{records.where(index)}: cannot be decoded ({_line(error)})") from error
+                labels.append(label if type(label) is int else as_label(label, records.where(index)))
         return {"labels": np.array(labels, np.int64)}
 
     return indexed(records.shards, kind, fields, build)["labels"]
@@ -197,16 +212,16 @@ def read_class_names(shards: Sequence[Path]) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _parsed(records: Records, index: int, unpack: Callable[[bytes], Any]) -> dict[str, Any]:
+def _parsed(record: bytes, where: Callable[[], str], unpack: Callable[[bytes], Any]) -> dict[str, Any]:
     try:
-        record = unpack(records[index])
+        parsed = unpack(record)
     except ValueError as error:  # msgpack's errors are of this type
         raise ValueError(
-            f"{records.where(index)}: not a MessagePack map ({_line(error)}); of TFDS folders set data.name=tfds"
+            f"{where()}: not a MessagePack map ({_line(error)}); of TFDS folders set data.name=tfds"
         ) from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{records.where(index)}: must be a MessagePack map; got {type(record).__name__}")
-    return record
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{where()}: must be a MessagePack map; got {type(parsed).__name__}")
+    return parsed
 
 
 def _line(error: BaseException) -> str:

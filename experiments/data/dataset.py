@@ -53,8 +53,8 @@ class ImageSource(Protocol):
     - `rows(indices) -> [n, H, W, C]`, which reads several at once;
     - `identity(i) -> bytes`, which identifies an example without reading it, or, for many examples,
       `hashes(indices) -> uint64 [n]`;
-    - `random_crop = True` and `cropped(i, random) -> [H, W, C]` with uint64 `random` [4]: what training reads in place
-      of `source[i]`, another crop in each epoch.
+    - `random_crop = True` and `rows(indices, random) -> [n, H, W, C]` with uint64 `random` [n, 4]: training reads these
+      crops, others in each epoch.
     """
 
     def __len__(self) -> int: ...
@@ -117,18 +117,18 @@ def float_images(
     if isinstance(source, np.ndarray):
         images = source if indices is None else source[np.asarray(indices)]
     else:
-        which = np.arange(len(dataset)) if indices is None else np.asarray(indices)
-        if random is not None and crops_at_random(dataset):
-            images = np.stack([source.cropped(int(i), numbers) for i, numbers in zip(which, random)])
-        else:
-            images = read_rows(source, which)
+        images = read_rows(source, np.arange(len(dataset)) if indices is None else np.asarray(indices), random)
     return _FLOAT_OF_UINT8[images] if images.dtype == np.uint8 else np.asarray(images, np.float32)
 
 
-def read_rows(source: ImageSource, indices: np.ndarray) -> np.ndarray:
-    """Returns several images of a source, `[n, *shape]`."""
-    rows = getattr(source, "rows", None)
-    read: np.ndarray = np.stack([source[int(i)] for i in indices]) if rows is None else rows(indices)
+def read_rows(source: Any, indices: np.ndarray, random: np.ndarray | None = None) -> np.ndarray:
+    """Returns several images of a source, `[n, *shape]`; random crops if it has them and `random` is given."""
+    if random is not None and getattr(source, "random_crop", False):
+        read: np.ndarray = source.rows(indices, random)
+    elif (rows := getattr(source, "rows", None)) is not None:
+        read = rows(indices)
+    else:
+        read = np.stack([source[int(i)] for i in indices])
     return read
 
 
@@ -327,12 +327,8 @@ class _Subset:
     def random_crop(self) -> bool:
         return bool(getattr(self.source, "random_crop", False))
 
-    def cropped(self, index: int, random: np.ndarray) -> np.ndarray:
-        image: np.ndarray = self.source.cropped(int(self.indices[index]), random)
-        return image
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        return read_rows(self.source, self.indices[indices])
+    def rows(self, indices: np.ndarray, random: np.ndarray | None = None) -> np.ndarray:
+        return read_rows(self.source, self.indices[indices], random)
 
     def hashes(self, indices: np.ndarray) -> np.ndarray:
         return source_hashes(self.source, self.indices[indices])

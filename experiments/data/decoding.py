@@ -54,7 +54,11 @@ class Format(NamedTuple):
 
 
 def decode(
-    source: Path | bytes, target: Format, *, where: str | None = None, random: np.ndarray | None = None
+    source: Path | bytes,
+    target: Format,
+    *,
+    where: Callable[[], str] | None = None,
+    random: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns the pixels of one file as uint8 `[H, W, C]`, rotated by its EXIF orientation.
 
@@ -63,7 +67,7 @@ def decode(
     Args:
       source: the file, or its content.
       target: what the image is converted to.
-      where: the origin, for messages; by default the path.
+      where: () -> the origin, for messages; by default the path.
       random: see `pixels`.
 
     Raises:
@@ -77,9 +81,9 @@ def decode(
                 ImageOps.exif_transpose(image, in_place=True)
             return pixels(image, target, random)
     except _UnsuitableError as error:
-        raise ValueError(f"{where or source!s}: {error}") from None
+        raise ValueError(f"{_origin(source, where)}: {error}") from None
     except DAMAGED as error:
-        raise ValueError(f"{where or source!s}: not a readable image ({error}); remove or replace it") from error
+        raise ValueError(f"{_origin(source, where)}: not a readable image ({error}); remove or replace it") from error
 
 
 def pixels(image: Image.Image, target: Format, random: np.ndarray | None = None) -> np.ndarray:
@@ -121,7 +125,7 @@ def pixels(image: Image.Image, target: Format, random: np.ndarray | None = None)
     return array
 
 
-def upright_size(source: Path | bytes, *, where: str | None = None) -> tuple[int, int]:
+def upright_size(source: Path | bytes, *, where: Callable[[], str] | None = None) -> tuple[int, int]:
     """Returns (height, width) of the image in a file or its content, as `decode` turns it; reads only its header.
 
     Raises:
@@ -134,8 +138,12 @@ def upright_size(source: Path | bytes, *, where: str | None = None) -> tuple[int
                 width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
             turned = _may_be_turned(image) and image.getexif().get(_ORIENTATION) in _TURNED
     except DAMAGED as error:
-        raise ValueError(f"{where or source!s}: not a readable image ({error}); remove or replace it") from error
+        raise ValueError(f"{_origin(source, where)}: not a readable image ({error}); remove or replace it") from error
     return (width, height) if turned else (height, width)
+
+
+def _origin(source: Path | bytes, where: Callable[[], str] | None) -> str:
+    return str(source) if where is None else where()
 
 
 def _opened(source: Path | bytes) -> Image.Image:

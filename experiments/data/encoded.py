@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,14 +39,19 @@ class Examples(Protocol):
       captions: texts that are read on demand, or None.
     """
 
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
-    captions: Sequence[str] | None
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def captions(self) -> Sequence[str] | None: ...
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> bytes | np.ndarray:
-        """Returns the content of an image file, or pixels, uint8 `[H, W, C]` or `[H, W]`."""
+    def images(self, indices: Sequence[int]) -> Iterable[bytes | np.ndarray]:
+        """Returns images: the content of a file, or pixels, uint8 `[H, W, C]` or `[H, W]`."""
 
     def where(self, index: int) -> str:
         """Returns the place of an example, for messages."""
@@ -124,48 +130,52 @@ class _Images:
         return len(self.examples)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        return self._decoded(index, None)
+        image: np.ndarray = self.rows(np.array([index]))[0]
+        return image
 
     @property
     def random_crop(self) -> bool:
         return self.target.resize == "adm_random_crop"
 
-    def cropped(self, index: int, random: np.ndarray) -> np.ndarray:
-        return self._decoded(index, random)
+    def rows(self, indices: np.ndarray, random: np.ndarray | None = None) -> np.ndarray:
+        chosen = np.asarray(indices).tolist()
+        rows = np.empty((len(chosen), *self.target.shape), np.uint8)
+        for place, (index, content) in enumerate(zip(chosen, self.examples.images(chosen))):
+            rows[place] = self._decoded(content, index, None if random is None else random[place])
+        return rows
 
     def hashes(self, indices: np.ndarray) -> np.ndarray:
         return self.examples.hashes(indices)
 
-    def _decoded(self, index: int, random: np.ndarray | None) -> np.ndarray:
-        content = self.examples.image(index)
-        where = self.examples.where(index)
+    def _decoded(self, content: bytes | np.ndarray, index: int, random: np.ndarray | None) -> np.ndarray:
+        where = functools.partial(self.examples.where, index)
         if isinstance(content, bytes):
             return decode(content, self.target, where=where, random=random)
         return _from_pixels(content, self.target, where, random)
 
 
-def _from_pixels(array: np.ndarray, target: Format, where: str, random: np.ndarray | None) -> np.ndarray:
+def _from_pixels(array: np.ndarray, target: Format, where: Callable[[], str], random: np.ndarray | None) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ValueError(
-            f"{where}: the image is {array.dtype} of shape {list(array.shape)}; it must be the content of an image "
+            f"{where()}: the image is {array.dtype} of shape {list(array.shape)}; it must be the content of an image "
             "file, or uint8 [H, W, C]: store other numbers in .npy shards, data.name=arrays"
         )
     array = array if array.ndim == 3 else array[..., None]
     if array.shape == target.shape and random is None and array.shape[-1] != 4:
         return array
     if array.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"{where}: the image has {array.shape[-1]} channels, not 1, 3 or 4")
+        raise ValueError(f"{where()}: the image has {array.shape[-1]} channels, not 1, 3 or 4")
     image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
     try:
         return pixels(image, target, random)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where()}: {error}") from error
 
 
 def _native_format(config: Any, examples: Examples) -> Format:
     """Returns the format of the size of the first image; one of another size is refused when it is read."""
-    content, background = examples.image(0), field(config, "background", (255, 255, 255))
-    size = upright_size(content, where=examples.where(0)) if isinstance(content, bytes) else content.shape[:2]
+    content, background = next(iter(examples.images([0]))), field(config, "background", (255, 255, 255))
+    size = upright_size(content, where=lambda: examples.where(0)) if isinstance(content, bytes) else content.shape[:2]
     return Format((int(size[0]), int(size[1]), num_channels(config)), "none", tuple(background))
 
 
@@ -174,13 +184,13 @@ class Texts(Sequence[str]):
     """Texts that `read(i)` reads on demand."""
 
     read: Callable[[int], str]
-    count: int
+    length: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: Any, /) -> Any:
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.length:
             raise IndexError(index)
         return self.read(int(index))
 

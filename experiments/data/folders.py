@@ -91,12 +91,15 @@ class ImageFiles:
 
     @property
     def random_crop(self) -> bool:
-        """Whether training reads `cropped(i, random)`, another crop in each epoch."""
+        """Whether training reads random crops, others in each epoch."""
         return self.target.resize == "adm_random_crop"
 
-    def cropped(self, index: int, random: np.ndarray) -> np.ndarray:
-        """Returns a random crop of an image, drawn from the uint64 numbers `random` [4]."""
-        return decode(self.folder / self.names[index], self.target, random=random)
+    def rows(self, indices: np.ndarray, random: np.ndarray | None = None) -> np.ndarray:
+        """Returns several images `[n, H, W, C]`; crops are drawn from the uint64 numbers `random` [n, 4], if any."""
+        numbers = [None] * len(indices) if random is None else random
+        return np.stack(
+            [decode(self.folder / self.names[int(i)], self.target, random=r) for i, r in zip(indices, numbers)]
+        )
 
     def identity(self, index: int) -> bytes:
         """Returns the relative name and the size of a file, which identify the example without decoding it."""

@@ -6,7 +6,7 @@ https://huggingface.co/docs/datasets/process#save
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,19 @@ class _Examples:
     def __len__(self) -> int:
         return len(self.table)
 
-    def image(self, index: int) -> bytes | np.ndarray:
-        value = self.table[index][self.key][0].as_py()
+    def images(self, indices: Sequence[int]) -> Iterator[bytes | np.ndarray]:
+        column = self.table[list(indices)][self.key]
+        for index, value in zip(indices, column):
+            yield self._image(value.as_py(), index)
+
+    def _image(self, value: Any, index: int) -> bytes | np.ndarray:
         if isinstance(value, Mapping):  # an image: its content, or the path of its file
             content, path = value.get("bytes"), value.get("path")
             if content is None and path is None:
                 raise ValueError(f"{self.where(index)}: the image is missing")
             if content is None:
                 try:
-                    return Path(path).read_bytes()
+                    return Path(str(path)).read_bytes()
                 except OSError as error:
                     raise ValueError(f"{self.where(index)}: {path} cannot be read ({error.strerror})") from error
             return bytes(content)
@@ -113,7 +117,7 @@ def _open(config: Any, dataset: Any, origin: str) -> _Examples:
         captions = Texts(lambda index: str(texts[index][text][0].as_py()), len(dataset))
     if isinstance(dataset.features[image], datasets.Image):
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    files = tuple(Path(file["filename"]) for file in dataset.cache_files)
+    files = tuple(Path(str(file["filename"])) for file in dataset.cache_files)
     table = dataset.with_format("arrow", columns=[image])
     return _Examples(table, image, origin, files, labels, names, captions)
 

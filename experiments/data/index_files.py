@@ -34,7 +34,7 @@ def indexed(
                 return {name: loaded[name] for name in loaded.files}
         except UNREADABLE:
             print(f"{path} is damaged and is written anew")
-    arrays = dict(build())
+    arrays: dict[str, Any] = dict(build())
     try:
         write_atomically(path, lambda file: np.savez(file, **arrays))
     except OSError as error:

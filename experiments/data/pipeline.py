@@ -2,10 +2,12 @@
 
 import functools
 import os
+import threading
 from collections.abc import Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
 from experiments.data.dataset import Dataset, crops_at_random, float_images, philox
 
@@ -13,6 +15,7 @@ __all__ = ["batch_at", "batch_indices", "batches"]
 
 _ENDLESS = 2**62  # number of batches, more than any run uses
 _CROP_STREAM = 2**63  # the crops of epoch e are drawn with the key (seed, _CROP_STREAM + e), its order with (seed, e)
+_LOCK = threading.Lock()
 _PREFETCHED_BYTES = 2**30  # largest size of the batches that are prepared in advance, unless two are larger
 _FEW = 2**21  # examples of a data set of which several epochs' orders are cached
 _THREADED_BYTES = 2**18  # of float32 per batch; for smaller batches a thread gains nothing
@@ -27,6 +30,7 @@ def batches(
     flip: bool = False,
     rows: slice | None = None,
     num_threads: int | None = None,
+    num_workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns an endless iterator of batches: number `start_step`, `start_step + 1`, and so on.
 
@@ -44,6 +48,9 @@ def batches(
       num_threads: number of threads that prepare batches in advance, two each, as long as these need at most 1 GB. None
         chooses 0 for small in-memory batches, 1 for large ones, and 4 to 16, by the number of cores, if images are read
         on demand.
+      num_workers: number of processes that prepare batches in advance, two each; each has the threads, and a copy of
+        what the data set holds in memory. 0: only threads. Useful where images are decoded and there are many cores;
+        needs parsed absl flags, as in `absl.app.run`.
 
     Returns:
       An iterator of dicts: `image`, float32 `[B, *shape]`, and, if there are labels, `label`, int32 `[B]`; with
@@ -57,6 +64,13 @@ def batches(
     [0, 1, 2]
     """
     _check(dataset, batch_size, start_step, flip, rows)
+    if num_threads is not None and num_threads < 0:
+        raise ValueError(f"data.num_threads must be at least 0, or None; got {num_threads}")
+    if num_workers < 0 or (num_workers and not flags.FLAGS.is_parsed()):
+        raise ValueError(
+            f"data.num_workers must be at least 0, and with worker processes absl's flags must have been parsed (the "
+            f"binaries do it); got {num_workers}"
+        )
     philox(seed, 0)  # raises for a bad seed here, not in a thread
     size = 4 * len(range(batch_size)[rows or slice(None)]) * int(np.prod(dataset.shape))
     if num_threads is None:
@@ -66,7 +80,15 @@ def batches(
     options = grain.ReadOptions(num_threads=min(num_threads, ahead), prefetch_buffer_size=ahead)
     at = functools.partial(batch_at, dataset, batch_size, seed, flip=flip, rows=rows)
     numbers = grain.MapDataset.range(start_step, _ENDLESS)
-    return iter(numbers.map(at).to_iter_dataset(options))
+    read = numbers.map(at).to_iter_dataset(options)
+    if num_workers:
+        read = read.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)).map(_copied)
+    return iter(read)
+
+
+def _copied(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a batch that does not lie in memory shared with a worker."""
+    return {name: np.array(array) for name, array in batch.items()}
 
 
 def _default_threads() -> int:
@@ -135,7 +157,10 @@ def _indices(num_examples: int, seed: int, parts: list[tuple[int, int, int]]) ->
 
 
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    return (_order_of_few if num_examples <= _FEW else _order_of_many)(num_examples, seed, epoch)
+    if num_examples <= _FEW:
+        return _order_of_few(num_examples, seed, epoch)
+    with _LOCK:  # several threads that begin an epoch would need the memory of several orders
+        return _order_of_many(num_examples, seed, epoch)
 
 
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:

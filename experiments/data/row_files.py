@@ -7,7 +7,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class RowFiles:
         """Returns the rows at `indices`, converted."""
         indices = np.asarray(indices)
         out = np.empty((len(indices), *self.shape), self.dtype)
-        buffers = memoryview(out.reshape(len(indices), -1)).cast("B") if out.size else memoryview(b"")
+        buffers = out.reshape(-1).view(np.uint8).data
         which = np.searchsorted(self._ends, indices, side="right")
         for number in np.unique(which):
             file = self.files[number]
@@ -155,9 +155,9 @@ def from_npz(path: Path, key: str) -> RowFile:
         return _from_header(file, path, member.header_offset + _LOCAL_HEADER.size + name + extra)
 
 
-def _from_header(file: object, path: Path, start: int) -> RowFile:
+def _from_header(file: BinaryIO, path: Path, start: int) -> RowFile:
     try:
-        file.seek(start)  # type: ignore[attr-defined]
+        file.seek(start)
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
@@ -170,4 +170,4 @@ def _from_header(file: object, path: Path, start: int) -> RowFile:
         )
     if dtype.hasobject:
         raise ValueError(f"{path}: images must be real numbers; got {dtype}; save numbers, not objects")
-    return RowFile(path, file.tell(), dtype, tuple(shape))  # type: ignore[attr-defined]
+    return RowFile(path, file.tell(), dtype, tuple(shape))

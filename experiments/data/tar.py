@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,8 @@ class _Examples:
     def __len__(self) -> int:
         return len(self.members)
 
-    def image(self, index: int) -> bytes | np.ndarray:
-        return self.members.image(index)
+    def images(self, indices: Sequence[int]) -> Iterator[bytes | np.ndarray]:
+        return map(self.members.image, indices)
 
     def where(self, index: int) -> str:
         return self.members.where(index)

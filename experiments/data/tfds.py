@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,11 @@ class _Examples:
     def __len__(self) -> int:
         return len(self.records)
 
-    def image(self, index: int) -> bytes | np.ndarray:
-        value = _parsed(self.records, index).get(self.key, [])
+    def images(self, indices: Sequence[int]) -> Iterator[bytes | np.ndarray]:
+        for index, record in zip(indices, self.records.many(indices)):
+            yield self._image(_parsed(self.records, index, record).get(self.key, []), index)
+
+    def _image(self, value: list[Any], index: int) -> bytes | np.ndarray:
         if self.shape is not None:  # a tensor: one list of numbers
             if len(value) != np.prod(self.shape):
                 raise ValueError(f"{self.where(index)}: {len(value)} numbers do not have the shape {self.shape}")
@@ -102,7 +105,7 @@ def _open(config: Any, folder: Path, info: Mapping[str, Any], features: Mapping[
     text = next((key for key in CAPTION_KEYS if _kind(features.get(key, {})) == "Text"), None)
     captions = None
     if text is not None:
-        read = lambda index: _only(_parsed(records, index)[text]).decode()  # noqa: E731
+        read = lambda index: _only(_parsed(records, index, records[index])[text]).decode()  # noqa: E731
         captions = Texts(read, len(records))
     return _Examples(records, image, shape, labels, names, captions)
 
@@ -167,9 +170,9 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
     return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else None
 
 
-def _parsed(records: Records, index: int) -> dict[str, list[Any]]:
+def _parsed(records: Records, index: int, record: bytes) -> dict[str, list[Any]]:
     try:
-        return parse_example(records[index])
+        return parse_example(record)
     except Exception as error:  # DecodeError, which is no ValueError
         raise ValueError(f"{records.where(index)}: not a tf.train.Example ({error}); {_REMEDY}") from error
 

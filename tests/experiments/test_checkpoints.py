@@ -20,7 +20,8 @@ from tensorboardX.record_writer import masked_crc32c
 
 from experiments import checkpoints as writer
 from experiments import metric_log, runs
-from experiments.checkpoints import Checkpoints, checksum
+from experiments.checkpoints import Checkpoints
+from experiments.orbax_checkpoints import checksum
 
 
 @pytest.fixture

@@ -603,6 +603,7 @@ def test_unlabelled_batches_hold_only_images_and_batches_may_be_modified():
         ({"seed": -1}, "seed must be an integer in .*; got -1"),
         ({"seed": 0.5}, "seed must be an integer in .*; got 0.5"),
         ({"start_step": -1}, "at least 0; got -1"),
+        ({"num_threads": -1}, "data.num_threads must be at least 0, or None; got -1"),
     ],
 )
 def test_bad_arguments_of_batches_are_refused_at_the_call(change, message):

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from absl import flags
 
 from experiments import data
+from experiments.data import pipeline
 
 
 def numbered(n):
@@ -46,6 +48,32 @@ def test_only_the_rows_are_read():
 def test_rows_that_are_no_part_of_a_batch_are_refused(rows):
     with pytest.raises(ValueError, match=r"rows must be a slice of at least one row of a batch of 10"):
         data.batches(numbered(20), 10, 0, rows=rows)
+
+
+def test_the_order_of_large_data_sets_is_that_of_small_ones_and_fewer_are_cached(monkeypatch):
+    expected = [data.batch_indices(numbered(11), 11, 9, epoch) for epoch in range(5)]
+    monkeypatch.setattr(pipeline, "_FEW", 10)
+    for epoch, indices in enumerate(expected):
+        np.testing.assert_array_equal(data.batch_indices(numbered(11), 11, 9, epoch), indices)
+    assert pipeline._order_of_many.cache_info().currsize == 2
+
+
+@pytest.mark.long  # two processes
+def test_worker_processes_yield_the_same_batches():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    stream = data.batches(numbered(11), 4, 5, start_step=3, flip=True, num_workers=2, num_threads=1)
+    for step in range(3, 9):
+        whole, batch = data.batch_at(numbered(11), 4, 5, step, flip=True), next(stream)
+        for name in whole:
+            assert type(batch[name]) is np.ndarray
+            np.testing.assert_array_equal(batch[name], whole[name])
+    stream.close()
+
+
+def test_a_bad_number_of_workers_is_refused():
+    with pytest.raises(ValueError, match=r"data.num_workers must be at least 0.*got -1"):
+        data.batches(numbered(11), 4, 5, num_workers=-1)
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 1438])

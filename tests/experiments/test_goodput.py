@@ -39,6 +39,7 @@ def test_buckets_and_nested_buckets_sum_to_the_wall_time():
     clock.advance(2.0)
     with run.bucket("compilation"):
         clock.advance(7.0)
+    run.record(0)
     with run.bucket("steps"):
         clock.advance(10.0)
         with run.bucket("checkpoints"):
@@ -90,6 +91,7 @@ def test_steps_that_a_killed_run_repeats_are_lost(tmp_path):
 def test_a_return_to_a_checkpoint_loses_the_steps_after_it(tmp_path):
     clock = Clock()
     run = Goodput(tmp_path / goodput.FILE, clock=clock)
+    run.record(0)
     steps(clock, run, 10, 1.0, 0)
     steps(clock, run, 10, 1.0, 10)
     with run.bucket("steps"):

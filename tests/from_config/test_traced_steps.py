@@ -21,7 +21,8 @@ def of(name, **sections):
     if SOLVERS[name].two_times:
         sections["loss"] = {"objective": "mean_flow"}
         sections |= {"noise_schedule": {"process": "flow"}, "parameterization": "velocity"}
-    diffusion = dfn.build(small_config(sampler={"name": name, "num_inference_steps": 3}, **sections))
+    sampler = {"name": name, "num_inference_steps": 3, "clip_denoised": False}
+    diffusion = dfn.build(small_config(sampler=sampler, **sections))
     return diffusion, some_params(diffusion.init)
 
 
