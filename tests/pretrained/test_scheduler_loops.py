@@ -10,15 +10,17 @@ import diffusers_fn as dfn
 
 RUNS = meta("schedulers")["runs"]
 TABLE = np.log(np.cumprod(1.0 - dfn.scaled_linear_betas(1000)))
-WEIGHTS, MEANS, VARIANCES = np.array([0.3, 0.7]), np.array([-0.7, 0.5]), np.array([0.25, 0.4]) ** 2
+PARTS = ((0.3, -0.7, 0.25**2), (0.7, 0.5, 0.4**2))  # weight, mean and variance
 
 
 def mean_x0(x, a, s):
     """E[x0 | x] of a mixture of two Gaussians per number."""
-    variance = a**2 * VARIANCES + s**2
-    gap = x[..., None] - a * MEANS
-    share = jax.nn.softmax(jnp.log(WEIGHTS) - 0.5 * jnp.log(variance) - 0.5 * gap**2 / variance, axis=-1)
-    return jnp.sum(share * (MEANS + a * VARIANCES / variance * gap), axis=-1)
+    logits, means = [], []
+    for weight, mean, variance in PARTS:
+        total, gap = a**2 * variance + s**2, x - a * mean
+        logits.append(jnp.log(weight) - 0.5 * jnp.log(total) - 0.5 * gap**2 / total)
+        means.append(mean + a * variance / total * gap)
+    return jnp.sum(jax.nn.softmax(jnp.stack(logits), axis=0) * jnp.stack(means), axis=0)
 
 
 def network(run):

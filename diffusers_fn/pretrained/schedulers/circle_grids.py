@@ -87,7 +87,7 @@ def unipc_grid(options: Options, num_steps: int, run: Options) -> Grid:
         if not repeats:
             return grid
         respacing = any(options[name] for name in GRIDS)
-        return _with_end(grid, grid.levels.sigma[-1] / grid.levels.alpha[-1] if respacing else table[0], "vp")
+        return _with_end(grid, float(grid.levels.sigma[-1] / grid.levels.alpha[-1]) if respacing else table[0], "vp")
     if options["use_karras_sigmas"]:
         other = respaced(options, table[::-1], num_steps)
         assert other is not None
@@ -145,7 +145,7 @@ def _grid(sigmas: np.ndarray, labels: np.ndarray, table: np.ndarray, options: Op
 
 def _with_end(grid: Grid, ratio: float, space: str) -> Grid:
     """The grid that ends at a sigma; where that is the last one again, a hair below, as steps have a length."""
-    last = grid.levels.sigma[-1] if space == "flow" else grid.levels.sigma[-1] / grid.levels.alpha[-1]
+    last = float(grid.levels.sigma[-1] if space == "flow" else grid.levels.sigma[-1] / grid.levels.alpha[-1])
     repeats = bool(np.isclose(ratio, last, rtol=1e-9, atol=0.0))
     ratio = last * (1.0 - 1e-10) if repeats else ratio
     return grid._replace(end=at_ratio(np.float64(ratio), np.float64(0.0), space=space), repeats=repeats)

@@ -111,7 +111,7 @@ def load_scheduler(source: str | os.PathLike[str] | Mapping[str, Any]) -> Schedu
     config = read_config(source)
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in KINDS:
-        reason = f": {REFUSED[name]}" if name in REFUSED else ""
+        reason = f": {REFUSED[name]}" if isinstance(name, str) and name in REFUSED else ""
         raise ValueError(f"_class_name must be one of {', '.join(sorted(KINDS))}; got {name!r}{reason}")
     kind = KINDS[name]
     known = {option for other in KINDS.values() for option in other.options}

@@ -60,7 +60,7 @@ def _sa_solver(options: Options, grid: Grid, first: int, run: Options) -> tuple[
     lower = bool(options["lower_order_final"])
     solver = sa_solver(
         levels,
-        _tau(options["tau_func"]),
+        _tau(options["tau_func"], levels[:-1]),
         options["predictor_order"],
         options["corrector_order"],
         data_prediction if options["algorithm_type"] == "data_prediction" else noise_prediction,
@@ -70,10 +70,10 @@ def _sa_solver(options: Options, grid: Grid, first: int, run: Options) -> tuple[
     return quiet_repeat(solver, grid), final_denoise
 
 
-def _tau(tau_func: Callable[[float], float] | None) -> Callable[[Level], np.ndarray]:
-    """tau of the levels by a function of the timestep; by default 1 from t = 200 to 800 and 0 elsewhere."""
+def _tau(tau_func: Callable[[float], float] | None, start: Level) -> np.ndarray:
+    """tau of steps by a function of the timestep they start at; by default 1 from t = 200 to 800 and 0 elsewhere."""
     tau_func = tau_func or (lambda t: 1.0 if 200 <= t <= 800 else 0.0)
-    return lambda levels: np.array([float(tau_func(t)) for t in levels.t])
+    return np.array([float(tau_func(t)) for t in start.t])
 
 
 def _check_sa(options: Options) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusers_fn._arrays import check_number
+from diffusers_fn._types import Array
 from diffusers_fn.denoisers import Transform
 from diffusers_fn.levels import Level
 from diffusers_fn.pretrained.schedulers.heads import clipping, scaled_input
@@ -47,7 +48,7 @@ __all__ = ["CHURN", "KINDS", "churned"]
 CHURN = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": np.inf, "s_noise": 1.0}
 
 
-def churned(sigma: np.ndarray, grid: Grid, run: Options) -> tuple[np.ndarray, np.ndarray]:
+def churned(sigma: Array, grid: Grid, run: Options) -> tuple[Array, Array]:
     """Returns (sigma^, the standard deviation of the noise that leads there), [N] each.
 
     Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 2, with gamma = min(s_churn / N, sqrt(2) - 1).
@@ -89,7 +90,7 @@ def _euler_ancestral(options: Options, grid: Grid, first: int, run: Options) -> 
     return solver_from_steps(start, end, x=[1.0], x0=0.0, eps=down - start.sigma, noise=up)
 
 
-def _ancestral(sigma: np.ndarray, to: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ancestral(sigma: Array, to: Array) -> tuple[Array, Array]:
     """(sigma_down, sigma_up), with sigma_down^2 + sigma_up^2 = to^2."""
     return to**2 / sigma, to * np.sqrt(np.maximum(1.0 - (to / sigma) ** 2, 0.0))
 

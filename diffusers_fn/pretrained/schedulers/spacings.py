@@ -121,7 +121,7 @@ def exponential_sigmas(low: float, high: float, num_steps: int) -> np.ndarray:
     return np.exp(np.linspace(np.log(high), np.log(low), num_steps))
 
 
-def flow_shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+def flow_shifted(sigmas: Any, shift: float) -> Any:
     """Returns shift sigma / (1 + (shift - 1) sigma): Esser et al. 2024, https://arxiv.org/abs/2403.03206, eq. 23.
 
     >>> flow_shifted(np.array([1.0, 0.5]), 3.0)
