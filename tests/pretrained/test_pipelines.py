@@ -53,7 +53,7 @@ def replayed(folder, name, monkeypatch):
     negative = arguments.get("negative_prompt")
     options = {
         "negative": None if negative is None else pipeline.tokenize(negative),
-        "guidance_scale": arguments["guidance_scale"],
+        "guidance_scale": arguments.get("guidance_scale"),
         "guidance_rescale": arguments.get("guidance_rescale", 0.0),
         "clip_skip": arguments.get("clip_skip", 0),
     }
@@ -90,8 +90,11 @@ def check(folder, name, monkeypatch):
     states, images = replayed(folder, name, monkeypatch)
     expected = np.moveaxis(arrays()[f"{name}/latents"], 2, -1)[1:]
     assert len(states) == len(expected)
+    painted = np.ones(1)
+    if f"{name}/in/mask_image" in arrays() and "inpaint4" in name:  # stored are the states before they are replaced
+        painted = arrays()[f"{name}/in/mask_image"][::8, ::8, None] >= 128
     for own, reference in zip(states, expected):
-        np.testing.assert_allclose(own, reference, rtol=0, atol=5e-5 * reference.std())
+        np.testing.assert_allclose(own * painted, reference * painted, rtol=0, atol=5e-5 * reference.std())
     if f"{name}/image_uint8" in arrays():
         drawn = np.rint(255 * np.clip(np.asarray(images) / 2 + 0.5, 0, 1)).astype(int)
         assert np.abs(drawn - arrays()[f"{name}/image_uint8"]).max() <= 1

@@ -109,5 +109,6 @@ def _check_vocabulary(path: Path, tokenizer: Tokenizer, encoder: Any) -> None:
     fits = tokenizer.vocab_size == size if isinstance(encoder, ClipTextEncoder) else tokenizer.vocab_size <= size
     if not fits or (tokenizer.start is not None) != isinstance(encoder, ClipTextEncoder):
         raise ValueError(
-            f"{path} is the tokenizer of another model: it has {tokenizer.vocab_size} tokens, and the text encoder {size}"
+            f"{path} is the tokenizer of another model: it has {tokenizer.vocab_size} tokens, and the text encoder "
+            f"{size}"
         )

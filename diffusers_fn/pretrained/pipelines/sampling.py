@@ -122,7 +122,7 @@ def draw(parts: Parts, params: _Params, key: jax.Array, tokens: _Texts, options:
     if options.image is not None and (options.strength is not None or not _takes_mask(parts)):
         known = jnp.broadcast_to(encode(parts, image_key, params, options.image), noise.shape)
     x = plan.init_scale * noise
-    if known is not None and not (_takes_mask(parts) and options.strength == 1):
+    if known is not None and not (options.mask is not None and options.strength in (None, 1)):
         x = add_noise(known, noise, plan.start)
 
     denoise, guided = denoiser(parts, params), {**text, **shared}
