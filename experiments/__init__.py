@@ -6,8 +6,18 @@ import sys
 
 # Top-level modules of the extras in pyproject.toml.
 _EXTRA = (
-    "array_record", "google", "grain", "matplotlib", "msgpack", "orbax", "PIL", "sklearn", "scipy", "tensorboardX", "tqdm",
-)  # fmt: skip
+    "array_record",
+    "google",
+    "grain",
+    "matplotlib",
+    "msgpack",
+    "orbax",
+    "PIL",
+    "sklearn",
+    "scipy",
+    "tensorboardX",
+    "tqdm",
+)
 _EXPORT = ("flatbuffers", "PIL", "safetensors")
 
 
