@@ -6,7 +6,7 @@
 
 Scale and shift of the latents are measured on the training data and saved, with the autoencoder, in this run's
 checkpoints, so that sampling needs only this work directory. Latents are never clipped. Any variant of
-configs/autoencoder.py for the same data works. --config.latent.cache=FILE trains on latents that experiments.encode
+configs/autoencoder.py for the same data works. --config.latent.cache=FOLDER trains on latents that experiments.encode
 wrote.
 
 Variant `digits` (the only one) trains in a minute on two CPU cores. Of 2,000 guided samples (in brackets, held-out

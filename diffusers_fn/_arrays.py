@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import auto_axes, reshard
 
 
 def namespace(*values: Any) -> ModuleType:
@@ -23,7 +25,7 @@ def namespace(*values: Any) -> ModuleType:
 
 def expand(coefficient: Any, x: jax.Array) -> jax.Array:
     """Returns a coefficient [] or [B] shaped to multiply x [B, ...], in x's precision but at least float32."""
-    coefficient = jnp.asarray(coefficient, working_dtype(x))
+    coefficient = split_like(jnp.asarray(coefficient, working_dtype(x)), x)
     if coefficient.ndim == 0:
         return coefficient
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
@@ -32,8 +34,65 @@ def expand(coefficient: Any, x: jax.Array) -> jax.Array:
 def entries(table: jax.Array, index: jax.Array) -> jax.Array:
     """Returns table[index], sharded over mesh axes of type Explicit as the index is."""
     split = jax.typeof(index).sharding
-    spec = jax.sharding.PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
-    return table.at[index].get(out_sharding=split.update(spec=spec) if split.mesh.explicit_axes else None)
+    spec = (*split.spec, *(None,) * (table.ndim - 1))
+    out = split.update(spec=spec) if split.mesh.explicit_axes else None
+    return whole(table, index).at[index].get(out_sharding=out)
+
+
+def whole(tree: Any, like: jax.Array | None = None) -> Any:
+    """Returns the tree with arrays that no mesh axis of type Explicit splits: gathered where one did.
+
+    With `like` they are placed on its mesh too, if that has such axes; operations of its parts need that.
+    """
+
+    def gathered(a: Any) -> Any:
+        if not isinstance(a, jax.Array | np.ndarray):
+            return a  # parameters of a network of the caller's may be anything
+        own = jax.typeof(a).sharding
+        here = own if like is None else jax.typeof(like).sharding
+        if not here.mesh.explicit_axes:
+            here = own
+        if not here.mesh.explicit_axes or (own.mesh == here.mesh and is_whole(a)):
+            return a
+        return reshard(a, here.update(spec=(None,) * np.ndim(a)))
+
+    return jax.tree.map(gathered, tree)
+
+
+def is_whole(a: Any) -> bool:
+    """Returns whether no mesh axis of type Explicit splits the array."""
+    split = jax.typeof(a).sharding
+    return not split.mesh.explicit_axes or all(part is None for part in split.spec)
+
+
+def with_auto_axes(function: Callable[..., jax.Array], x: jax.Array, *others: Any) -> jax.Array:
+    """Returns function(x, *others), of x's shape and split as x is, with mesh axes of type Explicit as Auto inside.
+
+    For functions that JAX does not partition over such axes, such as an interpolation.
+    """
+    split = jax.typeof(x).sharding
+    if not split.mesh.explicit_axes:
+        return function(x, *others)
+    return auto_axes(function, axes=split.mesh.explicit_axes, out_sharding=split)(x, *whole(others, x))
+
+
+def split_like(tree: Any, x: jax.Array) -> Any:
+    """Returns the tree with arrays [B, ...] whose first axis mesh axes of type Explicit split as that of x [B, ...].
+
+    All axes of an array of x's shape are split as those of x. Arrays [] and [1, ...] stay.
+    """
+    split = jax.typeof(x).sharding
+    if not split.mesh.explicit_axes:
+        return tree
+
+    def placed(a: Any) -> Any:
+        if not np.ndim(a) or np.shape(a)[0] != x.shape[0]:
+            return a
+        spec = tuple(split.spec) if np.shape(a) == x.shape else (split.spec[0], *(None,) * (np.ndim(a) - 1))
+        own = jax.typeof(a).sharding
+        return a if own.mesh == split.mesh and tuple(own.spec) == spec else reshard(a, split.update(spec=spec))
+
+    return jax.tree.map(placed, tree)
 
 
 def working_dtype(*arrays: Any) -> Any:

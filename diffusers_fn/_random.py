@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _threefry
+from diffusers_fn._arrays import split_like, whole
 
 
 def is_batched(key: jax.Array) -> bool:
@@ -34,7 +35,7 @@ def is_batched(key: jax.Array) -> bool:
 
 def one_key(key: jax.Array) -> jax.Array:
     """Returns the key, or the first of [B] keys, for numbers drawn once for the whole batch, such as dropout masks."""
-    return key[0] if is_batched(key) else key
+    return whole(key)[0] if is_batched(key) else key
 
 
 def split(key: jax.Array, num: int = 2) -> jax.Array:
@@ -56,8 +57,8 @@ def draw(sampler: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ..
 
 
 def normal(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns standard normal noise of x's shape and dtype."""
-    return draw(jax.random.normal, key, x.shape, x.dtype)
+    """Returns standard normal noise of x's shape and dtype, split over mesh axes of type Explicit as x is."""
+    return split_like(draw(jax.random.normal, key, x.shape, x.dtype), x)
 
 
 def fold_in(key: jax.Array, data: jax.Array) -> jax.Array:

@@ -50,7 +50,7 @@ def _generator() -> Any:
             bits = theirs.random_bits(key, bit_width, shape)
             return bits | (key[0] & np.uint32(0)).astype(bits.dtype)  # in shard_map, they vary over the key's mesh axes
 
-        if math.prod(shape) > 2**32:  # the counters need a second word
+        if not all(isinstance(size, int) for size in shape) or math.prod(shape) > 2**32:  # a counter of one word
             return jaxs(key)
         return jax.lax.platform_dependent(key, cpu=lambda key: _bits(key, bit_width, shape), default=jaxs)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import check_callable, check_positive, concrete, expand, namespace
+from diffusers_fn._arrays import check_callable, check_positive, concrete, expand, namespace, split_like, whole
 from diffusers_fn.levels import Level, check_level
 from diffusers_fn.parameterizations import Parameterization, Prediction, check_parameterization, to_prediction
 
@@ -136,6 +136,7 @@ def network_output(
     check_parameterization(parameterization)
     check_level(level, x)
     _check_cond(cond, x)
+    params, (level, cond) = whole(params, x), split_like((level, cond), x)
     if parameterization.input_scale is not None:
         scale = expand(parameterization.input_scale(level), x)
         x = scale * x.astype(scale.dtype)

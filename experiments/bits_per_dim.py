@@ -39,7 +39,7 @@ from diffusers_fn.from_config.objectives import OBJECTIVES
 from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4
-from experiments import data, own, runs, trained
+from experiments import data, over_devices, own, processes, runs, trained
 from experiments.files import write_text
 from experiments.grey_levels import Grid, find_grid, given_grid
 from experiments.provenance import provenance
@@ -92,7 +92,8 @@ def bits_per_dim(
         raise ValueError("config.latent.enabled: bits per dimension are those of data, not of latents")
     train, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
     runs.check_data_fits(config, heldout)
-    check_data(workdir, data.describe(train, heldout), allow_changes=allow_changes, train=False)
+    record = data.describe(train, heldout)
+    processes.on_main(lambda: check_data(workdir, record, allow_changes=allow_changes, train=False))
     _, networks, step = trained.load_trained(config, workdir, params)
     indices = np.arange(min(num_images or len(heldout), len(heldout)))
     images = data.float_images(heldout, indices)
@@ -116,7 +117,8 @@ def bits_per_dim(
     if "bound" in bits:
         best = min((name for name in bits if name != "bound"), key=lambda name: bits[name].mean())
         figures["difference"] = {f"{best} - bound": summary(bits[best] - bits["bound"])}
-    write_text(workdir / "bits_per_dim.json", json.dumps(figures, indent=2) + "\n")
+    if processes.is_main():
+        write_text(workdir / "bits_per_dim.json", json.dumps(figures, indent=2) + "\n")
     print(table(figures))
     print(f"written to {workdir / 'bits_per_dim.json'}")
 
@@ -197,12 +199,14 @@ def flow_levels(noise: Noise, steps: int) -> Level:
 def score_images(
     score: Score, params: Any, keys: jax.Array, images: np.ndarray, labels: Any, batch_size: int, name: str
 ) -> np.ndarray:
-    """Returns the bits per dimension [n] of all images, in batches by one compiled program."""
+    """Returns the bits per dimension [n] of all images, in batches by one compiled program over all devices."""
     batch_size = min(batch_size, len(images))
-    run, parts = jax.jit(score), []
-    for start in tqdm(range(0, len(images), batch_size), desc=name, unit="batch"):
+    run, parts, mesh = jax.jit(score), [], over_devices.mesh_of(params)
+    starts = range(0, len(images), batch_size)
+    for start in tqdm(starts, desc=name, unit="batch", disable=not processes.is_main()):
         which = np.arange(start, start + batch_size) % len(images)  # the last batch wraps around
-        parts.append(np.asarray(run(params, keys[which], images[which], None if labels is None else labels[which])))
+        batch = keys[which], images[which], None if labels is None else labels[which]
+        parts.append(over_devices.first_rows(run(params, *over_devices.split_rows(batch, mesh)), batch_size))
     return np.concatenate(parts)[: len(images)].astype(np.float64)
 
 

@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.defaults import default_config
-from experiments import compilation, workdir
+from experiments import compilation, lost_processes, processes, workdir
 from experiments.config_files import expand_paths, expanded, load_config, override
 from experiments.fields import list_fields
 
@@ -68,7 +68,7 @@ def run(main: Callable[[ConfigDict, Path], Any]) -> None:
         main(config, given.workdir)
 
     overrides: list[_Override] = []
-    _run(with_config, overrides)
+    _run(with_config, overrides, several=True)
 
 
 def run_with_config(main: Callable[[ConfigDict], Any], default: Path) -> None:
@@ -108,11 +108,19 @@ class _PathParser(flags.ArgumentParser[Path]):
         return "path"
 
 
-def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
-    """Parses the command line, with the fields of the config into `overrides`, and runs main()."""
+def _run(main: Callable[[], Any], overrides: list[_Override] | None, *, several: bool = False) -> None:
+    """Parses the command line, with the fields of the config into `overrides`, and runs main().
+
+    Args:
+      main: of the binary.
+      overrides: for the fields; None if the binary takes no config.
+      several: whether it can be one of several processes.
+    """
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
     compilation.define_flags()
+    if several:
+        processes.define_flags()
     if any(argument in _HELP for argument in sys.argv[1:]):
         print(_help())
         raise SystemExit(0)
@@ -120,9 +128,20 @@ def _run(main: Callable[[], Any], overrides: list[_Override] | None) -> None:
         _parse(sys.argv, overrides)
     except (flags.Error, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    given = flags.FLAGS
+    try:
+        if several:
+            processes.initialize(processes.launch_of_flags())
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     _configure_logging()
-    debug = flags.FLAGS.debug
-    compilation.use_cache(flags.FLAGS.compilation_cache)
+    compilation.use_cache(given.compilation_cache)
+    with lost_processes.ending_together():
+        _explained(main, given.debug)
+
+
+def _explained(main: Callable[[], Any], debug: bool) -> None:
+    """Runs main(); a user's mistake ends in one line."""
     try:
         main()
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Compares runs: their training and held-out losses in one picture, and what differs in their configs.
+"""Compares runs: training and held-out losses in one picture, where their time went, and what differs in their configs.
 
 python -m experiments.compare_runs runs/a runs/b [--output=compare_runs.png]
 """
@@ -14,18 +14,19 @@ import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 
+from experiments import goodput
 from experiments import workdir as workdirs
 from experiments.curves import plot_smoothed, read_curves
 from experiments.files import write_atomically
 
-__all__ = ["compare_runs", "differences", "table"]
+__all__ = ["compare_runs", "differences", "table", "time_rows"]
 
 NAMES = ("loss", "heldout_loss")
 _ABSENT = "(absent)"
 
 
 def compare_runs(folders: Sequence[Path], output: Path) -> None:
-    """Draws the losses of runs into `output`, and prints the last ones and the fields that differ.
+    """Draws the losses of runs into `output`, and prints the last ones, shares of the time and the fields that differ.
 
     Args:
       folders: the work directories.
@@ -42,6 +43,9 @@ def compare_runs(folders: Sequence[Path], output: Path) -> None:
     _draw(output, curves)
     rows = [(name, *(_last(*found[each]) for each in NAMES)) for name, found in curves.items()]
     print(table([("run", *(f"last {name}" for name in NAMES)), *rows]))
+    times = {name: goodput.read(folder) for name, folder in zip(names, folders)}
+    if any(times.values()):
+        print(table(time_rows(times)))
     rows = differences(configs)
     print(table([("field", *names), *rows]) if rows else "the configs are equal")
     print(f"curves in {output}")
@@ -56,6 +60,23 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     flat = [{name: repr(value) for name, value in workdirs.flattened(config).items()} for config in configs]
     rows = [(name, *(found.get(name, _ABSENT) for found in flat)) for name in sorted({n for f in flat for n in f})]
     return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def time_rows(times: Mapping[str, Mapping[str, float] | None]) -> list[tuple[str, ...]]:
+    """Returns rows of text: the wall time of each run, and the share of each bucket of `goodput`; "-" if unknown.
+
+    >>> for row in time_rows({"a": {name: 1.0 for name in goodput.BUCKETS}, "b": None})[:3]:
+    ...     print(row)
+    ('time', 'a', 'b')
+    ('wall time', '7 s', '-')
+    ('start-up', '14.3%', '-')
+    """
+    walls = [sum(each.values()) if each else 0.0 for each in times.values()]
+    rows = [("time", *times), ("wall time", *(f"{wall:.0f} s" if wall else "-" for wall in walls))]
+    for name, title in goodput.BUCKETS.items():
+        shares = (f"{each[name] / wall:.1%}" if each and wall else "-" for each, wall in zip(times.values(), walls))
+        rows.append((title, *shares))
+    return rows
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

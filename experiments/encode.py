@@ -2,19 +2,21 @@
 
     python -m experiments.encode --workdir=runs/autoencoder
     python -m experiments.train --config=configs/latent.py --workdir=runs/latent \\
-        --config.latent.autoencoder_workdir=runs/autoencoder --config.latent.cache=runs/autoencoder/latents.npz
+        --config.latent.autoencoder_workdir=runs/autoencoder --config.latent.cache=runs/autoencoder/latents
 
-Writes --output, by default WORKDIR/latents.npz, with the arrays `mean` and `logvar` [N, ...] of the training data,
-unscaled and in their order, and `labels` if any; `heldout_mean`, `heldout_logvar` and `heldout_labels`, unless
-data.heldout_fraction is 0; and `step`, `params` and `checksum` of the autoencoder's parameters. All arrays must fit
-into memory. Each training step draws new latents from mean and logvar. To train on the means alone, without the
-autoencoder, use --config.data.name=arrays --config.data.images_key=mean --config.data.normalize=False.
+Writes the folder --output, by default WORKDIR/latents, with shards of the arrays `mean` and `logvar` [N, ...] of the
+training data, unscaled and in their order, and `labels` if any; `heldout_mean`, `heldout_logvar` and `heldout_labels`,
+unless nothing is held out; and `latents.json` with `step`, `params` and `checksum` of the autoencoder's parameters: see
+`experiments.latent_shards`. At most one shard is in memory. Each training step draws new latents from mean and logvar.
+To train on the means alone, without the autoencoder, use --config.data.name=arrays --config.data.path=FOLDER
+--config.data.images_key=mean --config.data.normalize=False.
 """
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,9 +25,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, runs, states, trained
-from experiments.checkpoints import checksum
-from experiments.files import write_atomically
+from experiments import data, over_devices, processes, runs, states, trained
+from experiments.latent_shards import latent_writer
+from experiments.orbax_checkpoints import checksum
 
 __all__ = ["encode", "main"]
 
@@ -33,43 +35,48 @@ __all__ = ["encode", "main"]
 def encode(
     config: ConfigDict, workdir: Path, *, output: Path | None = None, batch_size: int = 500, params: str = "ema"
 ) -> Path:
-    """Writes the latents of both splits, by the parameters of the newest checkpoint; returns the file's path.
+    """Writes the latents of both splits, by the parameters of the newest checkpoint; returns the folder's path.
 
     Args:
       config: config of an autoencoder run (task "autoencoder").
       workdir: its work directory.
-      output: the .npz file; WORKDIR/latents.npz by default.
+      output: the folder; WORKDIR/latents by default.
       batch_size: number of examples that are encoded at a time.
       params: which parameters, see `states.choose_params`. Training in latents uses the averaged ones ("ema"), and
-        refuses a file of others.
+        refuses a folder of others.
 
     Raises:
       ValueError: if it is not an autoencoder run, or has no checkpoint, or the data do not fit it.
     """
     if config.task != "autoencoder":
         raise ValueError(f"config.task is {config.task!r}: only runs of the task 'autoencoder' can encode data")
-    splits = {"": "train", "heldout_": "heldout"}
-    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # idx has separate held-out files
-        del splits["heldout_"]
-    datasets = {prefix: data.load(runs.data_seed(config), split) for prefix, split in splits.items()}
-    runs.check_data_fits(config, datasets[""])
+    splits = ("train", "heldout") if data.has_heldout(config.data) else ("train",)
+    datasets = {split: data.load(runs.data_seed(config), split) for split in splits}
+    runs.check_data_fits(config, datasets["train"])
     autoencoder = dfn.build_autoencoder(config)
     step, state = states.load_state(config, workdir, states.state_like(config, autoencoder.init))
     chosen = states.choose_params(config, workdir, state, params)
-    on_device, run = jax.device_put(chosen), jax.jit(autoencoder.encode)
+    on_devices, run = over_devices.place_params(config, chosen), jax.jit(autoencoder.encode)
+    mesh = over_devices.mesh_of(on_devices)
 
-    arrays: dict[str, Any] = {"checksum": np.int64(checksum(chosen)), "step": np.int64(step), "params": np.str_(params)}
-    for prefix, dataset in datasets.items():
-        parts = []
-        for start in tqdm(range(0, len(dataset), batch_size), desc=f"encoding {splits[prefix]}", unit="batch"):
+    def coded(split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        dataset = datasets[split]
+        starts, quiet = range(0, len(dataset), batch_size), not processes.is_main()
+        for start in tqdm(starts, desc=f"encoding {split}", unit="batch", disable=quiet):
             which = np.arange(start, start + batch_size) % len(dataset)  # the last batch is filled up
-            coded = run(on_device, data.float_images(dataset, which))
-            parts.append([np.asarray(part)[: len(dataset) - start] for part in coded])
-        arrays[f"{prefix}mean"], arrays[f"{prefix}logvar"] = (np.concatenate(each) for each in zip(*parts))
-        if dataset.labels is not None:
-            arrays[f"{prefix}labels"] = dataset.labels
-    output = output or workdir / "latents.npz"
-    write_atomically(output, lambda file: np.savez(file, **arrays))
+            images = over_devices.split_rows(data.float_images(dataset, which), mesh)
+            mean, logvar = over_devices.first_rows(run(on_devices, images), min(batch_size, len(dataset) - start))
+            yield mean, logvar
+
+    output = output or workdir / "latents"
+    if processes.is_main():
+        with latent_writer(output) as writer:
+            for split, dataset in datasets.items():
+                writer.write(split, coded(split), dataset.labels)
+            writer.finish({"checksum": int(checksum(chosen)), "step": int(step), "params": params})
+    else:  # computes its part
+        for split in datasets:
+            collections.deque(coded(split), maxlen=0)
     shape = " x ".join(map(str, autoencoder.latent_shape))
     counts = " + ".join(str(len(dataset)) for dataset in datasets.values())
     print(f"{counts} latents of {shape} at step {step}: {output}")
@@ -84,7 +91,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 if __name__ == "__main__":
     runs.define_flags()
-    runs.define_path("output", None, "The .npz file to write; default: WORKDIR/latents.npz.")
+    runs.define_path("output", None, "The folder to write; default: WORKDIR/latents.")
     flags.DEFINE_integer("batch_size", 500, "Number of examples that are encoded at a time.", lower_bound=1)
     trained.define_params_flag()
     runs.run(main)

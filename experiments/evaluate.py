@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.derived import data_range
-from experiments import data, runs, trained
+from experiments import data, processes, runs, trained
 from experiments.files import write_text
 from experiments.metrics import evaluate_samples
 from experiments.parts import Parts
@@ -48,7 +48,8 @@ def evaluate(
     section = runs.data_seed(config)
     train, heldout = (data.load(section, split) for split in ("train", "heldout"))
     runs.check_data_fits(config, train)
-    check_data(workdir, data.describe(train, heldout), allow_changes=allow_changes, train=False)
+    record = data.describe(train, heldout)
+    processes.on_main(lambda: check_data(workdir, record, allow_changes=allow_changes, train=False))
     if train.labels is None and (num_classes := trained.sampled_classes(config)):
         section.num_classes = num_classes  # a classifier guides an unconditional network
         train, heldout = (data.load(section, split) for split in ("train", "heldout"))
@@ -64,11 +65,15 @@ def evaluate(
     except KeyboardInterrupt:
         raise parts.interrupted(num_samples) from None
     figures["network_evaluations"] = trained.network_evaluations(config, diffusion)
-    figures |= evaluate_samples(parts.read(), labels, train, heldout, bounds=data_range(config))
-    write_text(workdir / "evaluation.json", json.dumps(figures, indent=2) + "\n")
-    parts.remove()
-    print(table(figures))
-    print(f"written to {workdir / 'evaluation.json'}")
+
+    def write() -> None:
+        whole = figures | evaluate_samples(parts.read(), labels, train, heldout, bounds=data_range(config))
+        write_text(workdir / "evaluation.json", json.dumps(whole, indent=2) + "\n")
+        parts.remove()
+        print(table(whole))
+        print(f"written to {workdir / 'evaluation.json'}")
+
+    processes.on_main(write)
 
 
 def asked_labels(config: ConfigDict, train: data.Dataset, num_samples: int) -> np.ndarray | None:

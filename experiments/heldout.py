@@ -13,7 +13,7 @@ import diffusers_fn as dfn
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.model import make_model
 from diffusers_fn.from_config.tables import Tables
-from experiments import data
+from experiments import data, processes
 from experiments.compilation import compile_now
 
 __all__ = ["MAX_EXAMPLES", "LevelLoss", "level_loss", "make_heldout"]
@@ -60,7 +60,7 @@ def make_heldout(
     key: jax.Array,
     params: Any,
     extras: Any,
-    place: Callable[[Any], Any] = lambda batch: batch,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Any, Any, Callable[[], bool]], dict[str, float] | None]:
     """Returns score(params, extras, stopped) -> {"heldout_loss": the mean loss, ...}, None once stopped() is True.
 
@@ -76,7 +76,8 @@ def make_heldout(
       batch_size: number of examples scored at once.
       key: of noise and noise levels.
       params, extras: arguments of the loss, of which only the shapes are used.
-      place: batch -> batch on the devices.
+      mesh: over whose devices each batch is split, and of which each process reads its own rows; None: the default
+        device.
     """
     n = min(len(dataset), MAX_EXAMPLES)
     chosen = np.linspace(0, len(dataset) - 1, n).round().astype(int)
@@ -84,12 +85,15 @@ def make_heldout(
     keys = jax.random.split(noise_key, n)
     levels, ratio = (None, None) if by_level is None else _quantiles(by_level, level_key, order_key, n)
 
+    rows = slice(0, batch_size) if mesh is None else processes.local_rows(batch_size, mesh)
+
     def batch_at(start: int) -> tuple[Any, Any, Any]:
-        which = np.arange(start, start + batch_size) % n  # the last batch wraps around
+        which = np.arange(start + rows.start, start + rows.stop) % n  # the last batch wraps around
         batch = {"image": data.float_images(dataset, chosen[which])}
         if dataset.labels is not None:
             batch["label"] = np.asarray(dataset.labels)[chosen[which]]
-        placed: tuple[Any, Any, Any] = place((keys[which], batch, jax.tree.map(lambda each: each[which], levels)))
+        found = keys[which], batch, jax.tree.map(lambda each: each[which], levels)
+        placed: tuple[Any, Any, Any] = found if mesh is None else dfn.training.split_batch(found, mesh)
         return placed
 
     def score_batch(params: Any, extras: Any, batch: tuple[Any, Any, Any]) -> jax.Array:
@@ -106,7 +110,7 @@ def make_heldout(
         for start in range(0, n, batch_size):
             if stopped():
                 return None
-            parts.append(np.asarray(run(params, extras, batch_at(start))))
+            parts.append(processes.gather(run(params, extras, batch_at(start))))
         losses = np.concatenate(parts)[:n].astype(np.float64)
         found = {"heldout_loss": float(losses.mean())}
         if ratio is not None:

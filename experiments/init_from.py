@@ -8,8 +8,10 @@ its initialisation. The averaged parameters (EMA) start from the same values.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +22,15 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
+from diffusers_fn import backbones
 from diffusers_fn.pretrained.safetensors_file import open_safetensors
-from experiments import states
+from experiments import processes, states
 from experiments.config_files import expanded
 from experiments.files import write_text
 from experiments.tasks import make_task
 from experiments.workdir import newest_step, read_config
 
-__all__ = ["Taken", "check_new", "load_params", "prepare", "take"]
+__all__ = ["Taken", "check_new", "load_params", "load_run", "prepare", "take"]
 
 _FILE = "init_from.json"
 
@@ -96,7 +99,8 @@ def prepare(
         print(_report(taken, name))
         record = {"source": str(source), "what": name, **taken._asdict()}
         del record["params"]
-        write_text(workdir / _FILE, json.dumps(record, indent=2) + "\n")
+        if processes.is_main():
+            write_text(workdir / _FILE, json.dumps(record, indent=2) + "\n")
         with jax.disable_jit():  # compiled, the parameters would be constants of the program
             return states.new_state(config, lambda key: taken.params, key, extras)
 
@@ -116,10 +120,8 @@ def load_params(source: str, which: str = "ema") -> tuple[Any, str]:
     """
     path = expanded(source)
     if (path / "checkpoints").is_dir():
-        config = read_config(path)
-        task = make_task(config, path)
-        step, state = states.load_state(config, path, states.state_like(config, task.init, task.extras_like))
-        return states.choose_params(config, path, state, which), f"{which} parameters of {path} at step {step}"
+        _, step, params = load_run(path, which)
+        return params, f"{which} parameters of {path} at step {step}"
     if not path.exists():
         raise ValueError(f"--init_from: there is no {path}: give the folder of a run, or a folder or file of weights")
     if which != "ema":
@@ -132,10 +134,27 @@ def load_params(source: str, which: str = "ema") -> tuple[Any, str]:
         return _by_names(path), f"weights of {path}"
 
 
+def load_run(workdir: Path, which: str = "ema") -> tuple[ConfigDict, int, Any]:
+    """Returns (config, step, params) of the newest checkpoint of a run.
+
+    Args:
+      workdir: of the run.
+      which: "ema", "raw", or "ema:STD", see `states.choose_params`.
+
+    Raises:
+      ValueError: if there is no run, or it has no such parameters.
+    """
+    config = read_config(workdir)
+    task = make_task(config, workdir)
+    step, state = states.load_state(config, workdir, states.state_like(config, task.init, task.extras_like))
+    return config, step, states.choose_params(config, workdir, state, which)
+
+
 def take(params: Any, source: Any) -> Taken:
     """Returns the parameters with the values of `source` where path and shape agree.
 
-    If one network is the other one within a wrapper, paths are compared without the wrapper's name.
+    If one network is the other one within a wrapper, paths are compared without the wrapper's name. If one has its
+    blocks in a scan and the other not, the source's are stacked or taken apart.
 
     Raises:
       ValueError: if nothing agrees.
@@ -144,8 +163,8 @@ def take(params: Any, source: Any) -> Taken:
     >>> taken.paths, list(taken.other_shape), taken.params["a"].tolist()
     (['a'], ['b'], [1.0, 1.0])
     """
-    ours, theirs = (dict(traverse_util.flatten_dict(tree, sep="/")) for tree in (params, source))
-    theirs = max(_renamed(ours, theirs), key=lambda names: _number_taken(ours, names))
+    ours = dict(traverse_util.flatten_dict(params, sep="/"))
+    theirs = max(_renamed(ours, source), key=lambda names: _number_taken(ours, names))
     paths = [path for path in ours if path in theirs and jnp.shape(theirs[path]) == jnp.shape(ours[path])]
     if not paths:
         raise ValueError(
@@ -170,8 +189,21 @@ def _by_names(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _renamed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The source's names as they are, within each wrapper of ours, and without each wrapper of its own."""
+def _renamed(ours: Mapping[str, Any], source: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The source's arrays by name: as they are, or with its blocks as ours are, stacked for a scan or apart; each
+    also within each wrapper of ours, and without each wrapper of its own."""
+    layouts = [source]
+    for names, change in ((_STACKED, backbones.stack_blocks), (_APART, backbones.unstack_blocks)):
+        with contextlib.suppress(ValueError, IndexError, KeyError):  # blocks of different shapes
+            layouts += [change(source)] if any(names.search(path) for path in ours) else []
+    return [option for each in layouts for option in _wrapped(ours, traverse_util.flatten_dict(each, sep="/"))]
+
+
+_STACKED = re.compile(r"(^|/)(in_|out_)?blocks/")
+_APART = re.compile(r"(^|/)(block|in|out)_\d+/")
+
+
+def _wrapped(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
     options = [dict(theirs)]
     for top in dict.fromkeys(path.partition("/")[0] for path in ours):
         options.append({f"{top}/{path}": value for path, value in theirs.items()})

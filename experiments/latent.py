@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import diffusers_fn as dfn
-from experiments import data, latent_cache, states
+from experiments import data, latent_cache, processes, states
 from experiments.files import write_text
 from experiments.workdir import read_config_file
 
@@ -44,7 +44,7 @@ def first_stage(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 def keep_first_stage(stage: ConfigDict, workdir: Path) -> None:
     """Copies the first stage's config into the work directory, so that sampling needs no other directory."""
-    if not (workdir / _COPY).exists():
+    if processes.is_main() and not (workdir / _COPY).exists():
         write_text(workdir / _COPY, json.dumps(stage.to_dict(), indent=2) + "\n")
 
 
@@ -87,8 +87,7 @@ def make_extras(config: ConfigDict, stage: ConfigDict, autoencoder: dfn.Autoenco
     workdir = Path(config.latent.autoencoder_workdir)
     _, state = states.load_state(stage, workdir, states.state_like(stage, autoencoder.init))
     if config.latent.cache:
-        held = latent_cache.read(config, state.ema)
-        scale, shift = dfn.latents.calibrate(held["mean"], held["logvar"])
+        scale, shift = latent_cache.calibrate(latent_cache.read(config, state.ema))
     else:
         encode, params = jax.jit(autoencoder.encode), jax.device_put(state.ema)
         scale, shift = _calibrate(lambda x: encode(params, x), dataset)

@@ -15,9 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import monitor, states
+from experiments import flops, monitor, processes, states
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.curves import save_curves
+from experiments.goodput import Goodput, described, share
 from experiments.metric_log import MetricLog
 from experiments.skipped import MAX_RETURNS, Recovery, gave_up
 from experiments.stop import StopSignal
@@ -39,6 +40,8 @@ class Parts(NamedTuple):
       explain: (state, step, batch, batch number) -> which examples of a skipped step's batch may be the reason.
       heldout: (ema, extras, stopped) -> metrics, None once stopped() is True; or None for none.
       profile: (step), called before each call of train_steps and at the end.
+      flops: floating-point operations of a step on all devices, None if they are not known.
+      goodput: the clock of the run; None for a new one.
     """
 
     train_steps: Callable[..., Any]
@@ -49,6 +52,8 @@ class Parts(NamedTuple):
     explain: Callable[[Any, int, Any, int], str]
     heldout: Callable[[Any, Any, Callable[[], bool]], dict[str, float] | None] | None = None
     profile: Callable[[int], None] = lambda step: None
+    flops: float | None = None
+    goodput: Goodput | None = None
 
 
 def run_loop(
@@ -73,15 +78,22 @@ def run_loop(
       OSError: if a checkpoint or the metrics cannot be written.
     """
     loop = _Loop(config, workdir, start, parts, checkpoints, log, stop)
-    with _closed_on_error(checkpoints), loop.bar:
-        loop.run()
-    if loop.step < config.training.num_steps:
+    loop.goodput.record(start.step)
+    with loop.goodput.bucket("steps"):
+        with _closed_on_error(checkpoints), loop.bar:
+            loop.run()
+        finished = loop.step >= config.training.num_steps
+        if finished:
+            with stop.leave_at_once(_stopped(config, loop.step)), loop.goodput.bucket("evaluation"):
+                loop.draw(workdir / "samples.png")
+                if processes.is_main():
+                    _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
+    loop.goodput.record(loop.step)
+    if processes.is_main():
+        print(described(loop.goodput.total.seconds))
+    if not finished:
         print(_stopped(config, loop.step))
-        return False
-    with stop.leave_at_once(_stopped(config, loop.step)):
-        loop.draw(workdir / "samples.png")
-        _attempt("no curve", lambda: save_curves(workdir / "curve.png", log.path))
-    return True
+    return finished
 
 
 class _Loop:
@@ -104,43 +116,54 @@ class _Loop:
         self.recovery = Recovery(**{name: start.meta[name] for name in Recovery._fields if name in start.meta})
         self.saved, self.skipped = start.step, 0
         self.flight: collections.deque[_Call] = collections.deque()
-        self.flops = monitor.flops_per_call(parts.train_steps, self.settings.steps_per_call)
+        self.goodput = Goodput() if parts.goodput is None else parts.goodput
+        self.peak_flops = self.settings.peak_flops or flops.peak(jax.devices()[0].device_kind)
         self.pace = 1.0 + _SLOW_CALL  # seconds of the last call; unknown at first
         self.finished_at = 0.0
         self.window = _Window(start.step)
         self.bar = tqdm(
-            total=self.settings.num_steps, initial=start.step, unit="step", desc="training", mininterval=0.5
+            total=self.settings.num_steps,
+            initial=start.step,
+            unit="step",
+            desc="training",
+            mininterval=0.5,
+            disable=not processes.is_main(),
         )
 
     def run(self) -> None:
         """Trains; at its end all is saved."""
         settings = self.settings
         self._open_batches()
-        while self.step < settings.num_steps and not self.stop.requested:
+        while self.step < settings.num_steps and self.stop.may_call():
             self._dispatch()
             due = self._due()
-            while self.flight and (due.anything or self.stop.requested or len(self.flight) >= self._depth()):
+            while self.flight and (due.anything or len(self.flight) >= self._depth()):
                 self._finish()
             if due.anything and due.step == self.step and not self.flight:  # not gone back
                 self._attend(due)
+        while self.flight:
+            self._finish()
         if self.step > self.saved:  # stopped between two checkpoints
             if self.window.calls:
                 self._write_metrics({})
             self._save()
         self.parts.profile(self.settings.num_steps)
-        self.checkpoints.close()
+        with self.goodput.bucket("checkpoints"):
+            self.checkpoints.close()
 
     def draw(self, path: Path) -> None:
         """Draws a picture; a failure is printed and does not end the run."""
         state = self.state
-        _attempt(f"no picture of step {self.step}", lambda: self.parts.draw(state.ema, state.extras, path))
-        if path.exists():
+        with self.goodput.bucket("evaluation"):
+            _attempt(f"no picture of step {self.step}", lambda: self.parts.draw(state.ema, state.extras, path))
+        if processes.is_main() and path.exists():
             self.log.picture("samples", self.step, path)
 
     def _open_batches(self) -> None:
         if self.step < self.settings.num_steps:
-            self.batches = self.parts.batches_from(self.step + self.recovery.batch_offset)
-            self.batch = next(self.batches)
+            with self.goodput.bucket("data"):
+                self.batches = self.parts.batches_from(self.step + self.recovery.batch_offset)
+                self.batch = next(self.batches)
 
     def _dispatch(self) -> None:
         """Starts the next call, and fetches the batch after it meanwhile."""
@@ -153,10 +176,15 @@ class _Loop:
             began = time.monotonic()
             self.batch = next(self.batches)
             if metrics["loss"].is_ready():  # the devices had nothing to do at the end
-                self.window.waited += time.monotonic() - began
+                waited = time.monotonic() - began
+                self.window.waited += waited
+                self.goodput.move(waited, "steps", "data")
 
     def _depth(self) -> int:
-        return 1 if self.pace > _SLOW_CALL else 2
+        """The calls in flight, two at most; the same in all processes, which must act on skipped steps alike."""
+        if processes.several():
+            return 2
+        return 1 if self.stop.requested or self.pace > _SLOW_CALL else 2
 
     def _finish(self) -> None:
         """Waits for the oldest call in flight and counts its steps."""
@@ -179,20 +207,22 @@ class _Loop:
 
     def _attend(self, due: _Due) -> None:
         """Does what is due after a step, when no other one is in flight."""
-        stopped = lambda: self.stop.requested  # noqa: E731
         scores = {}
         if due.heldout and self.parts.heldout is not None:
-            scores = self.parts.heldout(self.state.ema, self.state.extras, stopped) or {}
+            with self.goodput.bucket("evaluation"):
+                scores = self.parts.heldout(self.state.ema, self.state.extras, self.stop.agreed) or {}
         if due.entry:
             self._write_metrics(scores)
         if (due.saving and not self.recovery.in_a_row) or due.last:
             self._save()
         if due.snapshot:
-            states.save_snapshot(self.workdir, self.step, self.state)
-        if due.picture and not self.stop.requested and not self.recovery.in_a_row:
+            with self.goodput.bucket("checkpoints"):
+                states.save_snapshot(self.workdir, self.step, self.state)
+        if due.picture and not self.recovery.in_a_row and not self.stop.agreed():
             if self.step > self.saved:
                 self._save()
-            self.checkpoints.wait()
+            with self.goodput.bucket("checkpoints"):
+                self.checkpoints.wait()
             self.bar.set_description("sampling")
             with self.stop.leave_at_once(_stopped(self.config, self.step)):
                 self.draw(self.workdir / "samples" / f"{self.step:08d}.png")
@@ -202,7 +232,12 @@ class _Loop:
 
     def _write_metrics(self, scores: dict[str, float], step: int | None = None) -> None:
         step = self.step if step is None else step
-        values = self.window.values(step, self.settings.batch_size, self.flops)
+        values = self.window.values(step)
+        values |= monitor.speeds(
+            values["steps_per_second"], self.settings.batch_size, self.parts.flops, self.peak_flops
+        )
+        self.goodput.record(step)
+        values["goodput"] = share(self.goodput.total.seconds)
         values |= {"learning_rate": states.learning_rate(self.config, step), **monitor.device_memory(), **scores}
         self.window = _Window(step)
         self.bar.set_postfix(loss=f"{values['loss']:.4f}")
@@ -210,7 +245,9 @@ class _Loop:
 
     def _save(self) -> None:
         self.recovery = self.recovery.saved(self.step)
-        self.checkpoints.save(self.step, self.state, self.recovery._asdict())
+        with self.goodput.bucket("checkpoints"):
+            self.checkpoints.save(self.step, self.state, self.recovery._asdict())
+        self.goodput.record(self.step)
         self.saved = self.step
 
     def _report(self, call: _Call, skipped: np.ndarray) -> None:
@@ -239,6 +276,7 @@ class _Loop:
         self.recovery = self.recovery.going_back(step, good.step)
         self.state, self.step, self.saved = good.state, good.step, good.step
         self.log.rewind(good.step)
+        self.goodput.record(good.step, back=True)
         self.window = _Window(good.step)
         self.bar.n = good.step
         self.bar.refresh()
@@ -282,7 +320,7 @@ def _due(settings: types.SimpleNamespace, step: int, has_heldout: bool) -> _Due:
     return _Due(
         step,
         last,
-        saving=every(settings.checkpoint_every),
+        saving=every(settings.checkpoint_every) or every(settings.keep_every),
         heldout=has_heldout and step % settings.heldout_every < settings.steps_per_call,
         picture=every(settings.sample_every) and not last,
         snapshot=every(settings.ema_snapshot_every),
@@ -303,8 +341,8 @@ class _Window:
         if not self.calls:
             self._when = time.monotonic()
 
-    def values(self, step: int, batch_size: int, flops: float | None) -> dict[str, float]:
-        """Returns the means over the steps that were not skipped, the number of those that were, and speeds."""
+    def values(self, step: int) -> dict[str, float]:
+        """Returns the means over the steps that were not skipped, the number of those that were, and the speed."""
         fetched = jax.device_get(self.calls)
         metrics = {name: np.concatenate([np.atleast_1d(each[name]) for each in fetched]) for name in fetched[0]}
         taken = metrics.pop("skipped") == 0
@@ -312,10 +350,7 @@ class _Window:
         values = {name: float(np.mean(each[taken])) if taken.any() else float("nan") for name, each in metrics.items()}
         values["skipped"] = float(np.sum(~taken))
         values["steps_per_second"] = (step - self._start) / elapsed
-        values["examples_per_second"] = values["steps_per_second"] * batch_size
         values["data_wait"] = min(1.0, self.waited / elapsed)  # share of the time
-        if flops is not None:
-            values["flops_per_second"] = flops * len(self.calls) / elapsed
         return values
 
 

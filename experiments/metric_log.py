@@ -33,12 +33,23 @@ class MetricLog:
     an error of the disk is raised by the call.
     """
 
-    def __init__(self, workdir: Path, start_step: int = 0, sinks: Iterable[Sink] = ()):
-        """Opens the log of a run that continues after `start_step`; later entries of a killed run are removed."""
+    def __init__(self, workdir: Path, start_step: int = 0, sinks: Iterable[Sink] = (), *, writes: bool = True):
+        """Opens the log of a run that continues after `start_step`; later entries of a killed run are removed.
+
+        Args:
+          workdir: of the run.
+          start_step: its step.
+          sinks: further ones.
+          writes: False for a log that drops all it is given, of the processes that write nothing.
+        """
         self.path = workdir / "metrics.jsonl"
+        self._sinks: tuple[Sink, ...] = ()
+        self._writes = writes
+        if not writes:
+            return
         self._events = Events(workdir / "tensorboard")
         self.rewind(start_step)
-        self._sinks: tuple[Sink, ...] = (json_lines(self.path), self._events.write, *sinks)
+        self._sinks = (json_lines(self.path), self._events.write, *sinks)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Passes one entry to every sink.
@@ -51,13 +62,16 @@ class MetricLog:
 
     def rewind(self, step: int) -> None:
         """Removes the entries after a step; TensorBoard drops them, too."""
+        if not self._writes:
+            return
         kept = [entry for entry in read(self.path) if entry["step"] <= step]
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._events.start(step)
 
     def text(self, name: str, markdown: str) -> None:
         """Shows a text in TensorBoard."""
-        self._events.add(0, summary.text(name, markdown))
+        if self._writes:
+            self._events.add(0, summary.text(name, markdown))
 
     def picture(self, name: str, step: int, path: Path) -> None:
         """Shows a PNG file in TensorBoard."""

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from experiments.files import write_atomically, write_text
+from experiments.lost_processes import PREEMPTED
 
 __all__ = ["Parts"]
 
 _IDENTITY = "command.json"
-_INTERRUPTED = 75  # exit code, as of a training run that was stopped
 
 
 class Parts:
@@ -111,7 +111,7 @@ class Parts:
         """Returns the exception that ends the process after Ctrl-C, having printed what is kept."""
         kept = self.count() if self.folder.exists() else 0
         print(f"\ninterrupted: {kept} of {num_samples} samples are kept in {self.folder}; the same command continues")
-        return SystemExit(_INTERRUPTED)
+        return SystemExit(PREEMPTED)
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:010d}.npy"

@@ -27,7 +27,7 @@ from diffusers_fn.from_config.noise import make_noise
 from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.from_config.samplers import make_plan
 from diffusers_fn.solvers import start_level
-from experiments import own, runs, trained
+from experiments import own, processes, runs, trained
 from experiments.files import write_atomically
 
 __all__ = ["check_plan", "main", "reflow"]
@@ -74,7 +74,8 @@ def reflow(
     if labels is not None:
         arrays["labels"] = labels
     output = output or workdir / "pairs.npz"
-    write_atomically(output, lambda file: np.savez(file, **arrays))
+    if processes.is_main():
+        write_atomically(output, lambda file: np.savez(file, **arrays))
     print(f"{num_pairs} pairs of step {step}: {output}")
     return output
 

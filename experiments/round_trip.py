@@ -28,7 +28,7 @@ from diffusers_fn import Denoiser, Level, grids, solvers
 from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import TIME_LABELS, make_noise
-from experiments import data, own, runs, trained
+from experiments import data, over_devices, own, processes, runs, trained
 from experiments.files import write_atomically, write_text
 from experiments.provenance import provenance
 
@@ -106,16 +106,17 @@ def round_trip(
     _, networks, step = trained.load_trained(config, workdir, params)
     indices = np.arange(min(num_images, len(heldout)))
     images = data.float_images(heldout, indices)
-    cond = None
+    mesh, cond = over_devices.mesh_of(networks), None
     if derived.num_classes(config) and heldout.labels is not None:
-        cond = jnp.asarray(heldout.labels[indices])
+        cond = dfn.training.replicate(heldout.labels[indices], mesh)
 
     make_denoiser = dfn.build_denoiser(config, tables)
     make = lambda params: make_denoiser(params, cond)  # noqa: E731
     about = provenance(config, workdir, step, params) | {"num_images": len(images)}
-    figures = measure(make, networks.own, schedule, jnp.asarray(images), sizes)
-    write_text(workdir / "round_trip.json", json.dumps(about | {"figures": figures}, indent=1) + "\n")
-    draw(workdir / "round_trip.png", figures)
+    figures = measure(make, networks.own, schedule, dfn.training.replicate(images, mesh), sizes)
+    if processes.is_main():
+        write_text(workdir / "round_trip.json", json.dumps(about | {"figures": figures}, indent=1) + "\n")
+        draw(workdir / "round_trip.png", figures)
     print(f"{'rmse, by number of levels':26}" + "".join(f"{n:>10}" for n in sizes))
     for name, curve in figures.items():
         print(f"{name:26}" + "".join(f"{error:10.2g}" for error in curve["rmse"]))

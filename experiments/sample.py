@@ -20,8 +20,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.derived import data_range
-from experiments import runs, trained
+from experiments import processes, runs, trained
 from experiments.files import write_text
+from experiments.labels import choose_labels
 from experiments.parts import Parts
 from experiments.pictures import picture_range, save_picture
 from experiments.provenance import provenance
@@ -76,23 +77,27 @@ def sample(
         trained.draw_samples(diffusion, networks, key, chosen, num_samples, batch_size, shape=shape, parts=parts)
     except KeyboardInterrupt:
         raise parts.interrupted(num_samples) from None
-    arrays: dict[str, Any] = {} if chosen is None else {"labels": chosen}
-    if chosen is not None and names:
-        arrays["class_names"] = np.array(names)
-        about["class_names"] = list(names)
-    parts.write_npz(output / "samples.npz", **arrays)
-    write_text(output / "samples.json", json.dumps(about, indent=2) + "\n")
-    if chosen is not None and names:
-        print("classes: " + ", ".join(f"{names[label]} ({label})" for label in np.unique(chosen)))
-    pictured = parts.read(min(_PICTURED, _VALUES // int(np.prod(shape or config.data.shape)) + 1))
-    columns = None
-    if chosen is not None:  # one column per class, repeated until the picture is about square
-        period = len(labels or np.unique(chosen))
-        columns = period * max(1, round(len(pictured) ** 0.5 / period))
-    bounds = picture_range(data_range(config), pictured)
-    save_picture(output / "samples.png", pictured, columns, None, bounds, alpha=config.data.name == "images")
-    parts.remove()
-    print(f"{num_samples} samples of step {step}: {_described(output, pictured, num_samples, config, bounds)}")
+
+    def write() -> None:
+        arrays: dict[str, Any] = {} if chosen is None else {"labels": chosen}
+        if chosen is not None and names:
+            arrays["class_names"] = np.array(names)
+            about["class_names"] = list(names)
+        parts.write_npz(output / "samples.npz", **arrays)
+        write_text(output / "samples.json", json.dumps(about, indent=2) + "\n")
+        if chosen is not None and names:
+            print("classes: " + ", ".join(f"{names[label]} ({label})" for label in np.unique(chosen)))
+        pictured = parts.read(min(_PICTURED, _VALUES // int(np.prod(shape or config.data.shape)) + 1))
+        columns = None
+        if chosen is not None:  # one column per class, repeated until the picture is about square
+            period = len(labels or np.unique(chosen))
+            columns = period * max(1, round(len(pictured) ** 0.5 / period))
+        bounds = picture_range(data_range(config), pictured)
+        save_picture(output / "samples.png", pictured, columns, None, bounds, alpha=config.data.name == "images")
+        parts.remove()
+        print(f"{num_samples} samples of step {step}: {_described(output, pictured, num_samples, config, bounds)}")
+
+    processes.on_main(write)
 
 
 def _described(
@@ -102,51 +107,6 @@ def _described(
     if data_range(config) is None and pictured.ndim == 4:
         notes.append(f"black is {bounds[0]:.4g}, white {bounds[1]:.4g}")
     return f"{output / 'samples.png'}{' (' + '; '.join(notes) + ')' if notes else ''} and {output / 'samples.npz'}"
-
-
-def choose_labels(
-    given: list[str] | None,
-    num_classes: int,
-    num_samples: int,
-    names: Sequence[str] | None = None,
-    absent: Sequence[int] = (),
-) -> np.ndarray | None:
-    """Returns the class labels [num_samples] of the samples, cycling through --labels; None for no condition.
-
-    Args:
-      given: value of --labels: ["3", "5"] or ["cat", "dog"] or similar, ["none"] for no condition, None for all
-        classes.
-      num_classes: number of classes of the model; 0 is unconditional.
-      num_samples: number of labels.
-      names: of the classes, if the data have names. A name is looked up before a number: a class named "3" may have
-        another number.
-      absent: classes that are not among "all": the training data had no examples of them.
-
-    Raises:
-      ValueError: if a label is not a class of the model.
-
-    >>> choose_labels(["3", "5"], num_classes=10, num_samples=4)
-    array([3, 5, 3, 5], dtype=int32)
-    >>> choose_labels(["dog"], num_classes=2, num_samples=2, names=["cat", "dog"])
-    array([1, 1], dtype=int32)
-    """
-    if given == ["none"] or (given is None and not num_classes):
-        return None
-    if not num_classes:
-        raise ValueError("--labels was given, but this model is unconditional (config.data.num_classes is 0 or None)")
-    names = list(names or ())[:num_classes]
-    if given is None:
-        trained_on = np.setdiff1d(np.arange(num_classes, dtype=np.int32), np.asarray(absent, np.int32))
-        return np.resize(trained_on, num_samples)
-    unknown = [label for label in given if label not in names and not label.lstrip("-").isdecimal()]
-    if unknown and names:
-        raise ValueError(f"--labels has no class {', '.join(unknown)}: the classes are {', '.join(names)}")
-    if unknown:
-        raise ValueError(f"--labels must be integers separated by commas, or none; got {','.join(given)}")
-    labels = [names.index(label) if label in names else int(label) for label in given]
-    if not labels or min(labels) < 0 or max(labels) >= num_classes:
-        raise ValueError(f"--labels must lie in [0, {num_classes - 1}]; got {','.join(given)}")
-    return np.resize(np.array(labels, np.int32), num_samples)
 
 
 def read_shape(given: Sequence[str] | None, data_shape: Sequence[int]) -> tuple[int, ...] | None:

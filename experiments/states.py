@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import diffusers_fn as dfn
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.training import averages
-from experiments import runs
+from experiments import processes, runs
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_atomically
 
@@ -25,11 +25,13 @@ __all__ = [
     "load_state",
     "make_averaging",
     "make_ema_schedule",
+    "make_mesh",
     "make_optimizer",
     "make_train_steps",
     "new_state",
     "save_snapshot",
     "state_like",
+    "state_shardings",
 ]
 
 _WARMUPS: dict[str, Callable[[float], averages.WeightSchedule]] = {
@@ -86,20 +88,65 @@ def make_averaging(config: ConfigDict) -> averages.Averaging | None:
     return averages.averaging(*map(averages.power_function, stds)) if stds else None
 
 
+def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """Returns the mesh of all devices of all processes that config.mesh describes.
+
+    Raises:
+      ValueError: if it does not fit the devices, or config.training.batch_size is not divisible by data * fsdp.
+    """
+    settings = config.mesh
+    try:
+        mesh = dfn.training.make_mesh(settings.data, settings.fsdp, settings.tensor)
+    except ValueError as error:
+        raise ValueError(f"config.mesh: {error}") from error
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.training.batch_size % parts:
+        raise ValueError(
+            f"config.training.batch_size must be a multiple of mesh.data * mesh.fsdp = {parts}, the devices that share "
+            f"a batch; got {config.training.batch_size}"
+        )
+    return mesh
+
+
+def state_shardings(config: ConfigDict, mesh: jax.sharding.Mesh, like: Any) -> Any:
+    """Returns the shardings of a training state, or of parameters alone.
+
+    They follow `training.RULES` of the backbone; a network of the config's own is split by the shapes of its arrays.
+
+    Args:
+      config: of the run.
+      mesh: of `make_mesh`.
+      like: the state or its shapes, of `state_like`.
+    """
+    return dfn.training.shardings(like, mesh, dfn.training.RULES.get(config.backbone.name, ()))
+
+
 def make_train_steps(
-    config: ConfigDict, loss: Callable[..., Any], update_extras: Callable[..., Any] | None, mesh: jax.sharding.Mesh
+    config: ConfigDict,
+    loss: Callable[..., Any],
+    update_extras: Callable[..., Any] | None,
+    mesh: jax.sharding.Mesh,
+    like: Any,
 ) -> Any:
     """Returns train_steps(state, key, batches) -> (state, metrics), jitted: training.steps_per_call steps in one call.
 
-    The state is donated and replicated over the mesh; batches and metrics have the steps as their first axis.
+    The state is donated and keeps its shardings; batches and metrics have the steps as their first axis.
 
     Args:
       config: of the run.
       loss, update_extras: of its task.
       mesh: of the devices.
+      like: shapes and shardings of the state, of `state_like`.
     """
+    where = jax.tree.map(lambda leaf: leaf.sharding, like)
+
+    def split_loss(params: Any, *args: Any) -> Any:
+        params = jax.lax.with_sharding_constraint(params, where.params)  # and so are their gradients
+        with dfn.backbones.batches_split(mesh):
+            return loss(params, *args)
+
     step = dfn.training.make_train_step(
-        loss,
+        split_loss,
         make_optimizer(config),
         ema_decay=make_ema_schedule(config),
         update_extras=update_extras,
@@ -111,10 +158,16 @@ def make_train_steps(
         return jax.lax.scan(lambda state, batch: step(state, key, batch), state, batches)
 
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.jit(train_steps, donate_argnums=0, out_shardings=everywhere)
+    return jax.jit(train_steps, donate_argnums=0, out_shardings=(where, everywhere))
 
 
-def new_state(config: ConfigDict, init: Callable[[jax.Array], Any], key: jax.Array, extras: Any) -> Any:
+def new_state(
+    config: ConfigDict,
+    init: Callable[[jax.Array], Any],
+    key: jax.Array,
+    extras: Any,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Any:
     """Returns the state before the first step.
 
     Args:
@@ -122,19 +175,35 @@ def new_state(config: ConfigDict, init: Callable[[jax.Array], Any], key: jax.Arr
       init: (key) -> params.
       key: for the parameters.
       extras: of the state.
+      mesh: on which each device computes its own part of the state; None for the default device.
     """
-    return jax.jit(_make_state(config, init))(key, extras)
+    make = _make_state(config, init)
+    if mesh is None:
+        return jax.jit(make)(key, extras)
+    where = state_shardings(config, mesh, jax.eval_shape(make, key, extras))
+    placed = dfn.training.replicate(key, mesh), dfn.training.place(extras, where.extras)
+    return jax.jit(make, out_shardings=where)(*placed)
 
 
-def state_like(config: ConfigDict, init: Callable[[jax.Array], Any], extras_like: Any = None) -> Any:
+def state_like(
+    config: ConfigDict,
+    init: Callable[[jax.Array], Any],
+    extras_like: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Any:
     """Returns the shapes of a run's training state, for restoring a checkpoint.
 
     Args:
       config: of the run.
       init: (key) -> params.
       extras_like: shapes of the state's extras.
+      mesh: on which the state lies, for shapes with shardings; None for shapes alone.
     """
-    return jax.eval_shape(_make_state(config, init), jax.random.key(0), extras_like)
+    like = jax.eval_shape(_make_state(config, init), jax.random.key(0), extras_like)
+    if mesh is None:
+        return like
+    where = state_shardings(config, mesh, like)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), like, where)
 
 
 def load_state(config: ConfigDict, workdir: Path, like: Any) -> tuple[int, Any]:
@@ -193,7 +262,9 @@ def choose_params(config: ConfigDict, workdir: Path, state: Any, which: str) -> 
 
 def save_snapshot(workdir: Path, step: int, state: Any) -> None:
     """Writes the further averages of a state into WORKDIR/averages/STEP.npz."""
-    leaves = _numbered(state.averages)
+    leaves = _numbered(processes.gather(state.averages))
+    if not processes.is_main():
+        return
     write_atomically(workdir / "averages" / f"{step:08d}.npz", lambda file: np.savez(file, **leaves))
 
 

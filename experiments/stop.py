@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -14,9 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["PREEMPTED", "StopSignal"]
+from experiments import processes
+from experiments.coordination import board
+from experiments.lost_processes import PREEMPTED, end_all
+from experiments.stop_together import StopTogether
 
-PREEMPTED = 75  # exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h, "try again later"
+__all__ = ["PREEMPTED", "StopSignal"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,10 +34,13 @@ class StopSignal:
     process may be ended (`own_process`), this thread ends it, also during such a call; otherwise, in a notebook or a
     test, the main thread raises an exception when the call has returned.
 
+    With several processes a signal to one of them stops all after the same step, see `StopTogether`; where one of them
+    leaves at once, all do.
+
     Outside the main thread no handlers can be set: `requested` stays False.
 
     Attributes:
-      requested: whether the run was asked to stop.
+      requested: whether the run was asked to stop; processes find out at different times.
     """
 
     def __init__(self, own_process: bool = False):
@@ -51,10 +56,13 @@ class StopSignal:
         self._farewell: str | None = None  # printed before leaving; None: the run must not be left
         self._lock = threading.RLock()
         self._previous: dict[int, Any] = {}
+        self._together: StopTogether | None = None
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is not threading.main_thread():
             return self
+        notes = board()
+        self._together = None if notes is None else StopTogether(notes, self._ask)
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -72,8 +80,18 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
         signal.set_wakeup_fd(self._previous_fd)
+        if self._together is not None:
+            self._together.close()
         self._writer.close()  # ends the thread
         self._previous = {}
+
+    def may_call(self) -> bool:
+        """Returns whether the next call of the training step may be started, the same on all processes."""
+        return not self.requested if self._together is None else self._together.may_call()
+
+    def agreed(self) -> bool:
+        """Returns whether any process was asked to stop; all processes must call it together."""
+        return processes.any_process(self.requested)
 
     @contextlib.contextmanager
     def leave_at_once(self, farewell: str) -> Iterator[None]:
@@ -101,14 +119,21 @@ class StopSignal:
             else:
                 return
             with self._lock:
-                self.requested = True
-                if self._farewell is None:
-                    _say("stopping after this step (a second signal stops at once, without saving)")
-                elif self._own_process:
+                if self._farewell is None and self._together is not None:
+                    self._together.request()
+                elif self._farewell is None or not self._own_process:
+                    self._ask()
+                else:
+                    self.requested = True
                     self._leave()
             for second in iter(lambda: self._reader.recv(1), b""):
                 if second[0] in _SIGNALS and self._own_process:
-                    _exit(128 + second[0])
+                    end_all(128 + second[0], "by a second signal")
+
+    def _ask(self) -> None:
+        self.requested = True
+        if self._farewell is None:
+            _say("stopping after this step (a second signal stops at once, without saving)")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread."""
@@ -124,7 +149,7 @@ class StopSignal:
     def _leave(self) -> None:
         _say(self._farewell or "")
         if self._own_process:
-            _exit(PREEMPTED)
+            end_all(PREEMPTED, self._farewell or "")
         raise SystemExit(PREEMPTED)
 
 
@@ -132,11 +157,3 @@ def _say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # the terminal is gone: stop all the same
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-
-
-def _exit(code: int) -> None:
-    """Ends the process without waiting for other threads."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)

@@ -16,7 +16,7 @@ import diffusers_fn as dfn
 from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.noise import make_noise
-from experiments import data, latent, latent_cache, own
+from experiments import data, latent, latent_cache, over_devices, own, processes
 from experiments.heldout import LevelLoss, level_loss
 from experiments.pictures import picture_range, save_line, save_picture
 
@@ -99,7 +99,7 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
     def examples(dataset: data.Dataset, extras: Any) -> data.Dataset:
         if not config.latent.cache:
             return dataset
-        return latent_cache.in_place_of(config, dataset, extras["autoencoder"])
+        return latent_cache.in_place_of(config, dataset, processes.gather(extras["autoencoder"]))
 
     return Task(
         model.init,
@@ -117,16 +117,17 @@ def sample_grid(
     """Returns draw(params, extras, path), which writes a grid of samples of model_of(extras), one row per class."""
     labels = grid_labels(config, dataset)
     num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
-    cond = None if labels is None else jnp.asarray(labels)
-    keys = jax.random.split(key, num_samples)
-    sample = jax.jit(lambda params, extras: model_of(extras).sample(params, keys, num_samples, cond=cond).x0)
+    rows = jax.random.split(key, num_samples), labels
+    sample = jax.jit(lambda params, extras, keys, cond: model_of(extras).sample(params, keys, len(keys), cond=cond).x0)
     reference = data.float_images(dataset, np.arange(min(2_000, len(dataset))))
     bounds = _picture_range(config, reference)
 
     def draw(params: Any, extras: Any, path: Path) -> None:
         columns = None if labels is None else 10
-        samples = np.asarray(sample(params, extras))
-        save_picture(path, samples, columns, reference, bounds, alpha=config.data.name == "images")
+        split = over_devices.split_rows(rows, over_devices.mesh_of(params))
+        samples = over_devices.first_rows(sample(params, extras, *split), num_samples)
+        if processes.is_main():
+            save_picture(path, samples, columns, reference, bounds, alpha=config.data.name == "images")
 
     return draw
 
@@ -160,8 +161,10 @@ def autoencoder(config: ConfigDict, workdir: Path) -> Task:
         bounds = _picture_range(config, images)
 
         def draw(params: Any, extras: Any, path: Path) -> None:
-            pair = np.concatenate([images, np.asarray(reconstruct(params, images))])
-            save_picture(path, pair, len(images), images, bounds, alpha=config.data.name == "images")
+            split = over_devices.split_rows(images, over_devices.mesh_of(params))
+            pair = np.concatenate([images, over_devices.first_rows(reconstruct(params, split), len(images))])
+            if processes.is_main():
+                save_picture(path, pair, len(images), images, bounds, alpha=config.data.name == "images")
 
         return draw
 
@@ -190,8 +193,9 @@ def classifier(config: ConfigDict, workdir: Path) -> Task:
             return jax.lax.map(at, jnp.asarray(u, jnp.float32))
 
         def draw(params: Any, extras: Any, path: Path) -> None:
-            ratio, accuracy = (np.asarray(each) for each in accuracies(params, images))
-            save_line(path, ratio, accuracy, "sigma / alpha", "accuracy on training data")
+            ratio, accuracy = processes.gather(accuracies(params, images))
+            if processes.is_main():
+                save_line(path, ratio, accuracy, "sigma / alpha", "accuracy on training data")
 
         return draw
 

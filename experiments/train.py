@@ -24,18 +24,20 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from experiments import data, runs, states
+from experiments import data, flops, processes, runs, states
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.compilation import compile_now
+from experiments.goodput import FILE, Goodput, process_age
 from experiments.grey_levels import check_loss_levels
 from experiments.heldout import make_heldout
 from experiments.init_from import prepare
 from experiments.loop import Parts, run_loop
+from experiments.lost_processes import PREEMPTED, AgreedExit
 from experiments.metric_log import MetricLog, Sink, indented
-from experiments.monitor import parameter_table, profiler
+from experiments.monitor import memory_per_device, parameter_table, profiler
 from experiments.skipped import blame
-from experiments.stop import PREEMPTED, StopSignal
+from experiments.stop import StopSignal
 from experiments.tasks import Task, make_task
 
 _POSITIVE = (
@@ -84,13 +86,17 @@ def train(
       OSError: if a checkpoint or the metrics cannot be written.
       SystemExit: with the code PREEMPTED if the run was stopped by a signal.
     """
-    with workdirs.lock(workdir), StopSignal(own_process) as stop:
+    age = process_age() if own_process else 0.0
+    with processes.locked(workdir), StopSignal(own_process) as stop:
+        goodput = Goodput(workdir / FILE if processes.is_main() else None, age)
         with stop.leave_at_once("stopped before the first step; the same command starts again"):
             trace = profiler(profile, workdir / "profile")
-            start, parts, checkpoints, log = _prepare(config, workdir, allow_changes, init_from, init_params, sinks)
+            start, parts, checkpoints, log = _prepare(
+                config, workdir, allow_changes, init_from, init_params, sinks, goodput
+            )
         finished = run_loop(config, workdir, start, parts._replace(profile=trace), checkpoints, log, stop)
     if not finished:
-        raise SystemExit(PREEMPTED)
+        raise AgreedExit(PREEMPTED)
     print(f"done: samples in {workdir / 'samples.png'}, curve in {workdir / 'curve.png'}, all else in {workdir}")
 
 
@@ -101,42 +107,48 @@ def _prepare(
     init_from: str | None,
     init_params: str,
     sinks: Sequence[Sink],
+    goodput: Goodput,
 ) -> tuple[Restored, Parts, Checkpoints, MetricLog]:
     """Returns what the loop needs: the state at the start, functions of it, checkpoints and log; all is compiled."""
     task = make_task(config, workdir)
     settings = config.training
-    check_intervals(config, jax.device_count())
+    check_intervals(config)
+    mesh = states.make_mesh(config)
     key = runs.random_key(config, config.seed)
     init_key, run_key, grid_key = jax.random.split(jax.random.fold_in(key, 0), 3)
     heldout_key = jax.random.fold_in(key, 1)
-    mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
-    train_steps = states.make_train_steps(config, task.loss, task.update_extras, mesh)
+    like = states.state_like(config, task.init, task.extras_like, mesh)
+    train_steps = states.make_train_steps(config, task.loss, task.update_extras, mesh, like)
     dataset, heldout = data.load(runs.data_seed(config), "train"), _heldout(config)
     runs.check_data_fits(config, dataset)
     check_loss_levels(config, dataset)
-    data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip)  # checks its arguments
+    threads = config.data.get("num_threads")
+    data.batches(dataset, settings.batch_size, config.seed, flip=config.data.flip, num_threads=threads)  # checks them
     examples = data.paired(config.data.pairs, dataset) if config.data.pairs else dataset
-    new_state: Callable[..., Any] = functools.partial(states.new_state, config)
+    new_state: Callable[..., Any] = functools.partial(states.new_state, config, mesh=mesh)
     if init_from is not None:
         new_state = prepare(config, workdir, task.init, source=init_from, which=init_params)
     record = data.describe(dataset, heldout)
     # The last check; records config and data in a new folder.
-    workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
-    workdirs.record_versions(workdir)
+    if processes.is_main():
+        workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
+        workdirs.record_versions(workdir)
+        (workdir / "samples").mkdir(exist_ok=True)
+    processes.wait()
 
-    checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, settings.keep_checkpoints, keep_every=settings.keep_every)
 
     def go_back(*accept: Callable[[dict[str, Any]], bool]) -> Restored:
-        found = start_or_resume(config, task, checkpoints, init_key, dataset, new_state, accept)
-        return found._replace(state=dfn.training.replicate(found.state, mesh))
+        found = start_or_resume(like, task, checkpoints, init_key, dataset, new_state, accept)
+        where = jax.tree.map(lambda leaf: leaf.sharding, like)
+        return found._replace(state=dfn.training.place(found.state, where))
 
     start = go_back()
     if start.step:
         print(f"resuming at step {start.step} of {settings.num_steps}")
-    run_key, heldout_key = dfn.training.replicate((run_key, heldout_key), mesh)
-    (workdir / "samples").mkdir(exist_ok=True)
+    run_key = dfn.training.replicate(run_key, mesh)
     draw = task.make_pictures(dataset, grid_key)
-    log = MetricLog(workdir, start.step, sinks)
+    log = MetricLog(workdir, start.step, sinks, writes=processes.is_main())
     examples = task.examples(examples, start.state.extras)
     batches_from = lambda number: device_batches(config, examples, number, mesh)  # noqa: E731
     table = parameter_table(start.state.params)
@@ -144,10 +156,14 @@ def _prepare(
     log.text("parameters", indented(table))
     print(f"{len(dataset)} examples, {jax.device_count()} {jax.default_backend()} device(s)\n{table}")
 
-    score = None
+    score = num_flops = None
     if start.step < settings.num_steps:
         batch = next(batches_from(start.step + start.meta.get("batch_offset", 0)))
-        train_steps = compile_now("the training step", train_steps, start.state, run_key, batch)
+        with goodput.bucket("compilation"):
+            num_flops = flops.count(train_steps, start.state, run_key, batch) / settings.steps_per_call
+            train_steps = compile_now("the training step", train_steps, start.state, run_key, batch)
+        print(memory_per_device(train_steps))
+        checkpoints.prepare(start.state)
         # With latents in place of images, or pairs of data and noise, the loss is not one of held-out images.
         if 0 < settings.heldout_every <= settings.num_steps and heldout and examples is dataset:
             score = make_heldout(
@@ -158,21 +174,22 @@ def _prepare(
                 heldout_key,
                 start.state.ema,
                 start.state.extras,
-                place=lambda batch: dfn.training.split_batch(batch, mesh),
+                mesh,
             )
     losses = jax.jit(lambda params, *args: task.loss(params, *args)[0])
 
     def explain(state: Any, step: int, batch: Any, number: int) -> str:
         extras = () if state.extras is None else (state.extras,)
-        found = losses(state.params, jax.random.fold_in(run_key, step), batch, *extras)
+        found = processes.gather(losses(state.params, jax.random.fold_in(run_key, step), batch, *extras))
         indices = data.batch_indices(examples, settings.batch_size, config.seed, number)
         return blame(found, indices, dataset.names)
 
-    return start, Parts(train_steps, run_key, batches_from, go_back, draw, explain, score), checkpoints, log
+    parts = Parts(train_steps, run_key, batches_from, go_back, draw, explain, score, flops=num_flops, goodput=goodput)
+    return start, parts, checkpoints, log
 
 
 def start_or_resume(
-    config: ConfigDict,
+    like: Any,
     task: Task,
     checkpoints: Checkpoints,
     key: jax.Array,
@@ -180,8 +197,10 @@ def start_or_resume(
     new_state: Callable[..., Any],
     accept: Sequence[Callable[[dict[str, Any]], bool]] = (),
 ) -> Restored:
-    """Returns the newest checkpoint that is accepted, else the newest, else new_state(task.init, key, extras)."""
-    like = states.state_like(config, task.init, task.extras_like)
+    """Returns the newest checkpoint that is accepted, else the newest, else new_state(task.init, key, extras).
+
+    `like` has the shapes and shardings of the state.
+    """
     for accepted in (*accept, lambda meta: True):
         restored = checkpoints.restore(like, accepted)
         if restored is not None:
@@ -205,9 +224,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 def _heldout(config: ConfigDict) -> data.Dataset | None:
     """The held-out examples; None if there are none."""
-    if config.data.heldout_fraction == 0 and config.data.name != "idx":  # idx has separate held-out files
-        return None
-    return data.load(runs.data_seed(config), "heldout")
+    return data.load(runs.data_seed(config), "heldout") if data.has_heldout(config.data) else None
 
 
 def device_batches(
@@ -215,23 +232,35 @@ def device_batches(
 ) -> Iterator[Any]:
     """Returns batches on the devices from a step on, stacked [steps_per_call, B, ...], with B split over the mesh."""
     settings = config.training
-    batches = data.batches(examples, settings.batch_size, config.seed, start_step=start_step, flip=config.data.flip)
-    if config.data.coupling == "ot":
-        batches = data.coupled(batches, config.seed, start_step=start_step)
+    rows = processes.local_rows(settings.batch_size, mesh)
+    coupled = config.data.coupling == "ot"  # of all rows of a batch, which each process reads
+    batches = data.batches(
+        examples,
+        settings.batch_size,
+        config.seed,
+        start_step=start_step,
+        flip=config.data.flip,
+        rows=None if coupled else rows,
+        num_threads=config.data.get("num_threads"),
+        num_workers=config.data.get("num_workers", 0),
+    )
+    if coupled:
+        whole = data.coupled(batches, config.seed, start_step=start_step)
+        batches = (jax.tree.map(lambda each: each[rows], batch) for batch in whole)
     stacks = (jax.tree.map(lambda *each: np.stack(each), *group) for group in zip(*[batches] * settings.steps_per_call))
     return (dfn.training.split_batch(stack, mesh, axis=1) for stack in stacks)
 
 
-def check_intervals(config: ConfigDict, num_devices: int) -> None:
-    """Raises ValueError for step counts, batch sizes and kinds of pairs that do not fit together."""
+def check_intervals(config: ConfigDict) -> None:
+    """Raises ValueError for step counts and kinds of pairs that do not fit together."""
     settings = config.training
     for name in _POSITIVE:
         if settings[name] < 1:
             raise ValueError(f"config.training.{name} must be at least 1; got {settings[name]}")
-    for name in ("sample_every", "heldout_every", "ema_snapshot_every"):
+    for name in ("sample_every", "heldout_every", "ema_snapshot_every", "keep_every"):
         if settings[name] < 0:
             raise ValueError(f"config.training.{name} must be 0 (never) or more; got {settings[name]}")
-    for name in ("num_steps", "log_every", "checkpoint_every", "sample_every", "ema_snapshot_every"):
+    for name in ("num_steps", "log_every", "checkpoint_every", "keep_every", "sample_every", "ema_snapshot_every"):
         if settings[name] % settings.steps_per_call:
             raise ValueError(
                 f"config.training.{name} must be a multiple of training.steps_per_call = {settings.steps_per_call}; "
@@ -249,10 +278,6 @@ def check_intervals(config: ConfigDict, num_devices: int) -> None:
         raise ValueError(
             "config.data.pairs holds pairs of data and noise, which needs task 'diffusion' with loss.objective "
             "'denoising', data.coupling = 'none' and no latents: set it to ''"
-        )
-    if settings.batch_size % num_devices:
-        raise ValueError(
-            f"config.training.batch_size must be a multiple of the {num_devices} devices; got {settings.batch_size}"
         )
 
 

@@ -17,7 +17,7 @@ import diffusers_fn as dfn
 from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
 from diffusers_fn.from_config.guiding import is_guided
-from experiments import compilation, latent, own, runs, states
+from experiments import compilation, latent, over_devices, own, processes, runs, states
 from experiments.parts import Parts
 from experiments.tasks import TASKS
 from experiments.workdir import read_config
@@ -45,17 +45,21 @@ def define_allow_changes_flag() -> None:
 
 
 class Networks(NamedTuple):
-    """Parameters of all networks that a sample needs; arguments of the compiled program, not constants in it.
+    """What a sample is computed from: arguments of the compiled program, not constants in it.
 
     Attributes:
-      own: those of the diffusion model.
+      own: the parameters of the diffusion model.
       first_stage: the value of `latent.make_extras`, for a model in latents; else None.
-      classifier: those of the guiding classifier; else None.
+      classifier: the parameters of the guiding classifier; else None.
+      guidance_scale: config.sampler.cfg_scale of a model that is guided without a classifier; else None.
+      classifier_scale: config.sampler.classifier_scale; None without a classifier.
     """
 
     own: Any
     first_stage: Any = None
     classifier: Any = None
+    guidance_scale: Any = None
+    classifier_scale: Any = None
 
 
 def load_trained(config: ConfigDict, workdir: Path, params: str = "ema") -> tuple[dfn.Diffusion, Networks, int]:
@@ -86,10 +90,18 @@ def load_trained(config: ConfigDict, workdir: Path, params: str = "ema") -> tupl
     else:
         model, like = dfn.build(config, tables), dfn.build_objective(config, tables).extras
     step, state = states.load_state(config, workdir, states.state_like(config, model.init, like))
-    chosen = jax.device_put(states.choose_params(config, workdir, state, params))
+    chosen = over_devices.place_params(config, states.choose_params(config, workdir, state, params))
+    mesh = over_devices.mesh_of(chosen)
     if config.sampler.classifier_workdir:
-        classifier, guide = load_classifier(config)
-    networks = Networks(chosen, jax.device_put(state.extras) if config.latent.enabled else None, guide)
+        classifier, guide = load_classifier(config, mesh)
+    guided = derived.num_classes(config) and is_guided(config.sampler, tables.guidances)
+    networks = Networks(
+        chosen,
+        dfn.training.replicate(state.extras, mesh) if config.latent.enabled else None,
+        guide,
+        np.float32(config.sampler.cfg_scale) if guided else None,
+        None if classifier is None else np.float32(config.sampler.classifier_scale),
+    )
     return of_networks(config, model, networks, autoencoder, classifier), networks, step
 
 
@@ -105,7 +117,7 @@ def of_networks(
     Args:
       config: of the model.
       model: as functions of its own parameters; in latents if there is an autoencoder.
-      networks: `init` keeps the parameters of its other networks.
+      networks: `init` keeps all of it but the model's own parameters.
       autoencoder: decodes the samples; None for none.
       classifier: guides them with scale config.sampler.classifier_scale; None for none.
     """
@@ -116,9 +128,12 @@ def of_networks(
     def sample(params: Networks, *args: Any, **options: Any) -> Any:
         if autoencoder is not None and options.get("shape") is not None:
             options["shape"] = latent.shape_of(options["shape"], tuple(config.data.shape), autoencoder.latent_shape)
+        if params.guidance_scale is not None and options.get("cond") is not None:
+            options.setdefault("guidance_scale", params.guidance_scale)
         if classifier is not None:
             log_prob = classifier.log_prob(params.classifier)
-            options["transform"] = dfn.guidance.classifier(log_prob, config.sampler.classifier_scale)
+            scale = config.sampler.classifier_scale if params.classifier_scale is None else params.classifier_scale
+            options["transform"] = dfn.guidance.classifier(log_prob, scale)
         return whole(params).sample(params.own, *args, **options)
 
     def of_own(name: str) -> Callable[..., Any]:
@@ -156,8 +171,8 @@ def sampled_classes(config: ConfigDict) -> int:
     return derived.num_classes(classifier_config(config))
 
 
-def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
-    """Returns the classifier of config.sampler.classifier_workdir and its averaged parameters.
+def load_classifier(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[dfn.NoisyClassifier, Any]:
+    """Returns the classifier of config.sampler.classifier_workdir, and its averaged parameters on a mesh.
 
     Raises:
       ValueError: if there is no classifier, or its data, classes or noise levels are not those of the model.
@@ -187,7 +202,7 @@ def load_classifier(config: ConfigDict) -> tuple[dfn.NoisyClassifier, Any]:
         )
     net = dfn.build_classifier(held)
     _, state = states.load_state(held, folder, states.state_like(held, net.init))
-    return net, jax.device_put(state.ema)
+    return net, dfn.training.replicate(state.ema, mesh)
 
 
 def draw_samples(
@@ -203,7 +218,8 @@ def draw_samples(
 ) -> np.ndarray | None:
     """Returns samples [num_samples, *shape], drawn in batches by one compiled program, with a progress bar.
 
-    Each sample has its own key: the same seed gives the same samples for every batch size, unless the generator is
+    Each batch is split over all devices of all processes, and each process gets all samples. Each sample has its own
+    key: the same seed gives the same samples for every batch size and every number of devices, unless the generator is
     rbg or unsafe_rbg.
 
     Args:
@@ -225,7 +241,8 @@ def draw_samples(
     if parts is None:
         return draw_in_batches(draw, params, key, labels, num_samples, batch_size, "sampling")
     for start, batch in each_batch(draw, params, key, labels, num_samples, batch_size, "sampling", parts):
-        parts.save(start, batch)
+        if processes.is_main():
+            parts.save(start, batch)
     return None
 
 
@@ -255,6 +272,8 @@ def each_batch(
 ) -> Iterator[tuple[int, Any]]:
     """Yields (index of the first sample, result of `draw`) by batch, with one key per sample and a progress bar.
 
+    Each batch is split over the devices on which the parameters lie, and filled up to a multiple of their number.
+
     Args:
       draw: (params, keys [b], labels [b] or None) -> a tree of arrays [b, ...].
       params: its parameters.
@@ -263,7 +282,7 @@ def each_batch(
       num_samples: number of samples; the last batch has what is left of them.
       batch_size: number drawn at once; samples do not depend on it, unless the generator is rbg or unsafe_rbg.
       what: label of the progress bar.
-      done: indices of batches that are left out.
+      done: indices of batches that are left out; with several processes those of process 0.
     """
     if batch_size < 1 or num_samples < 1:
         raise ValueError(f"the number of samples and batch_size must be at least 1; got {num_samples}, {batch_size}")
@@ -272,21 +291,26 @@ def each_batch(
     keys = jax.random.split(key, padded)
     conds = None if labels is None else np.resize(labels, padded)
     starts = range(0, padded, batch_size)
-    left = [start for start in starts if start not in done]
+    missing = processes.from_main(np.array([start not in done for start in starts]))
+    left = [start for start, each in zip(starts, missing, strict=True) if each]
     if not left:
         return
+    mesh = over_devices.mesh_of(params)
 
-    def inputs(start: int) -> tuple[jax.Array, np.ndarray | None]:
+    def inputs(start: int) -> tuple[jax.Array, jax.Array | None]:
         rows = slice(start, start + batch_size)
-        return keys[rows], None if conds is None else conds[rows]
+        split: tuple[jax.Array, jax.Array | None] = over_devices.split_rows(
+            (keys[rows], None if conds is None else conds[rows]), mesh
+        )
+        return split
 
     run, begun = (
         compilation.compile_now("the sampler", jax.jit(draw), params, *inputs(left[0])),
         len(starts) - len(left),
     )
-    for start in tqdm(left, desc=what, unit="batch", initial=begun, total=len(starts), disable=len(starts) == 1):
-        size = min(batch_size, num_samples - start)
-        yield start, jax.tree.map(lambda each, size=size: np.asarray(each)[:size], run(params, *inputs(start)))
+    quiet = len(starts) == 1 or not processes.is_main()
+    for start in tqdm(left, desc=what, unit="batch", initial=begun, total=len(starts), disable=quiet):
+        yield start, over_devices.first_rows(run(params, *inputs(start)), min(batch_size, num_samples - start))
 
 
 def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:

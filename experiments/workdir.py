@@ -7,6 +7,7 @@
 | `data.json`, `data_hashes.npz` | the data: counts, order, content, split; a hash per example |
 | `versions.jsonl` | per start: versions, device, commit, command line |
 | `own.json` | folders from which the config's own objects are imported, if it has any |
+| `goodput.jsonl` | per log entry and checkpoint: seconds of this start by bucket, see `goodput` |
 | `lock` | while a process trains: which one |
 """
 
@@ -56,6 +57,8 @@ FREE = (
     "evaluation",
     "data.path",
     "data.memory_limit_mb",
+    "data.num_threads",
+    "data.num_workers",
     "latent.autoencoder_workdir",
     "latent.cache",
     "latent.decode_batch_size",
@@ -64,8 +67,11 @@ FREE = (
     "training.heldout_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_every",
     "training.ema_snapshot_every",
     "training.max_skipped",
+    "training.peak_flops",
+    "mesh",
 )
 # Fields that --allow_changes may change from a step on. All others decide what the parameters mean or which there are.
 CHANGEABLE = (
@@ -73,6 +79,8 @@ CHANGEABLE = (
     "prng_impl",
     "data.name",
     "data.heldout_fraction",
+    "data.split",
+    "data.heldout_split",
     "data.pairs",
     "data.coupling",
     "data.flip",

@@ -19,6 +19,7 @@ PACKAGE = pathlib.Path(dfn.__file__).parent
 # A module imports from its own floor (without cycles) and from lower ones.
 FLOORS = {
     "_arrays": 0,
+    "_manual_axes": 0,
     "_types": 0,
     "_random": 0,
     "_threefry": 0,

@@ -197,16 +197,15 @@ def test_training_under_jit(training_run, plain_steps):
 
 def test_training_under_pmap(training_run, plain_steps):
     make, state, keys, data = training_run
-    step = make(reduce=lambda tree: jax.lax.pmean(tree, "batch"))
-    mapped = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0), out_axes=None)
+    mapped = jax.pmap(make(axis_name="batch"), axis_name="batch", in_axes=(None, 0, 0), out_axes=None)
     check_steps(two_steps(mapped, state, *by_device((keys, data))), plain_steps)
 
 
-def test_training_under_shard_map(training_run, plain_steps, mesh):
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_training_under_shard_map(training_run, plain_steps, mesh, check_vma):
     make, state, keys, data = training_run
-    step = make(reduce=lambda tree: jax.lax.pmean(tree, "batch"))
-    split, whole = PartitionSpec("batch"), PartitionSpec()
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(whole, split, split), out_specs=(whole, whole), check_vma=False)
+    step, split, whole = make(axis_name="batch"), PartitionSpec("batch"), PartitionSpec()
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(whole, split, split), out_specs=whole, check_vma=check_vma)
     state, (keys, data) = training.replicate(state, mesh), training.split_batch((keys, data), mesh)
     check_steps(two_steps(jax.jit(mapped), state, keys, data), plain_steps)
 

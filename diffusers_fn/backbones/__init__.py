@@ -9,6 +9,8 @@ from diffusers_fn.backbones.dhariwal_unet import DhariwalUNet
 from diffusers_fn.backbones.dit import DiT
 from diffusers_fn.backbones.mlp import MLP
 from diffusers_fn.backbones.mlp_classifier import MLPClassifier
+from diffusers_fn.backbones.placement import batches_split
+from diffusers_fn.backbones.scans import stack_blocks, unstack_blocks
 from diffusers_fn.backbones.self_conditioned import SelfConditioned
 from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleDecoder, SimpleEncoder
 from diffusers_fn.backbones.song_unet import SongUNet
@@ -41,9 +43,12 @@ __all__ = [
     "UNet2D",
     "UNet2DCondition",
     "UViT",
+    "batches_split",
     "diagonal_gaussian",
     "ops",
+    "stack_blocks",
     "tiling",
+    "unstack_blocks",
 ]
 
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, ops, patches, transformer
+from diffusers_fn.backbones import blocks, embeddings, ops, patches, scans, transformer
 from diffusers_fn.backbones.sizes import scaled
 
 __all__ = ["Block", "DiT", "Embedding"]
@@ -48,6 +48,8 @@ class DiT(ops.Module):
       qkv_bias, gelu_approximate, mlp_norm_eps, mlp_norm_affine: details in which implementations differ. The last two
         belong to the normalisation before each mlp.
       remat: the backward pass computes every block again instead of keeping its activations.
+      scan_blocks: apply the blocks in a scan, which compiles in a time that does not grow with depth. Their parameters
+        are stacked in `blocks`; `backbones.stack_blocks` changes parameters of block_0, block_1, ... into these.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, L, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the label
         embedding stay in float32 or wider.
@@ -82,6 +84,7 @@ class DiT(ops.Module):
     mlp_norm_eps: float = 1e-6
     mlp_norm_affine: bool = False
     remat: bool = False
+    scan_blocks: bool = False
     attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
@@ -120,9 +123,7 @@ class DiT(ops.Module):
             self.hidden_size, patch_size=self.patch_size, kernel_init=embeddings.dense_init, name="patch", **self.types
         )(x)
         h = h + self._positions(x)[None]
-        for i in range(self.depth):
-            block = blocks.rematerialised(self._block(f"block_{i}"), self.remat)
-            h = block(h, conditions[i % len(conditions)], train=train)
+        h = self._apply_blocks(h, conditions, train=train)
 
         modulation = ops.Dense(2 * self.hidden_size, kernel_init=zero_init, name="modulation_out", **self.types)
         shift, scale = jnp.split(modulation(ops.silu(conditions[0]))[:, None], 2, axis=-1)
@@ -130,6 +131,16 @@ class DiT(ops.Module):
         h = ops.Dense(self.patch_size**2 * out_channels, kernel_init=zero_init, name="dense_out", **self.types)(h)
         image = patches.unpatchify(h, self.patch_size, x.shape[1], x.shape[2])
         return image.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def _apply_blocks(self, h: jax.Array, conditions: list[jax.Array], *, train: bool) -> jax.Array:
+        if self.scan_blocks:
+            split = len(conditions) > 1
+            c = jnp.stack(conditions) if split else conditions[0]
+            return scans.scanned(self._block("blocks"), self.depth, self.remat)(h, c, split=split, train=train)[0]
+        for i in range(self.depth):
+            block = blocks.rematerialised(self._block(f"block_{i}"), self.remat)
+            h = block(h, conditions[i % len(conditions)], train=train)
+        return h
 
     def _block(self, name: str) -> Block:
         return Block(

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusers_fn.backbones import blocks, embeddings, ops, patches, transformer
+from diffusers_fn.backbones import blocks, embeddings, ops, patches, scans, transformer
 from diffusers_fn.backbones.sizes import scaled
 
 __all__ = ["Block", "UViT"]
@@ -44,6 +44,7 @@ class UViT(ops.ConvNetwork):
       conv_out: whether a 3x3 convolution ends the network.
       zero_init_output: start as the zero function. The published networks do not.
       remat: the backward pass computes every block again instead of keeping its activations.
+      scan_blocks: as in `DiT`; the parameters of the blocks are stacked in `in_blocks` and `out_blocks`.
       native_conv: as in `UNet`.
       attention_fn: as `jax.nn.dot_product_attention`, on [B, L, heads, head_dim].
       dtype, param_dtype: of the computation and of the parameters. Normalisation statistics, the softmax and the time
@@ -76,6 +77,7 @@ class UViT(ops.ConvNetwork):
     conv_out: bool = True
     zero_init_output: bool = False
     remat: bool = False
+    scan_blocks: bool = False
     attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
 
     @classmethod
@@ -117,14 +119,7 @@ class UViT(ops.ConvNetwork):
         h = jnp.concatenate([token.astype(self.dtype) for token in tokens], axis=1)
         h = h + self.param("positions", _init, h.shape[1:], self.param_dtype).astype(self.dtype)[None]
 
-        saved = []
-        for i in range(self.depth // 2):
-            h = self._block(f"in_{i}")(h, None, train=train)
-            saved.append(h)
-        h = self._block("mid")(h, None, train=train)
-        for i in range(self.depth // 2):
-            skip = saved.pop() if self.long_skips else None
-            h = self._block(f"out_{i}")(h, skip, train=train)
+        h = self._apply_blocks(h, train=train)
         h = ops.array(ops.LayerNorm(_EPS, name="norm_out", **self.types)(h))[:, extras:]
 
         dense_init = _init if self.conv_out else zeros or _init
@@ -134,8 +129,25 @@ class UViT(ops.ConvNetwork):
             h = ops.Conv(out_channels, (3, 3), kernel_init=zeros or _torch_init, name="conv_out", **self.types)(h)
         return h.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-    def _block(self, name: str) -> Callable[..., jax.Array]:
-        block = Block(
+    def _apply_blocks(self, h: jax.Array, *, train: bool) -> jax.Array:
+        half, skips = self.depth // 2, self.long_skips
+        if self.scan_blocks and half:
+            h, saved = scans.scanned(self._block("in_blocks"), half, self.remat)(h, None, keep=skips, train=train)
+            h = blocks.rematerialised(self._block("mid"), self.remat)(h, None, train=train)
+            mirrored = saved[::-1] if skips else None
+            return scans.scanned(self._block("out_blocks"), half, self.remat)(h, mirrored, split=skips, train=train)[0]
+        saved = []
+        for i in range(half):
+            h = blocks.rematerialised(self._block(f"in_{i}"), self.remat)(h, None, train=train)
+            saved.append(h)
+        h = blocks.rematerialised(self._block("mid"), self.remat)(h, None, train=train)
+        for i in range(half):
+            block = blocks.rematerialised(self._block(f"out_{i}"), self.remat)
+            h = block(h, saved.pop() if skips else None, train=train)
+        return h
+
+    def _block(self, name: str) -> Block:
+        return Block(
             num_heads=self.num_heads,
             mlp_hidden_size=scaled(self.hidden_size, self.mlp_ratio),
             dropout=self.dropout,
@@ -144,7 +156,6 @@ class UViT(ops.ConvNetwork):
             name=name,
             **self.types,
         )
-        return blocks.rematerialised(block, self.remat)
 
     def _extra_tokens(self, x: jax.Array, t: jax.Array, cond: jax.Array | None) -> list[jax.Array]:
         """Returns the tokens before the patches: [class, time] or [time, text], each [B, l, hidden_size]."""

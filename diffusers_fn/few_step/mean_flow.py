@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_data, expand, namespace
+from diffusers_fn._arrays import check_data, expand, namespace, split_like
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.levels import Level
 from diffusers_fn.losses import TimeSampler
@@ -58,6 +58,7 @@ def mean_flow_target(
     Array([[3., 3.]], dtype=float32)
     """
     check_data(x=x, velocity=velocity)
+    t, r = split_like((t, r), x)
     u, du = jax.jvp(net, (x, t, r), (velocity, jnp.ones_like(t), jnp.zeros_like(r)))
     return u, jax.lax.stop_gradient(velocity - expand(t - r, x) * du)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _random, latents
+from diffusers_fn._arrays import whole
 from diffusers_fn.from_config.batches import check_images
 from diffusers_fn.from_config.loss_terms import make_error
 from diffusers_fn.from_config.network import init_params, make_autoencoder
@@ -57,11 +58,11 @@ def build_autoencoder(config: Config) -> Autoencoder:
         return init_params(_random.one_key(key), jnp.zeros((1, *shape)), module=module)
 
     def encode(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        coded: Any = module.apply({"params": params}, x, method="encode")
+        coded: Any = module.apply({"params": whole(params, x)}, x, method="encode")
         return coded
 
     def decode(params: Any, z: jax.Array) -> jax.Array:
-        decoded: Any = module.apply({"params": params}, z, method="decode")
+        decoded: Any = module.apply({"params": whole(params, z)}, z, method="decode")
         return decoded
 
     def loss(params: Any, key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusers_fn import _random, _threefry
+from diffusers_fn._arrays import split_like, whole
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.batches import check_images, check_labels
@@ -67,6 +68,7 @@ def build_classifier(config: Config) -> NoisyClassifier:
     def apply(
         params: Any, x: jax.Array, t: ArrayLike, *, key: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
+        params, t = whole(params, x), split_like(t, x)
         rngs = {} if key is None else {"dropout": _threefry.faster(key)}
         logits = module.apply({"params": params}, x, t, train=train, rngs=rngs)
         assert isinstance(logits, jax.Array)

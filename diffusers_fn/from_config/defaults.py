@@ -39,6 +39,7 @@ def default_config() -> Config:
     - `data`: data set, classes, held-out share;
     - `latent`: diffusion in the latents of a trained autoencoder;
     - `training`: steps, batch size, optimizer, EMA, checkpoints;
+    - `mesh`: how many devices share data, parameters and layers;
     - `evaluation`: number of samples to score.
 
     The file of this function, `diffusers_fn/from_config/defaults.py`, explains each field in one line:
@@ -58,6 +59,7 @@ def default_config() -> Config:
     config.data = _data()
     config.latent = _latent()
     config.training = _training()
+    config.mesh = _mesh()
     config.evaluation = _evaluation()
     for name, value in _model().items():
         config[name] = value
@@ -66,22 +68,30 @@ def default_config() -> Config:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.name = "digits"  # digits, idx, images, arrays, toy2d, or "package.module:function" of your own
-    data.path = ""  # a folder or file, for idx, images and arrays
+    data.name = "digits"  # or toy2d, idx, arrays, images, array_record, tfds, hf, tar, or "module:function" of your own
+    data.path = ""  # a folder or file, for all kinds but digits and toy2d
     data.shape = (8, 8, 1)  # of one example; values lie in [-1, 1]
     data.num_classes = placeholder(int)  # of the labels, for the network too; 0: labels are not used
     data.heldout_fraction = 0.2  # share of the examples held out for evaluation (idx: the test files)
+    data.split = "train"  # tfds, hf: the split of the data set that is trained on
+    data.heldout_split = ""  # tfds, hf: the split that is held out, such as "test"; "": a share of data.split
     data.pairs = ""  # a file of experiments.reflow: train on its pairs instead of the data
     data.coupling = "none"  # of data and noise within a batch; ot: optimal transport, for flows
     data.flip = False  # mirror images at random
-    data.image_size = 0  # images: height and width after `resize`; 0: those of data.shape
-    data.resize = "none"  # images of another size: none (refused), crop, pad or stretch
-    data.background = (255, 255, 255)  # images: colour behind transparent pixels; with four channels they stay RGBA
-    data.memory_limit_mb = 1024  # images: decoded in advance if they fit into this, else each time they are read
+    data.image_size = 0  # image files: height and width after `resize`; 0: those of data.shape
+    data.resize = "none"  # image files of another size: none (refused), crop, pad, stretch, adm_crop or adm_random_crop
+    data.background = (
+        255,
+        255,
+        255,
+    )  # image files: colour behind transparent pixels; with four channels they stay RGBA
+    data.memory_limit_mb = 1024  # images of a split that need more are read on demand, others held in memory
+    data.num_threads = placeholder(int)  # threads that read batches in advance; None: by kind of data and cores
+    data.num_workers = 0  # processes that read batches in advance, each with these threads; 0: threads alone
     data.variant = "moons"  # toy2d: name of the point cloud
     data.num_examples = 10_000  # toy2d: number of points
-    data.images_key = "images"  # arrays: entry of the .npz file with the examples
-    data.labels_key = "labels"  # arrays: entry with the labels
+    data.images_key = "images"  # arrays, records, tables: entry of the .npz file, feature or column with the examples
+    data.labels_key = "labels"  # arrays, records, tables: entry with the labels
     data.value_range = placeholder(tuple)  # arrays: smallest and largest value as stored, which become -1 and 1
     data.normalize = True  # values lie in [-1, 1]; False: in any range; arrays are read unchanged
     return data
@@ -91,7 +101,7 @@ def _latent() -> ConfigDict:
     latent = ConfigDict()
     latent.enabled = False  # train and sample in the latents of an autoencoder
     latent.autoencoder_workdir = ""  # work directory of the autoencoder's run; for training only
-    latent.cache = ""  # a file of experiments.encode: train on its latents instead of encoding images
+    latent.cache = ""  # a folder of experiments.encode (or a file of earlier ones): train on its latents, not images
     latent.decode_batch_size = 0  # samples decoded at once; 0: the whole batch
     return latent
 
@@ -118,7 +128,17 @@ def _training() -> ConfigDict:
     training.heldout_every = 1_000  # steps between losses on held-out data; 0: never
     training.checkpoint_every = 1_000  # steps
     training.keep_checkpoints = 3  # number of checkpoints kept on disk
+    training.keep_every = 0  # steps; their checkpoints are kept for ever; 0: none
+    training.peak_flops = 0.0  # FLOP/s of one device, for the metric flops_utilization; 0: of known GPUs and TPUs
     return training
+
+
+def _mesh() -> ConfigDict:
+    mesh = ConfigDict()
+    mesh.data = -1  # devices that split batches alone; -1: what fsdp and tensor leave of all devices
+    mesh.fsdp = 1  # devices that split batches, and parameters, optimizer state and averages
+    mesh.tensor = 1  # devices that split each layer: attention heads, hidden units, channels
+    return mesh
 
 
 def _evaluation() -> ConfigDict:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import concrete
+from diffusers_fn._arrays import concrete, split_like
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
 from diffusers_fn.from_config.batches import check_labels
@@ -25,9 +26,10 @@ from diffusers_fn.from_config.samplers import make_plan
 from diffusers_fn.from_config.scores import make_invert, make_score
 from diffusers_fn.from_config.signatures import Apply, Config, Invert, LossWithExtras, MakeDenoiser, Sample, Score
 from diffusers_fn.from_config.tables import Tables
+from diffusers_fn.from_config.traced_steps import make_traced_plan
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.self_conditioning import self_conditioned
-from diffusers_fn.solvers import Solver, Step, start_level
+from diffusers_fn.solvers import Step
 
 __all__ = ["Diffusion", "build", "build_denoiser", "build_objective"]
 
@@ -50,8 +52,13 @@ class Diffusion(NamedTuple):
         time samplers stratified and antithetic, which spread times over the batch). metrics: arrays [B].
         Objectives that need more than the parameters take it as a fourth argument: see `build_objective`.
       sample: (params, key, num_samples, *, cond=None, guidance_scale=None, eta=None, num_inference_steps=None,
-        emit=None, transform=None, shape=None, x=None) -> Samples. cond: int labels [] or [num_samples], or None for
-        unconditional samples. None takes the config's value. key: one key, or [num_samples] keys. transform: your own
+        max_inference_steps=None, emit=None, transform=None, shape=None, x=None) -> Samples. num_samples: an integer, or
+        a symbol of `jax.export.symbolic_shape`. cond: int labels [] or [num_samples], or None for
+        unconditional samples. None takes the config's value. key: one key, or [num_samples] keys.
+        num_inference_steps: an integer; or an array [], which may be traced, of at most max_inference_steps (the
+        config's number of steps by default): one compiled program then serves every number of steps, a loop runs as
+        many as are asked for, and a trace of `emit` has zeros in front; traced numbers out of range are clipped to
+        the range, and there is no reverse-mode derivative. transform: your own
         guidance, denoiser -> denoiser, applied to the model's (guided) denoiser before x0 is clipped; it is called with
         cond, also where the network is unconditional. shape: of one sample, if the network takes other sizes than
         config.data.shape (U-Nets and DiT do). x: [num_samples, ...], the state at the first level, for instance from
@@ -92,12 +99,15 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
     model = make_model(config, tables)
     inputs, num_classes = model.inputs, model.inputs.num_classes
     loss = make_objective(config.loss, inputs, tables.objectives).loss
-    plan = make_plan(
+    make_solver = make_plan(
         config.sampler,
         inputs.noise,
         inputs.variance,
         self_conditioned=inputs.self_conditioned,
         table=tables.solvers,
+    )
+    plan = make_traced_plan(
+        make_solver, config.sampler.num_inference_steps, tables.solvers[config.sampler.name].min_levels
     )
     guide = make_guidance(config.sampler, GuidanceInputs(num_classes, inputs.parameterization), tables.guidances)
     takes_eta = tables.solvers[config.sampler.name].takes_eta
@@ -117,14 +127,14 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         cond: Any = None,
         guidance_scale: ArrayLike | None = None,
         eta: ArrayLike | None = None,
-        num_inference_steps: int | None = None,
+        num_inference_steps: ArrayLike | None = None,
+        max_inference_steps: int | None = None,
         emit: Callable[[Step], Any] | None = None,
         transform: Transform | None = None,
         shape: Sequence[int] | None = None,
         x: jax.Array | None = None,
     ) -> Samples:
-        if isinstance(num_samples, str) or num_samples != int(num_samples) or num_samples < 1:
-            raise ValueError(f"num_samples must be an integer of at least 1; got {num_samples!r}")
+        _check_num_samples(num_samples)
         if eta is not None and not takes_eta:
             raise ValueError(f"sampler {config.sampler.name!r} has no eta: set config.sampler.name to 'ddim'")
         if cond is not None and not num_classes and transform is None:
@@ -135,7 +145,7 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         size = _size(shape, x, num_samples, model)
         if size != model.shape:
             model.check_size(params, size)
-        solver = plan(num_inference_steps, eta)
+        solver, start_std, scan = plan(num_inference_steps, eta, max_inference_steps)
 
         transforms: list[Transform] = [] if num_classes else [ignore_cond]
         if cond is not None and num_classes:
@@ -151,9 +161,10 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         start_key, noise_key = _random.split(key, 2)
         if x is None:
             z = _random.draw(jax.random.normal, start_key, (num_samples, *size), jnp.result_type(float))
-            x = _start_std(solver) * z
+            x = start_std * z
+        x = x if cond is None else split_like(x, cond)
         denoise = _transformed(model, params, chain(*transforms))
-        return sample(noise_key, denoise, solver, x, emit=emit)
+        return sample(noise_key, denoise, solver, x, emit=emit, scan=scan)
 
     objective = tables.objectives[config.loss.objective]
     score, invert = make_score(config, model, objective), make_invert(config, model, objective)
@@ -200,6 +211,14 @@ def build_objective(config: Config, tables: Tables = _TABLES) -> Objective:
     return make_objective(config.loss, make_model(config, tables).inputs, tables.objectives)
 
 
+def _check_num_samples(num_samples: Any) -> None:
+    """Raises ValueError unless it is a positive integer, or a symbol of `jax.export`, which stands for one."""
+    if jax.export.is_symbolic_dim(num_samples):
+        return
+    if isinstance(num_samples, str) or num_samples != int(num_samples) or num_samples < 1:
+        raise ValueError(f"num_samples must be an integer of at least 1; got {num_samples!r}")
+
+
 def _size(shape: Sequence[int] | None, x: jax.Array | None, num_samples: int, model: Model) -> tuple[int, ...]:
     """The shape of one sample: `shape`, or that of the states x, or config.data.shape."""
     size = model.shape if shape is None else tuple(int(length) for length in shape)
@@ -241,9 +260,3 @@ def _check_labels_suffice(cond: Any, guidance_scale: Any) -> None:
             "this model was trained with loss.label_dropout = 0: it has no prediction without a label. Pass cond, "
             "and no guidance_scale"
         )
-
-
-def _start_std(solver: Solver) -> float:
-    """The standard deviation of x at the first level, for data of standard deviation 1."""
-    level = start_level(solver)
-    return float(np.sqrt(level.alpha**2 + level.sigma**2)[0])

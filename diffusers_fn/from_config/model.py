@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusers_fn import _random, _threefry
+from diffusers_fn._arrays import split_like, whole
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.from_config import derived, few_step, self_conditioning
 from diffusers_fn.from_config.batches import make_batch_reader
@@ -144,6 +145,7 @@ def _make_apply(module: nn.Module, *, dropout: float, takes_x0: bool) -> Callabl
             raise ValueError("apply with train=True draws dropout masks: pass key")
         if x0 is not None and not takes_x0:
             raise ValueError("x0 was given, but self-conditioning is off: set config.self_conditioning")
+        params, (t, cond) = whole(params, x), split_like((t, cond), x)
         rngs = {} if key is None else {"dropout": _threefry.faster(key)}
         estimate: dict[str, Any] = {} if x0 is None else {"x0": x0}
         out = module.apply({"params": params}, x, t, cond, **estimate, train=train, rngs=rngs)

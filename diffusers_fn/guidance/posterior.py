@@ -168,7 +168,9 @@ def average_pool(x: jax.Array, factor: int) -> jax.Array:
     if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
         raise ValueError(f"x must be [B, H, W, C] with H and W multiples of {factor}; got shape {x.shape}")
     batch, height, width, channels = x.shape
-    squares = x.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    # One axis after the other, as mesh axes of type Explicit need it.
+    squares = x.reshape(batch, height // factor, factor, width, channels)
+    squares = squares.reshape(batch, height // factor, factor, width // factor, factor, channels)
     return jnp.mean(squares, axis=(2, 4))
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import concrete, expand
+from diffusers_fn._arrays import concrete, expand, split_like
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.levels import Level
@@ -78,11 +78,11 @@ def predict_each(
     if not batched:
         return [denoise(x, level, cond) for cond in conds]
     num = len(conds)
-    repeat = lambda a: jnp.repeat(a, num, axis=0)  # noqa: E731
-    levels = jax.tree.map(lambda a: repeat(a) if jnp.ndim(a) else a, level)
+    # Axes are joined and split, not repeated and sliced, since mesh axes of type Explicit may split the batch.
     interleaved = lambda *c: jnp.stack(c, axis=1).reshape(num * c[0].shape[0], *c[0].shape[1:])  # noqa: E731
-    prediction = denoise(repeat(x), levels, jax.tree.map(interleaved, *conds))
-    return [jax.tree.map(lambda a, k=k: a[k::num], prediction) for k in range(num)]
+    repeat = lambda a: interleaved(*[a] * num) if np.ndim(a) else a  # noqa: E731
+    prediction = denoise(repeat(x), jax.tree.map(repeat, level), jax.tree.map(interleaved, *conds))
+    return [jax.tree.map(lambda a, k=k: a.reshape(-1, num, *a.shape[1:])[:, k], prediction) for k in range(num)]
 
 
 def one_per_example(cond: Any, x: jax.Array, what: str = "guidance") -> Any:
@@ -108,7 +108,7 @@ def one_per_example(cond: Any, x: jax.Array, what: str = "guidance") -> Any:
                 f"cond must have the batch of x, [{x.shape[0]}, ...]: x has shape {list(x.shape)} and cond "
                 f"{list(np.shape(c))}"
             )
-        return jnp.asarray(c) if np.ndim(c) else jnp.broadcast_to(jnp.asarray(c), x.shape[:1])
+        return split_like(jnp.broadcast_to(jnp.asarray(c), (*x.shape[:1], *np.shape(c)[1:])), x)
 
     return jax.tree.map(each, cond)
 
@@ -133,7 +133,7 @@ def broadcast_cond(other: Any, cond: Any) -> Any:
                 f"the null condition must broadcast to cond: cond has shape {list(c.shape)} and the null condition "
                 f"{list(shape)}"
             )
-        return jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape)
+        return split_like(jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), c)
 
     return jax.tree.map(each, cond, other)
 

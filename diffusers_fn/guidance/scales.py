@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn._arrays import check_per_example, concrete, expand
+from diffusers_fn._arrays import check_per_example, concrete, entries, expand, with_auto_axes
 from diffusers_fn._types import Array, ArrayLike
 from diffusers_fn.levels import Level
 
@@ -102,9 +102,10 @@ def scale_on_plan(levels: Level, values: Array | Sequence[float]) -> Callable[[L
         at = _log_ratio(level)
         nodes, node_values = _log_ratio(levels), jnp.asarray(values, at.dtype)
         gaps = jnp.abs(at[..., None] - nodes.reshape((1,) * at.ndim + (-1,)))
+        between = with_auto_axes(jnp.interp, -at, -nodes, node_values)
         # Rounding moves a level of the plan by a few 1e-6 at most; two levels of a plan are further apart.
         at_node = jnp.min(gaps, axis=-1) < 1e-5
-        return jnp.where(at_node, node_values[jnp.argmin(gaps, axis=-1)], jnp.interp(-at, -nodes, node_values))
+        return jnp.where(at_node, entries(node_values, jnp.argmin(gaps, axis=-1)), between)
 
     return scale
 

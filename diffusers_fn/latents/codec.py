@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import concrete, namespace, working_dtype
+from diffusers_fn._arrays import concrete, is_whole, namespace, working_dtype
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.backbones import diagonal_gaussian
 
@@ -132,14 +132,14 @@ def in_chunks(codec: Codec, size: int) -> Codec:
     """Returns the codec that decodes `size` latents at a time, so that memory is bounded by `size` latents.
 
     Decoding sets the peak memory of latent diffusion. Do not use it for a batch that is split over devices, since
-    chunks are decoded one after another.
+    chunks are decoded one after another; under shard_map each device decodes its own part in chunks.
 
     Args:
       codec: the codec; its encoder is unchanged.
       size: latents per chunk, at least 1; the last chunk may be smaller.
 
     Raises:
-      ValueError: if size is less than 1.
+      ValueError: if size is less than 1; when called, if mesh axes of type Explicit split the batch.
 
     >>> codec = in_chunks(Codec(lambda x: (x, x), lambda z: z * len(z)), 2)  # decodes z to z times the chunk size
     >>> codec.decode(jnp.ones((5, 1))).ravel().tolist()
@@ -149,6 +149,11 @@ def in_chunks(codec: Codec, size: int) -> Codec:
         raise ValueError(f"size, the number of latents per chunk, must be at least 1; got {size}")
 
     def decode(z: jax.Array) -> jax.Array:
+        if not is_whole(z):
+            raise ValueError(
+                f"in_chunks decodes one chunk after another, and devices split the batch, {jax.typeof(z)}: leave it "
+                "out, since each device decodes its own part alone, or decode in shard_map"
+            )
         num_chunks = z.shape[0] // size
         whole, rest = z[: num_chunks * size], z[num_chunks * size :]
         decoded = [codec.decode(rest)] if rest.shape[0] else []

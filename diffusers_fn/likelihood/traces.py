@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _random
+from diffusers_fn._arrays import split_like
 
 __all__ = ["Jvp", "Trace", "check_at_once", "exact_trace", "hutchinson"]
 
@@ -52,7 +53,7 @@ def exact_trace(at_once: int | None = None) -> Trace:
 
         def entry(i: jax.Array) -> jax.Array:
             unit = jnp.broadcast_to(jax.nn.one_hot(i, size, dtype=x.dtype).reshape(1, *x.shape[1:]), x.shape)
-            return _dot(unit, jvp(unit))
+            return _dot(unit, jvp(split_like(unit, x)))
 
         return jnp.sum(_mapped(entry, jnp.arange(size), at_once), axis=0, keepdims=True)
 
@@ -90,7 +91,8 @@ def hutchinson(
     def draw(key: jax.Array, x: jax.Array) -> jax.Array:
         if key is None:
             raise ValueError("hutchinson draws random vectors: pass a key (jax.random.key(seed)), or use exact_trace()")
-        return jax.vmap(lambda k: _random.draw(noise, k, x.shape, x.dtype))(_random.split(key, num_probes))
+        probe = lambda k: split_like(_random.draw(noise, k, x.shape, x.dtype), x)  # noqa: E731
+        return jax.vmap(probe)(_random.split(key, num_probes))
 
     def estimate(jvp: Jvp, vectors: jax.Array, x: jax.Array) -> jax.Array:
         return _mapped(lambda v: _dot(v, jvp(v)), vectors, at_once)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random, losses
-from diffusers_fn._arrays import check_data, concrete, is_zero, namespace, working_dtype
+from diffusers_fn._arrays import check_data, concrete, is_zero, namespace, split_like, working_dtype
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, check_pure_noise
 from diffusers_fn.discrete import (
@@ -130,6 +130,7 @@ def vb_terms_bpd(
     Array([0.], dtype=float32)
     """
     check_data(x_start=x_start, x_t=x_t)
+    t = split_like(t, x_start)
     _check_terminal(schedule, t, parameterization)
     p = p_mean_variance(
         schedule, model_output, x_t, t,

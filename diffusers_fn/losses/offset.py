@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from diffusers_fn import _random
+from diffusers_fn._arrays import split_like
 
 __all__ = ["offset_noise"]
 
@@ -26,4 +27,5 @@ def offset_noise(key: jax.Array, eps: jax.Array, strength: float) -> jax.Array:
     ((2, 8, 8, 3), True)
     """
     shape = (eps.shape[0], *(1,) * (eps.ndim - 2), eps.shape[-1])
-    return eps + strength * _random.draw(jax.random.normal, key, shape, eps.dtype)
+    z = split_like(_random.draw(jax.random.normal, key, shape, eps.dtype), eps)
+    return eps + strength * z

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import entries
+from diffusers_fn._arrays import entries, whole, with_auto_axes
 
 __all__ = ["LossSecondMoment", "draw_times", "loss_second_moment", "time_probabilities", "update_loss_second_moment"]
 
@@ -81,7 +81,11 @@ def draw_times(
     ((3,), Array([1., 1., 1.], dtype=float32))
     """
     p = time_probabilities(record, uniform_prob)
-    t = _random.draw(lambda k, shape, _: jax.random.choice(k, p.shape[0], shape, p=p), key, (batch_size,), None)
+
+    def draw(key: jax.Array, p: jax.Array) -> jax.Array:
+        return _random.draw(lambda k, shape, _: jax.random.choice(k, p.shape[0], shape, p=p), key, (batch_size,), None)
+
+    t = with_auto_axes(draw, key, p) if _random.is_batched(key) else draw(key, p)
     return t, 1.0 / (p.shape[0] * entries(p, t))
 
 
@@ -102,4 +106,4 @@ def update_loss_second_moment(record: LossSecondMoment, t: jax.Array, losses: ja
         count = jnp.minimum(count + 1, size)
         return LossSecondMoment(record.history.at[t].set(row), record.count.at[t].set(count)), None
 
-    return jax.lax.scan(enter, record, (t, losses))[0]
+    return jax.lax.scan(enter, record, (whole(t), whole(losses)))[0]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusers_fn import _random
-from diffusers_fn._arrays import check_positive
+from diffusers_fn._arrays import check_positive, split_like, whole
 from diffusers_fn.levels import Level
 
 __all__ = [
@@ -60,10 +60,10 @@ def antithetic_time(key: jax.Array, batch_size: int) -> jax.Array:
     >>> (u[:2] + u[2:]).round(5)
     Array([1., 1.], dtype=float32)
     """
-    u = uniform_time(key, batch_size)
-    half = (batch_size + 1) // 2
+    drawn = uniform_time(key, batch_size)
+    u, half = whole(drawn), (batch_size + 1) // 2
     mirrored = jnp.minimum(1.0 - u[: batch_size - half], _below_one())
-    return jnp.concatenate([u[:half], mirrored])
+    return split_like(jnp.concatenate([u[:half], mirrored]), drawn)
 
 
 def logit_normal_time(mean: float = 0.0, std: float = 1.0) -> TimeSampler:

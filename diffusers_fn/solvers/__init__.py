@@ -39,6 +39,7 @@ from diffusers_fn.solvers.runge_kutta import (
 )
 from diffusers_fn.solvers.sa_solver import sa_solver
 from diffusers_fn.solvers.sde import DiffusionCoefficient, euler_maruyama, heun_sde, reverse_diffusion
+from diffusers_fn.solvers.selection import select
 from diffusers_fn.solvers.singlestep import fast_orders, singlestep
 from diffusers_fn.solvers.singlestep_sde import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde
 from diffusers_fn.solvers.stages import Stage, solver_from_stages
@@ -110,6 +111,7 @@ __all__ = [
     "runge_kutta",
     "runge_kutta_in_time",
     "sa_solver",
+    "select",
     "singlestep",
     "solver_from_stages",
     "start_level",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import optax
 
 from diffusers_fn._arrays import check_count, check_number
+from diffusers_fn.training.norms import clip_by_global_norm
 
 __all__ = ["make_learning_rate", "make_optimizer"]
 
@@ -29,7 +31,7 @@ def make_optimizer(
       learning_rate, lr_schedule, warmup_steps, num_steps, accumulation: see `make_learning_rate`; accumulation is the
         number of batches whose mean gradient makes one update.
       weight_decay: decoupled weight decay, for "adamw" only.
-      grad_clip: the largest global norm of the gradient; 0 for no clipping.
+      grad_clip: the largest global norm of the gradient (see `clip_by_global_norm`); 0 for no clipping.
 
     Raises:
       ValueError: if a name is unknown or a number is out of range or not of its type.
@@ -53,7 +55,7 @@ def make_optimizer(
     )
     if weight_decay and name == "adam":
         raise ValueError("weight_decay has no effect with adam: use adamw, or set weight_decay to 0")
-    parts = [optax.clip_by_global_norm(grad_clip)] if grad_clip else []
+    parts: list[Any] = [clip_by_global_norm(grad_clip)] if grad_clip else []
     parts.append(optax.adamw(schedule, weight_decay=weight_decay) if name == "adamw" else optax.adam(schedule))
     optimizer = optax.chain(*parts)
     return optax.MultiSteps(optimizer, accumulation) if accumulation > 1 else optimizer

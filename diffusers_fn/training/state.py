@@ -10,9 +10,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from diffusers_fn import _random
+from diffusers_fn._manual_axes import AxisName, as_tuple, is_checked, vary, varying
+from diffusers_fn.training import devices
 from diffusers_fn.training.averages import Averages, Averaging, WeightSchedule, exponential, move, start
+from diffusers_fn.training.norms import shard_axes, squared_norm, total
 
 __all__ = ["Loss", "Metrics", "TrainState", "make_train_state", "make_train_step"]
 
@@ -73,7 +77,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     ema_decay: float | WeightSchedule = 0.999,
-    reduce: Callable[[Any], Any] = lambda tree: tree,
+    axis_name: AxisName | None = None,
+    param_specs: Any = None,
+    reduce: Callable[[Any], Any] | None = None,
     update_extras: Callable[[Any, Metrics], Any] | None = None,
     averaging: Averaging | None = None,
     skip_nonfinite: bool | Literal["gradients"] = False,
@@ -81,8 +87,11 @@ def make_train_step(
     """Returns step(state, key, batch) -> (state, metrics), to be compiled by the caller; metrics are scalars.
 
     `key` is the key of the run, the same for every step: the step folds the state's counter into it, so that a
-    resumed run draws the same noise as an uninterrupted one. It is one key, or [B] keys, one per example. Inside pmap
-    or shard_map pass each device the keys of its own examples; with one replicated key all devices draw the same noise.
+    resumed run draws the same noise as an uninterrupted one. It is one key, or [B] keys, one per example.
+
+    Under jit, sharded or not, the step is for the whole batch. Inside pmap or shard_map it is for the examples of one
+    device: pass axis_name, and each device the keys of its own examples (with one replicated key all devices draw the
+    same noise). Parameters, metrics and extras are then those of the whole batch, on every device.
 
     The metrics are means over the batch of `loss` and of its own metrics, and the global norms `grad_norm`,
     `update_norm` (of the change of the parameters) and `param_norm` (after it).
@@ -90,11 +99,17 @@ def make_train_step(
     Args:
       loss: (params, key, batch) -> (loss [B], metrics [B]), as `Diffusion.loss`; called as (params, key, batch,
         extras) if the state has extras.
-      optimizer: from optax. With optax.MultiSteps the averages are updated only when the parameters are.
+      optimizer: from optax. With optax.MultiSteps the averages are updated only when the parameters are. Each call
+        passes the norm of the step as the extra argument `global_norm`, which `clip_by_global_norm` uses.
       ema_decay: of the EMA, in [0, 1); or a schedule from `averages`, such as `averages.ratio_warmed_up(0.999)`.
-      reduce: the mean over devices, applied to gradients and metrics: the identity under jit (sharded or not),
-        `lambda tree: jax.lax.pmean(tree, "batch")` inside pmap or shard_map over "batch".
-      update_extras: (extras, metrics [B]) -> extras, called after each step; None leaves them unchanged.
+      axis_name: the axis or axes of the surrounding pmap or shard_map that split the batch or the parameters; None
+        outside of them, or if each device trains a model of its own.
+      param_specs: needed only for parameters that are shards under pmap or shard_map with check_vma=False: their
+        PartitionSpecs, as in the in_specs of shard_map. With check_vma=True the shards are known.
+      reduce: a function for the mean over devices of (gradients, metrics), instead of that over axis_name; for
+        replicated parameters, for instance `lambda tree: jax.lax.pmean(tree, "batch")`.
+      update_extras: (extras, metrics [B]) -> extras, called after each step with the metrics of all examples, in the
+        order of the devices along axis_name; None leaves them unchanged.
       averaging: of the further averages, as passed to `make_train_state`; None for none.
       skip_nonfinite: whether a step changes nothing but `state.step` if a number is NaN or infinite; the metric
         `skipped` is 1 then, else 0. With True the loss, the gradients and the new parameters, optimizer state and
@@ -103,7 +118,8 @@ def make_train_step(
         pass over it. That suffices for Adam and AdamW: they keep a finite state finite if the squared gradients are.
 
     Raises:
-      ValueError: if ema_decay is outside [0, 1), or skip_nonfinite is not False, True or "gradients".
+      ValueError: if ema_decay is outside [0, 1), skip_nonfinite is not False, True or "gradients", reduce and
+        update_extras are given without axis_name, or param_specs is; when called, if axis_name is no mapped axis.
 
     >>> loss = lambda params, key, batch: (params["w"] * batch["x"], {})
     >>> optimizer = optax.sgd(0.1)
@@ -114,25 +130,62 @@ def make_train_step(
     """
     if skip_nonfinite not in (False, True, "gradients"):
         raise ValueError(f"skip_nonfinite must be False, True or 'gradients'; got {skip_nonfinite!r}")
+    if axis_name is None and reduce is not None and update_extras is not None:
+        raise ValueError(
+            "update_extras needs the metrics of all examples: pass axis_name, the axis that `reduce` averages over"
+        )
+    if axis_name is None and param_specs is not None:
+        raise ValueError("param_specs needs axis_name, the axes of pmap or shard_map that split the parameters")
     ema_weight = ema_decay if callable(ema_decay) else exponential(ema_decay)
+    several = isinstance(optimizer, optax.MultiSteps)
+    update = (optimizer if several else optax.with_extra_args_support(optimizer)).update
+    names = as_tuple(axis_name)
+    specs = PartitionSpec() if param_specs is None else param_specs
+    # What still varies after a `reduce` of the caller's is a shard; without either, each device trains its own model.
+    split_over = None if axis_name is None and reduce is not None else names
 
-    def mean_loss(
+    def gradient(
         params: Any, key: jax.Array, batch: Mapping[str, jax.Array], extras: Any
-    ) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
-        per_example, metrics = loss(params, key, batch, *(() if extras is None else (extras,)))
-        chex.assert_rank(per_example, 1)
-        return jnp.mean(per_example), (per_example, metrics)
+    ) -> tuple[Any, tuple[jax.Array, Metrics]]:
+        """Returns the gradient of this device's loss, and the loss and metrics per example.
+
+        JAX sums the gradient of what does not vary over an axis. So the parameters vary over all axes of the batch, and
+        so does the loss, which makes the gradient of a shard the sum over the devices in every case.
+        """
+        axes = (*names, *sorted(varying((key, batch)).difference(names)))
+
+        def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
+            per_example, metrics = loss(params, key, batch, *(() if extras is None else (extras,)))
+            chex.assert_rank(per_example, 1)
+            return vary(jnp.mean(per_example), axes), (per_example, metrics)
+
+        return jax.grad(mean_loss, has_aux=True)(vary(params, axes))
+
+    def over_devices(params: Any, gradients: Any, metrics: Metrics) -> tuple[Any, Metrics]:
+        if reduce is not None:
+            return reduce((gradients, metrics))
+        if not names:
+            return gradients, metrics
+        shards = shard_axes(params, names, specs)
+        return devices.gradient_mean(gradients, names, shards), devices.mean(metrics, names)
+
+    def of_all_examples(each: Metrics, key: jax.Array, batch: Mapping[str, jax.Array]) -> Metrics:
+        split = varying((key, batch)) if names and is_checked(names) else set(names)
+        return devices.gathered(each, tuple(name for name in names if name in split))
 
     def train_step(
         state: TrainState, key: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         if (averaging is None) != (state.averages is None):
             raise ValueError("make_train_state and make_train_step must be given the same averaging, or both none")
+        devices.check_mapped(names)
         step_key = _random.fold_in(key, state.step)
-        gradients, (per_example, each) = jax.grad(mean_loss, has_aux=True)(state.params, step_key, batch, state.extras)
+        gradients, (per_example, each) = gradient(state.params, step_key, batch, state.extras)
         metrics = {"loss": jnp.mean(per_example), **jax.tree.map(jnp.mean, each)}
-        gradients, metrics = reduce((gradients, metrics))
-        squared = _sum_of_squares(gradients)
+        gradients, metrics = over_devices(state.params, gradients, metrics)
+        if update_extras is not None:
+            each = of_all_examples(each, key, batch)
+        squared = squared_norm(gradients, split_over, specs)
         metrics["grad_norm"] = jnp.sqrt(squared)
         before = dataclasses.replace(state, num_updates=state.step) if state.num_updates is None else state
         if skip_nonfinite == "gradients":
@@ -144,8 +197,9 @@ def make_train_step(
             if skip_nonfinite:
                 new = (after.params, after.opt_state, after.ema, after.averages)
                 ok = _all_finite((metrics["loss"], squared, new))
+                ok = devices.agreed(ok, tuple(varying(ok)) if split_over is None else names)
                 after = jax.tree.map(lambda a, b: jnp.where(ok, a, b), after, before)
-        metrics["param_norm"] = jnp.sqrt(_sum_of_squares(after.params))
+        metrics["param_norm"] = norm(after.params)
         if skip_nonfinite:
             metrics["skipped"] = 1.0 - ok.astype(jnp.float32)
         return dataclasses.replace(after, step=state.step + 1), metrics
@@ -154,7 +208,7 @@ def make_train_step(
         """Returns the state after an update, with the same `step`, and the norm of the update."""
         assert state.num_updates is not None
         with jax.numpy_dtype_promotion("standard"):  # optax fails under "strict"
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates, opt_state = update(gradients, state.opt_state, state.params, global_norm=norm)
             params = optax.apply_updates(state.params, updates)
         moved = jnp.array(True)
         if isinstance(optimizer, optax.MultiSteps):
@@ -166,8 +220,10 @@ def make_train_step(
             new = averaging.update(state.averages, params)
             further = jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, state.averages)
         extras = state.extras if update_extras is None else update_extras(state.extras, each)
-        norm = jnp.sqrt(_sum_of_squares(updates))
-        return TrainState(state.step, params, ema, opt_state, extras, further, num_updates), norm
+        return TrainState(state.step, params, ema, opt_state, extras, further, num_updates), norm(updates)
+
+    def norm(tree: Any) -> jax.Array:
+        return jnp.sqrt(squared_norm(tree, split_over, specs))
 
     return train_step
 
@@ -175,14 +231,4 @@ def make_train_step(
 def _all_finite(tree: Any) -> jax.Array:
     """Returns whether all entries of all floating-point arrays are finite; a sum that overflows counts as infinite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.isfinite(jnp.stack([_total(leaf) for leaf in floats])))
-
-
-def _sum_of_squares(tree: Any) -> jax.Array:
-    return jnp.sum(jnp.stack([_total(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)]))
-
-
-def _total(leaf: jax.Array) -> jax.Array:
-    """Returns the sum of all entries; the last axis last, since XLA's CPU compiler vectorises the other sums alone."""
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    return jnp.sum(jnp.sum(wide, axis=tuple(range(leaf.ndim - 1)))).astype(jnp.float32)
+    return jnp.all(jnp.isfinite(jnp.stack([total(leaf) for leaf in floats])))

@@ -1,14 +1,27 @@
 """Data sets in NumPy files, and checks of arrays of any origin."""
 
+import functools
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.data.dataset import UNREADABLE, Dataset, check_all_present, check_labels, field, select_split
+from experiments.data.dataset import (
+    UNREADABLE,
+    Dataset,
+    check_all_present,
+    check_labels,
+    field,
+    memory_limit,
+    select_split,
+)
+from experiments.data.row_files import RowFile, RowFiles, from_npy, from_npz
 
-__all__ = ["array_dataset", "check_values", "load_arrays"]
+__all__ = ["array_dataset", "check_axes", "check_values", "convert_some", "load_arrays", "shards_of", "value_range"]
+
+_PROBED = 64  # images whose values are checked together when images are read on demand
 
 _STATE_RANGE = (
     "set data.value_range=(0, 1) if 0 and 1 are the smallest and largest possible value, or data.value_range={} to "
@@ -17,17 +30,26 @@ _STATE_RANGE = (
 
 
 def load_arrays(config: Any, split: str) -> Dataset:
-    """Returns one split of the arrays in `data.path`: an .npy of images, or an .npz of images and labels.
+    """Returns one split of the arrays in `data.path`.
 
-    With `data.shape` = (L, C) the examples are sequences `[n, L, C]`. An .npz may hold the texts `class_names`.
-    `check_values` describes the values.
+    It is an .npy of images; an .npz of images and labels; or a folder of shards: `images-*.npy` and, as many,
+    `labels-*.npy`, in the order of their names, where data.images_key and data.labels_key are other names than `images`
+    and `labels`. An .npz may hold the texts `class_names`, a folder a file `class_names.npy`.
+
+    With `data.shape` = (L, C) the examples are sequences `[n, L, C]`. `check_values` describes the values. Images that
+    need more than `data.memory_limit_mb` are read on demand, row by row; some of them are checked at once, the others
+    when they are read. The labels are always held in memory.
     """
     if field(config, "path") is None:
-        raise ValueError("data.path is not set; set --config.data.path to an .npy or .npz file")
+        raise ValueError("data.path is not set; set --config.data.path to an .npy or .npz file, or a folder of shards")
     path = Path(config.path).expanduser()
     images_key, labels_key = field(config, "images_key", "images"), field(config, "labels_key", "labels")
-    arrays = _read(path, images_key, labels_key)
-    whole = array_dataset(config, arrays[images_key], arrays.get(labels_key), arrays.get("class_names"), str(path))
+    arrays, files = _read(path, images_key, labels_key, memory_limit(config))
+    labels, names = arrays.get(labels_key), arrays.get("class_names")
+    if files is None:
+        whole = array_dataset(config, arrays[images_key], labels, names, str(path))
+    else:
+        whole = _on_demand(config, files, labels, names, str(path))
     return select_split(whole, split, field(config, "heldout_fraction", 0.2), field(config, "seed", 0), str(path))
 
 
@@ -46,13 +68,40 @@ def array_dataset(
     """
     images = check_axes(np.asarray(images), where, field(config, "shape"))
     images = check_values(images, where, normalize=field(config, "normalize", True), value_range=value_range(config))
+    return _with_labels(config, images, labels, class_names, where, whole)
+
+
+def convert_some(config: Any, images: np.ndarray, where: str) -> np.ndarray:
+    """Returns some of the images of a data set, whose range `check_values` cannot infer from them alone.
+
+    Raises:
+      ValueError: for values that are NaN or infinite, or out of range.
+    """
+    bounds = value_range(config)
+    if not field(config, "normalize", True) or bounds is not None:
+        return check_values(images, where, normalize=bounds is not None, value_range=bounds)
+    return images if images.dtype == np.uint8 else check_values(images, where, value_range=(-1.0, 1.0))
+
+
+def _on_demand(config: Any, files: Sequence[RowFile], labels: Any, class_names: Any, where: str) -> Dataset:
+    """Returns arrays of which the images stay on disk."""
+    source = RowFiles(files, functools.partial(convert_some, config))
+    stored, count = RowFiles(files), len(source)
+    check_axes(np.broadcast_to(np.zeros((), stored.dtype), (count, *stored.shape)), where, field(config, "shape"))
+    some = stored.rows(np.unique(np.linspace(0, count - 1, min(_PROBED, count)).astype(np.int64)))
+    check_values(some, where, normalize=field(config, "normalize", True), value_range=value_range(config))
+    return _with_labels(config, source, labels, class_names, where, whole=True)
+
+
+def _with_labels(config: Any, images: Any, labels: Any, class_names: Any, where: str, whole: bool) -> Dataset:
+    shape = images.shape[1:] if isinstance(images, np.ndarray) else images.shape
     names = None if class_names is None else _check_names(class_names, where)
     if labels is None:
-        return Dataset(images, None, images.shape[1:], 0)
+        return Dataset(images, None, shape, 0)
     labels, num_classes = check_labels(labels, len(images), None if names is None else len(names), where)
     if whole and names is None and field(config, "num_classes") != 0:
         check_all_present(labels, num_classes, where)
-    return Dataset(images, labels, images.shape[1:], num_classes, class_names=names)
+    return Dataset(images, labels, shape, num_classes, class_names=names)
 
 
 def value_range(config: Any) -> tuple[float, float] | None:
@@ -182,22 +231,60 @@ def _check_names(class_names: Any, where: str) -> tuple[str, ...]:
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist())
 
 
-def _read(path: Path, images_key: str, labels_key: str) -> dict[str, np.ndarray]:
+def _read(
+    path: Path, images_key: str, labels_key: str, limit: int
+) -> tuple[dict[str, np.ndarray], tuple[RowFile, ...] | None]:
+    """Returns (arrays by name, None), or (arrays other than the images, the images' files) if they exceed the limit."""
+    if path.is_dir():
+        return _read_shards(path, images_key, labels_key, limit)
     if not path.is_file() or path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"data.path must be an existing .npy or .npz file; got {path}")
+        raise ValueError(f"data.path must be an existing .npy or .npz file, or a folder of shards; got {path}")
+    if path.suffix == ".npy" and path.stat().st_size > limit:
+        return {}, (from_npy(path),)
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {images_key: loaded}
+            return {images_key: loaded}, None
         with loaded:
-            arrays = {key: loaded[key] for key in (images_key, labels_key, "class_names") if key in loaded.files}
-            names = loaded.files
+            names, large = loaded.files, _stored_size(path, images_key) > limit
+            wanted = (labels_key, "class_names") if large else (images_key, labels_key, "class_names")
+            arrays = {key: loaded[key] for key in wanted if key in names}
     except UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read as NumPy arrays ({error})") from error
-    if images_key not in arrays:
+    if images_key not in names:
         raise ValueError(
             f"{path}: no array {images_key!r}; it holds {', '.join(names) or 'no arrays'}; set data.images_key"
         )
     if labels_key != "labels" and labels_key not in arrays:
         raise ValueError(f"{path}: no array {labels_key!r}; it holds {', '.join(names)}; correct data.labels_key")
-    return arrays
+    return arrays, (from_npz(path, images_key),) if large else None
+
+
+def _stored_size(path: Path, key: str) -> int:
+    with zipfile.ZipFile(path) as archive:
+        return next((member.file_size for member in archive.infolist() if member.filename == f"{key}.npy"), 0)
+
+
+def _read_shards(
+    folder: Path, images_key: str, labels_key: str, limit: int
+) -> tuple[dict[str, np.ndarray], tuple[RowFile, ...] | None]:
+    images, labels = (tuple(from_npy(path) for path in shards_of(folder, key)) for key in (images_key, labels_key))
+    if not images:
+        raise ValueError(
+            f"{folder}: no files {images_key}-*.npy; write the shards of the images under such names, or set "
+            "data.images_key"
+        )
+    if labels_key != "labels" and not labels:
+        raise ValueError(f"{folder}: no files {labels_key}-*.npy; correct data.labels_key")
+    RowFiles(images)  # raises unless rows agree
+    arrays = {"class_names": np.load(file)} if (file := folder / "class_names.npy").is_file() else {}
+    if labels:
+        arrays[labels_key] = np.concatenate([shard.whole() for shard in labels])
+    if sum(shard.nbytes for shard in images) > limit:
+        return arrays, images
+    return {images_key: np.concatenate([shard.whole() for shard in images]), **arrays}, None
+
+
+def shards_of(folder: Path, key: str) -> list[Path]:
+    """Returns the files `key-*.npy` of a folder in the order of their names."""
+    return sorted(path for path in folder.glob("*.npy") if path.name.startswith(f"{key}-"))

@@ -1,9 +1,10 @@
 """The data set type, its split into train and held-out examples, and checks. Shared by every kind of data."""
 
 import dataclasses
+import hashlib
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +16,15 @@ __all__ = [
     "check_all_present",
     "check_labels",
     "check_shape",
+    "crops_at_random",
     "field",
     "float_images",
+    "hash_each",
+    "memory_limit",
     "philox",
+    "read_rows",
     "select_split",
+    "source_hashes",
     "split_indices",
 ]
 
@@ -35,13 +41,20 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+_DEFAULT_MEGABYTES = 1024
 _SPLIT_STREAM = 2**64 - 1  # the second half of the Philox key; the epochs of the pipeline use 0, 1, 2, ...
 
 
 class ImageSource(Protocol):
     """Images that are read on demand: `source[i]` is an array `[H, W, C]`, uint8 or float32 in [-1, 1].
 
-    A source may also have a method `identity(i) -> bytes` that identifies an example without reading it.
+    A source may also have
+
+    - `rows(indices) -> [n, H, W, C]`, which reads several at once;
+    - `identity(i) -> bytes`, which identifies an example without reading it, or, for many examples,
+      `hashes(indices) -> uint64 [n]`;
+    - `random_crop = True` and `rows(indices, random) -> [n, H, W, C]` with uint64 `random` [n, 4]: training reads these
+      crops, others in each epoch.
     """
 
     def __len__(self) -> int: ...
@@ -89,19 +102,39 @@ class Dataset:
         return len(self.images)
 
 
-def float_images(dataset: Dataset, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+def float_images(
+    dataset: Dataset, indices: Sequence[int] | np.ndarray | None = None, *, random: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the images at `indices` (all of them by default) as float32 `[n, *shape]`; uint8 0..255 becomes [-1, 1].
+
+    With uint64 `random` [n, 4], sources that crop at random draw the crops from it.
 
     >>> d = Dataset(np.array([[[[0]]], [[[255]]]], np.uint8), None, (1, 1, 1), 0)
     >>> float_images(d).ravel().tolist()
     [-1.0, 1.0]
     """
-    if isinstance(dataset.images, np.ndarray):
-        images = dataset.images if indices is None else dataset.images[np.asarray(indices)]
+    source: Any = dataset.images
+    if isinstance(source, np.ndarray):
+        images = source if indices is None else source[np.asarray(indices)]
     else:
-        which = range(len(dataset)) if indices is None else indices
-        images = np.stack([dataset.images[int(i)] for i in which])
+        images = read_rows(source, np.arange(len(dataset)) if indices is None else np.asarray(indices), random)
     return _FLOAT_OF_UINT8[images] if images.dtype == np.uint8 else np.asarray(images, np.float32)
+
+
+def read_rows(source: Any, indices: np.ndarray, random: np.ndarray | None = None) -> np.ndarray:
+    """Returns several images of a source, `[n, *shape]`; random crops if it has them and `random` is given."""
+    if random is not None and getattr(source, "random_crop", False):
+        read: np.ndarray = source.rows(indices, random)
+    elif (rows := getattr(source, "rows", None)) is not None:
+        read = rows(indices)
+    else:
+        read = np.stack([source[int(i)] for i in indices])
+    return read
+
+
+def crops_at_random(dataset: Dataset) -> bool:
+    """Returns whether training reads another crop of each image in each epoch."""
+    return bool(getattr(dataset.images, "random_crop", False))
 
 
 def split_indices(
@@ -156,6 +189,12 @@ def field(config: Any, name: str, default: Any = None) -> Any:
     """Returns `config.name`, or `default` if the field is absent, None or an empty string."""
     value = getattr(config, name, None)
     return default if value is None or (isinstance(value, str) and not value) else value
+
+
+def memory_limit(config: Any) -> int:
+    """Returns data.memory_limit_mb in bytes: what the images of a split may need in memory."""
+    limit = getattr(config, "memory_limit_mb", None)
+    return round((_DEFAULT_MEGABYTES if limit is None else limit) * 2**20)
 
 
 def check_shape(config: Any, shape: tuple[int, ...], remedy: str = "; set data.shape to that") -> None:
@@ -219,6 +258,20 @@ def check_all_present(labels: np.ndarray, num_classes: int, where: str) -> None:
         )
 
 
+def source_hashes(source: Any, indices: np.ndarray) -> np.ndarray:
+    """Returns uint64 `[n]` that identify the examples of a source: by its `hashes`, `identity`, or the indices."""
+    if (hashes := getattr(source, "hashes", None)) is not None:
+        return np.asarray(hashes(indices), np.uint64)
+    identity = getattr(source, "identity", lambda i: str(i).encode())
+    return hash_each(identity(int(i)) for i in indices)
+
+
+def hash_each(entries: Iterable[Any]) -> np.ndarray:
+    """Returns the 64-bit BLAKE2b hashes of bytes-like entries, uint64 `[n]`."""
+    digests = b"".join(hashlib.blake2b(entry, digest_size=8).digest() for entry in entries)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
 def select_split(dataset: Dataset, split: str, heldout_fraction: float, seed: int, where: str) -> Dataset:
     """Returns the "train" or the "heldout" split of a whole data set, by `split_indices`."""
     train, heldout = split_indices(len(dataset), heldout_fraction, seed, dataset.labels)
@@ -234,25 +287,48 @@ def select_split(dataset: Dataset, split: str, heldout_fraction: float, seed: in
         images = _Subset(dataset.images, indices)
     labels = None if dataset.labels is None else dataset.labels[indices]
     noise = None if dataset.noise is None else dataset.noise[indices]
-    names, captions = (
-        None if entries is None else tuple(entries[i] for i in indices) for entries in (dataset.names, dataset.captions)
-    )
+    names, captions = (_chosen(entries, indices) for entries in (dataset.names, dataset.captions))
     return dataclasses.replace(dataset, images=images, labels=labels, noise=noise, names=names, captions=captions)
+
+
+def _chosen(entries: Sequence[str] | None, indices: np.ndarray) -> Sequence[str] | None:
+    if entries is None or not isinstance(entries, (tuple, list)):  # read on demand
+        return None if entries is None else _SubsetOfTexts(entries, indices)
+    return tuple(entries[i] for i in indices)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _SubsetOfTexts(Sequence[str]):
+    source: Sequence[str]
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any, /) -> Any:
+        return self.source[int(self.indices[index])]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Subset:
-    source: ImageSource
+    """The images of a source at some indices."""
+
+    source: Any
     indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        return self.source[int(self.indices[index])]
+        image: np.ndarray = self.source[int(self.indices[index])]
+        return image
 
-    def identity(self, index: int) -> bytes:
-        """Returns what identifies an example: that of the source, or its place in it."""
-        place = int(self.indices[index])
-        identity = getattr(self.source, "identity", None)
-        return str(place).encode() if identity is None else identity(place)
+    @property
+    def random_crop(self) -> bool:
+        return bool(getattr(self.source, "random_crop", False))
+
+    def rows(self, indices: np.ndarray, random: np.ndarray | None = None) -> np.ndarray:
+        return read_rows(self.source, self.indices[indices], random)
+
+    def hashes(self, indices: np.ndarray) -> np.ndarray:
+        return source_hashes(self.source, self.indices[indices])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from experiments.data.crops import centre_crop, random_crop
 
 __all__ = ["DAMAGED", "RESIZE", "Format", "decode", "pixels", "upright_size"]
 
@@ -50,32 +53,49 @@ class Format(NamedTuple):
     background: tuple[int, int, int] = (255, 255, 255)
 
 
-def decode(path: Path, target: Format) -> np.ndarray:
+def decode(
+    source: Path | bytes,
+    target: Format,
+    *,
+    where: Callable[[], str] | None = None,
+    random: np.ndarray | None = None,
+) -> np.ndarray:
     """Returns the pixels of one file as uint8 `[H, W, C]`, rotated by its EXIF orientation.
 
     Of several frames the first is read. Numbers of 16 bits are scaled to 8 and rounded.
+
+    Args:
+      source: the file, or its content.
+      target: what the image is converted to.
+      where: () -> the origin, for messages; by default the path.
+      random: see `pixels`.
 
     Raises:
       ValueError: if the file is damaged, has another size with `resize="none"`, or numbers of another kind.
     """
     try:
-        with Image.open(path) as opened:
-            image = _eight_bits(opened, lambda: Image.open(path))
+        with _opened(source) as opened:
+            image = _eight_bits(opened, lambda: _opened(source))
             image.load()
             if _may_be_turned(image):
                 ImageOps.exif_transpose(image, in_place=True)
-            return pixels(image, target)
+            return pixels(image, target, random)
     except _UnsuitableError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{_origin(source, where)}: {error}") from None
     except DAMAGED as error:
-        raise ValueError(f"{path}: not a readable image ({error}); remove or replace the file") from error
+        raise ValueError(f"{_origin(source, where)}: not a readable image ({error}); remove or replace it") from error
 
 
-def pixels(image: Image.Image, target: Format) -> np.ndarray:
+def pixels(image: Image.Image, target: Format, random: np.ndarray | None = None) -> np.ndarray:
     """Returns a Pillow image as uint8 `[H, W, C]`: composited onto the background, then resized.
 
     With four channels transparency stays; pixels without any opacity get the background's colour, because the colour
     that a file holds there is invisible.
+
+    Args:
+      image: the image.
+      target: what it is converted to.
+      random: uint64 `[4]`, uniform, that `adm_random_crop` draws the crop from; None: it crops as `adm_crop`.
 
     Raises:
       ValueError: for another size with `resize="none"`, and for modes that are not 8 bits per channel.
@@ -94,7 +114,9 @@ def pixels(image: Image.Image, target: Format) -> np.ndarray:
         image = Image.alpha_composite(behind, image.convert("RGBA"))
     if image.mode != _MODES[channels]:
         image = image.convert(_MODES[channels])
-    if image.size != (width, height):
+    if target.resize == "adm_random_crop" and random is not None:
+        image = random_crop(image, width, random)
+    elif image.size != (width, height):
         image = RESIZE[target.resize](image, (width, height), target.background)
     array = np.asarray(image, np.uint8).reshape(target.shape)
     if channels == 4:
@@ -103,21 +125,29 @@ def pixels(image: Image.Image, target: Format) -> np.ndarray:
     return array
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Returns (height, width) of the image in a file, as `decode` turns it; reads only its header.
+def upright_size(source: Path | bytes, *, where: Callable[[], str] | None = None) -> tuple[int, int]:
+    """Returns (height, width) of the image in a file or its content, as `decode` turns it; reads only its header.
 
     Raises:
       ValueError: if the file is damaged.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(source) as image:
             width, height = image.size
             if image.format == "TIFF":  # some versions of Pillow exchange the two already here, others do not
                 width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
             turned = _may_be_turned(image) and image.getexif().get(_ORIENTATION) in _TURNED
     except DAMAGED as error:
-        raise ValueError(f"{path}: not a readable image ({error}); remove or replace the file") from error
+        raise ValueError(f"{_origin(source, where)}: not a readable image ({error}); remove or replace it") from error
     return (width, height) if turned else (height, width)
+
+
+def _origin(source: Path | bytes, where: Callable[[], str] | None) -> str:
+    return str(source) if where is None else where()
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def _may_be_turned(image: Image.Image) -> bool:
@@ -158,11 +188,17 @@ def _stretch(image: Image.Image, size: tuple[int, int], background: tuple[int, i
     return image.resize(size, Image.Resampling.BICUBIC)  # antialiased; weights colours by their opacity
 
 
+def _adm(image: Image.Image, size: tuple[int, int], background: tuple[int, int, int]) -> Image.Image:
+    return centre_crop(image, size[0])
+
+
 RESIZE: dict[str, Callable[[Image.Image, tuple[int, int], tuple[int, int, int]], Image.Image]] = {
     "none": _refuse,
     "crop": _crop,
     "pad": _pad,
     "stretch": _stretch,
+    "adm_crop": _adm,
+    "adm_random_crop": _adm,
 }
 
 

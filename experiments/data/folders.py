@@ -2,19 +2,37 @@
 
 import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments.data.dataset import Dataset, check_all_present, check_shape, field, select_split
+from experiments.data.dataset import (
+    Dataset,
+    check_all_present,
+    check_shape,
+    crops_at_random,
+    field,
+    memory_limit,
+    read_rows,
+    select_split,
+)
 from experiments.data.decoding import RESIZE, Format, decode, upright_size
 from experiments.data.listing import SUFFIXES, list_images
 
-__all__ = ["ImageFiles", "image_format", "load_images"]
+__all__ = [
+    "ImageFiles",
+    "check_image_fields",
+    "image_format",
+    "in_memory",
+    "load_images",
+    "num_channels",
+    "split_format",
+]
 
-_DEFAULT_MEGABYTES = 1024
+_TOGETHER = 64  # images that a thread reads at a time
 
 
 def load_images(config: Any, split: str) -> Dataset:
@@ -43,7 +61,7 @@ def load_images(config: Any, split: str) -> Dataset:
     if listing.labels is not None and listing.class_names is None and field(config, "num_classes") != 0:
         check_all_present(listing.labels, listing.num_classes, str(folder))
     check_shape(config, target.shape, "; set data.shape to that, or data.resize to crop, pad or stretch")
-    files = ImageFiles(folder, listing.names, target)
+    files = ImageFiles(folder, listing.names, split_format(target, split))
     whole = Dataset(
         files,
         listing.labels,
@@ -71,6 +89,18 @@ class ImageFiles:
     def __getitem__(self, index: int, /) -> np.ndarray:
         return decode(self.folder / self.names[index], self.target)
 
+    @property
+    def random_crop(self) -> bool:
+        """Whether training reads random crops, others in each epoch."""
+        return self.target.resize == "adm_random_crop"
+
+    def rows(self, indices: np.ndarray, random: np.ndarray | None = None) -> np.ndarray:
+        """Returns several images `[n, H, W, C]`; crops are drawn from the uint64 numbers `random` [n, 4], if any."""
+        numbers = [None] * len(indices) if random is None else random
+        return np.stack(
+            [decode(self.folder / self.names[int(i)], self.target, random=r) for i, r in zip(indices, numbers)]
+        )
+
     def identity(self, index: int) -> bytes:
         """Returns the relative name and the size of a file, which identify the example without decoding it."""
         return f"{self.names[index]} {os.stat(self.folder / self.names[index]).st_size}".encode()
@@ -85,7 +115,7 @@ def check_image_fields(config: Any) -> None:
         raise ValueError(
             f"data.image_size must be 0 (that of data.shape) or a positive integer, in pixels; got {size!r}"
         )
-    if (channels := _channels(config)) not in (1, 3, 4):
+    if (channels := num_channels(config)) not in (1, 3, 4):
         raise ValueError(
             "data.channels, by default the last axis of data.shape, must be 1 (grey), 3 (RGB) or 4 (RGB and opacity); "
             f"got {channels!r}"
@@ -96,6 +126,11 @@ def check_image_fields(config: Any) -> None:
     shape = field(config, "shape")
     if shape is not None and len(shape) != 3:
         raise ValueError(f"data.shape must be (height, width, channels) for images; got {tuple(shape)}")
+    if resize.startswith("adm_") and not size and shape is not None and shape[0] != shape[1]:
+        raise ValueError(
+            f"data.resize={resize} crops to squares; data.shape is {tuple(shape)}: set data.resize to crop, pad or "
+            "stretch, or a square data.shape"
+        )
 
 
 def image_format(config: Any) -> Format | None:
@@ -107,31 +142,46 @@ def image_format(config: Any) -> Format | None:
     resize, size, shape = field(config, "resize", "none"), field(config, "image_size", 0), field(config, "shape")
     background: Any = tuple(field(config, "background", (255, 255, 255)))
     if size:
-        return Format((size, size, _channels(config)), "crop" if resize == "none" else resize, background)
+        return Format((size, size, num_channels(config)), "crop" if resize == "none" else resize, background)
     if resize == "none":
         return None
     if shape is None:
         raise ValueError(f"data.resize is {resize!r}, but neither data.shape nor data.image_size states a size")
-    return Format((int(shape[0]), int(shape[1]), _channels(config)), resize, background)
+    return Format((int(shape[0]), int(shape[1]), num_channels(config)), resize, background)
 
 
-def memory_limit(config: Any) -> int:
-    """Returns data.memory_limit_mb in bytes."""
-    limit = getattr(config, "memory_limit_mb", None)
-    return round((_DEFAULT_MEGABYTES if limit is None else limit) * 2**20)
+def split_format(target: Format, split: str) -> Format:
+    """Returns the format of a split: of held-out images the crop is the central one."""
+    return target._replace(resize="adm_crop") if split != "train" and target.resize == "adm_random_crop" else target
 
 
 def in_memory(dataset: Dataset, limit: int, title: str) -> Dataset:
-    """Returns the data set with its uint8 images read at once, if they need at most `limit` bytes."""
-    if len(dataset) * int(np.prod(dataset.shape)) > limit:
+    """Returns the data set with its uint8 images read at once, if they need at most `limit` bytes; in several threads.
+
+    Images that are cropped at random are not, because each epoch needs another crop.
+    """
+    if crops_at_random(dataset) or len(dataset) * int(np.prod(dataset.shape)) > limit:
         return dataset
     images = np.empty((len(dataset), *dataset.shape), np.uint8)
-    for i in tqdm(range(len(dataset)), desc=title, disable=len(dataset) < 1000):
-        images[i] = dataset.images[i]
+
+    def read(start: int) -> int:
+        which = np.arange(start, min(start + _TOGETHER, len(dataset)))
+        images[which] = read_rows(dataset.images, which)
+        return len(which)
+
+    starts = range(0, len(dataset), _TOGETHER)
+    with ThreadPoolExecutor() as pool, tqdm(total=len(dataset), desc=title, disable=len(dataset) < 1000) as progress:
+        try:
+            for count in pool.map(read, starts):
+                progress.update(count)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # of a damaged image: the others are not read
+            raise
     return dataclasses.replace(dataset, images=images)
 
 
-def _channels(config: Any) -> int:
+def num_channels(config: Any) -> int:
+    """Returns data.channels, by default the last axis of data.shape, or 3."""
     channels: int = field(config, "channels", (field(config, "shape") or (3,))[-1])
     return channels
 
@@ -147,4 +197,4 @@ def _common_format(config: Any, folder: Path, names: tuple[str, ...]) -> Format:
                 "crop and resize them to squares"
             )
     background: Any = tuple(field(config, "background", (255, 255, 255)))
-    return Format((*first, _channels(config)), "none", background)
+    return Format((*first, num_channels(config)), "none", background)

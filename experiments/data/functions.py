@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from experiments.data.arrays import array_dataset, check_axes, check_values, value_range
-from experiments.data.dataset import Dataset, ImageSource, check_all_present, check_labels, field
+from experiments.data.arrays import array_dataset, check_axes, check_values, convert_some, value_range
+from experiments.data.dataset import Dataset, ImageSource, check_all_present, check_labels, field, memory_limit
 from experiments.data.decoding import Format, pixels
-from experiments.data.folders import check_image_fields, image_format, memory_limit
+from experiments.data.folders import check_image_fields, image_format
 
 __all__ = ["load_function", "to_dataset"]
 
@@ -213,13 +213,7 @@ class _OnDemand(ImageSource):
         where = f"{self.where}: example {index}"
         if image.shape != self.shape or image.dtype != self.dtype:
             raise ValueError(f"{where} is {image.dtype} {image.shape}, others are {self.dtype} {self.shape}")
-        bounds = value_range(self.config)
-        if not field(self.config, "normalize", True) or bounds is not None:
-            normalize = bounds is not None
-            return check_values(image[None], where, normalize=normalize, value_range=bounds)[0]
-        if image.dtype == np.uint8:
-            return image
-        return check_values(image[None], where, value_range=(-1.0, 1.0))[0]
+        return convert_some(self.config, image[None], where)[0]
 
 
 def _label_column(source: Any, config: Any, read: _Reader) -> list[Any]:

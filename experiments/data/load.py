@@ -4,24 +4,28 @@ Fields of `config.data` (if a field is absent, None or "", its default holds):
 
 | field | kinds | meaning |
 |---|---|---|
-| `name` | all | `digits`, `idx`, `images`, `arrays`, `toy2d`, or `"package.module:function"`, see `functions` |
+| `name` | all | a key of `KINDS`, or `"package.module:function"`, see `functions` |
 | `shape` | all | shape of one example, which is checked; None: any; (L, C): `arrays` of sequences |
 | `num_classes` | all | None: taken from the data; 0: no labels; else the data must have as many |
 | `heldout_fraction` | all but `idx` | share of the examples in the held-out split (0.2); a function draws its own |
 | `seed` | all but `idx` | seed of the split, and of the points of `toy2d` (0) |
-| `path` | `idx`, `images`, `arrays` | folder or file |
-| `resize` | `images` | images of another size than H x W: `none` (refused), `crop`, `pad` or `stretch` |
-| `image_size` | `images` | S: H x W is S x S, and `none` means `crop`; None or 0: that of `shape` |
-| `background` | `images` | RGB colour behind transparent pixels and beside padded images (white) |
-| `channels` | `images` | 1 (grey), 3 (RGB) or 4 (with opacity); default: the last axis of `shape`, or 3 |
-| `memory_limit_mb` | `images` | decode at once if uint8 images need at most this many MB, else on demand (1024) |
-| `images_key`, `labels_key` | `arrays` | names of the arrays in an .npz (`images`, `labels`) |
+| `path` | all but `digits`, `toy2d` | folder or file |
+| `split` | `tfds`, `hf` | the split of the data set that is trained on (`train`) |
+| `heldout_split` | `tfds`, `hf` | the split that is held out; None or "": a share of `split` |
+| `resize` | image files | of another size: `none` (refused), `crop`, `pad`, `stretch`, `adm_crop`, `adm_random_crop` |
+| `image_size` | image files | S: H x W is S x S, and `none` means `crop`; None or 0: that of `shape` |
+| `background` | image files | RGB colour behind transparent pixels and beside padded images (white) |
+| `channels` | image files | 1 (grey), 3 (RGB) or 4 (with opacity); default: the last axis of `shape`, or 3 |
+| `memory_limit_mb` | all | images of a split that need more than this many MB are read on demand (1024) |
+| `images_key`, `labels_key` | `arrays`, records | names of the arrays, features or columns (`images`, `labels`) |
 | `value_range` | `arrays` | (low, high), which become -1 and 1; None: uint8 is 0..255, floats lie in [-1, 1] |
 | `normalize` | `arrays` | False: numbers such as latents are used unchanged, also uint8 (True) |
 | `variant` | `toy2d` | `moons`, `two_spirals`, `swiss_roll`, `checkerboard`, `eight_gaussians`, `rings` |
 | `num_examples` | `toy2d` | number of points, train and held-out together (10000) |
 
-A function has the fields of `arrays` and, for Pillow images, of `images`. The other kinds always lie in [-1, 1].
+Image files are those of `images`, `tar` and records; records are `array_record`, `tfds` and `hf`. A
+function has the fields of `arrays` and, for Pillow images, of `images`. The other kinds always lie in [-1, 1].
+docs/data.md describes each kind.
 """
 
 import dataclasses
@@ -30,14 +34,18 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.array_record import load_array_record
 from experiments.data.arrays import load_arrays
 from experiments.data.dataset import Dataset, check_shape, field, select_split
 from experiments.data.folders import load_images
 from experiments.data.functions import load_function
+from experiments.data.hf import load_hf
 from experiments.data.idx import load_idx
+from experiments.data.tar import load_tar
+from experiments.data.tfds import load_tfds
 from experiments.data.toy2d import load_toy2d
 
-__all__ = ["KINDS", "load", "load_digits"]
+__all__ = ["KINDS", "has_heldout", "load", "load_digits"]
 
 
 def load(data_config: Any, split: str) -> Dataset:
@@ -80,6 +88,12 @@ def load(data_config: Any, split: str) -> Dataset:
         if absent.size:
             print(f"{name}: {absent.size} of {dataset.num_classes} classes have no training example: {_listed(absent)}")
     return dataset
+
+
+def has_heldout(data_config: Any) -> bool:
+    """Returns whether a data set has held-out examples: a share of it, or a split of their own."""
+    own_split = field(data_config, "name") == "idx" or field(data_config, "heldout_split") is not None
+    return own_split or field(data_config, "heldout_fraction", 0.2) != 0
 
 
 def _with_classes(dataset: Dataset, num_classes: int | None, name: str) -> Dataset:
@@ -126,4 +140,8 @@ KINDS: dict[str, Callable[[Any, str], Dataset]] = {
     "images": load_images,
     "arrays": load_arrays,
     "toy2d": load_toy2d,
+    "array_record": load_array_record,
+    "tfds": load_tfds,
+    "hf": load_hf,
+    "tar": load_tar,
 }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import Dataset, hash_each, source_hashes
 
 __all__ = ["Record", "compare", "describe"]
 
@@ -29,7 +29,7 @@ def describe(train: Dataset, heldout: Dataset | None) -> Record:
     """Returns the record of a data set; `heldout` is None if nothing is held out.
 
     The number of an example is a 64-bit BLAKE2b hash of its values; of examples that are read on demand, of what
-    identifies them: relative name and size of the file, or the place in the data set.
+    identifies them: relative name and size of the file, and the place in a file of many, or in the data set.
 
     >>> d = Dataset(np.array([[0.5], [1.0]], np.float32), None, (1,), 0)
     >>> describe(d, None).summary["train"], compare(describe(d, None), describe(d, None))
@@ -130,12 +130,9 @@ def _hashes(dataset: Dataset) -> np.ndarray:
     images = dataset.images
     if isinstance(images, np.ndarray):
         rows = np.ascontiguousarray(images)
-        entries: Iterable[Any] = (memoryview(row).cast("B") if row.size else b"" for row in rows)
+        hashes = hash_each(memoryview(row).cast("B") if row.size else b"" for row in rows)
     else:
-        identity = getattr(images, "identity", lambda i: str(i).encode())
-        entries = (identity(i) for i in range(len(images)))
-    digests = b"".join(hashlib.blake2b(entry, digest_size=8).digest() for entry in entries)
-    hashes = np.frombuffer(digests, "<u8").astype(np.uint64)
+        hashes = source_hashes(images, np.arange(len(images)))
     if dataset.noise is not None:
         hashes = hashes ^ _hashes(Dataset(dataset.noise, None, dataset.shape, 0))
     return hashes

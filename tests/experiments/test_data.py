@@ -85,7 +85,7 @@ def test_num_classes_bounds_or_drops_labels():
         (
             {"name": "mnist"},
             "train",
-            "data.name must be one of digits, idx, images, arrays, toy2d, or .*of your own; got 'mnist'",
+            "data.name must be one of digits, idx, images, arrays, toy2d, .*of your own; got 'mnist'",
         ),
         ({"name": "digits", "shape": (8, 8, 3)}, "train", r"data.shape is \(8, 8, 3\), but .* \(8, 8, 1\)"),
         ({"name": "digits"}, "test", 'split must be "train" or "heldout"; got \'test\''),
@@ -97,7 +97,11 @@ def test_num_classes_bounds_or_drops_labels():
         ({"name": "images", "path": ""}, "train", "data.path is not set"),
         ({"name": "images", "path": "/nowhere/at/all"}, "train", "not a folder: /nowhere/at/all"),
         ({"name": "arrays"}, "train", "data.path is not set"),
-        ({"name": "arrays", "path": "/nowhere.npz"}, "train", "existing .npy or .npz file; got /nowhere.npz"),
+        (
+            {"name": "arrays", "path": "/nowhere.npz"},
+            "train",
+            "existing .npy or .npz file, or a folder of shards; got /nowhere.npz",
+        ),
         ({"name": "toy2d", "variant": "cube"}, "train", "data.variant must be one of moons.*; got 'cube'"),
         ({"name": "toy2d", "variant": "rings", "num_examples": 1}, "train", "at least 2; got 1"),
     ],
@@ -599,6 +603,7 @@ def test_unlabelled_batches_hold_only_images_and_batches_may_be_modified():
         ({"seed": -1}, "seed must be an integer in .*; got -1"),
         ({"seed": 0.5}, "seed must be an integer in .*; got 0.5"),
         ({"start_step": -1}, "at least 0; got -1"),
+        ({"num_threads": -1}, "data.num_threads must be at least 0, or None; got -1"),
     ],
 )
 def test_bad_arguments_of_batches_are_refused_at_the_call(change, message):

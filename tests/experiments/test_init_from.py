@@ -145,3 +145,14 @@ def test_only_new_runs_start_from_another(tmp_path):
     assert not check_new(tmp_path / "run", "there")  # the same command again resumes
     with pytest.raises(ValueError, match="started from there"):
         check_new(tmp_path / "run", "elsewhere")
+
+
+def test_blocks_in_a_scan_start_from_blocks_in_a_loop_and_back():
+    fields = {"image_size": 8, "hidden_size": 8, "depth": 2, "num_heads": 2}
+    loop, scanned = dfn.backbones.DiT(**fields), dfn.backbones.DiT(scan_blocks=True, **fields)
+    x = jnp.zeros((1, 8, 8, 1))
+    apart, stacked = (jax.jit(net.init)(jax.random.key(0), x, 0)["params"] for net in (loop, scanned))
+    taken = take(stacked, apart)
+    assert not taken.missing
+    assert_same(flat(taken.params), flat(dfn.backbones.stack_blocks(apart)))
+    assert_same(flat(take(apart, {"net": stacked}).params), flat(dfn.backbones.unstack_blocks(stacked)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diffusers_fn.from_config.defaults import customise, default_config
-from experiments import data, heldout, loop, metric_log, monitor, tasks
+from experiments import data, goodput, heldout, loop, metric_log, monitor, tasks
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.loop import Parts, run_loop
 from experiments.metric_log import MetricLog
@@ -226,9 +226,12 @@ POISONED = {13, 14, 15, 27, 28, 29}  # three in a row, twice
 
 
 def test_a_run_goes_back_and_on_with_the_batches_after_the_bad_ones(tmp_path, capsys):
-    run = Run(tmp_path, poisoned=POISONED)
+    run = Run(tmp_path, poisoned=POISONED, goodput=goodput.Goodput(tmp_path / goodput.FILE))
     finished, (step, value), metrics = run()
     assert (finished, step) == (True, 40)
+    lines = [json.loads(line) for line in (tmp_path / goodput.FILE).read_text().splitlines()]
+    assert [line["step"] for line in lines if "back" in line] == [10, 20]
+    assert goodput.read(tmp_path)["steps"] > 0
     assert "3 steps in a row were skipped: back from step 16 to 10" in capsys.readouterr().out
     # Steps 11 to 20 have the batches 16 to 25. Batches 26 to 29 follow; then back to step 20, and on with batch 30.
     assert value == expected([*range(10), *range(16, 26), *range(30, 50)])
@@ -288,7 +291,7 @@ def test_a_full_disk_ends_the_run_with_one_error(tmp_path, monkeypatch, what):
         raise full
 
     if what == "checkpoint":  # such as a quota, which the free space does not show
-        monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fail)
+        monkeypatch.setattr("experiments.checkpoints.write_shards", fail)
     else:
         owner, name = {"json": (metric_log.json, "dumps"), "events": (metric_log.Events, "write")}[what]
         monkeypatch.setattr(owner, name, fail)
@@ -365,10 +368,3 @@ def test_a_profile_covers_its_span(tmp_path, monkeypatch):
         profile(step)
         calls.append(step)
     assert calls == [0, 5, "start", 10, 12, "stop", 15, 20]
-
-
-def test_flops_are_those_of_a_product_times_the_steps():
-    a = jnp.ones((8, 8))
-    compiled = jax.jit(lambda a: a @ a).lower(a).compile()
-    assert monitor.flops_per_call(compiled, 3) == pytest.approx(3 * 2 * 8**3, rel=0.2)
-    assert monitor.flops_per_call(None, 3) is None

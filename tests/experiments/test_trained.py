@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from configs import autoencoder, classifier, ddpm_digits, latent
 from diffusers_fn.from_config.defaults import customise
 from experiments import latent as latents
 from experiments import runs, trained
+from experiments.export import PLATFORMS, sampler_of
 
 SMALL = {"hidden_size": 64, "depth": 1}
 
@@ -111,3 +113,25 @@ def test_another_generator_is_another_run(tmp_path):
     for seed in (-1, 2**32):  # whose keys would be those of 2**32 - 1 and 0
         with pytest.raises(ValueError, match=r"a seed must lie in 0 \.\.\. 4294967295; got"):
             runs.random_key(config, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("make", [of_latents, guided])
+def test_latents_are_decoded_and_classifiers_guide_inside(make):
+    config, model, networks, others = make()
+    networks = networks._replace(classifier_scale=np.float32(2.0) if make is guided else None)
+    whole = trained.of_networks(config, model, networks, **others)
+    sampler = sampler_of(config, whole, networks, max_steps=4)
+    assert ("classifier_scale" in sampler.inputs) == (make is guided)
+    like = {name: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for name, leaf in sampler.params.items()}
+    program = jax.export.export(jax.jit(sampler.program), platforms=PLATFORMS)(like, sampler.inputs)
+    keys = jax.random.split(jax.random.key(1), 3)
+    inputs = {"keys": jax.random.key_data(keys), "num_steps": np.int32(3)}
+    cond = None
+    if "labels" in sampler.inputs:
+        cond = inputs["labels"] = np.arange(3, dtype=np.int32)
+    if make is guided:
+        inputs["classifier_scale"] = np.float32(2.0)
+    wanted = jax.jit(lambda networks, keys: whole.sample(networks, keys, 3, cond=cond).x0)(networks, keys)
+    assert wanted.shape == (3, *config.data.shape)
+    np.testing.assert_allclose(program.call(sampler.params, inputs), wanted, rtol=1e-5, atol=1e-5)

@@ -716,7 +716,7 @@ def test_a_solver_a_guidance_a_backbone_and_an_objective_of_ones_own_are_built_b
 
 def test_every_field_that_build_reads_is_required_and_listed_once():
     names = {section for section in default_config() if section not in ("seed", "prng_impl", "task")}
-    for section in names - {"latent", "training", "evaluation"}:
+    for section in names - {"latent", "training", "mesh", "evaluation"}:
         config = small_config()
         with config.unlocked():
             del config[section]

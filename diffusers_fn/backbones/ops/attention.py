@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from diffusers_fn.backbones.ops.apart import compiled_apart
-from diffusers_fn.backbones.ops.platforms import by_platform
+from diffusers_fn.backbones.ops.platforms import by_platform, by_size
 
 __all__ = ["dot_product_attention"]
 
@@ -43,9 +46,18 @@ def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | N
 
 def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns attention by products over examples and heads together, in groups of heads of bounded size."""
+    batch, length, heads, _ = query.shape
+    most = max(_LARGE // (length * key.shape[1]), 1)  # examples times heads in a group
+    ways: list[Any] = [functools.partial(_in_groups, n) for n in range(1, heads + 1) if heads % n == 0]
+    chosen = ways[0]
+    for way in ways[1:]:
+        chosen = functools.partial(by_size, batch, most // way.args[0] + 1, large=chosen, small=way)
+    return chosen(query, key, value, mask)
+
+
+def _in_groups(group: int, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns attention by products over all examples and `group` heads together."""
     (batch, length, heads, width), dtype = query.shape, query.dtype
-    weights = batch * length * key.shape[1]
-    group = max((n for n in range(1, heads + 1) if heads % n == 0 and n * weights <= _LARGE), default=1)
 
     def split(a: jax.Array) -> jax.Array:
         """[B, L, heads, D] -> [heads / group, B group, L, D]."""
@@ -65,7 +77,7 @@ def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.A
 def _all_groups(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns attention of groups of heads, [groups, N, L, D], group by group."""
     given = (query, key, value, mask)
-    if len(query) == 1:
+    if query.shape[0] == 1:
         return _attention(*jax.tree.map(lambda a: a[0], given))[None]
     return lax.map(jax.checkpoint(lambda given: _attention(*given), prevent_cse=False), given)
 

@@ -27,7 +27,7 @@ from jax import lax
 from diffusers_fn.backbones.ops.apart import compiled_apart
 from diffusers_fn.backbones.ops.lazy import Lazy, then
 from diffusers_fn.backbones.ops.network import native_convolutions
-from diffusers_fn.backbones.ops.platforms import by_platform
+from diffusers_fn.backbones.ops.platforms import by_platform, by_size
 from diffusers_fn.backbones.ops.winograd import TILE, winograd
 
 __all__ = ["Conv", "conv2d", "patches_first", "product_first"]
@@ -163,14 +163,32 @@ def _by_products(
 def _best_way(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: _Zeros) -> Callable[..., jax.Array]:
     """Returns the function (x, kernel, *, padding) -> y that convolves images and a kernel of these shapes."""
     *size, channels, features = kernel
+    best_of = lambda number: _best_way((number, *shape[1:]), kernel, stride, padding)  # noqa: E731
     if stride == 1 and size == [3, 3] and min(channels, features) > _FEW_CHANNELS:
         sides = [side + sum(zeros) - 2 for side, zeros in zip(shape[1:3], padding)]
         tall, wide = (-(-side // tile) for side, tile in zip(sides, TILE))
-        if shape[0] * tall * wide >= _FEW_TILES:
+        few = -(-_FEW_TILES // (tall * wide))  # images
+        if not isinstance(shape[0], int):  # a symbol of jax.export
+            return functools.partial(_by_number, few, *(best_of(n) for n in (few, few - 1)))
+        if shape[0] >= few:
             return winograd
     if stride == 1 and features <= _FEW_CHANNELS < channels:
         return product_first
     return functools.partial(patches_first, stride=stride)
+
+
+def _by_number(
+    few: int,
+    many_way: Callable[..., jax.Array],
+    few_way: Callable[..., jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    padding: _Zeros,
+) -> jax.Array:
+    """Returns many_way(x, kernel, padding=padding) for `few` images or more, else few_way of them."""
+    large, small = (functools.partial(way, padding=padding) for way in (many_way, few_way))
+    return by_size(x.shape[0], few, x, kernel, large=large, small=small)
 
 
 def patches_first(x: jax.Array, kernel: jax.Array, *, padding: _Zeros, stride: int = 1) -> jax.Array:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec, auto_axes
 
-__all__ = ["by_platform"]
+__all__ = ["by_platform", "by_size"]
 
 
 def by_platform(
@@ -18,7 +19,7 @@ def by_platform(
     """Returns cpu(*args) on a CPU and default(*args) elsewhere. The platform is selected when the program is lowered.
 
     The implementations for CPUs depend on sizes and join axes. So default is used on every platform if a size is a
-    symbol of `jax.export`, and mesh axes of type Explicit become Auto inside.
+    symbol of `jax.export`, except that of a first axis, the batch; and mesh axes of type Explicit become Auto inside.
 
     Args:
       args: arrays, or None.
@@ -26,13 +27,12 @@ def by_platform(
       like, kept: an array whose first `kept` axes are those of the result. Explicit mesh axes that split them split
         the result.
 
-    >>> import jax.numpy as jnp
     >>> round(by_platform(1.0, cpu=jnp.exp, default=jnp.exp, like=jnp.ones(()), kept=0).item(), 2)
     2.72
     """
 
     def chosen(*args: Any) -> jax.Array:
-        if not all(isinstance(size, int) for array in jax.tree.leaves(args) for size in jax.numpy.shape(array)):
+        if not all(isinstance(size, int) for array in jax.tree.leaves(args) for size in jnp.shape(array)[1:]):
             return default(*args)
         return lax.platform_dependent(*args, cpu=cpu, default=default)
 
@@ -42,3 +42,18 @@ def by_platform(
         return chosen(*args)
     out = explicit[0].update(spec=PartitionSpec(*jax.typeof(like).sharding.spec[:kept]))
     return auto_axes(chosen, axes=out.mesh.explicit_axes, out_sharding=out)(*args)
+
+
+def by_size(
+    size: Any, least: int, *args: Any, large: Callable[..., jax.Array], small: Callable[..., jax.Array]
+) -> jax.Array:
+    """Returns large(*args) if size >= least, else small(*args). The size may be a symbol of `jax.export`.
+
+    A symbol is replaced by its number when the exported program is compiled, which then has one of the two.
+
+    >>> by_size(3, 2, jnp.ones(()), large=jnp.negative, small=jnp.exp).item()
+    -1.0
+    """
+    if isinstance(size, int):
+        return (large if size >= least else small)(*args)
+    return lax.cond(jnp.asarray(size) >= least, large, small, *args)

@@ -67,7 +67,7 @@ def winograd(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, in
     (above, _), (left, _) = padding
     rows = (above, TILE[0] * (tall + 1) - height - above)
     columns = (left, TILE[1] * (wide + 1) - width - left)
-    chunks = jnp.pad(x, ((0, -batch % images), (0, 0), (0, 0), (0, 0)))
+    chunks = x if images is batch else jnp.pad(x, ((0, -batch % images), (0, 0), (0, 0), (0, 0)))
     if band < tall:
         chunks = _bands(jnp.pad(x, ((0, 0), rows, (0, 0), (0, 0))), band)
         rows = (0, 0)
@@ -76,7 +76,7 @@ def winograd(x: jax.Array, kernel: jax.Array, *, padding: Sequence[tuple[int, in
         return _of_tiles(jnp.pad(images, ((0, 0), rows, columns, (0, 0))), transformed)
 
     transformed = _of_kernel(kernel)
-    if len(chunks) == images:
+    if chunks.shape[0] == images:
         y = of_chunk(chunks, transformed)
     else:
         one = jax.checkpoint(of_chunk, prevent_cse=False)
@@ -119,7 +119,7 @@ def _combined(matrix: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array
 
 def _overlapping(x: jax.Array, tile: int) -> list[jax.Array]:
     """Returns value 0, 1, .. tile + 1 of every tile along axis 1: tile + 2 arrays; neighbours share two values."""
-    values = _unstack(x.reshape(len(x), -1, tile, x.shape[-1]), 2)
+    values = _unstack(x.reshape(x.shape[0], -1, tile, x.shape[-1]), 2)
     return [value[:, :-1] for value in values] + [value[:, 1:] for value in values[:2]]
 
 
@@ -140,7 +140,11 @@ def _bands(x: jax.Array, band: int) -> jax.Array:
 def _even_parts(number: int, bound: int) -> int:
     """Returns the size of the parts, at most `bound`, if a number is split into the fewest equal parts (rounded up).
 
+    A number that is a symbol of `jax.export` is not split, or into ones if the bound is less than 2.
+
     >>> _even_parts(37, 32), _even_parts(8, 0)
     (19, 1)
     """
-    return -(-number // -(-number // max(bound, 1)))
+    if bound < 2 or not isinstance(number, int):
+        return 1 if bound < 2 else number
+    return -(-number // -(-number // bound))
