@@ -5,7 +5,19 @@ import re
 import sys
 
 # Top-level modules of the extras in pyproject.toml.
-_EXTRA = ("grain", "matplotlib", "orbax", "PIL", "sklearn", "scipy", "tensorboardX", "tqdm")
+_EXTRA = (
+    "array_record",
+    "google",
+    "grain",
+    "matplotlib",
+    "msgpack",
+    "orbax",
+    "PIL",
+    "sklearn",
+    "scipy",
+    "tensorboardX",
+    "tqdm",
+)
 _EXPORT = ("flatbuffers", "PIL", "safetensors")
 
 

@@ -101,6 +101,7 @@ class Total:
       seconds: their sum is the wall time of the processes.
 
     >>> total = Total()
+    >>> total.add({"session": 1, "step": 0, "steps": 0.0})
     >>> total.add({"session": 1, "step": 4, "steps": 2.0})
     >>> total.add({"session": 1, "step": 10, "steps": 5.0})
     >>> total.add({"session": 2, "step": 4, "steps": 0.0, "startup": 2.0})  # a restart at step 4

@@ -61,8 +61,8 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     """
     check_complete(config)
     shape = tuple(config.data.shape)
-    num_classes = _num_classes(config, tables)
     objective: ObjectiveEntry = choose("loss.objective", config.loss.objective, tables.objectives)
+    num_classes = _num_classes(config, tables)
     module = _make_network(config, shape, num_classes, objective, tables)
     check_time_label(config.backbone, config.noise_schedule.time_label)
     noise = make_noise(config.noise_schedule)

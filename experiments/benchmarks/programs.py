@@ -13,7 +13,9 @@ _COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permu
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
-    """Returns {collective: {"count", "bytes"}} of one call of a compiled program, those in loops once per iteration.
+    """Returns {collective: {"count", "bytes"}} of one call of a compiled program.
+
+    Those in loops count once per iteration where the program has the number, as on CPUs, else once.
 
     Bytes are those of the results on one device. A TPU's program has reduce-scatters as fusions of an all-reduce and a
     slice: they count as reduce-scatter, with the bytes of the all-reduce. An all-reduce of which the CPU's program uses

@@ -28,7 +28,9 @@ def value_and_grad(net):
     return jax.jit(jax.value_and_grad(loss), static_argnames="train")
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", ["dit", *(pytest.param(name, marks=pytest.mark.long) for name in NETS if name != "dit")]
+)
 def test_a_scan_computes_what_the_loop_computes(name):
     """Float32 rounding of sums in another order."""
     net = NETS[name]

@@ -9,7 +9,13 @@ import pytest
 import experiments
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
-MODULES = {"pillow": "PIL", "scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}
+MODULES = {
+    "array-record": "array_record",
+    "orbax-checkpoint": "orbax",
+    "pillow": "PIL",
+    "protobuf": "google",
+    "scikit-learn": "sklearn",
+}
 
 
 def test_a_binary_names_the_extra_that_it_needs(monkeypatch):

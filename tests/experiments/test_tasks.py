@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import diffusers_fn as dfn
 from diffusers_fn.from_config.defaults import customise
 from experiments import compare_variants, trained
 from experiments.evaluate import evaluate
@@ -92,7 +93,7 @@ def test_a_classifier_of_other_classes_or_noise_is_refused(stages):
         ({"data": {"shape": (4, 4, 1)}}, "is for data of shape"),
     ):
         with pytest.raises(ValueError, match=message):
-            trained.load_classifier(customise(config.copy_and_resolve_references(), **changes))
+            trained.load_classifier(customise(config.copy_and_resolve_references(), **changes), dfn.training.make_mesh())
 
 
 def test_latents_are_decoded_and_need_their_own_work_directory_alone(stages, tmp_path):

@@ -13,7 +13,8 @@ from diffusers_fn.from_config.samplers import SOLVERS
 from diffusers_fn.solvers import select
 
 MOST = 6
-QUICK = ("ddim", "heun", "plms", "dpmpp_2m_sde")  # a history that grows with the plan, more rows than steps, noise
+# A history that grows with the plan, more rows than steps, noise, a least number of steps.
+QUICK = ("ddim", "heun", "plms", "dpmpp_2m_sde", "heun_churn")
 
 
 def of(name, **sections):
@@ -26,7 +27,7 @@ def of(name, **sections):
     return diffusion, some_params(diffusion.init)
 
 
-def check_all_steps(diffusion, params, least=1):
+def check_all_steps(diffusion, params, least):
     """Samples of every number of steps from one trace, against those of each number's own program."""
     keys, traces = jax.random.split(jax.random.key(1), 3), []
 
@@ -52,12 +53,7 @@ def check_all_steps(diffusion, params, least=1):
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in SOLVERS]
 )
 def test_every_solver(name):
-    check_all_steps(*of(name))
-
-
-def test_a_sampler_with_a_least_number_of_steps():
-    diffusion, params = of("heun_churn")
-    check_all_steps(diffusion, params, least=SOLVERS["heun_churn"].min_levels)
+    check_all_steps(*of(name), least=SOLVERS[name].min_levels)
 
 
 def test_the_network_is_evaluated_as_often_as_needed():

@@ -1,5 +1,7 @@
 """Meshes, rules and placement: which arrays are split, what they weigh on a device, batches, keys."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from diffusers_fn.from_config.network import NETWORKS, make_autoencoder, make_ba
 SHAPES = {"mlp": (2,), "unet1d": (16, 4), "simple_autoencoder": (2,), "mlp_classifier": (2,)}
 
 
+@functools.cache
 def shapes_of(name, **fields):
     """The shapes of the parameters of a network at its default size."""
     shape = SHAPES.get(name, (32, 32, 4 if name == "unet2d_condition" else 3))
@@ -54,6 +57,7 @@ def test_a_mesh_has_the_three_axes_and_fits_the_devices():
             training.make_mesh(*sizes)
 
 
+@pytest.mark.long
 def test_every_rule_splits_an_array_of_one_of_its_networks():
     """A rule whose path or axis is out of date would silently split nothing."""
     mesh = training.make_mesh(1, 4, 2)
