@@ -55,7 +55,7 @@ the class name in config.json. In this package the file is `pretrained/<family>.
 line for it. `entries.py` and `layouts.py` have the entries of common layers. `guided_unet.py` is a complete example.
 """
 
-from diffusers_fn.pretrained import lora
+from diffusers_fn.pretrained import lora, textual_inversion
 from diffusers_fn.pretrained.convert import from_torch, to_torch
 from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Constant, Family, read_config
@@ -82,6 +82,7 @@ __all__ = [
     "lora",
     "read_config",
     "save",
+    "textual_inversion",
     "to_torch",
 ]
 

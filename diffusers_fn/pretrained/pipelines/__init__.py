@@ -3,8 +3,9 @@
 from diffusers_fn.pretrained.pipelines.control import Control
 from diffusers_fn.pretrained.pipelines.load import load_pipeline
 from diffusers_fn.pretrained.pipelines.pipeline import Pipeline, make_pipeline
+from diffusers_fn.pretrained.pipelines.skip_layers import SkipLayers
 
-__all__ = ["Control", "Pipeline", "load_pipeline", "make_pipeline"]
+__all__ = ["Control", "Pipeline", "SkipLayers", "load_pipeline", "make_pipeline"]
 
 
 def __dir__() -> list[str]:

@@ -109,8 +109,8 @@ def _t5(parts: Parts, params: _Params, name: str, tokens: Tokens, *, masked: boo
     return out
 
 
-def _transformer(parts: Parts, params: _Params, x: Any, t: Any, cond: Cond) -> Any:
-    return parts.modules["transformer"].apply({"params": params["transformer"]}, x, t, cond)
+def _transformer(parts: Parts, params: _Params, x: Any, t: Any, cond: Cond, **options: Any) -> Any:
+    return parts.modules["transformer"].apply({"params": params["transformer"]}, x, t, cond, **options)
 
 
 def _flux_text(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:

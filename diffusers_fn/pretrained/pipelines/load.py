@@ -17,6 +17,7 @@ from diffusers_fn.pretrained.pipelines.parts import Kind, Parts
 from diffusers_fn.pretrained.pipelines.pipeline import Pipeline, make_pipeline
 from diffusers_fn.pretrained.schedulers import load_scheduler
 from diffusers_fn.pretrained.schedulers.load import read_config as read_scheduler_config
+from diffusers_fn.pretrained.single_file import load_single_file
 from diffusers_fn.text import Tokenizer, load_tokenizer
 from diffusers_fn.text.files import read_json
 
@@ -29,6 +30,7 @@ def load_pipeline(
     dtype: DTypeLike | None = None,
     scheduler: str | Mapping[str, Any] | os.PathLike[str] | None = None,
     controlnet: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
     sharding: Placement = None,
 ) -> tuple[Pipeline, dict[str, Any]]:
     """Returns (pipeline, params) of a folder with a model_index.json: Stable Diffusion 1, 2, XL, 3, Flux, PixArt-alpha.
@@ -40,13 +42,18 @@ def load_pipeline(
         tokens = pipeline.tokenize(["a photo of a cat"])
         images = jax.jit(pipeline.sample)(params, jax.random.key(0), tokens)
 
+    Weights of Stable Diffusion 1, 2 and XL in one file, see `load_single_file`, hold no tokenizers and no scheduler:
+
+        pipeline, params = load_pipeline("finetuned.safetensors", config="stable-diffusion-v1-5")
+
     Args:
-      folder: with model_index.json, and one folder for each part.
+      folder: with model_index.json, and one folder for each part; or one file.
       dtype: of the parameters and of the computation, such as jnp.bfloat16; None for that of the files, computed in
         float32.
       scheduler: another one than the folder's: a class name, which takes the options of the folder's, or the source of
         `load_scheduler`.
       controlnet: the folder of a ControlNet for these networks.
+      config: for one file: the folder of a pipeline of its kind, of which all but the weights is read.
       sharding: where the parameters go, see `load`.
 
     Raises:
@@ -58,9 +65,7 @@ def load_pipeline(
     ...
     ValueError: downloads/unet is no pipeline: it has no model_index.json. For one network use pretrained.load
     """
-    path = Path(folder)
-    if not (path / "model_index.json").exists():
-        raise ValueError(f"{path} is no pipeline: it has no model_index.json. For one network use pretrained.load")
+    path = _described(Path(folder), config)
     index = read_json(path / "model_index.json")
     kind = _kind(index.get("_class_name"))
     present = [
@@ -73,18 +78,46 @@ def load_pipeline(
     missing = [name for name in needed if not (path / name).is_dir()]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}, parts of a {index['_class_name']}")
-    modules, params = {}, {}
-    sources = {name: path / name for name in needed} | ({} if controlnet is None else {"controlnet": Path(controlnet)})
-    for name, source in sources.items():
-        module, params[name] = load(source, sharding=sharding, dtype=dtype)
-        modules[name] = module if dtype is None else module.clone(dtype=dtype)
+    if config is None:
+        networks = {name: load(path / name, sharding=sharding, dtype=dtype) for name in needed}
+    else:
+        networks = _of_one_file(folder, path, needed, sharding=sharding, dtype=dtype)
+    if controlnet is not None:
+        networks["controlnet"] = load(controlnet, sharding=sharding, dtype=dtype)
+    params = {name: own for name, (_, own) in networks.items()}
+    modules: dict[str, Any] = {
+        name: module if dtype is None else module.clone(dtype=dtype) for name, (module, _) in networks.items()
+    }
     tokenizers = {name: load_tokenizer(path / name) for name, encoder in kind.tokenizers.items() if encoder in modules}
-    for name, encoder in kind.tokenizers.items():
-        if encoder in modules:
-            _check_vocabulary(path / name, tokenizers[name], modules[encoder])
+    for name, tokenizer in tokenizers.items():
+        _check_vocabulary(path / name, tokenizer, modules[kind.tokenizers[name]])
     settings = {**index, "sample_size": read_json(path / network / "config.json").get("sample_size", 64)}
     parts = Parts(kind, modules, tokenizers, _scheduler(path, scheduler), settings)
     return make_pipeline(parts), params
+
+
+def _described(path: Path, config: Any) -> Path:
+    """The folder with the model_index.json."""
+    if path.is_file() and config is None:
+        raise ValueError(
+            f"{path} is one file, which holds no tokenizers and no scheduler: pass config, the folder of a pipeline of "
+            "its kind (its weights are not read)"
+        )
+    if config is not None and not path.is_file():
+        raise ValueError(f"config is for weights in one file, and {path} is no file")
+    folder = path if config is None else Path(config)
+    if not (folder / "model_index.json").exists():
+        raise ValueError(f"{folder} is no pipeline: it has no model_index.json. For one network use pretrained.load")
+    return folder
+
+
+def _of_one_file(file: Any, folder: Path, needed: list[str], **options: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """{part: (module, params)} of one file, with the configs of a folder."""
+    found = load_single_file(file, config=folder, **options).networks
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise ValueError(f"{file} lacks {', '.join(missing)}, which the pipeline in {folder} has")
+    return {name: found[name] for name in needed}
 
 
 def _kind(name: Any) -> Kind:

@@ -50,7 +50,7 @@ class Kind(NamedTuple):
     Attributes:
       class_names: in model_index.json.
       encode: (parts, params, tokens, clip_skip) -> the condition of the network, arrays [B, ...].
-      apply: (parts, params, x, t, cond) -> the network's output.
+      apply: (parts, params, x, t, cond, **options) -> the network's output; the options are those of its call.
       sizes: (parts, batch, height, width, options) -> further entries of the condition, the same with and without a
         text.
       tokenizers: {tokenizer: the text encoder that takes its tokens}.
@@ -64,7 +64,7 @@ class Kind(NamedTuple):
 
     class_names: tuple[str, ...]
     encode: Callable[[Parts, Mapping[str, Any], Mapping[str, Tokens], int], Cond]
-    apply: Callable[[Parts, Mapping[str, Any], Any, Any, Cond], Any]
+    apply: Callable[..., Any]
     tokenizers: Mapping[str, str]
     sizes: Callable[[Parts, int, int, int, Mapping[str, Any]], Cond] = lambda *args: {}
     guidance_scale: float = 7.5

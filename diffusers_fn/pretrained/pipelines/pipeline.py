@@ -72,6 +72,7 @@ def make_pipeline(parts: Parts) -> Pipeline:
       guidance_rescale: [] or [B], phi of `guidance.rescaled`.
       rule: another rule of guidance, such as `guidance.projected()`.
       transform: of the denoiser before guidance.
+      skip_layers: a `SkipLayers`, guidance away from the network without some blocks (Stable Diffusion 3).
       clip_skip: layers of CLIP that are left out for the prompt.
       sizes: of Stable Diffusion XL: original_size, crop and target_size, two numbers each.
       true_cfg_scale: [] or [B], see guidance_scale.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from diffusers_fn import _random
 from diffusers_fn._arrays import concrete
 from diffusers_fn._types import Scan
+from diffusers_fn.backbones.mmdit import MMDiT
 from diffusers_fn.denoisers import Denoiser, Transform, bind, make_denoiser
 from diffusers_fn.guidance import classifier_free, linear, rescaled
 from diffusers_fn.guidance.rules import Rule
@@ -19,6 +20,7 @@ from diffusers_fn.pretrained.pipelines import control as controls
 from diffusers_fn.pretrained.pipelines.inpainting import keeping, known_channels, latent_mask
 from diffusers_fn.pretrained.pipelines.inputs import check_tokens, latent_shape, make_plan, size_of
 from diffusers_fn.pretrained.pipelines.parts import Cond, Parts
+from diffusers_fn.pretrained.pipelines.skip_layers import SkipLayers, skip_layer_guidance
 from diffusers_fn.pretrained.schedulers import Plan
 from diffusers_fn.sampling import Samples, sample
 from diffusers_fn.text import Tokens, tokenize
@@ -47,6 +49,7 @@ class Options(NamedTuple):
     guidance_rescale: Any = 0.0
     rule: Rule | None = None
     transform: Transform | None = None
+    skip_layers: SkipLayers | None = None
     clip_skip: int = 0
     sizes: Mapping[str, Any] = {}
     emit: Callable[..., Any] | None = None
@@ -59,11 +62,11 @@ def encode_text(parts: Parts, params: _Params, tokens: _Texts, clip_skip: int = 
     return parts.kind.encode(parts, params, tokens, clip_skip)
 
 
-def denoiser(parts: Parts, params: _Params) -> Denoiser:
-    """Returns the denoiser of scaled latents."""
+def denoiser(parts: Parts, params: _Params, **options: Any) -> Denoiser:
+    """Returns the denoiser of scaled latents; the options are those of the network's call."""
 
     def apply(params: _Params, x: jax.Array, t: jax.Array, cond: Any) -> Any:
-        return parts.kind.apply(parts, params, x, t, cond)
+        return parts.kind.apply(parts, params, x, t, cond, **options)
 
     return make_denoiser(apply, params, parts.scheduler.parameterization)
 
@@ -125,9 +128,11 @@ def draw(parts: Parts, params: _Params, key: jax.Array, tokens: _Texts, options:
     if known is not None and not (options.mask is not None and options.strength in (None, 1)):
         x = add_noise(known, noise, plan.start)
 
-    denoise, guided = denoiser(parts, params), {**text, **shared}
-    if options.transform is not None:
-        denoise = options.transform(denoise)
+    def network(**more: Any) -> Denoiser:
+        own = denoiser(parts, params, **more)
+        return own if options.transform is None else options.transform(own)
+
+    denoise, guided = network(), {**text, **shared}
     if options.control is not None:
         guided["control"] = controls.condition(options.control, plan, batch)
     if _is_guided(scale):
@@ -138,6 +143,9 @@ def draw(parts: Parts, params: _Params, key: jax.Array, tokens: _Texts, options:
         if options.rule is None and concrete(options.guidance_rescale) != 0:
             rule = rescaled(options.guidance_rescale, on=parts.scheduler.parameterization)
         denoise = classifier_free(scale, null, rule=rule)(denoise)
+    if options.skip_layers is not None:
+        short = network(skip_blocks=_blocks(parts, options.skip_layers))
+        denoise = skip_layer_guidance(denoise, network(), short, options.skip_layers, plan)
     solver = plan.solver
     if known is not None and options.mask is not None and not _takes_mask(parts):
         solver = keeping(plan, known, noise, latent_mask(parts, options.mask, noise.shape))
@@ -152,6 +160,14 @@ def _takes_mask(parts: Parts) -> bool:
     network: Any = parts.modules[parts.network]
     vae: Any = parts.modules["vae"]
     return parts.network == "unet" and network.in_channels == 2 * vae.latent_channels + 1
+
+
+def _blocks(parts: Parts, skip: SkipLayers) -> tuple[int, ...]:
+    """The numbers of the blocks that are left out; ValueError if the network cannot leave out any."""
+    network: Any = parts.modules[parts.network]
+    if not isinstance(network, MMDiT):
+        raise ValueError(f"skip_layers needs a transformer of Stable Diffusion 3; this is a {type(network).__name__}")
+    return tuple(skip.blocks)
 
 
 def _is_guided(scale: Any) -> bool:
