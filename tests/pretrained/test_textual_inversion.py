@@ -55,7 +55,7 @@ def test_a_word_of_several_tokens_is_replaced_by_all_of_them(pipeline):
     rows = np.arange(96, dtype=np.float32).reshape(3, 32)
     with_word, params = textual_inversion.add(*pipeline, {"text_encoder": {"<x>": rows}})
     ids = with_word.tokenize("a <x> and <x>")["tokenizer"].ids[0]
-    assert [int(i) for i in ids if i >= 2114 and i != 2113] == [2114, 2115, 2116] * 2
+    assert [int(i) for i in ids if i >= 2114] == [2114, 2115, 2116] * 2
     np.testing.assert_array_equal(params["text_encoder"]["tokens"]["embedding"][2114:], rows)
     assert len(pipeline[1]["text_encoder"]["tokens"]["embedding"]) == 2114  # what was given is as before
     further, _ = textual_inversion.add(with_word, params, {"text_encoder": {"<y>": rows[:1]}})
@@ -69,9 +69,13 @@ def test_a_word_of_several_tokens_is_replaced_by_all_of_them(pipeline):
         ({"<t>": (32,)}, None, {"text_encoder": {"<t>": (1, 32)}}),
         ({"emb_params": (2, 32)}, None, {"text_encoder": {"toy": (2, 32)}}),
         ({"emb_params": (2, 32)}, "hat", {"text_encoder": {"hat": (2, 32)}}),
-        ({"clip_l": (2, 32), "clip_g": (2, 48)}, None, {"text_encoder": {"toy": (2, 32)}, "text_encoder_2": {"toy": (2, 48)}}),
+        (
+            {"clip_l": (2, 32), "clip_g": (2, 48)},
+            None,
+            {"text_encoder": {"toy": (2, 32)}, "text_encoder_2": {"toy": (2, 48)}},
+        ),
     ],
-)  # fmt: skip
+)
 def test_layouts_of_files(tmp_path, names, word, expected):
     path = write(tmp_path / "toy.safetensors", **{name: np.ones(shape, np.float32) for name, shape in names.items()})
     found = textual_inversion.load(path, word=word)
@@ -94,5 +98,5 @@ def test_what_does_not_fit_is_named(pipeline, tmp_path):
     with pytest.raises(ValueError, match=r"must have shape \[D\] or \[n, D\]; got \[1, 1, 32\]"):
         textual_inversion.load(write(tmp_path / "b.safetensors", a=rows[None]))
     (tmp_path / "c.safetensors").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match="c.safetensors"):
+    with pytest.raises(ValueError, match=r"c\.safetensors"):
         textual_inversion.load(tmp_path / "c.safetensors")
