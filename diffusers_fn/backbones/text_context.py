@@ -22,14 +22,14 @@ class TextContext(nn.Module):
     """Computes net(x, t, cond) with cond the tokens of a text, which a small transformer turns into the context.
 
     Each token is a learned vector (of its id) or a linear map of a given vector, plus a learned vector of its position.
-    A learned start token comes first, so that the empty text has a context too. `depth` blocks follow, normalised before
-    each part: h <- h + attention(norm(h)), h <- h + mlp(norm(h)). All tokens of a text see each other, and padding is
-    hidden from all. The encoder is trained with the rest, as in Rombach et al., "High-Resolution Image Synthesis with
-    Latent Diffusion Models" (2022), https://arxiv.org/abs/2112.10752, section 3.3.
+    A learned start token comes first, so that the empty text has a context too. `depth` blocks follow, normalised
+    before each part: h <- h + attention(norm(h)), h <- h + mlp(norm(h)). All tokens of a text see each other, and
+    padding is hidden from all. The encoder is trained with the rest, as in Rombach et al., "High-Resolution Image
+    Synthesis with Latent Diffusion Models" (2022), https://arxiv.org/abs/2112.10752, section 3.3.
 
     Call as `net`, with cond either integer ids [B, num_tokens] in [0, vocab_size - 1], where 0 is padding, or with
-    vector_dim floating vectors [B, num_tokens, vector_dim], where zeros are padding; None is the empty text. A mapping is
-    passed to the net unchanged, for conditioning on the output of another text encoder.
+    vector_dim floating vectors [B, num_tokens, vector_dim], where zeros are padding; None is the empty text. A mapping
+    is passed to the net unchanged, for conditioning on the output of another text encoder.
 
     Fields:
       net: the network, with heads that divide its context_dim.
@@ -75,7 +75,9 @@ class TextContext(nn.Module):
         self._check_cond(cond, shape)
         if self.vector_dim is None:
             seen = cond != 0
-            table = ops.Embed(self.vocab_size, width, embedding_init=nn.initializers.normal(1.0), name="token_table", **types)
+            table = ops.Embed(
+                self.vocab_size, width, embedding_init=nn.initializers.normal(1.0), name="token_table", **types
+            )
             h = table(cond)
         else:
             seen = jnp.any(cond != 0, axis=-1)

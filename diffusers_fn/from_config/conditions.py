@@ -14,9 +14,17 @@ from diffusers_fn._arrays import concrete
 from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.choices import choose
 
-__all__ = ["BYTES", "Conditions", "TextKind", "TEXT_KINDS", "check_texts", "make_conditions", "takes_text", "text_fields"]
+__all__ = [
+    "TEXT_KINDS",
+    "Conditions",
+    "TextKind",
+    "check_texts",
+    "make_conditions",
+    "takes_text",
+    "text_fields",
+]
 
-BYTES = 257  # token ids of UTF-8 bytes: 0 is padding, byte b is b + 1
+_BYTES = 257  # token ids of UTF-8 bytes: 0 is padding, byte b is b + 1
 
 
 class Conditions(NamedTuple):
@@ -51,7 +59,7 @@ class TextKind(NamedTuple):
 
 TEXT_KINDS = {
     "words": TextKind(),
-    "bytes": TextKind(vocab_size=BYTES),
+    "bytes": TextKind(vocab_size=_BYTES),
     "table": TextKind(vectors=True),
     "encoder": TextKind(vectors=True),
 }
@@ -129,6 +137,11 @@ def check_texts(texts: Any, shape: tuple[int, ...], batch_size: int, vocab_size:
         got = repr(texts) if array is None else f"{array.dtype} {array.shape}"
         raise ValueError(f"texts must be {what} of shape {shape} or {(batch_size, *shape)}; got {got}")
     values = concrete(array)
-    if vocab_size is not None and values is not None and values.size and not 0 <= values.min() <= values.max() < vocab_size:
+    if (
+        vocab_size is not None
+        and values is not None
+        and values.size
+        and not 0 <= values.min() <= values.max() < vocab_size
+    ):
         raise ValueError(f"token ids must lie in [0, {vocab_size - 1}]; got {values.min()} to {values.max()}")
     return array

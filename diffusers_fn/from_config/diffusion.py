@@ -41,8 +41,8 @@ class Diffusion(NamedTuple):
     Attributes:
       init: (key) -> params.
       apply: (params, x, t, cond=None, *, x0=None, key=None, train=False) -> network output. x [B, *shape]; t [] or
-        [B]; cond int labels [B], or the tokens of texts, or None for no condition; x0 [B, *shape] the previous estimate of x0, for
-        self-conditioning; key is needed for dropout, when train is True.
+        [B]; cond int labels [B], or the tokens of texts, or None for no condition; x0 [B, *shape] the previous
+        estimate of x0, for self-conditioning; key is needed for dropout, when train is True.
       loss: (params, key, batch) -> (loss [B], metrics). batch: {"image": [B, *shape]}, in [-1, 1] unless
         config.data.normalize is False, and, for a
         class-conditional model, "label": int [B], or, for a text-conditional one, "text": the tokens [B, M], or
@@ -53,8 +53,8 @@ class Diffusion(NamedTuple):
         Objectives that need more than the parameters take it as a fourth argument: see `build_objective`.
       sample: (params, key, num_samples, *, cond=None, guidance_scale=None, eta=None, num_inference_steps=None,
         max_inference_steps=None, emit=None, transform=None, shape=None, x=None) -> Samples. num_samples: an integer, or
-        a symbol of `jax.export.symbolic_shape`. cond: int labels [] or [num_samples], or the tokens of texts, or None for
-        unconditional samples. None takes the config's value. key: one key, or [num_samples] keys.
+        a symbol of `jax.export.symbolic_shape`. cond: int labels [] or [num_samples], or the tokens of texts, or None
+        for unconditional samples. None takes the config's value. key: one key, or [num_samples] keys.
         num_inference_steps: an integer; or an array [], which may be traced, of at most max_inference_steps (the
         config's number of steps by default): one compiled program then serves every number of steps, a loop runs as
         many as are asked for, and a trace of `emit` has zeros in front; traced numbers out of range are clipped to

@@ -143,8 +143,8 @@ def make_backbone(
       text: fields of `backbones.TextContext`, for a model of texts; or None.
 
     Raises:
-      ValueError: if a field is unknown or has a wrong type, the network takes no texts, or image_size is not that of the data for a network whose
-        outputs depend on it.
+      ValueError: if a field is unknown or has a wrong type, the network takes no texts, or image_size is not that of
+        the data for a network whose outputs depend on it.
 
     >>> make_backbone(ConfigDict({"name": "unet", "image_size": None}), (64, 64, 3)).image_size
     64
