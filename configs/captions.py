@@ -9,8 +9,8 @@ Stable Diffusion attends. A tenth of the captions is left out in training, so th
 
 | preset | pixels | parameters | batches |
 |---|---|---|---|
-| `cpu32` (the default) | 32 x 32 | 4.4 million | 12,000 of 32 |
-| `cpu64` | 64 x 64 | 4.8 million | 20,000 of 16 |
+| `cpu32` (the default) | 32 x 32 | 4.5 million | 12,000 of 32 |
+| `cpu64` | 64 x 64 | 4.9 million | 20,000 of 16 |
 
 Preconditioning, loss weight and sampler are those of configs/images.py. Attention is at 8 x 8 pixels, where it costs
 little on a CPU. For emoji see experiments/emoji.py. Published token vectors in place of learned ones:
@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = customise(
         default_config(),
         data={"name": "images", "num_classes": 0, "resize": "crop", "heldout_fraction": 0.05},
-        text={"kind": "words", "num_tokens": 12, "depth": 1, "num_heads": 4},
+        text={"kind": "words", "num_tokens": 14, "vocab_size": 2048, "depth": 1, "num_heads": 4},
         noise_schedule={"process": "edm", "time_label": "log_sigma"},
         parameterization="edm",
         loss={"weight": "edm", "time_sampler": "log_normal", "log_sigma_mean": -0.8, "log_sigma_std": 1.4},

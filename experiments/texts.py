@@ -20,7 +20,6 @@ import collections
 import dataclasses
 import json
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from diffusers_fn.pretrained.safetensors_file import open_safetensors
 from diffusers_fn.text.extra import import_extra
 from experiments import data
 from experiments.files import write_text
+from experiments.text_encoder import Cached, encoder_vectors
 
 __all__ = [
     "FILE",
@@ -138,8 +138,10 @@ def in_place(config: ConfigDict, workdir: Path, *parts: data.Dataset | None) -> 
     """
     captions = [None if part is None else _captions(config, part) for part in parts]
     texts = load_texts(config, workdir) if (workdir / FILE).exists() else make_texts(config, captions[0] or ())
+    cache = workdir / "text_vectors" if config.text.kind == "encoder" else None
+    rows = TokenRows(config, texts, [own for own in captions if own is not None], cache)
     made = [
-        None if part is None else dataclasses.replace(part, captions=own, text=TokenRows(texts, own or ()))
+        None if part is None else dataclasses.replace(part, captions=own, text=rows.of(own or ()))
         for part, own in zip(parts, captions)
     ]
     return made, texts
@@ -151,11 +153,27 @@ def save(texts: Texts, workdir: Path) -> None:
 
 
 class TokenRows:
-    """The conditions of examples, [n, *S], held once for each different caption."""
+    """The conditions of all captions of a run, once for each different one; on disk in the folder `cache`, if any."""
 
-    def __init__(self, texts: Texts, captions: Sequence[str]):
-        different, self._index = np.unique(np.array(captions, dtype=object).astype(str), return_inverse=True)
-        self._rows = texts.encode([str(text) for text in different])
+    def __init__(self, config: ConfigDict, texts: Texts, captions: Sequence[Sequence[str]], cache: Path | None):
+        different = sorted({text for part in captions for text in part})
+        self._position = {text: number for number, text in enumerate(different)}
+        if cache is None:
+            self._rows: Any = texts.encode(different)
+        else:
+            about = {"path": config.text.path, "num_tokens": config.text.num_tokens}
+            self._rows = Cached(cache, about, different, texts.encode)
+
+    def of(self, captions: Sequence[str]) -> OfExamples:
+        """Returns the conditions [n, *S] of examples with these captions."""
+        return OfExamples(self._rows, np.array([self._position[text] for text in captions]))
+
+
+class OfExamples:
+    """The conditions of examples, [n, *S], read as `conditions[indices]`."""
+
+    def __init__(self, rows: Any, index: np.ndarray):
+        self._rows, self._index = rows, index
 
     def __len__(self) -> int:
         return len(self._index)
@@ -204,8 +222,6 @@ def _texts(config: ConfigDict, words: list[str] | None) -> Texts:
             f"config.text.path must be a folder, for config.text.kind = {kind!r}; got {config.text.path!r}"
         )
     if kind == "encoder":
-        from experiments.text_encoder import encoder_vectors
-
         return Texts(encoder_vectors(folder, length, fields["vector_dim"]), record)
     return Texts(_table_vectors(folder, length, fields["vector_dim"]), record)
 
@@ -214,10 +230,7 @@ def _padded(rows: Sequence[Sequence[int]], texts: Sequence[str], length: int) ->
     """Token ids [n, length] int32, cut or filled up with zeros."""
     cut = [text for row, text in zip(rows, texts) if len(row) > length]
     if cut:
-        warnings.warn(
-            f"{len(cut)} texts have more than config.text.num_tokens = {length} tokens and were cut: {cut[0][:80]!r}",
-            stacklevel=2,
-        )
+        print(f"{len(cut)} texts have more than config.text.num_tokens = {length} tokens and are cut: {cut[0][:80]!r}")
     ids = np.zeros((len(rows), length), np.int32)
     for row, own in zip(ids, rows):
         row[: len(own)] = own[:length]
