@@ -7,8 +7,8 @@
 
 Each picture is a single code point that the font has, on white; its caption is the name of Python's `unicodedata` in
 lower case. People and hands are drawn once more in each of the five skin tones, with a caption such as "waving hand
-sign, dark skin tone". OUTPUT/train and OUTPUT/heldout each hold the pictures and metadata.jsonl with `file_name`, `text` and
-`kind`. Held out are captions of which each part is in other captions: some of the hearts, circles and squares with a
+sign, dark skin tone". OUTPUT/train and OUTPUT/heldout each hold the pictures and metadata.jsonl with `file_name`, `text`
+and `kind`. Held out are captions of which each part is in other captions: some of the hearts, circles and squares with a
 colour, of the faces of animals that are there as a whole, and of the people and hands in a skin tone.
 """
 
@@ -42,7 +42,7 @@ _COLOURED = re.compile(
     r"(blue|green|yellow|purple|orange|brown|white|black|pink|light blue|grey) heart$"
     r"|large (red|blue|green|yellow|purple|orange|brown) (circle|square)$"
 )
-_EVERY = 3  # of the people and hands, one in so many has one tone held out
+_EVERY = 3  # of the code points of people and hands, the multiples of this have one tone held out
 
 
 class Emoji(NamedTuple):
@@ -51,7 +51,7 @@ class Emoji(NamedTuple):
     Attributes:
       text: of one code point, or two with a skin tone.
       caption: its name.
-      kind: colour, animal, tone or other: among which pictures of its kind a sample is looked for.
+      kind: colour, animal, tone or other; samples are compared with the pictures of their kind.
     """
 
     text: str

@@ -11,8 +11,15 @@ from diffusers_fn.from_config.batches import make_batch_reader
 from diffusers_fn.from_config.conditions import make_conditions
 from diffusers_fn.from_config.defaults import customise, default_config
 
-FIELDS = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "transformer_depths": (0, 1), "num_heads": 2,
-          "context_dim": 8, "norm_groups": 4}  # fmt: skip
+FIELDS = {
+    "channels": 8,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "transformer_depths": (0, 1),
+    "num_heads": 2,
+    "context_dim": 8,
+    "norm_groups": 4,
+}
 
 
 class Shows(UNet2DCondition):
@@ -41,7 +48,8 @@ def shown(ids, **fields):
 
 def test_the_context_is_that_of_the_visible_tokens_in_their_order():
     context, mask = shown(jnp.array([[4, 5, 0], [5, 4, 0]]), depth=1)
-    assert context.shape == (2, 4, 8) and mask.tolist() == [[True, True, True, False]] * 2
+    assert context.shape == (2, 4, 8)
+    assert mask.tolist() == [[True, True, True, False]] * 2
     assert np.abs(context[0, :3] - context[1, :3]).min(axis=-1).max() > 1e-3  # the order of words has an effect
     alone = shown(jnp.array([[4, 5, 7], [5, 4, 0]]), depth=1)
     np.testing.assert_array_equal(alone[0][1], context[1])  # texts do not depend on each other
@@ -86,7 +94,18 @@ def test_dropout_blanks_whole_captions_with_the_mask_of_class_labels(vectors):
 
 
 def test_a_guided_sample_depends_on_its_own_text_alone():
-    config = config_of(sampler={"num_inference_steps": 2, "cfg_scale": 2.0})
+    small = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "channel_multipliers": (1,),
+        "transformer_depths": (1,),
+        "mid_depth": None,
+    }
+    config = config_of(
+        data={"shape": (4, 4, 3), "num_classes": 0},
+        backbone={"name": "unet2d_condition", **FIELDS, **small},
+        sampler={"num_inference_steps": 1, "cfg_scale": 2.0},
+    )
     diffusion = dfn.build(config)
     params = diffusion.init(jax.random.key(0))
     params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
