@@ -2,14 +2,15 @@
 
     apt-get install fonts-noto-color-emoji
     python -m experiments.emoji --output=emoji --size=32
-    python -m experiments.train --config=configs/captions.py:cpu32 --workdir=runs/emoji --config.data.path=emoji/train
+    python -m experiments.train --config=configs/captions.py:cpu32 --workdir=runs/emoji \\
+        --config.data.path=emoji/train --config.data.heldout_fraction=0
     python -m experiments.caption_score --workdir=runs/emoji --reference=emoji/train --captions=emoji/heldout
 
 Each picture is a single code point that the font has, on white; its caption is the name of Python's `unicodedata` in
 lower case. People and hands are drawn once more in each of the five skin tones, with a caption such as "waving hand
-sign, dark skin tone". OUTPUT/train and OUTPUT/heldout each hold the pictures and metadata.jsonl with `file_name`, `text`
-and `kind`. Held out are captions of which each part is in other captions: some of the hearts, circles and squares with a
-colour, of the faces of animals that are there as a whole, and of the people and hands in a skin tone.
+sign, dark skin tone". OUTPUT/train and OUTPUT/heldout each hold the pictures and metadata.jsonl with `file_name`,
+`text` and `kind`. Held out are captions of which each part is in other captions: some of the hearts, circles and
+squares with a colour, of the faces of animals that are there as a whole, and of the people and hands in a skin tone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _PIXELS = 109  # the font has bitmaps of this size alone
 _CANVAS = (136, 128)
 _BLOCKS = (range(0x203C, 0x3300), range(0x1F000, 0x1FB00))
 _HELD_OUT = (
-    "green heart", "orange heart", "purple heart", "large purple circle", "large yellow square", "large brown circle",
+    "green heart", "orange heart", "blue heart", "large purple circle", "large yellow square", "large brown circle",
     "cow face", "rabbit face", "tiger face", "mouse face",
 )  # fmt: skip
 _COLOURED = re.compile(

@@ -121,7 +121,7 @@ def of_prompts(config: ConfigDict, workdir: Path, prompts: Sequence[str]) -> np.
     texts = load_texts(config, workdir)
     for prompt in dict.fromkeys(prompts):
         if unknown := texts.unknown(prompt):
-            print(f"prompt {prompt!r}: no training caption has the word {', '.join(map(repr, dict.fromkeys(unknown)))}")
+            print(f"prompt {prompt!r}: unknown words: {', '.join(dict.fromkeys(unknown))}")
     return texts.encode(prompts)
 
 

@@ -195,7 +195,7 @@ def test_a_run_learns_from_captions_resumes_and_draws_prompts_without_its_data(s
     shutil.rmtree(squares)
     output = command("sample", f"--workdir={tmp_path / 'straight'}", "--prompt=dark red square", "--prompt=pink square",
                      "--num_samples=4")  # fmt: skip
-    assert "no training caption has the word 'pink'" in output
+    assert "prompt 'pink square': unknown words: pink" in output
     with np.load(tmp_path / "straight" / "sampled" / "samples.npz") as held:
         assert held["samples"].shape == (4, 8, 8, 3)
         assert held["prompts"].tolist() == ["dark red square", "pink square"] * 2

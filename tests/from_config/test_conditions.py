@@ -104,7 +104,7 @@ def test_a_guided_sample_depends_on_its_own_text_alone():
     config = config_of(
         data={"shape": (4, 4, 3), "num_classes": 0},
         backbone={"name": "unet2d_condition", **FIELDS, **small},
-        sampler={"num_inference_steps": 1, "cfg_scale": 2.0},
+        sampler={"num_inference_steps": 1, "cfg_scale": 2.0, "clip_denoised": False},
     )
     diffusion = dfn.build(config)
     params = diffusion.init(jax.random.key(0))
