@@ -127,7 +127,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.define_path("font", FONT, "NotoColorEmoji.ttf.")
-    runs.define_path("output", Path("emoji"), "Folder for the pictures.")
+    runs.define_path("font", str(FONT), "NotoColorEmoji.ttf.")
+    runs.define_path("output", "emoji", "Folder for the pictures.")
     flags.DEFINE_integer("size", 32, "Height and width of the pictures in pixels.", lower_bound=8)
     runs.run_without_config(main)

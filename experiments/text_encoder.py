@@ -10,6 +10,7 @@ to, and shards `vectors-00000.npy` of up to 1024 texts, float32 [n, num_tokens, 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def encoder_vectors(folder: Path, length: int, dim: int) -> Callable[[Sequence[s
 
     @jax.jit
     def run(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        out = module.apply({"params": params}, ids, mask)
+        out: Any = module.apply({"params": params}, ids, mask)
         hidden = getattr(out, "last_hidden", out)
         return jnp.where(mask[..., None], hidden, 0).astype(jnp.float32)
 
@@ -70,7 +71,7 @@ def encoder_vectors(folder: Path, length: int, dim: int) -> Callable[[Sequence[s
         starts = range(0, len(said), _TOGETHER)
         for start in tqdm(starts, desc="encoding captions", unit="batch", disable=len(starts) < 10):
             rows = np.resize(said[start : start + _TOGETHER], _TOGETHER)  # one shape, one program
-            tokens = tokenize(tokenizer, [texts[row] for row in rows], length)
+            tokens = tokenize(tokenizer, [texts[int(row)] for row in rows], length)
             vectors[rows] = np.asarray(run(params, tokens.ids, tokens.mask))
         return vectors
 
@@ -89,7 +90,7 @@ class Cached:
             (cache / "captions.json").unlink(missing_ok=True)
             for start, file in zip(starts, files):
                 rows = encode(texts[start : start + _SHARD])
-                write_atomically(file, lambda out, rows=rows: np.save(out, rows))
+                write_atomically(file, functools.partial(np.save, arr=rows))
             write_text(cache / "captions.json", json.dumps(record) + "\n")
         processes.wait()
         self._shards = [np.load(file, mmap_mode="r") for file in files]

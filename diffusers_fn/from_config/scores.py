@@ -59,7 +59,7 @@ def _denoiser(
         raise ValueError("cond was given, but this model is unconditional: set config.data.num_classes")
     if cond is None and conditions and not drops_labels:
         raise ValueError("this model was trained with loss.label_dropout = 0: pass cond, the class labels")
-    if cond is not None:
+    if cond is not None and conditions is not None:
         cond = conditions.broadcast(cond, batch_size, allow_null=drops_labels)
     denoise = make_denoiser(model.inputs.apply, params, model.inputs.parameterization)
     return bind(denoise if conditions else ignore_cond(denoise), cond)
