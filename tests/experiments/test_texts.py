@@ -182,16 +182,16 @@ def test_a_sample_is_of_its_caption_if_its_picture_is_the_nearest_of_the_kind():
 
 @pytest.mark.long
 def test_a_run_learns_from_captions_resumes_and_draws_prompts_without_its_data(squares, tmp_path, command):
-    config = config_of(squares)
+    config = config_of(squares, heldout_every=0)
     train(config, tmp_path / "straight")
-    train(config_of(squares, num_steps=2, lr_schedule="constant"), tmp_path / "resumed")
-    changed = customise(config_of(squares, lr_schedule="constant"))
-    train(config_of(squares, lr_schedule="constant"), tmp_path / "whole")
-    train(changed, tmp_path / "resumed", allow_changes=True)
-    logs = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in
-            ("whole", "resumed")]  # fmt: skip
-    losses = [{row["step"]: row["loss"] for row in log if "loss" in row} for log in logs]
-    assert losses[0] == losses[1] != {}
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "4")
+    train(config, tmp_path / "resumed")
+    last = []
+    for run in ("straight", "resumed"):
+        rows = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        last.append([row["loss"] for row in rows if row["step"] == 4][-1])
+    assert last[0] == last[1]
     shutil.rmtree(squares)
     output = command("sample", f"--workdir={tmp_path / 'straight'}", "--prompt=dark red square", "--prompt=pink square",
                      "--num_samples=4")  # fmt: skip
