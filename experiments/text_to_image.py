@@ -6,6 +6,9 @@ FOLDER holds a model_index.json (Stable Diffusion 1, 2, XL, 3, Flux, PixArt-alph
 The output folder gets one PNG for each image, with the settings in its metadata, grid.png and settings.json. Each image
 has a key of its own, made of --seed and its number: it does not depend on --batch_size.
 
+FOLDER may also be the work directory of a text-conditional model that was trained here; --num_images, --seed, --steps
+and --scale apply then.
+
     --image=cat.png --strength=0.6                 image to image
     --image=cat.png --mask=mask.png                inpainting: white is painted anew
     --lora=style.safetensors:0.8                   an adapter and its scale; may be repeated
@@ -33,9 +36,10 @@ from tqdm import tqdm
 import diffusers_fn as dfn
 from diffusers_fn.pretrained import lora
 from diffusers_fn.pretrained.pipelines import Control, Pipeline, load_pipeline
-from experiments import compilation, runs
+from experiments import compilation, runs, texts, trained
 from experiments.files import write_atomically, write_text
 from experiments.pictures import save_grid, to_uint8
+from experiments.workdir import read_config
 
 __all__ = ["Settings", "main", "read_lora", "text_to_image"]
 
@@ -78,6 +82,9 @@ def text_to_image(model: Path, output: Path, settings: Settings, *, batch_size: 
       ValueError: if a file cannot be read, or settings do not fit the pipeline or each other.
     """
     _check(settings, batch_size)
+    if (model / "config.json").exists() and (model / "checkpoints").is_dir():
+        _of_run(model, output, settings, batch_size, latents)
+        return
     began = time.monotonic()
     pipeline, params = load_pipeline(
         model, dtype=settings.dtype, scheduler=settings.scheduler, controlnet=settings.controlnet
@@ -135,6 +142,31 @@ def text_to_image(model: Path, output: Path, settings: Settings, *, batch_size: 
         f"{len(prompts)} images in {seconds:.1f} s ({seconds / len(prompts):.2f} s each), peak memory of the host "
         f"{peak:.1f} GiB: {output / 'grid.png'}"
     )
+
+
+_OF_RUNS = ("prompts", "num_images", "seed", "steps", "scale")
+
+
+def _of_run(workdir: Path, output: Path, settings: Settings, batch_size: int, latents: bool) -> None:
+    """Draws images with a model that was trained here, and writes them."""
+    defaults = Settings(prompts=())._asdict()
+    given = [name for name, value in settings._asdict().items() if name not in _OF_RUNS and value != defaults[name]]
+    if given or latents:
+        names = ", ".join(f"--{name}" for name in [*given, *(["output_latents"] if latents else [])])
+        raise ValueError(f"{names} does not apply to {workdir}, a model that was trained here: leave it out")
+    config = read_config(workdir)
+    changed = {"cfg_scale": settings.scale, "num_inference_steps": settings.steps}
+    config.sampler.update({name: value for name, value in changed.items() if value is not None})
+    prompts = [prompt for prompt in settings.prompts for _ in range(settings.num_images)]
+    cond = texts.of_prompts(config, workdir, prompts)
+    diffusion, networks, step = trained.load_trained(config, workdir)
+    began = time.monotonic()
+    key = runs.random_key(config, settings.seed)
+    images = trained.draw_samples(diffusion, networks, key, cond, len(prompts), batch_size)
+    assert images is not None
+    about = {"model": str(workdir), "training_step": step, **_told(settings), "version": dfn.__version__}
+    _write(output, images, prompts, about, settings.num_images)
+    print(f"{len(prompts)} images in {time.monotonic() - began:.1f} s: {output / 'grid.png'}")
 
 
 def read_lora(entry: str) -> tuple[Path, float]:
@@ -228,7 +260,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.define_path("model", None, "Folder of the pipeline, with model_index.json.")
+    runs.define_path("model", None, "Folder of the pipeline, with model_index.json; or of a run.")
     flags.DEFINE_multi_string("prompt", None, "A text; may be repeated.")
     flags.DEFINE_string("negative", None, "What the images should not show.")
     flags.DEFINE_integer("num_images", 1, "Images for each prompt.", lower_bound=1)

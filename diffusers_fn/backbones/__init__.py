@@ -20,6 +20,7 @@ from diffusers_fn.backbones.simple_autoencoder import SimpleAutoencoder, SimpleD
 from diffusers_fn.backbones.song_unet import SongUNet
 from diffusers_fn.backbones.super_resolution import SuperResolution
 from diffusers_fn.backbones.t5 import T5Encoder
+from diffusers_fn.backbones.text_context import TextContext
 from diffusers_fn.backbones.two_time_conditioned import TwoTimeConditioned
 from diffusers_fn.backbones.unet import UNet
 from diffusers_fn.backbones.unet1d import UNet1D
@@ -47,6 +48,7 @@ __all__ = [
     "SongUNet",
     "SuperResolution",
     "T5Encoder",
+    "TextContext",
     "TwoTimeConditioned",
     "UNet",
     "UNet1D",

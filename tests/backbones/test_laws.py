@@ -87,7 +87,7 @@ ELSEWHERE = [
     "PixArt",
     "T5Encoder",
 ]
-ELSEWHERE += ["ClassContext", "SuperResolution"]
+ELSEWHERE += ["ClassContext", "SuperResolution", "TextContext"]
 
 
 @dataclasses.dataclass
