@@ -6,8 +6,8 @@ For each caption of the folder --captions, --num_samples samples are drawn and c
 `kind` (a column of metadata.jsonl; without it all are of one kind) in both folders. The distance is the root mean
 square of the pixels' differences; also after an average over blocks of a quarter of the side, which sees colours and
 coarse shapes alone. Beside each share stand its standard error over captions and the share of a choice at random. A run
-without texts (trained with --config.text.kind=none) draws as many samples, which name nothing: the figure of a model
-without text. Writes caption_score.json into the work directory.
+without texts (trained with --config.text.kind=none --config.sampler.cfg_scale=1) draws as many samples, which name
+nothing: the figure of a model without text. Writes caption_score.json into the work directory.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ only matrix in its .safetensors file, which stays as it is. PyPI's `wordllama` h
 encoder: see `text_encoder`.
 
 Texts are cut to text.num_tokens tokens. A text without tokens is "no condition".
+
+text.path may be moved between training and sampling. For table and encoder, WORKDIR/text.json keeps some features of
+the vectors of a fixed text, by which files of another model are recognised and refused.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusers_fn.from_config.conditions import takes_text, text_fields
+from diffusers_fn.from_config.conditions import TEXT_KINDS, takes_text, text_fields
 from diffusers_fn.pretrained.safetensors_file import open_safetensors
 from diffusers_fn.text.extra import import_extra
 from experiments import data
@@ -51,6 +54,8 @@ UNKNOWN = 1
 _FIRST_WORD = 2
 _WORD = re.compile(r"[^\W_]+")
 _MISSING = ("refuse", "empty")
+_PROBE = "red heart"  # the text of which WORKDIR/text.json keeps features
+_PROBED = 4  # features of each token
 
 
 class Texts(NamedTuple):
@@ -93,23 +98,32 @@ def make_texts(config: ConfigDict, captions: Sequence[str]) -> Texts:
       ValueError: if a field of config.text has no meaning, or config.text.path holds no such files.
     """
     words = vocabulary(captions, config.text.vocab_size) if config.text.kind == "words" else None
-    return _texts(config, words)
+    texts = _texts(config, words)
+    return texts._replace(record=texts.record | {"probe": _probe(config, texts)})
 
 
 def load_texts(config: ConfigDict, workdir: Path) -> Texts:
     """Returns the tokenizer of a run that has begun. No data are read.
 
     Raises:
-      ValueError: as `make_texts`; if the work directory has no vocabulary.
+      ValueError: as `make_texts`; if the work directory has no vocabulary, or config.text.path holds another model.
     """
     if not takes_text(config):
         raise ValueError("this model takes no text: config.text.kind is 'none'")
     path = workdir / FILE
     try:
-        words = json.loads(path.read_text(encoding="utf-8"))["words"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        words, before = record["words"], record["probe"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}, the vocabulary of the run, cannot be read: {error}") from error
-    return _texts(config, words)
+    texts = _texts(config, words)
+    now = _probe(config, texts)
+    if (before is None) != (now is None) or len(before or ()) != len(now or ()) or not _close(before, now):
+        raise ValueError(
+            f"config.text.path = {config.text.path!r} holds other token vectors than those of the training ({path}): "
+            "set it to the folder that the run was trained with"
+        )
+    return texts._replace(record=record)
 
 
 def of_prompts(config: ConfigDict, workdir: Path, prompts: Sequence[str]) -> np.ndarray:
@@ -181,6 +195,18 @@ class OfExamples:
     def __getitem__(self, indices: Any, /) -> np.ndarray:
         rows: np.ndarray = self._rows[self._index[indices]]
         return rows
+
+
+def _probe(config: ConfigDict, texts: Texts) -> list[float] | None:
+    """Some features of the vectors of a fixed text; None for token ids, which no file defines."""
+    if not TEXT_KINDS[config.text.kind].vectors:
+        return None
+    return [float(value) for value in texts.encode([_PROBE])[0, :, :_PROBED].ravel()]
+
+
+def _close(before: list[float] | None, now: list[float] | None) -> bool:
+    """Whether features are equal up to the rounding of another device."""
+    return before is None or now is None or np.allclose(before, now, rtol=1e-2, atol=1e-3)
 
 
 def _captions(config: ConfigDict, dataset: data.Dataset) -> tuple[str, ...]:

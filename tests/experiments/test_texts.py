@@ -94,6 +94,21 @@ def test_a_table_gives_its_rows_and_zeros_for_padding(tmp_path, table):
         texts.make_texts(config_of(tmp_path, {"kind": "table", "path": str(table), "vector_dim": 2}), [])
 
 
+def test_a_folder_may_move_but_not_hold_other_vectors(tmp_path, table):
+    config = config_of(tmp_path, {"kind": "table", "path": str(table), "vector_dim": 2})
+    made = texts.make_texts(config, [])
+    texts.save(made, tmp_path)
+    moved = tmp_path / "moved"
+    table.rename(moved)
+    config = customise(config, text={"path": str(moved)})
+    assert texts.load_texts(config, tmp_path).encode(["red"]).tolist() == made.encode(["red"]).tolist()
+    rows = np.array([[1, 2], [3, 4], [5, 6], [7, 9]], np.float16)  # the last, "heart", was 7, 8
+    with (moved / "table.safetensors").open("wb") as file:
+        write_safetensors(file, {"embedding.weight": (rows.shape, rows.dtype)}, [("embedding.weight", rows)])
+    with pytest.raises(ValueError, match=r"holds other token vectors than those of the training"):
+        texts.load_texts(config, tmp_path)
+
+
 def test_a_published_encoder_is_used_as_it_is_and_its_vectors_are_cached(tmp_path):
     pytest.importorskip("tokenizers")
     folder = tmp_path / "pipeline"
