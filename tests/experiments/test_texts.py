@@ -13,6 +13,7 @@ from diffusers_fn.from_config.defaults import customise
 from diffusers_fn.pretrained.safetensors_file import write_safetensors
 from experiments import data, runs, texts
 from experiments.caption_score import Pictures, shares
+from experiments.evaluate import asked_texts
 from experiments.states import make_mesh
 from experiments.text_encoder import Cached
 from experiments.train import device_batches, train
@@ -182,6 +183,16 @@ def test_batches_hold_the_tokens_of_their_pictures_and_resume(squares, tmp_path)
     for image, ids in zip(np.asarray(resumed["image"])[0], np.asarray(resumed["text"])[0]):
         colour = list(COLOURS)[int(image[0, 0].argmax())]
         assert colour in [words[int(i)] for i in ids]
+
+
+def test_an_evaluation_draws_evenly_spaced_captions_of_the_training(squares, tmp_path):
+    config = customise(config_of(squares), data={"heldout_fraction": 0.0})
+    dataset = data.load(runs.data_seed(config), "train")
+    (made,), tokenizer = texts.in_place(config, tmp_path, dataset)
+    texts.save(tokenizer, tmp_path)
+    asked = asked_texts(config, tmp_path, dataset, 24)
+    np.testing.assert_array_equal(asked, np.repeat(made.text[np.arange(12)], 2, axis=0))
+    np.testing.assert_array_equal(asked_texts(config, tmp_path, dataset, 3), made.text[np.array([0, 4, 8])])
 
 
 def test_a_sample_is_of_its_caption_if_its_picture_is_the_nearest_of_the_kind():
