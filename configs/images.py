@@ -47,7 +47,7 @@ VARIANTS: dict[str, Any] = {
     },
     "cpu64": {
         "data": {"shape": (64, 64, 3)},
-        "backbone": SMALL,
+        "backbone": {**SMALL, "dropout": 0.1},
         "loss": {"log_sigma_mean": -0.4},
         "training": {"num_steps": 8_000, "batch_size": 16, "learning_rate": 5e-4, "ema_decay": 0.998,
                      "sample_every": 500, "checkpoint_every": 250, "heldout_every": 500},
