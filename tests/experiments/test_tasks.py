@@ -92,10 +92,9 @@ def test_a_classifier_of_other_classes_or_noise_is_refused(stages):
         ({"noise_schedule": {"beta_schedule": "cosine"}}, "was trained on other noise: noise_schedule.beta_schedule"),
         ({"data": {"shape": (4, 4, 1)}}, "is for data of shape"),
     ):
+        other = customise(config.copy_and_resolve_references(), **changes)
         with pytest.raises(ValueError, match=message):
-            trained.load_classifier(
-                customise(config.copy_and_resolve_references(), **changes), dfn.training.make_mesh()
-            )
+            trained.load_classifier(other, dfn.training.make_mesh())
 
 
 def test_latents_are_decoded_and_need_their_own_work_directory_alone(stages, tmp_path):

@@ -117,8 +117,11 @@ def test_another_generator_is_another_run(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("make", [of_latents, guided])
-def test_latents_are_decoded_and_classifiers_guide_inside(make):
+def test_latents_are_decoded_and_classifiers_guide_inside(make, tmp_path):
     config, model, networks, others = make()
+    if make is guided:  # the labels are those of the classifier's run
+        (tmp_path / "config.json").write_text(json.dumps(classifier.get_config().to_dict()))
+        config.sampler.classifier_workdir = str(tmp_path)
     networks = networks._replace(classifier_scale=np.float32(2.0) if make is guided else None)
     whole = trained.of_networks(config, model, networks, **others)
     sampler = sampler_of(config, whole, networks, max_steps=4)
