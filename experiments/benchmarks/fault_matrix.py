@@ -4,8 +4,9 @@
     python -m experiments.benchmarks.fault_matrix --rows=one_process_killed,disk_full --kills=3
 
 Each row is a kind of fault. It passes if every resumed run ends with the bits of an undisturbed run on the same
-devices, with the same losses in its log, and goes on from the newest checkpoint that was complete at the fault. All
-runs are on emulated CPU devices. The rows of several processes start two on this host.
+devices, has the same losses in its log (where a stop has split an entry, the mean of its parts), and goes on from the
+newest checkpoint that was complete at the fault. All runs are on emulated CPU devices. The rows of several processes
+start two on this host.
 """
 
 from __future__ import annotations
@@ -19,35 +20,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
-from experiments import runs, states
+from experiments import runs
 from experiments.benchmarks.fault_damage import fill_disk, flip, remove, truncate
+from experiments.benchmarks.fault_results import Counts, compare, state_of
 from experiments.benchmarks.fault_runs import Run, Settings, newest, unfinished
 from experiments.files import write_text
-from experiments.metric_log import read
-from experiments.tasks import make_task
-from experiments.workdir import read_config
 
 __all__ = ["ROWS", "fault_matrix"]
 
 _END = 240.0  # seconds in which the processes of a run must end after one of them has been lost
-
-
-class Counts(dict[str, Any]):
-    """What happened in a row: `faults`, those `during_saves`, saved steps that were `lost`, and `failures` in words."""
-
-    def __init__(self) -> None:
-        super().__init__(faults=0, during_saves=0, lost=0, failures=[])
-
-    def check(self, passed: bool, failure: str) -> None:
-        """Records a failure unless it passed."""
-        if not passed:
-            self["failures"].append(failure)
 
 
 def fault_matrix(folder: Path, rows: list[str], kills: int, seed: int = 0) -> dict[str, Counts]:
@@ -140,7 +125,7 @@ def damaged_files(settings: Settings, random: random.Random, kills: int) -> Coun
             counts["faults"] += 1
             said = f"Checkpoint {steps[-1]} is damaged, using checkpoint {steps[-2]}"
             counts.check(codes == [0] and said in run.output(0), f"{damage.__name__} {file}: {run.tail()}")
-            _compare(settings, counts, workdir, whole)
+            compare(counts, workdir, whole)
     return counts
 
 
@@ -167,8 +152,8 @@ def other_device_counts(settings: Settings, random: random.Random, kills: int) -
         run.kill([0])
         codes = Run(settings, workdirs[1], devices=devices).end(_END)
         counts.check(codes == [0], f"exit code {codes} after a kill with {devices} devices")
-        _compare(settings, counts, workdirs[1], workdirs[0])
-        for one, other in zip(*(jax.tree.leaves(_state(each).params) for each in (workdirs[0], whole)), strict=True):
+        compare(counts, workdirs[1], workdirs[0])
+        for one, other in zip(*(jax.tree.leaves(state_of(each).params) for each in (workdirs[0], whole)), strict=True):
             counts["difference"] = max(counts["difference"], float(abs(one - other).max() / abs(other).max()))
     counts.check(counts["difference"] < 1e-3, "the runs on other devices differ by more than the order of sums")
     return counts
@@ -249,35 +234,8 @@ def _compared(settings: Settings, counts: Counts, workdir: Path, processes: int,
     codes = run.end(_END)
     counts.check(codes == [0] * processes, f"the last part ended with {codes}: {run.tail()}")
     _check_resumed(counts, run, acknowledged)
-    _compare(settings, counts, workdir, settings.undisturbed(processes))
+    compare(counts, workdir, settings.undisturbed(processes))
     return counts
-
-
-def _compare(settings: Settings, counts: Counts, workdir: Path, whole: Path) -> None:
-    """Checks that two runs have the same last state and the same losses, bit for bit."""
-    if newest(workdir) != settings.num_steps:
-        counts.check(False, f"{workdir.name} has not reached the last step")
-        return
-    differ = [
-        jax.tree_util.keystr(path)
-        for (path, one), other in zip(
-            jax.tree_util.tree_leaves_with_path(_state(workdir)), jax.tree.leaves(_state(whole)), strict=True
-        )
-        if np.asarray(one).tobytes() != np.asarray(other).tobytes()
-    ]
-    counts.check(not differ, f"{workdir.name}: other bits than {whole.name} in {', '.join(differ[:3])}")
-    losses = [{entry["step"]: entry["loss"] for entry in read(each / "metrics.jsonl")} for each in (workdir, whole)]
-    common = set(losses[0]) & set(losses[1])
-    counts.check(
-        set(losses[1]) <= set(losses[0]) and all(losses[0][step] == losses[1][step] for step in common),
-        f"{workdir.name}: other losses than {whole.name}",
-    )
-
-
-def _state(workdir: Path) -> Any:
-    config = read_config(workdir)
-    task = make_task(config, workdir)
-    return states.load_state(config, workdir, states.state_like(config, task.init, task.extras_like))[1]
 
 
 def _reached(workdir: Path, step: int) -> bool:

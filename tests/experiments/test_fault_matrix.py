@@ -12,6 +12,7 @@ from configs import ddpm_toy2d
 from diffusers_fn.from_config.defaults import customise
 from experiments import states
 from experiments.benchmarks import fault_matrix
+from experiments.benchmarks.fault_results import Counts, compare
 from experiments.benchmarks.fault_runs import Settings, newest, unfinished
 from experiments.checkpoints import Checkpoints
 from experiments.workdir import open_workdir
@@ -32,21 +33,30 @@ def run_of(folder, config, state, loss=0.5):
     return folder
 
 
-def failures_of(tmp_path, workdir, whole):
-    counts = fault_matrix.Counts()
-    fault_matrix._compare(Settings(tmp_path), counts, workdir, whole)
+def failures_of(workdir, whole):
+    counts = Counts()
+    compare(counts, workdir, whole)
     return counts["failures"]
 
 
 def test_a_bit_of_the_state_and_a_loss_are_compared(tmp_path, state):
     config, state = state
     whole = run_of(tmp_path / "whole", config, state)
-    assert failures_of(tmp_path, run_of(tmp_path / "same", config, state), whole) == []
+    assert failures_of(run_of(tmp_path / "same", config, state), whole) == []
     other = dataclasses.replace(state, ema=jax.tree.map(lambda leaf: leaf * (1 + 2**-23), state.ema))
-    (failure,) = failures_of(tmp_path, run_of(tmp_path / "state", config, other), whole)
+    (failure,) = failures_of(run_of(tmp_path / "state", config, other), whole)
     assert "other bits than whole in .ema" in failure
-    (failure,) = failures_of(tmp_path, run_of(tmp_path / "loss", config, state, loss=0.25), whole)
+    (failure,) = failures_of(run_of(tmp_path / "loss", config, state, loss=0.25), whole)
     assert "other losses" in failure
+
+
+def test_the_losses_of_an_entry_that_a_stop_has_split_are_averaged(tmp_path, state):
+    whole = run_of(tmp_path / "whole", *state)
+    for loss, failures in ((0.625, 0), (0.5, 1)):
+        split = run_of(tmp_path / f"split {loss}", *state, loss=loss)
+        entries = [{"step": 200, "loss": 0.25}, {"step": 600, "loss": loss}]
+        (split / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        assert len(failures_of(split, whole)) == failures
 
 
 def test_a_checkpoint_that_is_not_resumed_from_is_counted_as_lost(tmp_path):
@@ -54,7 +64,7 @@ def test_a_checkpoint_that_is_not_resumed_from_is_counted_as_lost(tmp_path):
         def resumed_at(self):
             return 30
 
-    counts = fault_matrix.Counts()
+    counts = Counts()
     fault_matrix._check_resumed(counts, Resumed(), 30)
     assert (counts["lost"], counts["failures"]) == (0, [])
     fault_matrix._check_resumed(counts, Resumed(), 50)
