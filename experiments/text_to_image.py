@@ -17,7 +17,7 @@ and --scale apply then.
 
 from __future__ import annotations
 
-import io
+import functools
 import json
 import resource
 import time
@@ -242,9 +242,8 @@ def _write(output: Path, images: np.ndarray, prompts: Sequence[str], about: dict
     for number, (image, prompt) in enumerate(zip(to_uint8(images), prompts)):
         info = PngInfo()
         info.add_text("parameters", json.dumps({**about, "prompt": prompt, "number": number}))
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
-        write_atomically(output / f"{number:05d}.png", lambda file, data=buffer: file.write(data.getvalue()))
+        save = functools.partial(Image.fromarray(image).save, format="PNG", pnginfo=info)
+        write_atomically(output / f"{number:05d}.png", save)
     save_grid(output / "grid.png", images, columns=columns if columns > 1 else None)
     write_text(output / "settings.json", json.dumps(about, indent=2) + "\n")
 
@@ -281,6 +280,6 @@ if __name__ == "__main__":
     flags.DEFINE_float("control_scale", 1.0, "Strength of the ControlNet.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of parameters and computation.")
     flags.DEFINE_integer("batch_size", 4, "Images drawn at a time; it does not change them.", lower_bound=1)
-    runs.define_path("output", Path("runs/images"), "Folder for the images.")
+    runs.define_path("output", "runs/images", "Folder for the images.")
     flags.DEFINE_bool("output_latents", False, "Write latents.npz too.")
     runs.run_without_config(main)

@@ -106,9 +106,10 @@ def _with_update(tree: Any, path: tuple[str, ...], factors: Factors, scale: Arra
 
 
 def _sum(kernel: Any, factors: Factors, scale: ArrayLike, what: str) -> jax.Array:
-    known = [concrete(value) for value in (kernel, *factors, scale)]
+    given = (kernel, *factors, scale)
+    known = [value for value in map(concrete, given) if value is not None]
     try:
-        if all(value is not None for value in known):
+        if len(known) == len(given):
             wide = Factors(*(np.asarray(value, np.float64) for value in known[1:4]))
             total = np.asarray(known[0], np.float64) + float(known[4]) * update(wide, kernel.shape, np)
             return jnp.asarray(total.astype(kernel.dtype))

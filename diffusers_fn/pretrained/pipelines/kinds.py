@@ -23,7 +23,8 @@ _Texts = Mapping[str, Tokens]
 
 def _clip(parts: Parts, params: _Params, name: str, tokens: Tokens) -> ClipText:
     """The outputs of a CLIP encoder. Padding is not masked: the published models were trained so."""
-    found: ClipText = parts.modules[name].apply({"params": params[name]}, jnp.asarray(tokens.ids))
+    encoder: Any = parts.modules[name]
+    found: ClipText = encoder.apply({"params": params[name]}, jnp.asarray(tokens.ids))
     return found
 
 
@@ -39,9 +40,8 @@ def _with_control(parts: Parts, params: _Params, x: Any, t: Any, cond: Cond) -> 
     control = cond.pop("control", None)
     if control is None:
         return cond
-    residuals = parts.modules["controlnet"].apply(
-        {"params": params["controlnet"]}, x, t, {**cond, "image": control["image"]}
-    )
+    network: Any = parts.modules["controlnet"]
+    residuals = network.apply({"params": params["controlnet"]}, x, t, {**cond, "image": control["image"]})
     on = control["strength"] * ((t <= control["first"]) & (t >= control["last"]))
     return {**cond, **scaled_residuals(residuals, on, guess_mode="guess" in control)}
 
@@ -59,7 +59,7 @@ def _sd(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
     if not clip_skip:
         return {"context": out.last_hidden}
     encoder: Any = parts.modules["text_encoder"]
-    norm = ops.LayerNorm(encoder.norm_eps, dtype=encoder.dtype)
+    norm: Any = ops.LayerNorm(encoder.norm_eps, dtype=encoder.dtype)
     hidden = _hidden(out, clip_skip + 1)
     return {"context": ops.array(norm.apply({"params": params["text_encoder"]["norm_out"]}, hidden))}
 
@@ -105,7 +105,8 @@ def _sd3(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
 
 def _t5(parts: Parts, params: _Params, name: str, tokens: Tokens, *, masked: bool) -> jax.Array:
     mask = (jnp.asarray(tokens.mask),) if masked else ()
-    out: jax.Array = parts.modules[name].apply({"params": params[name]}, jnp.asarray(tokens.ids), *mask)
+    encoder: Any = parts.modules[name]
+    out: jax.Array = encoder.apply({"params": params[name]}, jnp.asarray(tokens.ids), *mask)
     return out
 
 

@@ -32,7 +32,7 @@ class Pipeline(NamedTuple):
       denoiser: (params) -> the denoiser of latents.
       decode: (params, latents) -> images.
       encode: (key, params, images) -> latents, drawn from the encoder's distribution; its mean if key is None.
-      sample: (params, key, tokens, **options) -> images, see `make_pipeline`.
+      sample: (params, key, tokens, **options) -> images, or Samples with `emit`: see `make_pipeline`.
       plan: (num_steps=None, *, height=None, width=None, **options) -> Plan, the scheduler's loop for images of a size.
       parts: networks, tokenizers and scheduler.
     """
@@ -42,7 +42,7 @@ class Pipeline(NamedTuple):
     denoiser: Callable[[_Params], Denoiser]
     decode: Callable[[_Params, jax.Array], jax.Array]
     encode: Callable[[jax.Array | None, _Params, jax.Array], jax.Array]
-    sample: Callable[..., jax.Array]
+    sample: Callable[..., Any]
     plan: Callable[..., Plan]
     parts: Parts
 

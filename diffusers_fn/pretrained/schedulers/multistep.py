@@ -73,7 +73,7 @@ def _sa_solver(options: Options, grid: Grid, first: int, run: Options) -> tuple[
 def _tau(tau_func: Callable[[float], float] | None, start: Level) -> np.ndarray:
     """tau of steps by a function of the timestep they start at; by default 1 from t = 200 to 800 and 0 elsewhere."""
     tau_func = tau_func or (lambda t: 1.0 if 200 <= t <= 800 else 0.0)
-    return np.array([float(tau_func(t)) for t in start.t])
+    return np.array([float(tau_func(float(t))) for t in start.t])
 
 
 def _check_sa(options: Options) -> None:
