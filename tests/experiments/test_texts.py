@@ -11,7 +11,7 @@ from PIL import Image
 from configs.captions import get_config
 from diffusers_fn.from_config.defaults import customise
 from diffusers_fn.pretrained.safetensors_file import write_safetensors
-from experiments import data, runs, texts
+from experiments import bits_per_dim, data, runs, texts
 from experiments.caption_score import Pictures, shares
 from experiments.evaluate import asked_texts
 from experiments.states import make_mesh
@@ -193,6 +193,17 @@ def test_an_evaluation_draws_evenly_spaced_captions_of_the_training(squares, tmp
     asked = asked_texts(config, tmp_path, dataset, 24)
     np.testing.assert_array_equal(asked, np.repeat(made.text[np.arange(12)], 2, axis=0))
     np.testing.assert_array_equal(asked_texts(config, tmp_path, dataset, 3), made.text[np.array([0, 4, 8])])
+
+
+def test_bits_per_dimension_are_those_of_images_with_their_captions(squares, tmp_path):
+    config = customise(config_of(squares), data={"heldout_fraction": 0.5})
+    train_data, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
+    (made, _), tokenizer = texts.in_place(config, tmp_path, train_data, None)
+    texts.save(tokenizer, tmp_path)
+    indices = np.array([2, 0])
+    tokens = bits_per_dim.conditions(config, tmp_path, train_data, heldout, indices)
+    np.testing.assert_array_equal(tokens, tokenizer.encode([heldout.captions[i] for i in indices]))
+    assert tokens.any(axis=1).all()
 
 
 def test_a_sample_is_of_its_caption_if_its_picture_is_the_nearest_of_the_kind():
