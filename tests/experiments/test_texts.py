@@ -198,7 +198,7 @@ def test_an_evaluation_draws_evenly_spaced_captions_of_the_training(squares, tmp
 def test_bits_per_dimension_are_those_of_images_with_their_captions(squares, tmp_path):
     config = customise(config_of(squares), data={"heldout_fraction": 0.5})
     train_data, heldout = (data.load(runs.data_seed(config), split) for split in ("train", "heldout"))
-    (made, _), tokenizer = texts.in_place(config, tmp_path, train_data, None)
+    _, tokenizer = texts.in_place(config, tmp_path, train_data)
     texts.save(tokenizer, tmp_path)
     indices = np.array([2, 0])
     tokens = bits_per_dim.conditions(config, tmp_path, train_data, heldout, indices)
