@@ -11,7 +11,7 @@ from diffusers_fn.pretrained.pipelines.parts import Parts
 from diffusers_fn.pretrained.schedulers import Plan
 from diffusers_fn.text import Tokens
 
-__all__ = ["check_tokens", "latent_shape", "make_plan", "size_of"]
+__all__ = ["check_start", "check_tokens", "latent_shape", "make_plan", "size_of", "split_sizes"]
 
 
 def check_tokens(parts: Parts, tokens: Mapping[str, Tokens]) -> None:
@@ -22,6 +22,19 @@ def check_tokens(parts: Parts, tokens: Mapping[str, Tokens]) -> None:
     sizes = {name: tokens[name].ids.shape[0] for name in needed}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"there must be equally many prompts for all text encoders; got {sizes}")
+
+
+def check_start(plan: Plan, options: Any) -> None:
+    """Raises ValueError unless the options of `Pipeline.sample` have what the plan starts from."""
+    if options.plan is not None and (options.strength is not None or options.num_steps is not None):
+        raise ValueError("a plan has its own num_steps and strength: give them to pipeline.plan, not to sample")
+    if options.strength is not None and options.image is None:
+        raise ValueError("strength is the share of the steps that are run on an image: pass image")
+    if plan.partial and options.image is None and options.latents is None:
+        raise ValueError(
+            "this plan leaves out its first steps (strength, denoising_start): pass the image to start from, or the "
+            "latents of those steps"
+        )
 
 
 def size_of(
@@ -44,6 +57,25 @@ def size_of(
         sides = tuple(parts.latent_factor * side for side in latents.shape[1:3])
         return sides[0] if height is None else height, sides[1] if width is None else width
     return height, width
+
+
+def split_sizes(sizes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the sizes of Stable Diffusion XL for the prompt, and those for the negative prompt.
+
+    Negative sizes count only if there are both an original and a target size, as in the reference.
+
+    Raises:
+      ValueError: for another name.
+    """
+    names = ("original_size", "crop", "target_size")
+    unknown = set(sizes) - {*names, *(f"negative_{name}" for name in names)}
+    if unknown:
+        raise ValueError(
+            f"size options are {', '.join(names)}, and each with negative_ before it; got {', '.join(sorted(unknown))}"
+        )
+    own = {name: sizes[name] for name in names if name in sizes}
+    negative = {name: sizes[f"negative_{name}"] for name in names if f"negative_{name}" in sizes}
+    return own, negative if {"original_size", "target_size"} <= set(negative) else own
 
 
 def latent_shape(parts: Parts, height: int | None, width: int | None) -> tuple[int, int, int]:

@@ -82,9 +82,6 @@ def _sdxl(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
 
 def _time_ids(parts: Parts, batch: int, height: int, width: int, options: Mapping[str, Any]) -> Cond:
     """Original height and width, the crop's top and left, target height and width."""
-    unknown = set(options) - {"original_size", "crop", "target_size"}
-    if unknown:
-        raise ValueError(f"size options are original_size, crop and target_size; got {', '.join(sorted(unknown))}")
     size = (height, width)
     ids = [*options.get("original_size", size), *options.get("crop", (0, 0)), *options.get("target_size", size)]
     return {"time_ids": jnp.broadcast_to(jnp.asarray(ids, jnp.float32), (batch, 6))}
@@ -99,7 +96,7 @@ def _sd3(parts: Parts, params: _Params, texts: _Texts, clip_skip: int) -> Cond:
     if "text_encoder_3" in parts.modules:
         long = _t5(parts, params, "text_encoder_3", texts["tokenizer_3"], masked=False)
     else:
-        long = jnp.zeros((clip.shape[0], KINDS["sd3"].max_lengths["tokenizer_3"], network.context_dim), clip.dtype)
+        long = jnp.zeros((*texts["tokenizer_3"].ids.shape, network.context_dim), clip.dtype)
     return {"context": jnp.concatenate([clip, long], axis=1), "text_embeds": jnp.concatenate(pooled, axis=-1)}
 
 
@@ -212,5 +209,6 @@ KINDS: Mapping[str, Kind] = {
         num_steps=20,
         max_lengths={"tokenizer": 120},
         long_tokenizer="tokenizer",
+        lower_case=True,
     ),
 }

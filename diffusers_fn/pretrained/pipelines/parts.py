@@ -57,6 +57,7 @@ class Kind(NamedTuple):
       guidance_scale, num_steps: defaults of the reference.
       max_lengths: {tokenizer: the length of its sequences}; others have the tokenizer's own.
       long_tokenizer: that of T5, whose sequences may be of any length.
+      lower_case: whether prompts are put in lower case, without blanks at their ends.
       embeds_guidance: whether the network takes the guidance scale as an input.
       zeros: (settings) -> whether no negative prompt means zeros, and not the empty text.
       plan: (parts, latents' shape, num_steps) -> arguments of every plan, such as a shift that depends on the size.
@@ -71,6 +72,7 @@ class Kind(NamedTuple):
     num_steps: int = 50
     max_lengths: Mapping[str, int] = {}
     long_tokenizer: str | None = None
+    lower_case: bool = False
     embeds_guidance: bool = False
     zeros: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     plan: Callable[[Parts, tuple[int, ...], int | None], Mapping[str, Any]] = lambda *args: {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from diffusers_fn.denoisers import Denoiser
 from diffusers_fn.pretrained.pipelines import sampling
@@ -64,9 +65,10 @@ def make_pipeline(parts: Parts) -> Pipeline:
         Where the network takes the scale as an input (Flux) it is that, and guidance is true_cfg_scale.
       num_steps: None for the reference's default; or plan, of `Pipeline.plan`.
       height, width: of the images, in pixels; None for the network's own size, or that of image or latents.
-      latents: [B, h, w, C] standard normal noise to start from; None draws it.
+      latents: [B, h, w, C] standard normal noise to start from; None draws it. If the plan has denoising_start, those
+        which the steps before it have made.
       image: [B or 1, H, W, 3] in [-1, 1] to start from; strength, in (0, 1], is the share of the steps that are run
-        on it (None: all of them). With a plan, give the strength to the plan.
+        on it (None: all of them). A plan has its own num_steps and strength.
       mask: [B or 1, H, W, 1], at least 0.5 where the image is painted anew.
       control: a `Control`, where there is a ControlNet.
       guidance_rescale: [] or [B], phi of `guidance.rescaled`.
@@ -74,7 +76,8 @@ def make_pipeline(parts: Parts) -> Pipeline:
       transform: of the denoiser before guidance.
       skip_layers: a `SkipLayers`, guidance away from the network without some blocks (Stable Diffusion 3).
       clip_skip: layers of CLIP that are left out for the prompt.
-      sizes: of Stable Diffusion XL: original_size, crop and target_size, two numbers each.
+      sizes: of Stable Diffusion XL: original_size, crop and target_size, (height, width) or (top, left); with negative_
+        before the name those for the negative prompt.
       true_cfg_scale: [] or [B], see guidance_scale.
       emit, scan: as for `diffusers_fn.sample`; with emit the result is Samples(images, trace).
       output: "images", or "latents" for the last latents.
@@ -120,9 +123,16 @@ def _tokenize(
     given = {"tokenizer": prompts, "tokenizer_2": prompts_2, "tokenizer_3": prompts_3}
     found = {}
     for name, tokenizer in parts.tokenizers.items():
-        text = prompts if given[name] is None else given[name]
+        own = given[name]
+        text = prompts if own is None else own
         length = parts.kind.max_lengths.get(name)
         if max_length is not None and name == parts.kind.long_tokenizer:
             length = max_length
-        found[name] = tokenize(tokenizer, text if text is not None else "", length)
+        if parts.kind.lower_case:
+            text = text.lower().strip() if isinstance(text, str) else [each.lower().strip() for each in text]
+        found[name] = tokenize(tokenizer, text, length)
+    long = parts.kind.long_tokenizer
+    if long is not None and long not in found:  # its encoder is missing: only the length of the sequence counts
+        shape = (len(next(iter(found.values())).ids), max_length or parts.kind.max_lengths[long])
+        found[long] = Tokens(np.zeros(shape, np.int32), np.zeros(shape, bool))
     return found

@@ -18,7 +18,14 @@ from diffusers_fn.guidance.rules import Rule
 from diffusers_fn.levels import add_noise
 from diffusers_fn.pretrained.pipelines import control as controls
 from diffusers_fn.pretrained.pipelines.inpainting import keeping, known_channels, latent_mask
-from diffusers_fn.pretrained.pipelines.inputs import check_tokens, latent_shape, make_plan, size_of
+from diffusers_fn.pretrained.pipelines.inputs import (
+    check_start,
+    check_tokens,
+    latent_shape,
+    make_plan,
+    size_of,
+    split_sizes,
+)
 from diffusers_fn.pretrained.pipelines.parts import Cond, Parts
 from diffusers_fn.pretrained.pipelines.skip_layers import SkipLayers, skip_layer_guidance
 from diffusers_fn.pretrained.schedulers import Plan
@@ -106,10 +113,14 @@ def draw(parts: Parts, params: _Params, key: jax.Array, tokens: _Texts, options:
     plan = options.plan
     if plan is None:
         plan = make_plan(parts, shape, options.num_steps, strength=options.strength)
+    check_start(plan, options)
     start_key, image_key, mask_key, sample_key = _random.split(key, 4)
 
     pixels = (shape[0] * parts.latent_factor, shape[1] * parts.latent_factor)
-    shared = dict(parts.kind.sizes(parts, batch, *pixels, options.sizes))
+    sizes, negative_sizes = (parts.kind.sizes(parts, batch, *pixels, each) for each in split_sizes(options.sizes))
+    if options.sizes and not sizes:
+        raise ValueError("sizes are inputs of Stable Diffusion XL; this pipeline's network has none")
+    shared: Cond = {}
     scale = parts.kind.guidance_scale if options.guidance_scale is None else options.guidance_scale
     if getattr(parts.modules[parts.network], "guidance_embedding", False):
         shared["guidance"] = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (batch,))
@@ -122,21 +133,22 @@ def draw(parts: Parts, params: _Params, key: jax.Array, tokens: _Texts, options:
 
     noise = _random.normal(start_key, jnp.zeros((batch, *shape))) if latents is None else jnp.asarray(latents)
     known = None
-    if options.image is not None and (options.strength is not None or not _takes_mask(parts)):
+    if options.image is not None and (plan.partial or not _takes_mask(parts)):
         known = jnp.broadcast_to(encode(parts, image_key, params, options.image), noise.shape)
-    x = plan.init_scale * noise
-    if known is not None and not (options.mask is not None and options.strength in (None, 1)):
+    if known is not None and (plan.partial or options.mask is None):
         x = add_noise(known, noise, plan.start)
+    else:  # latents of the steps that a partial plan leaves out are gone on with
+        x = noise if plan.partial else plan.init_scale * noise
 
     def network(**more: Any) -> Denoiser:
         own = denoiser(parts, params, **more)
         return own if options.transform is None else options.transform(own)
 
-    denoise, guided = network(), {**text, **shared}
+    denoise, guided = network(), {**text, **shared, **sizes}
     if options.control is not None:
         guided["control"] = controls.condition(options.control, plan, batch)
     if _is_guided(scale):
-        null = {**_without_text(parts, params, tokens, text, options), **shared}
+        null = {**_without_text(parts, params, tokens, text, options), **shared, **negative_sizes}
         if options.control is not None:
             null["control"] = controls.without_text(guided["control"])
         rule = linear if options.rule is None else options.rule
@@ -182,5 +194,8 @@ def _without_text(parts: Parts, params: _Params, tokens: _Texts, text: Cond, opt
         return encode_text(parts, params, options.negative)
     if parts.kind.zeros(parts.settings):
         return jax.tree.map(jnp.zeros_like, text)
-    empty = {name: tokenize(parts.tokenizers[name], "", each.ids.shape[1]) for name, each in tokens.items()}
+    empty = {
+        name: tokenize(parts.tokenizers[name], "", each.ids.shape[1]) if name in parts.tokenizers else each
+        for name, each in tokens.items()
+    }
     return encode_text(parts, params, empty)

@@ -52,7 +52,7 @@ def _euler(options: Options, grid: Grid, first: int, run: Options) -> tuple[Solv
     start, end = steps(grid, first)
     raised, noise = churned(start.sigma, grid, run)
     if not np.any(noise):
-        return solver_from_steps(start, end, x=[1.0], x0=0.0, eps=end.sigma - start.sigma)
+        return solver_from_steps(start, end, x=[0.0], x0=1.0, eps=end.sigma)
     data = options["sigma_data"]
     c_skip = data**2 / (raised**2 + data**2)
     c_out = raised * data / np.sqrt(raised**2 + data**2) * (1.0 if options["prediction_type"] == "epsilon" else -1.0)

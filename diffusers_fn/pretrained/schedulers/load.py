@@ -42,7 +42,7 @@ _CUTS = {"strength": None, "denoising_start": None, "denoising_end": None}
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["solver", "timesteps", "init_scale", "start"],
-    meta_fields=["final_denoise"],
+    meta_fields=["final_denoise", "partial"],
 )
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -56,6 +56,8 @@ class Plan:
       timesteps: [R] the labels of the network's evaluations, in order.
       init_scale: the standard deviation of the first state if it is pure noise, init_noise_sigma there.
       start: Level[] of the first state; an image is noised to it by `add_noise(x0, noise, plan.start)`.
+      partial: whether the first steps are left out, by a strength below 1 or by denoising_start: the first state is not
+        pure noise.
     """
 
     solver: Solver
@@ -63,6 +65,7 @@ class Plan:
     timesteps: np.ndarray
     init_scale: float
     start: Level
+    partial: bool = False
 
 
 class Scheduler(NamedTuple):
@@ -153,7 +156,7 @@ def _plan(
     if (transform := kind.transform(options, run)) is not None:
         solver = dataclasses.replace(solver, step=_TransformedStep(solver.step, transform))
     timesteps = _labels(solver, final_denoise)
-    return Plan(solver, final_denoise, timesteps, kind.init_scale(options, grid), start_level(solver)[0])
+    return Plan(solver, final_denoise, timesteps, kind.init_scale(options, grid), start_level(solver)[0], first > 0)
 
 
 def _num_steps(num_steps: int | None, run: Options) -> int:

@@ -68,14 +68,17 @@ def _euler(options: Options, grid: Grid, first: int, run: Options) -> tuple[Solv
 
         x' = x^ + (sigma' - sigma^) (x^ - x0) / sigma^
 
-    For epsilon (x^ - x0) / sigma^ = eps; otherwise x0 = x0_hat + c n z, with c of the formula of x0.
+    Without noise that is x' = x0_hat + sigma' eps_hat, which does not cancel where sigma is in the thousands (zero
+    terminal SNR: 4,096). For epsilon (x^ - x0) / sigma^ = eps; otherwise x0 = x0_hat + c n z, with c of the formula of
+    x0.
     """
     start, end = steps(grid, first)
     raised, noise = churned(start.sigma, grid, run)
     if not np.any(noise):
-        return solver_from_steps(start, end, x=[1.0], x0=0.0, eps=end.sigma - start.sigma)
+        return solver_from_steps(start, end, x=[0.0], x0=1.0, eps=end.sigma)
     if options["prediction_type"] == "epsilon":
-        return solver_from_steps(start, end, x=[1.0], x0=0.0, eps=end.sigma - raised, noise=noise, denoises=False)
+        eps = end.sigma + start.sigma - raised
+        return solver_from_steps(start, end, x=[0.0], x0=1.0, eps=eps, noise=noise, denoises=False)
     ratio = end.sigma / raised
     of_noise = 1.0 / (start.sigma**2 + 1.0) if options["prediction_type"] == "v_prediction" else 0.0
     return solver_from_steps(
@@ -84,10 +87,10 @@ def _euler(options: Options, grid: Grid, first: int, run: Options) -> tuple[Solv
 
 
 def _euler_ancestral(options: Options, grid: Grid, first: int, run: Options) -> tuple[Solver, bool]:
-    """x' = x + (sigma_down - sigma) eps_hat + sigma_up z."""
+    """x' = x0_hat + sigma_down eps_hat + sigma_up z."""
     start, end = steps(grid, first)
     down, up = _ancestral(start.sigma, end.sigma)
-    return solver_from_steps(start, end, x=[1.0], x0=0.0, eps=down - start.sigma, noise=up)
+    return solver_from_steps(start, end, x=[0.0], x0=1.0, eps=down, noise=up)
 
 
 def _ancestral(sigma: Array, to: Array) -> tuple[Array, Array]:
