@@ -104,7 +104,8 @@ def replay(
     cuts = {key: arguments[key] for key in ("eta", "strength", "denoising_end") if key in arguments}
     plan = pipeline.plan(arguments["num_inference_steps"], **size, **cuts)
     noises = [last(given(f"noise/{i}")) for i in range(len(held.runs[name]["noise_calls"]))]
-    draws = iter(_own_order(noises, "image" in arguments and not control, "mask_image" in arguments))
+    nine = pipeline.parts.network == "unet" and getattr(pipeline.parts.modules["unet"], "in_channels", 0) == 9
+    draws = iter(_own_order(noises, "image" in arguments and not control, nine))
     patch = mock.patch.object(_random, "normal", lambda key, x: jnp.asarray(next(draws, np.zeros(x.shape))))
 
     def tokens(prefix: str) -> Any:
@@ -136,12 +137,12 @@ def replay(
     )
 
 
-def _own_order(noises: list[np.ndarray], image: bool, mask: bool) -> list[np.ndarray]:
+def _own_order(noises: list[np.ndarray], image: bool, nine: bool) -> list[np.ndarray]:
     """Draws in the order of `Pipeline.sample`: the masked image, the start, the image, the steps."""
     if not image or len(noises) == 1:
         return noises
     sample, start, *more = noises
-    return [*more[:1], start, sample] if mask else [start, sample, *more]
+    return [*more[:1], start, sample] if nine else [start, sample]
 
 
 def _unpacked(x: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:

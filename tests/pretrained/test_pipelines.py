@@ -67,9 +67,7 @@ def replayed(family, name, parent):
     if name == "no_t5_euler_4":
         pipeline, params = load(without_t5(complete(family, parent)), run)
     if family == "sd1_lora":
-        scale = 0.5 if "scale05" in name else 1.0
-        file = "lora_peft_alpha" if "alpha" in name else "lora_peft"
-        params = lora.merge(params, lora.load(GOLDEN / "lora" / f"{file}.safetensors"), scale)
+        params = lora.merge(params, lora.load(GOLDEN / "lora" / "lora_peft_alpha.safetensors"))
     if family == "sd1_textual_inversion":
         for file in ("learned_embeds.safetensors", "learned_embeds.bin"):
             words = textual_inversion.load(GOLDEN / "textual_inversion" / file)
@@ -84,7 +82,7 @@ def check(family, name, parent):
     if name.startswith("inpaint4"):  # stored are the states before they are replaced
         painted = RUNS[family].get(f"{name}/in/mask_image")[::8, ::8, None] >= 128
     for own, reference in zip(found.states, found.expected):
-        np.testing.assert_allclose(own * painted, reference * painted, rtol=0, atol=2e-4 * reference.std())
+        np.testing.assert_allclose(own * painted, reference * painted, rtol=0, atol=3e-4 * reference.std())
     assert found.levels() <= 1
 
 
@@ -157,28 +155,32 @@ def test_images_do_not_depend_on_the_devices(folder):
     mesh = dfn.training.make_mesh(8)
     split = draw(dfn.training.replicate(params, mesh), *dfn.training.split_batch((keys, tokens), mesh))
     assert len(split.sharding.device_set) == 8
-    np.testing.assert_allclose(split, draw(params, keys, tokens), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(split, draw(params, keys, tokens), rtol=0, atol=1e-4)
 
 
 @pytest.mark.long
 def test_an_image_is_inverted_with_its_prompt_and_edited_with_another(folder):
-    """Inverted without guidance and drawn with the same prompt it comes back; with another prompt it is another one."""
+    """Inverted without guidance and drawn with the same prompt it comes back; with another prompt it is another one.
+
+    The random network's output is made smaller, so that the fixed point of an implicit step is found.
+    """
     pipeline, params = load_pipeline(folder, scheduler="DDIMScheduler")
-    plan = pipeline.plan(200, height=32, width=32, timestep_spacing="trailing")
+    smaller = jax.tree.map(lambda leaf: 0.1 * leaf, params["unet"]["conv_out"])
+    params = {**params, "unet": {**params["unet"], "conv_out": smaller}}
+    plan = pipeline.plan(8, height=32, width=32)
     x0 = 0.5 * jax.random.normal(jax.random.key(0), (1, 4, 4, 4))
 
     @jax.jit
     def edit(params, x0, own, other, plan):
-        levels = plan.solver.rows.level
         known = bind(pipeline.denoiser(params), pipeline.encode_text(params, own))
-        noise = dfn.invert(known, levels, x0)
+        noise = dfn.invert_implicit(known, plan.solver.rows.level, x0, evaluations=8)
         draw = functools.partial(pipeline.sample, params, jax.random.key(0), plan=plan, guidance_scale=1.0,
                                  latents=noise / plan.init_scale, output="latents")  # fmt: skip
         return draw(own), draw(other)
 
     same, edited = edit(params, x0, pipeline.tokenize("a cat"), pipeline.tokenize("a red hat"), plan)
     back, change = np.abs(same - x0).max(), np.abs(edited - x0).max()
-    assert back < 0.05 * change, (back, change)
+    assert back < 1e-3 * change
 
 
 def test_what_does_not_fit_is_named(folder, tmp_path):
