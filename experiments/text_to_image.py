@@ -9,10 +9,11 @@ has a key of its own, made of --seed and its number: it does not depend on --bat
 FOLDER may also be the work directory of a text-conditional model that was trained here; --num_images, --seed, --steps
 and --scale apply then.
 
-    --image=cat.png --strength=0.6                 image to image
+    --image=cat.png --strength=0.6                 image to image; the default of --strength is 0.8
     --image=cat.png --mask=mask.png                inpainting: white is painted anew
     --lora=style.safetensors:0.8                   an adapter and its scale; may be repeated
-    --controlnet=FOLDER --control_image=edges.png  a ControlNet
+    --controlnet=FOLDER --image=edges.png          a ControlNet; to start from a picture too, --control_image=edges.png
+    --model=FILE --base=FOLDER                     weights in one file; all else is that of a pipeline of its kind
 """
 
 from __future__ import annotations
@@ -66,13 +67,14 @@ class Settings(NamedTuple):
     control_image: Path | None = None
     control_scale: float = 1.0
     dtype: str | None = None
+    base: Path | None = None
 
 
 def text_to_image(model: Path, output: Path, settings: Settings, *, batch_size: int = 4, latents: bool = False) -> None:
     """Draws images and writes them.
 
     Args:
-      model: folder of the pipeline.
+      model: folder of the pipeline, file of its weights, or work directory.
       output: folder for the files.
       settings: of the images.
       batch_size: images drawn at a time; it does not change them.
@@ -81,13 +83,19 @@ def text_to_image(model: Path, output: Path, settings: Settings, *, batch_size: 
     Raises:
       ValueError: if a file cannot be read, or settings do not fit the pipeline or each other.
     """
-    _check(settings, batch_size)
+    settings = _checked(settings, batch_size)
+    if model.is_file() and settings.base is None:
+        raise ValueError(f"{model} is one file, without tokenizers and scheduler: pass --base=FOLDER of its kind")
     if (model / "config.json").exists() and (model / "checkpoints").is_dir():
         _of_run(model, output, settings, batch_size, latents)
         return
     began = time.monotonic()
     pipeline, params = load_pipeline(
-        model, dtype=settings.dtype, scheduler=settings.scheduler, controlnet=settings.controlnet
+        model,
+        dtype=settings.dtype,
+        scheduler=settings.scheduler,
+        controlnet=settings.controlnet,
+        config=settings.base,
     )
     for entry in settings.lora:
         path, scale = read_lora(entry)
@@ -133,7 +141,7 @@ def text_to_image(model: Path, output: Path, settings: Settings, *, batch_size: 
             drawn.append(np.asarray(images)[:count])
             all_latents.append(np.asarray(held)[:count])
     seconds = time.monotonic() - began
-    about = {"model": str(model), **_told(settings), "steps": len(plan.timesteps), "version": dfn.__version__}
+    about = {"model": str(model), **_as_json(settings), "steps": len(plan.timesteps), "version": dfn.__version__}
     _write(output, np.concatenate(drawn), prompts, about, settings.num_images)
     if latents:
         write_atomically(output / "latents.npz", lambda file: np.savez(file, latents=np.concatenate(all_latents)))
@@ -144,6 +152,7 @@ def text_to_image(model: Path, output: Path, settings: Settings, *, batch_size: 
     )
 
 
+_STRENGTH = 0.8  # the default of the published image-to-image pipelines
 _OF_RUNS = ("prompts", "num_images", "seed", "steps", "scale")
 
 
@@ -164,7 +173,7 @@ def _of_run(workdir: Path, output: Path, settings: Settings, batch_size: int, la
     key = runs.random_key(config, settings.seed)
     images = trained.draw_samples(diffusion, networks, key, cond, len(prompts), batch_size)
     assert images is not None
-    about = {"model": str(workdir), "training_step": step, **_told(settings), "version": dfn.__version__}
+    about = {"model": str(workdir), "training_step": step, **_as_json(settings), "version": dfn.__version__}
     _write(output, images, prompts, about, settings.num_images)
     print(f"{len(prompts)} images in {time.monotonic() - began:.1f} s: {output / 'grid.png'}")
 
@@ -182,17 +191,26 @@ def read_lora(entry: str) -> tuple[Path, float]:
         return Path(entry).expanduser(), 1.0
 
 
-def _check(settings: Settings, batch_size: int) -> None:
+def _checked(settings: Settings, batch_size: int) -> Settings:
+    """The settings with the defaults that follow from others: of strength, and of the ControlNet's picture."""
     if not settings.prompts:
         raise ValueError("--prompt is missing: a text, such as --prompt='a photo of a cat'")
     if settings.mask is not None and settings.image is None:
         raise ValueError("--mask needs --image, the picture that is painted on")
     if settings.strength is not None and settings.image is None:
         raise ValueError("--strength needs --image, the picture to start from")
-    if (settings.control_image is None) != (settings.controlnet is None):
-        raise ValueError("--controlnet and --control_image go together: the network's folder, and its picture")
     if min(settings.num_images, batch_size) < 1:
         raise ValueError("--num_images and --batch_size must be at least 1")
+    if settings.controlnet is None:
+        if settings.control_image is not None:
+            raise ValueError("--control_image needs --controlnet, the folder of the network")
+    elif settings.control_image is None:
+        if settings.image is None or settings.mask is not None or settings.strength is not None:
+            raise ValueError("--controlnet needs --control_image, its picture")
+        settings = settings._replace(control_image=settings.image, image=None)
+    if settings.image is not None and settings.mask is None and settings.strength is None:
+        settings = settings._replace(strength=_STRENGTH)
+    return settings
 
 
 def _options(pipeline: Pipeline, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -233,7 +251,7 @@ def _open(path: Path, mode: str, height: int | None, width: int | None) -> np.nd
     return np.asarray(upright if size == upright.size else upright.resize(size, Image.Resampling.LANCZOS))
 
 
-def _told(settings: Settings) -> dict[str, Any]:
+def _as_json(settings: Settings) -> dict[str, Any]:
     """The settings for JSON."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings._asdict().items()}
 
@@ -259,7 +277,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.define_path("model", None, "Folder of the pipeline, with model_index.json; or of a run.")
+    runs.define_path("model", None, "Folder of the pipeline, with model_index.json; or of a run; or a file of weights.")
+    runs.define_path("base", None, "For a file: folder of a pipeline of its kind, for all but the weights.")
     flags.DEFINE_multi_string("prompt", None, "A text; may be repeated.")
     flags.DEFINE_string("negative", None, "What the images should not show.")
     flags.DEFINE_integer("num_images", 1, "Images for each prompt.", lower_bound=1)
@@ -271,7 +290,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("clip_skip", 0, "Layers of CLIP that are left out.", lower_bound=0)
     flags.DEFINE_integer("height", None, "Height of the images in pixels.", lower_bound=1)
     flags.DEFINE_integer("width", None, "Width of the images in pixels.", lower_bound=1)
-    runs.define_path("image", None, "Picture to start from.")
+    runs.define_path("image", None, "Picture to start from; with --controlnet alone, its picture.")
     flags.DEFINE_float("strength", None, "Share of the steps that are run on --image.", 0.0, 1.0)
     runs.define_path("mask", None, "Picture of what is painted anew: white; black is kept.")
     flags.DEFINE_multi_string("lora", None, "FILE or FILE:SCALE of an adapter; may be repeated.")

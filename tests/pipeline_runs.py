@@ -1,6 +1,7 @@
 """Runs of the reference's pipelines, replayed here with their tokens, noise and options."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -13,6 +14,9 @@ import diffusers_fn as dfn
 from diffusers_fn import _random
 from diffusers_fn.pretrained import pipelines
 
+GOLDEN = Path(__file__).parent / "golden_pipelines"
+_TEXTS = GOLDEN.parent / "golden_text"
+_T5 = {"sd3": "tokenizer_3", "pixart_alpha": "tokenizer"}  # its file is stored once, with the tests of texts
 _PROMPTS = ("prompt", "prompt_2", "prompt_3")
 _SIZES = {
     "original_size": "original_size",
@@ -23,6 +27,18 @@ _SIZES = {
     "negative_target_size": "negative_target_size",
 }
 _NUMBERS = ("guidance_scale", "guidance_rescale", "true_cfg_scale", "clip_skip")
+
+
+def complete(name: str, parent: Path) -> Path:
+    """A copy of the folder of a pipeline in `parent`, with its tokenizers."""
+    path = parent / name
+    if not path.exists():
+        shutil.copytree(GOLDEN / name, path)
+        if name == "sd1":
+            shutil.copytree(_TEXTS / "clip", path / "tokenizer")
+        if name in _T5:
+            shutil.copy(_TEXTS / "t5" / "spiece.model", path / _T5[name])
+    return path
 
 
 class Runs:

@@ -3,13 +3,12 @@
 import functools
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pipeline_runs import Runs, load, replay
+from pipeline_runs import GOLDEN, Runs, complete, load, replay
 
 import diffusers_fn as dfn
 from diffusers_fn import bind
@@ -17,25 +16,9 @@ from diffusers_fn.pretrained import load_pipeline, lora, textual_inversion
 
 pytest.importorskip("tokenizers")
 
-GOLDEN = Path(__file__).parents[1] / "golden_pipelines"
-TEXTS = GOLDEN.parent / "golden_text"
-T5 = {"sd3": "tokenizer_3", "pixart_alpha": "tokenizer"}  # the file is stored once, with the tests of texts
 RUNS = {path.parent.name: Runs(path.parent) for path in sorted(GOLDEN.glob("*/meta.json"))}
 QUICK = ("sd1", "dpmpp_2m_4_batch2")
 NETWORKS = {name: "sd1" for name in ("sd1_img2img", "sd1_controlnet", "sd1_lora", "sd1_textual_inversion")}
-
-
-@functools.cache
-def complete(name, parent):
-    """The folder of a pipeline with its tokenizers."""
-    path = Path(parent) / name
-    if not path.exists():
-        shutil.copytree(GOLDEN / name, path)
-        if name == "sd1":
-            shutil.copytree(TEXTS / "clip", path / "tokenizer")
-        if name in T5:
-            shutil.copy(TEXTS / "t5" / "spiece.model", path / T5[name])
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +164,22 @@ def test_an_image_is_inverted_with_its_prompt_and_edited_with_another(folder):
     same, edited = edit(params, x0, pipeline.tokenize("a cat"), pipeline.tokenize("a red hat"), plan)
     back, change = np.abs(same - x0).max(), np.abs(edited - x0).max()
     assert back < 1e-3 * change
+
+
+@pytest.mark.long
+def test_what_is_kept_does_not_depend_on_the_prompt(folder):
+    pipeline, params = load_pipeline(folder)
+    plan = pipeline.plan(2, height=32, width=32)
+    image = jax.random.uniform(jax.random.key(0), (1, 32, 32, 3), minval=-1.0)
+    texts = [pipeline.tokenize(text) for text in ("a cat", "a red hat")]
+
+    @jax.jit
+    def draw(tokens, mask):
+        return pipeline.sample(params, jax.random.key(1), tokens, plan=plan, image=image, mask=mask, guidance_scale=1.0)
+
+    kept, painted = ([draw(tokens, jnp.full((1, 32, 32, 1), each)) for tokens in texts] for each in (0.0, 1.0))
+    np.testing.assert_array_equal(*kept)
+    assert np.abs(painted[0] - painted[1]).max() > 0.01
 
 
 def test_what_does_not_fit_is_named(folder, tmp_path):
