@@ -79,8 +79,8 @@ class RMSNorm(nn.Module):
 
     >>> from diffusers_fn.backbones.ops import array
     >>> x = jnp.array([[2.0, -2.0]])
-    >>> array(RMSNorm().apply({"params": {"scale": jnp.full(2, 3.0)}}, x)).round(3)
-    Array([[ 3., -3.]], dtype=float32)
+    >>> array(RMSNorm().apply({"params": {"scale": jnp.ones(2)}}, x)).round().tolist()
+    [[1.0, -1.0]]
     """
 
     epsilon: float = 1e-6
