@@ -159,8 +159,12 @@ class MMDiT(ops.Module):
         side, base = self.num_positions, self.image_size // self.patch_size
 
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            features = patches.sincos_positions(side, side, self.hidden_size, (base, base))
-            return jnp.asarray(features.reshape(shape), dtype)
+            axes = patches.sincos_axes(side, side, self.hidden_size, (base, base))
+            of_rows, of_columns = (jnp.asarray(each, dtype) for each in axes)
+            half = (*shape[:2], shape[2] // 2)
+            return jnp.concatenate(
+                [jnp.broadcast_to(of_columns[None], half), jnp.broadcast_to(of_rows[:, None], half)], axis=-1
+            )
 
         table = self.param("positions", init, (side, side, self.hidden_size), self.param_dtype)
         rows, columns = (size // self.patch_size for size in x.shape[1:3])
