@@ -12,7 +12,7 @@ from pipeline_runs import GOLDEN, Runs, complete, load, replay
 
 import diffusers_fn as dfn
 from diffusers_fn import bind
-from diffusers_fn.pretrained import load_pipeline, lora, textual_inversion
+from diffusers_fn.pretrained import load_pipeline, lora, pipelines, textual_inversion
 
 pytest.importorskip("tokenizers")
 
@@ -114,6 +114,42 @@ def test_one_compilation_serves_all_prompts_seeds_scales_and_plans_of_one_shape(
 
 
 @pytest.mark.long
+def test_one_compilation_serves_all_strengths_of_images_adapters_and_controls(folder):
+    pipeline, params = load_pipeline(
+        folder, scheduler="DDIMScheduler", controlnet=GOLDEN / "sd1_controlnet" / "controlnet"
+    )
+    adapter = lora.load(GOLDEN / "lora" / "lora_peft_alpha.safetensors")
+    pictures = jax.random.uniform(jax.random.key(0), (2, 1, 32, 32, 3))
+    tokens, key = pipeline.tokenize("a cat"), jax.random.key(1)
+    traces = []
+
+    @jax.jit
+    def draw(params, tokens, plan, adapter_scale, control_strength):
+        traces.append(1)
+        return pipeline.sample(
+            lora.merge(params, adapter, adapter_scale), key, tokens, plan=plan, image=2 * pictures[0] - 1,
+            control=pipelines.Control(pictures[1], control_strength), output="latents",
+        )  # fmt: skip
+
+    def plan(num_steps, strength):
+        return pipeline.plan(num_steps, height=32, width=32, strength=strength)
+
+    run = functools.partial(draw, params, tokens)
+    first = run(plan(4, 0.5), 0.0, 0.0)
+    others = [run(plan(10, 0.2), 0.0, 0.0), run(plan(4, 0.5), 1.0, 0.0), run(plan(4, 0.5), 0.0, 1.0)]
+    assert len(traces) == 1
+    for other in others:
+        assert np.abs(other - first).max() > 0.01
+    plain, without = load_pipeline(folder, scheduler="DDIMScheduler")  # all strengths 0: neither adapter nor control
+    alone = jax.jit(
+        lambda params, tokens: plain.sample(
+            params, key, tokens, num_steps=4, strength=0.5, image=2 * pictures[0] - 1, output="latents"
+        )
+    )(without, tokens)
+    np.testing.assert_allclose(first, alone, rtol=0, atol=1e-4 * np.std(alone))
+
+
+@pytest.mark.long
 def test_two_pipelines_share_the_steps(folder):
     """What denoising_end leaves is gone on with by denoising_start: together the whole loop."""
     pipeline, params = load_pipeline(folder, scheduler="DDIMScheduler")
@@ -129,7 +165,7 @@ def test_two_pipelines_share_the_steps(folder):
 
 
 @pytest.mark.long
-def test_images_do_not_depend_on_the_devices(folder):
+def test_images_do_not_depend_on_the_batch_and_the_devices(folder):
     pipeline, params = load_pipeline(folder)
     keys = jax.random.split(jax.random.key(1), 8)
     tokens = pipeline.tokenize([f"a {noun}" for noun in ("cat", "dog", "hat", "car", "tree", "house", "ship", "cup")])
@@ -138,7 +174,11 @@ def test_images_do_not_depend_on_the_devices(folder):
     mesh = dfn.training.make_mesh(8)
     split = draw(dfn.training.replicate(params, mesh), *dfn.training.split_batch((keys, tokens), mesh))
     assert len(split.sharding.device_set) == 8
-    np.testing.assert_allclose(split, draw(params, keys, tokens), rtol=0, atol=1e-4)
+    together = draw(params, keys, tokens)
+    np.testing.assert_allclose(split, together, rtol=0, atol=1e-4)
+    alone = draw(params, *jax.tree.map(lambda each: each[5:6], (keys, tokens)))
+    np.testing.assert_allclose(alone, together[5:6], rtol=0, atol=1e-4)
+    assert np.abs(together[4] - together[5]).max() > 0.1
 
 
 @pytest.mark.long
