@@ -14,6 +14,7 @@ from diffusers_fn.pretrained.pipelines.kinds import KINDS
 from diffusers_fn.pretrained.pipelines.sampling import Options
 
 pytest.importorskip("tokenizers")
+pytest.importorskip("sentencepiece")
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pipelines.md").read_text()
@@ -45,6 +46,7 @@ def check(images, batch=None):
     assert np.std(np.asarray(images, np.float32)) > 1e-3
 
 
+@pytest.mark.long
 def test_the_first_lines_run_and_draw_what_a_prompt_names(folder):
     names = {}
     exec(CODE["In short"].replace("pipeline.sample)", "lambda *given: pipeline.sample(*given, num_steps=4))"), names)
