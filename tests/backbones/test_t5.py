@@ -98,7 +98,7 @@ def test_only_distances_matter_and_hidden_tokens_have_no_content(case):
     keep = np.arange(IDS.shape[1]) != 5
     np.testing.assert_array_equal(before[:, keep], after[:, keep])
     first = jnp.ones_like(IDS).at[:, 5:].set(0)
-    later = jnp.ones_like(IDS).at[:, :1].set(0)
+    later = jnp.zeros_like(IDS).at[:, 1:6].set(1)
     shifted = apply(jnp.roll(IDS, 1, axis=1), later)  # the tokens 0 .. 4 at 1 .. 5
     np.testing.assert_allclose(apply(IDS, first)[:, :5], shifted[:, 1:6], atol=1e-5)
     assert np.abs(apply(IDS, jnp.ones_like(IDS)) - apply(IDS[:, ::-1], jnp.ones_like(IDS))[:, ::-1]).max() > 1e-2

@@ -78,9 +78,9 @@ class RMSNorm(nn.Module):
     https://arxiv.org/abs/1910.07467, equation 4.
 
     >>> from diffusers_fn.backbones.ops import array
-    >>> x = jnp.array([[3.0, 4.0]])
-    >>> array(RMSNorm().apply({"params": {"scale": jnp.ones(2)}}, x)).round(3)
-    Array([[0.849, 1.131]], dtype=float32)
+    >>> x = jnp.array([[2.0, -2.0]])
+    >>> array(RMSNorm().apply({"params": {"scale": jnp.ones(2)}}, x)).round().tolist()
+    [[1.0, -1.0]]
     """
 
     epsilon: float = 1e-6

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from diffusers_fn.pretrained.module_names import module_name
 
-__all__ = ["Factors", "Lora", "kernels", "update"]
+__all__ = ["COMPONENTS", "Factors", "Lora", "kernels", "published_names", "update"]
+
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # whose layers have published names
 
 
 class Factors(NamedTuple):
@@ -16,7 +22,7 @@ class Factors(NamedTuple):
     Attributes:
       down: [rank, in], or [rank, in, height, width] of a convolution.
       up: [out, rank], or [out, rank, 1, 1].
-      factor: alpha / rank.
+      factor: alpha / rank; its gradient is zero.
     """
 
     down: Any
@@ -40,11 +46,19 @@ def kernels(component: str, params: Mapping[str, Any]) -> dict[str, tuple[str, .
     >>> kernels("text_encoder", {"layer_0": {"mlp_0": {"kernel": np.ones((2, 3))}}})
     {'text_model_encoder_layers_0_mlp_fc1': ('layer_0', 'mlp_0', 'kernel')}
     """
+    return {name.replace(".", "_"): path for name, path in _named(component, params).items()}
+
+
+def published_names(component: str, params: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {published name with underscores: with dots} of a component's layers."""
+    return {name.replace(".", "_"): name for name in _named(component, params)}
+
+
+def _named(component: str, params: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """{published name: path of the kernel}."""
     levels = len({name.split("_")[1] for name in params if name.startswith("up_") and "_block_" in name})
     return {
-        module_name(component, "/".join(path[:-1]), levels).replace(".", "_"): path
-        for path in _paths(params)
-        if path[-1] == "kernel"
+        module_name(component, "/".join(path[:-1]), levels): path for path in _paths(params) if path[-1] == "kernel"
     }
 
 
@@ -66,7 +80,8 @@ def update(factors: Factors, shape: tuple[int, ...], xp: Any) -> Any:
         raise ValueError(f"its factors are {list(up.shape)} and {list(down.shape)}, for a kernel {list(shape)}")
     rows = xp.moveaxis(down, (0, 1), (-1, -2)).reshape(-1, down.shape[0])
     columns = up.reshape(up.shape[0], -1).T
-    return factors.factor * (rows @ columns).reshape(shape)
+    factor = factors.factor if xp is np else jax.lax.stop_gradient(factors.factor)  # it is not trained
+    return factor * (rows @ columns).reshape(shape)
 
 
 def _paths(tree: Mapping[str, Any], begin: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_fn.pretrained.lora.factors import Factors, Lora, kernels
+from diffusers_fn.pretrained.lora.factors import COMPONENTS, Factors, Lora, published_names
 from diffusers_fn.pretrained.safetensors_file import open_safetensors, read_metadata, write_safetensors
 
 __all__ = ["load", "save"]
@@ -63,7 +63,9 @@ def load(path: str | os.PathLike[str]) -> Lora:
 
 
 def save(path: str | os.PathLike[str], lora: Lora, params: Mapping[str, Any]) -> None:
-    """Writes an adapter to a .safetensors file, in kohya's names.
+    """Writes an adapter to a .safetensors file, in PEFT's names.
+
+    alpha / rank is multiplied into `up`: such files need no alpha, which readers look for in different places.
 
     Args:
       path: of the file.
@@ -73,22 +75,24 @@ def save(path: str | os.PathLike[str], lora: Lora, params: Mapping[str, Any]) ->
     Raises:
       ValueError: if the parameters lack one of its layers.
     """
-    short = {"unet": "unet", "text_encoder": "te", "text_encoder_2": "te2"}
-    if "text_encoder_2" in lora.layers:
-        short["text_encoder"] = "te1"
     arrays: dict[str, np.ndarray] = {}
     for component, layers in lora.layers.items():
-        known = kernels(component, params[component])
+        known = published_names(component, params[component]) if component in COMPONENTS else {}
+        if unknown := sorted(set(layers) - set(known)):
+            raise ValueError(f"{component} has no layer {unknown[0]} whose adapter can be written")
         for layer, factors in layers.items():
-            if component not in short or layer not in known:
-                raise ValueError(f"{component} has no layer {layer} whose adapter can be written")
-            name = f"lora_{short[component]}_{layer}"
-            arrays[f"{name}.lora_down.weight"] = np.asarray(factors.down)
-            arrays[f"{name}.lora_up.weight"] = np.asarray(factors.up)
-            arrays[f"{name}.alpha"] = np.asarray(float(factors.factor) * factors.down.shape[0], np.float32)
-    with open(path, "wb") as file:
-        specs = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        write_safetensors(file, specs, arrays.items(), {"format": "pt"})
+            up = np.asarray(factors.up)
+            arrays[f"{component}.{known[layer]}.lora_A.weight"] = np.asarray(factors.down)
+            arrays[f"{component}.{known[layer]}.lora_B.weight"] = (up * np.float32(factors.factor)).astype(up.dtype)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:  # a new file in the place of the old one, which the adapter may still be read from
+        with open(temporary, "wb") as file:
+            specs = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+            write_safetensors(file, specs, arrays.items(), {"format": "pt"})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read_name(name: str, source: Path) -> tuple[str, str, str]:

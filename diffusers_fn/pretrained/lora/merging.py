@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusers_fn._arrays import concrete
 from diffusers_fn._types import ArrayLike
-from diffusers_fn.pretrained.lora.factors import Factors, Lora, kernels, update
+from diffusers_fn.pretrained.lora.factors import COMPONENTS, Factors, Lora, kernels, update
 
 __all__ = ["ATTENTION", "init", "merge"]
 
@@ -69,7 +69,7 @@ def init(
 
     Args:
       key: one key.
-      params: {"unet": ..., ...}: those of the components to adapt.
+      params: {"unet": ..., ...}: those of the components to adapt, U-Nets and CLIP encoders; others are left out.
       targets: regular expressions on the ends of the layers' paths, such as "attention/query$".
       rank: of the factors.
       alpha: the update is alpha / rank up down; None is rank.
@@ -88,6 +88,7 @@ def init(
     chosen = [
         (component, layer, path)
         for component, tree in params.items()
+        if component in COMPONENTS
         for layer, path in kernels(component, tree).items()
         if any(pattern.search("/".join(path[:-1])) for pattern in patterns)
     ]
