@@ -1,6 +1,7 @@
-"""Textual inversion: words of one's own as rows of a text encoder's embedding table.
+"""Textual inversion: words of your own as rows of a text encoder's embedding table.
 
-Gal et al., "An Image is Worth One Word" (2022), https://arxiv.org/abs/2208.01618.
+Gal et al., "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion", 2022,
+https://arxiv.org/abs/2208.01618, section 3.
 
     pipeline, params = load_pipeline("stable-diffusion-v1-5")
     pipeline, params = textual_inversion.add(pipeline, params, textual_inversion.load("cat-toy.safetensors"))
@@ -70,7 +71,7 @@ def add(pipeline: Pipeline, params: Mapping[str, Any], embeddings: Embeddings) -
     """Returns (pipeline, params) whose prompts may contain further words.
 
     A word gets the next free token ids, one for each of its rows; where a prompt contains it, all of them stand in its
-    place. What was given is not changed.
+    place. The arguments are not changed.
 
     Args:
       pipeline: with CLIP encoders.

@@ -1,7 +1,9 @@
 """Tokens of prompts, on the host: CLIP's byte pairs and T5's sentencepiece, through the packages of the extra `text`.
 
-tokenizer = load_tokenizer("stable-diffusion/tokenizer")
-tokens = tokenize(tokenizer, ["a photo of a cat"])  # ids [1, 77]
+Padding and truncation are those of the published pipelines:
+
+    tokenizer = load_tokenizer("stable-diffusion/tokenizer")
+    tokens = tokenize(tokenizer, ["a photo of a cat"])  # ids [1, 77]
 """
 
 from diffusers_fn.text.load import load_tokenizer

@@ -1,4 +1,9 @@
-"""CLIP's tokens: lower case, words, then pairs of bytes that are merged (Radford et al. 2021, section 2.4)."""
+"""CLIP's tokens: lower case, words, then pairs of bytes that are merged.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
+https://arxiv.org/abs/2103.00020, section 2.4; the merges are those of Sennrich et al., "Neural Machine Translation of
+Rare Words with Subword Units", 2016, https://arxiv.org/abs/1508.07909, algorithm 1.
+"""
 
 from __future__ import annotations
 

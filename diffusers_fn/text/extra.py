@@ -9,7 +9,11 @@ __all__ = ["import_extra"]
 
 
 def import_extra(name: str) -> ModuleType:
-    """Returns a module of the extra `text`; ValueError with the command that installs it if it is absent."""
+    """Returns a module of the extra `text`.
+
+    Raises:
+      ValueError: if it is absent, with the command that installs it.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

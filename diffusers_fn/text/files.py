@@ -10,11 +10,11 @@ __all__ = ["Settings", "read_json", "read_settings"]
 
 
 class Settings(NamedTuple):
-    """What tokenizer_config.json says of the special tokens, each a string or None.
+    """The settings of a tokenizer_config.json; each special token is a string or None.
 
     Attributes:
-      start, end, pad, unk: the tokens.
-      max_length: of a sequence.
+      start, end, pad, unk: the special tokens: of start, end, padding, and for unknown text.
+      max_length: largest number of tokens of a sequence.
     """
 
     start: str | None

@@ -18,8 +18,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Returns the tokenizer of a folder: CLIP's vocab.json and merges.txt, T5's spiece.model, or a tokenizer.json.
 
     Raises:
-      ValueError: if the folder has none of these, or a file is damaged; the package that reads it is absent (they are
-        in the extra `text`).
+      ValueError: if the folder has none of these, a file is damaged, or the package that reads it is absent (both
+        packages are in the extra `text`).
 
     >>> load_tokenizer("downloads/unet")
     Traceback (most recent call last):

@@ -1,4 +1,8 @@
-"""Vocabularies of sentencepiece: spiece.model, of T5 (Kudo and Richardson 2018, https://arxiv.org/abs/1808.06226)."""
+"""Vocabularies of sentencepiece: spiece.model, of T5.
+
+Kudo and Richardson, "SentencePiece: A simple and language independent subword tokenizer", 2018,
+https://arxiv.org/abs/1808.06226.
+"""
 
 from __future__ import annotations
 

@@ -237,6 +237,45 @@ def test_the_page_names_every_class_option_and_argument():
     listed = re.search(r"^Classes: (.*?)\. Other", section, re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"`(\w+)`", listed.group(1))) == set(KINDS)
     assert not set(KINDS) & set(REFUSED)
+    refused = re.search(r"\. Other classes are refused with the reason:(.*?)\.\n\n", section, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", refused.group(1))) == set(REFUSED)
+
+
+# What a value needs beside it, as the page has it: (options, arguments of plan).
+NEEDED = {
+    "dpmsolver": ({"final_sigmas_type": "sigma_min"}, {}),
+    "sde-dpmsolver": ({"final_sigmas_type": "sigma_min"}, {}),
+    "use_dynamic_shifting": ({}, {"mu": 0.7}),
+    "sample": ({"set_alpha_to_one": False}, {}),
+}
+
+
+def test_all_values_are_accepted_but_those_that_the_page_names():
+    section = _section("From a scheduler_config.json")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (`\w+Scheduler`.*?) \|$", section, re.MULTILINE)
+    cells = lambda text: re.findall(r"`([^`]+)`", text)  # noqa: E731
+    named = {
+        (name, option, value) for option, values, names in rows for value in cells(values) for name in cells(names)
+    }
+    tried, refused = 0, set()
+    for name, kind in KINDS.items():
+        choices = {option: values for option, values in kind.choices.items() if option in kind.options}
+        flags = {option: (True, False) for option, value in kind.options.items() if isinstance(value, bool)}
+        for option, value in [(option, value) for option, values in {**flags, **choices}.items() for value in values]:
+            more, arguments = NEEDED.get(option if value is True else value, ({}, {}))
+            tried += 1
+            try:
+                load_scheduler({"_class_name": name, option: value, **more}).plan(6, **arguments)
+            except ValueError as error:
+                refused.add((name, option, value) if option in str(error) else (name, option, str(error)))
+    assert refused == named
+    assert tried > 400
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused_classes_are_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=f"got '{name}': {re.escape(REFUSED[name])}"):
+        load_scheduler({"_class_name": name})
 
 
 def test_options_in_the_table_of_other_libraries_are_known():

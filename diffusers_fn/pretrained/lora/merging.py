@@ -20,7 +20,7 @@ ATTENTION = (r"attention/(query|key|value|out)$",)
 
 
 def merge(params: Mapping[str, Any], lora: Lora, scale: ArrayLike = 1.0) -> dict[str, Any]:
-    """Returns the parameters with the adapter added to them, W + scale factor up down.
+    """Returns the parameters with the adapter added to them, W + scale (alpha / rank) up down.
 
     Where nothing is traced, the sum is computed in float64 on the host and rounded once to the dtype of the kernel. A
     traced scale changes without another compilation.
@@ -76,6 +76,10 @@ def init(
 
     Raises:
       ValueError: if the rank is below 1, or no layer is named.
+
+    >>> adapter = init(jax.random.key(0), {"unet": {"conv_in": {"kernel": np.zeros((2, 3))}}}, ["conv_in$"], rank=4)
+    >>> jax.tree.map(np.shape, adapter.layers["unet"]["conv_in"])
+    Factors(down=(4, 2), up=(3, 4), factor=())
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank must be an integer of at least 1; got {rank}")

@@ -13,7 +13,10 @@ __all__ = ["Control", "condition", "without_text"]
 
 
 class Control(NamedTuple):
-    """What a ControlNet adds.
+    """The image of a ControlNet, and where its residuals are added.
+
+    Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models", 2023,
+    https://arxiv.org/abs/2302.05543, eq. 2; strength multiplies the second term.
 
     Attributes:
       image: [B or 1, H, W, C] in [0, 1]: edges, depths, poses, ...

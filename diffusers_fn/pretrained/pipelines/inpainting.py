@@ -62,8 +62,9 @@ def known_channels(
 def keeping(plan: Plan, known: jax.Array, noise: jax.Array, mask: jax.Array) -> Solver:
     """Returns the plan's solver, with the noised known latents in place of the state where the mask is 0.
 
-    The state is replaced after each step, by known latents at the next level and at last by clean ones; `inpaint`
-    replaces the predicted x0.
+    After each step, x is replaced by mask x + (1 - mask) (alpha known + sigma noise) at the next level, and after the
+    last one by mask x + (1 - mask) known (Avrahami et al., "Blended Latent Diffusion", 2023,
+    https://arxiv.org/abs/2206.02779, section 4.1); `inpaint` replaces the predicted x0.
 
     Args:
       plan: of the pipeline.

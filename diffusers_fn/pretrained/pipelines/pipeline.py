@@ -75,12 +75,15 @@ def make_pipeline(parts: Parts) -> Pipeline:
       rule: another rule of guidance, such as `guidance.projected()`.
       transform: of the denoiser before guidance.
       skip_layers: a `SkipLayers`, guidance away from the network without some blocks (Stable Diffusion 3).
-      clip_skip: layers of CLIP that are left out for the prompt.
+      clip_skip: the number of CLIP's last layers that are left out for the prompt.
       sizes: of Stable Diffusion XL: original_size, crop and target_size, (height, width) or (top, left); with negative_
         before the name those for the negative prompt.
       true_cfg_scale: [] or [B], see guidance_scale.
       emit, scan: as for `diffusers_fn.sample`; with emit the result is Samples(images, trace).
       output: "images", or "latents" for the last latents.
+
+    It raises ValueError for an unknown option, and for tokens, sizes, images or a plan that do not fit the networks or
+    each other.
     """
 
     def sample(params: _Params, key: jax.Array, tokens: _Texts, *, output: str = "images", **options: Any) -> Any:

@@ -16,7 +16,10 @@ __all__ = ["SkipLayers", "skip_layer_guidance"]
 
 
 class SkipLayers(NamedTuple):
-    """What skip-layer guidance leaves out, as for Stable Diffusion 3.5; the defaults are those of its publishers.
+    """Blocks, scale and steps of skip-layer guidance; the defaults are those published for Stable Diffusion 3.5.
+
+    Hyung et al., "Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling", 2024,
+    https://arxiv.org/abs/2411.18664, describe the same rule for video.
 
     Attributes:
       blocks: numbers of the transformer's blocks.

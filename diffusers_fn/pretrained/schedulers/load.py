@@ -46,7 +46,7 @@ _CUTS = {"strength": None, "denoising_start": None, "denoising_end": None}
 )
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What runs a reference's loop: `sample(key, denoise, plan.solver, x, final_denoise=plan.final_denoise)`.
+    """The tables of a loop, to run with `sample(key, denoise, plan.solver, x, final_denoise=plan.final_denoise)`.
 
     A pytree that passes through jit: plans whose tables have one shape share a compilation.
 
