@@ -7,5 +7,5 @@ from pathlib import Path
 
 project = tomllib.loads(Path(sys.argv[1]).read_text())["project"]
 extras = project["optional-dependencies"]
-for requirement in [*project["dependencies"], *extras["adaptive"], *extras["experiments"]]:
+for requirement in [*project["dependencies"], *extras["adaptive"], *extras["experiments"], *extras["text"]]:
     print(re.sub(r">=([\w.]+).*", r"==\1", requirement))

@@ -43,6 +43,8 @@ from diffusers_fn.levels import Level, add_noise, append, log_snr, posterior, tr
 from diffusers_fn.noise_schedules import (
     NoiseSchedule,
     cosine_betas,
+    exponential_betas,
+    laplace_betas,
     level_at,
     linear_betas,
     make_noise_schedule,
@@ -61,7 +63,7 @@ from diffusers_fn.variances import Variance, fixed_large, fixed_small, learned, 
 # Families that many programs do without, and all that imports the networks, are imported on first use: together they
 # would double the time of this import.
 if typing.TYPE_CHECKING:
-    from diffusers_fn import backbones, few_step, latents, likelihood, oracles, pretrained, training
+    from diffusers_fn import backbones, few_step, latents, likelihood, oracles, pretrained, text, training
     from diffusers_fn.from_config.autoencoder import Autoencoder, build_autoencoder
     from diffusers_fn.from_config.classifier import NoisyClassifier, build_classifier
     from diffusers_fn.from_config.defaults import customise, default_config, pick
@@ -108,6 +110,7 @@ __all__ = [
     "default_config",
     "denoise_step",
     "dynamic_threshold",
+    "exponential_betas",
     "few_step",
     "fixed_large",
     "fixed_small",
@@ -119,6 +122,7 @@ __all__ = [
     "invert",
     "invert_coupled",
     "invert_implicit",
+    "laplace_betas",
     "latents",
     "learned",
     "learned_range",
@@ -158,6 +162,7 @@ __all__ = [
     "sqrt_betas",
     "start_level",
     "target",
+    "text",
     "to_prediction",
     "training",
     "transition",
@@ -185,6 +190,7 @@ _ON_FIRST_USE = {
     "oracles": None,
     "pick": "from_config.defaults",
     "pretrained": None,
+    "text": None,
     "training": None,
 }
 

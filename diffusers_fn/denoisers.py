@@ -287,24 +287,24 @@ def dynamic_threshold(
 
 
 def check_pure_noise(denoise: Denoiser, levels: Level, x: jax.Array) -> None:
-    """Raises the denoiser's error for a level with alpha = 0 before a scan traces the levels and hides their values.
+    """Raises the denoiser's error for pure noise, or clean data, before a scan traces the levels and hides them.
 
     Args:
-      denoise: traced once, at the first level with alpha = 0; nothing is computed.
+      denoise: traced once, at the first level with alpha = 0, and at the first one with sigma = 0; nothing is computed.
       levels: Level[N] or [N, B].
       x: [B, ...].
 
     Raises:
-      ValueError: from the denoiser, if its parameterization does not determine x0 at alpha = 0.
+      ValueError: from the denoiser, if its parameterization does not determine x0 at alpha = 0, or eps at sigma = 0.
 
     >>> from diffusers_fn.oracles import gaussian
     >>> check_pure_noise(gaussian(0.0, 1.0), Level(np.zeros(1), np.ones(1), np.ones(1)), jnp.zeros((1, 2)))
     """
-    alpha = concrete(levels.alpha)
-    if alpha is not None and np.any(alpha == 0):
-        first = int(np.argmax((alpha == 0).reshape(alpha.shape[0], -1).any(axis=1)))
-        pure = jax.tree.map(np.asarray, levels)[first]
-        jax.eval_shape(lambda x: denoise(x, pure), x)
+    for coefficient in (concrete(levels.alpha), concrete(levels.sigma)):
+        if coefficient is not None and np.any(coefficient == 0):
+            first = int(np.argmax((coefficient == 0).reshape(coefficient.shape[0], -1).any(axis=1)))
+            level = jax.tree.map(np.asarray, levels)[first]
+            jax.eval_shape(lambda x, level=level: denoise(x, level), x)
 
 
 def _ratio(level: Level) -> Any:

@@ -98,7 +98,8 @@ def sample(
         _random.is_batched(key)
     x = jnp.asarray(x, working_dtype(x))
     if hasattr(solver.rows, "level"):
-        check_pure_noise(denoise, solver.rows.level, x)
+        levels = solver.rows.level
+        check_pure_noise(denoise, levels if final_denoise else levels[:-1], x)
     rows = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), _without_zero_columns(solver))
     if not final_denoise:
         rows = jax.tree.map(lambda a: a[:-1], rows)

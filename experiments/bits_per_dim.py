@@ -11,9 +11,10 @@ Prints, and writes into bits_per_dim.json, with standard errors over the images:
   grey levels themselves.
 
 All three are upper bounds, so the lower of the two flow figures counts; its difference to `bound` is given with
-the standard error over paired images. A class-conditional model gets the images' labels. Grey levels are found by
-themselves; those that do not reach from -1 to 1 (data.normalize=False) have `flow, uniform` alone. Data without grey
-levels (toy2d) have only a density, in bits without an offset, which is not comparable with published figures.
+the standard error over paired images. A class-conditional model gets the images' labels, a text-conditional one their
+captions. Grey levels are found by themselves; those that do not reach from -1 to 1 (data.normalize=False) have `flow,
+uniform` alone. Data without grey levels (toy2d) have only a density, in bits without an offset, which is not comparable
+with published figures.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ import diffusers_fn as dfn
 from diffusers_fn import Level, likelihood
 from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
+from diffusers_fn.from_config.conditions import takes_text
 from diffusers_fn.from_config.noise import Noise, make_noise
 from diffusers_fn.from_config.objectives import OBJECTIVES
 from diffusers_fn.from_config.outputs import VARIANCES
 from diffusers_fn.processes import at_log_snr
 from diffusers_fn.solvers.tableaus import HEUN, RK4
-from experiments import data, over_devices, own, processes, runs, trained
+from experiments import data, over_devices, own, processes, runs, texts, trained
 from experiments.files import write_text
 from experiments.grey_levels import Grid, find_grid, given_grid
 from experiments.provenance import provenance
@@ -97,7 +99,7 @@ def bits_per_dim(
     _, networks, step = trained.load_trained(config, workdir, params)
     indices = np.arange(min(num_images or len(heldout), len(heldout)))
     images = data.float_images(heldout, indices)
-    labels = heldout.labels[indices] if derived.num_classes(config) and heldout.labels is not None else None
+    labels = conditions(config, workdir, train, heldout, indices)
     bounds = derived.data_range(config)
     grid = given_grid(num_levels, images, bounds) if num_levels else find_grid(images, bounds)
     scores = make_scores(config, grid, steps, num_probes)
@@ -194,6 +196,16 @@ def flow_levels(noise: Noise, steps: int) -> Level:
     ends = dfn.log_snr(noise.process(np.array([noise.process.t_max, noise.process.t_min])))
     lowest = max(ends[0], -14.0)  # alpha / sigma = 0.001: N(0, sigma^2) is the data's own there, to 0.001 a dimension
     return at_log_snr(noise.process, np.linspace(lowest, ends[1], steps))
+
+
+def conditions(
+    config: ConfigDict, workdir: Path, train: data.Dataset, heldout: data.Dataset, indices: np.ndarray
+) -> np.ndarray | None:
+    """Returns the labels [n] or the tokens of the captions [n, ...] of held-out examples; None without conditions."""
+    if takes_text(config):
+        (_, dataset), _ = texts.in_place(config, workdir, train, heldout)
+        return np.asarray(dataset.text[indices])
+    return heldout.labels[indices] if derived.num_classes(config) and heldout.labels is not None else None
 
 
 def score_images(

@@ -2,10 +2,11 @@
 
     python -m experiments.evaluate --workdir=runs/digits
 
-Draws config.evaluation.num_samples samples, the same number of each class, and writes evaluation.json into the work
-directory: class accuracy by an independent classifier, Fréchet distance, precision and recall, distances to the
-nearest training image, and standard deviations of the pixels; each beside the same figure of held-out real data. Ctrl-C
-keeps the samples that are drawn in WORKDIR/evaluation_parts; the same command continues.
+Draws config.evaluation.num_samples samples, the same number of each class or of evenly spaced training captions, and
+writes evaluation.json into the work directory: class accuracy by an independent classifier, Fréchet distance,
+precision and recall, distances to the nearest training image, and standard deviations of the pixels; each beside the
+same figure of held-out real data. Ctrl-C keeps the samples that are drawn in WORKDIR/evaluation_parts; the same
+command continues.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from diffusers_fn.from_config.conditions import takes_text
 from diffusers_fn.from_config.derived import data_range
-from experiments import data, processes, runs, trained
+from experiments import data, processes, runs, texts, trained
 from experiments.files import write_text
 from experiments.metrics import evaluate_samples
 from experiments.parts import Parts
 from experiments.provenance import provenance
 from experiments.workdir import check_data
 
-__all__ = ["asked_labels", "evaluate", "table"]
+__all__ = ["asked_labels", "asked_texts", "evaluate", "table"]
 
 
 def evaluate(
@@ -61,7 +63,8 @@ def evaluate(
     parts = Parts(workdir / "evaluation_parts", figures | {"num_samples": num_samples, "batch_size": batch_size})
     try:
         key = runs.random_key(config, seed)
-        trained.draw_samples(diffusion, networks, key, labels, num_samples, batch_size, parts=parts)
+        cond = asked_texts(config, workdir, train, num_samples) if takes_text(config) else labels
+        trained.draw_samples(diffusion, networks, key, cond, num_samples, batch_size, parts=parts)
     except KeyboardInterrupt:
         raise parts.interrupted(num_samples) from None
     figures["network_evaluations"] = trained.network_evaluations(config, diffusion)
@@ -83,6 +86,13 @@ def asked_labels(config: ConfigDict, train: data.Dataset, num_samples: int) -> n
         return None
     classes = np.arange(num_classes) if train.labels is None else np.unique(train.labels)
     return np.resize(classes.astype(np.int32), num_samples)
+
+
+def asked_texts(config: ConfigDict, workdir: Path, train: data.Dataset, num_samples: int) -> np.ndarray:
+    """Returns the conditions of the samples to judge: captions of the train split, evenly spaced and repeated."""
+    captions = train.captions or ("",) * len(train)
+    rows = np.linspace(0, len(train), num_samples, endpoint=False).astype(int)
+    return texts.load_texts(config, workdir).encode([captions[int(row)] for row in rows])
 
 
 def table(figures: dict[str, Any]) -> str:

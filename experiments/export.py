@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
+from diffusers_fn.from_config.conditions import takes_text
 from diffusers_fn.from_config.derived import data_range, num_classes
 from diffusers_fn.pretrained.safetensors_file import write_safetensors
 from experiments import own, runs, trained
@@ -165,6 +166,8 @@ def _description(
     config: ConfigDict, workdir: Path, sampler: Sampler, exported: jax.export.Exported, max_steps: int
 ) -> dict[str, Any]:
     """Returns what a reader must know to call the program."""
+    if takes_text(config):
+        raise ValueError("a text-conditional model (config.text.kind) cannot be exported: its tokenizer is no program")
     classes, own_classes = trained.sampled_classes(config), num_classes(config)
     inputs: dict[str, dict[str, Any]] = {
         name: {"shape": [size if isinstance(size, int) else str(size) for size in each.shape], "dtype": str(each.dtype)}

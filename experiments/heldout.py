@@ -92,6 +92,8 @@ def make_heldout(
         batch = {"image": data.float_images(dataset, chosen[which])}
         if dataset.labels is not None:
             batch["label"] = np.asarray(dataset.labels)[chosen[which]]
+        if dataset.text is not None:
+            batch["text"] = dataset.text[chosen[which]]
         found = keys[which], batch, jax.tree.map(lambda each: each[which], levels)
         placed: tuple[Any, Any, Any] = found if mesh is None else dfn.training.split_batch(found, mesh)
         return placed

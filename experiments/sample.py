@@ -3,7 +3,8 @@
     python -m experiments.sample --workdir=runs/digits --num_samples=100 \\
         --config.sampler.cfg_scale=3.0
 
-Writes samples.npz (`samples`, and `labels` if there are classes), samples.png and samples.json (what they were drawn
+A text-conditional model takes --prompt="red heart", which may be repeated; the samples cycle through the prompts.
+Writes samples.npz (`samples`, and `labels` or `prompts`), samples.png and samples.json (what they were drawn
 with) into --output, by default WORKDIR/sampled. The settings in config.sampler may differ from those of training. No
 data are read. Ctrl-C keeps the batches that are done in OUTPUT/parts; the same command continues.
 """
@@ -20,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusers_fn.from_config.derived import data_range
-from experiments import processes, runs, trained
+from experiments import processes, runs, texts, trained
 from experiments.files import write_text
 from experiments.labels import choose_labels
 from experiments.parts import Parts
@@ -45,6 +46,7 @@ def sample(
     output: Path | None = None,
     params: str = "ema",
     shape: tuple[int, ...] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Draws samples with the parameters of the newest checkpoint and writes samples.npz, samples.png and samples.json.
 
@@ -58,6 +60,7 @@ def sample(
       output: folder for the files; WORKDIR/sampled by default.
       params: which parameters: "ema", "raw" or "ema:STD", see `states.choose_params`.
       shape: of one sample, for networks of any image size; None: that of the data.
+      prompts: of a text-conditional model, drawn in turn; None: no text.
 
     Raises:
       ValueError: if an argument does not fit the model, or OUTPUT/parts holds samples of another command.
@@ -66,15 +69,20 @@ def sample(
     names, num_classes = class_names(workdir), trained.sampled_classes(config)
     absent = (recorded_data(workdir) or {}).get("absent_classes", ())
     chosen = choose_labels(labels, num_classes, num_samples, names, absent)
+    cond = chosen
+    if prompts:
+        cond = texts.of_prompts(config, workdir, [prompts[i % len(prompts)] for i in range(num_samples)])
     key = runs.random_key(config, seed)
     diffusion, networks, step = trained.load_trained(config, workdir, params)
     about: dict[str, Any] = provenance(config, workdir, step, params)
     about |= {"seed": seed, "num_samples": num_samples, "batch_size": batch_size, "shape": shape, "labels": labels}
+    if prompts:
+        about["prompts"] = list(prompts)
     about["sampler"] = config.sampler.to_dict()
     output = output or workdir / "sampled"
     parts = Parts(output / "parts", about)
     try:
-        trained.draw_samples(diffusion, networks, key, chosen, num_samples, batch_size, shape=shape, parts=parts)
+        trained.draw_samples(diffusion, networks, key, cond, num_samples, batch_size, shape=shape, parts=parts)
     except KeyboardInterrupt:
         raise parts.interrupted(num_samples) from None
 
@@ -83,14 +91,16 @@ def sample(
         if chosen is not None and names:
             arrays["class_names"] = np.array(names)
             about["class_names"] = list(names)
+        if prompts:
+            arrays["prompts"] = np.array([prompts[i % len(prompts)] for i in range(num_samples)])
         parts.write_npz(output / "samples.npz", **arrays)
         write_text(output / "samples.json", json.dumps(about, indent=2) + "\n")
         if chosen is not None and names:
             print("classes: " + ", ".join(f"{names[label]} ({label})" for label in np.unique(chosen)))
         pictured = parts.read(min(_PICTURED, _VALUES // int(np.prod(shape or config.data.shape)) + 1))
         columns = None
-        if chosen is not None:  # one column per class, repeated until the picture is about square
-            period = len(labels or np.unique(chosen))
+        if cond is not None:  # one column per class or prompt, repeated until the picture is about square
+            period = len(prompts or labels or np.unique(cond))
             columns = period * max(1, round(len(pictured) ** 0.5 / period))
         bounds = picture_range(data_range(config), pictured)
         save_picture(output / "samples.png", pictured, columns, None, bounds, alpha=config.data.name == "images")
@@ -146,6 +156,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         output=given.output,
         params=given.params,
         shape=read_shape(given.shape, tuple(config.data.shape)),
+        prompts=given.prompt,
     )
 
 
@@ -158,6 +169,7 @@ if __name__ == "__main__":
         "Comma-separated classes by name or number, drawn in turn, such as cat,dog or 0,1,2 (default: all classes); "
         "none: no label.",
     )
+    flags.DEFINE_multi_string("prompt", None, "A text, for a text-conditional model; may be repeated.")
     flags.DEFINE_integer("seed", 0, "Random seed of the samples.", lower_bound=0)
     flags.DEFINE_integer(
         "batch_size", 100, "Number of samples that are drawn at a time; it does not change them.", lower_bound=1

@@ -114,7 +114,7 @@ def latent_diffusion(config: ConfigDict, workdir: Path) -> Task:
 def sample_grid(
     config: ConfigDict, model_of: Callable[[Any], dfn.Diffusion], dataset: data.Dataset, key: jax.Array
 ) -> Callable[[Any, Any, Path], None]:
-    """Returns draw(params, extras, path), which writes a grid of samples of model_of(extras), one row per class."""
+    """Returns draw(params, extras, path), which writes a grid of samples of model_of(extras), a row per condition."""
     labels = grid_labels(config, dataset)
     num_samples = len(labels) if labels is not None else 1_000 if len(config.data.shape) == 1 else 64
     rows = jax.random.split(key, num_samples), labels
@@ -133,10 +133,13 @@ def sample_grid(
 
 
 def grid_labels(config: ConfigDict, dataset: data.Dataset) -> np.ndarray | None:
-    """Returns the labels of a sample grid: ten of each of the first ten classes; None without classes.
+    """Returns the conditions of a sample grid: ten of each of the first ten classes or captions; None without them.
 
-    Classes of the network that no example has are left out: nothing was trained for them.
+    Classes of the network that no example has are left out: nothing was trained for them. Captions are those of
+    examples that are evenly spaced in the data set.
     """
+    if dataset.text is not None:
+        return np.repeat(dataset.text[np.linspace(0, len(dataset) - 1, 10).round().astype(int)], 10, axis=0)
     if not derived.num_classes(config) or dataset.labels is None:
         return None
     return np.repeat(np.unique(dataset.labels)[:10], 10)

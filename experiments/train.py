@@ -24,7 +24,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import diffusers_fn as dfn
-from experiments import data, flops, processes, runs, states
+from diffusers_fn.from_config.conditions import takes_text
+from experiments import data, flops, processes, runs, states, texts
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.compilation import compile_now
@@ -120,6 +121,9 @@ def _prepare(
     like = states.state_like(config, task.init, task.extras_like, mesh)
     train_steps = states.make_train_steps(config, task.loss, task.update_extras, mesh, like)
     dataset, heldout = data.load(runs.data_seed(config), "train"), _heldout(config)
+    tokenizer = None
+    if takes_text(config):
+        (dataset, heldout), tokenizer = texts.in_place(config, workdir, dataset, heldout)
     runs.check_data_fits(config, dataset)
     check_loss_levels(config, dataset)
     threads = config.data.get("num_threads")
@@ -133,6 +137,8 @@ def _prepare(
     if processes.is_main():
         workdirs.open_workdir(workdir, config, create=True, allow_changes=allow_changes, record=record)
         workdirs.record_versions(workdir)
+        if tokenizer is not None:
+            texts.save(tokenizer, workdir)
         (workdir / "samples").mkdir(exist_ok=True)
     processes.wait()
 
@@ -147,7 +153,7 @@ def _prepare(
     if start.step:
         print(f"resuming at step {start.step} of {settings.num_steps}")
     run_key = dfn.training.replicate(run_key, mesh)
-    draw = task.make_pictures(dataset, grid_key)
+    draw = task.make_pictures(dataset if tokenizer is None or heldout is None else heldout, grid_key)
     log = MetricLog(workdir, start.step, sinks, writes=processes.is_main())
     examples = task.examples(examples, start.state.extras)
     batches_from = lambda number: device_batches(config, examples, number, mesh)  # noqa: E731

@@ -16,6 +16,7 @@ from tqdm import tqdm
 import diffusers_fn as dfn
 from diffusers_fn.from_config import derived
 from diffusers_fn.from_config.choices import choose
+from diffusers_fn.from_config.conditions import make_conditions
 from diffusers_fn.from_config.guiding import is_guided
 from experiments import compilation, latent, over_devices, own, processes, runs, states
 from experiments.parts import Parts
@@ -94,7 +95,7 @@ def load_trained(config: ConfigDict, workdir: Path, params: str = "ema") -> tupl
     mesh = over_devices.mesh_of(chosen)
     if config.sampler.classifier_workdir:
         classifier, guide = load_classifier(config, mesh)
-    guided = derived.num_classes(config) and is_guided(config.sampler, tables.guidances)
+    guided = derived.is_conditional(config) and is_guided(config.sampler, tables.guidances)
     networks = Networks(
         chosen,
         dfn.training.replicate(state.extras, mesh) if config.latent.enabled else None,
@@ -226,7 +227,7 @@ def draw_samples(
       diffusion: the model.
       params: its parameters.
       key: of the seed.
-      labels: [num_samples], or None for unconditional samples.
+      labels: class labels [num_samples], or the tokens of texts [num_samples, ...]; None for unconditional samples.
       num_samples: number of samples.
       batch_size: number of samples drawn at once.
       shape: of one sample; None: that of the data.
@@ -275,10 +276,10 @@ def each_batch(
     Each batch is split over the devices on which the parameters lie, and filled up to a multiple of their number.
 
     Args:
-      draw: (params, keys [b], labels [b] or None) -> a tree of arrays [b, ...].
+      draw: (params, keys [b], labels [b, ...] or None) -> a tree of arrays [b, ...].
       params: its parameters.
       key: split into the samples' keys.
-      labels: [num_samples], or None.
+      labels: [num_samples, ...], or None.
       num_samples: number of samples; the last batch has what is left of them.
       batch_size: number drawn at once; samples do not depend on it, unless the generator is rbg or unsafe_rbg.
       what: label of the progress bar.
@@ -289,7 +290,7 @@ def each_batch(
     batch_size = min(batch_size, num_samples)
     padded = -(-num_samples // batch_size) * batch_size
     keys = jax.random.split(key, padded)
-    conds = None if labels is None else np.resize(labels, padded)
+    conds = None if labels is None else labels[np.arange(padded) % len(labels)]
     starts = range(0, padded, batch_size)
     missing = processes.from_main(np.array([start not in done for start in starts]))
     left = [start for start, each in zip(starts, missing, strict=True) if each]
@@ -318,7 +319,8 @@ def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
 
     Nothing is computed: the rows of the solver's table are counted, the gradients of a classifier are not.
     """
-    cond = np.zeros(1, np.int32) if sampled_classes(config) else None
+    conditions = make_conditions(config, sampled_classes(config))
+    cond = None if conditions is None else conditions.null[None] * 0
     key = jax.random.key(0)
     trace = jax.eval_shape(
         lambda key: diffusion.sample(diffusion.init(key), key, 1, cond=cond, emit=lambda step: step.x).trace, key
@@ -326,5 +328,5 @@ def network_evaluations(config: ConfigDict, diffusion: dfn.Diffusion) -> int:
     rows = jax.tree.leaves(trace)[0].shape[0]
     tables = own.tables(config)
     per_row = tables.solvers[config.sampler.name].evaluations_per_row(config.sampler)
-    guided = derived.num_classes(config) and is_guided(config.sampler, tables.guidances)
+    guided = derived.is_conditional(config) and is_guided(config.sampler, tables.guidances)
     return rows * per_row * (2 if guided else 1)

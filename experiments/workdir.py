@@ -5,6 +5,7 @@
 | `config.json` | the config of the last training command |
 | `changes.jsonl` | per accepted change: step, time, and the fields or data that differ |
 | `data.json`, `data_hashes.npz` | the data: counts, order, content, split; a hash per example |
+| `text.json` | of a text-conditional model: how captions become tokens, with the vocabulary |
 | `versions.jsonl` | per start: versions, device, commit, command line |
 | `own.json` | folders from which the config's own objects are imported, if it has any |
 | `goodput.jsonl` | per log entry and checkpoint: seconds of this start by bucket, see `goodput` |
@@ -56,6 +57,7 @@ FREE = (
     "sampler",
     "evaluation",
     "data.path",
+    "text.path",
     "data.memory_limit_mb",
     "data.num_threads",
     "data.num_workers",

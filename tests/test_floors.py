@@ -44,6 +44,7 @@ FLOORS = {
     "oracles": 2,
     "few_step": 2,
     "backbones": 0,  # and they import nothing of this package but each other: see below
+    "text": 0,  # packages that tokenize are imported on first use
     "pretrained": 3,
     "training": 3,
     "from_config": 4,

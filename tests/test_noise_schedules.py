@@ -18,6 +18,8 @@ SEQUENCES = {
     "scaled_linear": dfn.scaled_linear_betas,
     "squaredcos_cap_v2": dfn.cosine_betas,
     "sigmoid": dfn.sigmoid_betas,
+    "laplace": dfn.laplace_betas,
+    "exp": dfn.exponential_betas,
 }
 
 
@@ -34,7 +36,7 @@ def test_betas_are_the_published_ones(name, num_timesteps):
 
 
 @pytest.mark.parametrize("num_timesteps", [1000, 50])
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", [name for name in SEQUENCES if name != "exp"])
 def test_zero_terminal_snr_is_the_published_one(name, num_timesteps):
     golden, key = load("schedules/betas"), f"{name}_{num_timesteps}_zsnr"
     betas = dfn.zero_terminal_snr(SEQUENCES[name](num_timesteps))

@@ -1,4 +1,4 @@
-"""Checks the conditioning arrays of a text-conditioned U-Net before tracing: their names and shapes.
+"""Checks the conditioning arrays of a text-conditioned network before tracing: their names and shapes.
 
 B is the batch size.
 """
@@ -10,22 +10,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["add_residuals", "checked", "table_rows"]
+__all__ = ["add_residuals", "check_shapes", "checked", "named", "num_tokens", "table_rows"]
 
 
-def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, Any]:
-    """Returns the conditioning of a `UNet2DCondition` for B = batch as a dict, without entries that are None.
+def checked(cond: Mapping[str, Any] | None, net: Any, batch: int, own: Mapping[str, bool]) -> dict[str, Any]:
+    """Returns the conditioning of a `TextConditioned` network for B = batch as a dict, without entries that are None.
+
+    own: what this kind of network takes besides, {name: whether it is required}.
 
     Raises ValueError for arrays that are missing, unknown or of a wrong shape, with those that the network takes.
 
     >>> from diffusers_fn.backbones import UNet2DCondition
-    >>> sorted(checked({"context": jnp.zeros([2, 77, 768]), "mid_residual": None}, UNet2DCondition.sd1(), 2))
-    ['context']
+    >>> net = UNet2DCondition(channel_multipliers=(1,), transformer_depths=(0,), mid_depth=None)
+    >>> checked({"extra": 1, "other": None}, net, 2, {"extra": False, "other": False})
+    {'extra': 1}
+    """
+    found = named(cond, {**_takes(net), **own})
+    check_shapes(found, _shapes(found, net, batch))
+    return found
+
+
+def named(cond: Mapping[str, Any] | None, takes: Mapping[str, bool]) -> dict[str, Any]:
+    """Returns the conditioning as a dict, without entries that are None. takes: {name: whether it is required}.
+
+    Raises ValueError for arrays that are missing or unknown, with those that the network takes.
+
+    >>> named({"context": 1, "guidance": None}, {"context": True, "guidance": False})
+    {'context': 1}
     """
     cond = {} if cond is None else cond
     if not isinstance(cond, Mapping):
         raise ValueError(f"cond must be a dict of arrays; got {type(cond).__name__}")
-    takes = _takes(net)
     missing = [name for name, needed in takes.items() if needed and cond.get(name) is None]
     unknown = sorted(set(cond) - set(takes))
     if missing or unknown:
@@ -33,12 +48,27 @@ def checked(cond: Mapping[str, Any] | None, net: Any, batch: int) -> dict[str, A
             f"cond must hold {[name for name, needed in takes.items() if needed]} and may hold "
             f"{[name for name, needed in takes.items() if not needed]}; missing {missing}, unknown {unknown}"
         )
-    found = {name: value for name, value in cond.items() if value is not None}
-    for name, shape in _shapes(found, net, batch).items():
-        if name in found and found[name].shape != shape:
+    return {name: value for name, value in cond.items() if value is not None}
+
+
+def check_shapes(cond: Mapping[str, Any], shapes: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ValueError for an array of the conditioning that has not its shape; a letter in it is any length.
+
+    >>> check_shapes({"context": jnp.zeros([2, 77, 768])}, {"context": (2, 77, 768)})
+    """
+    for name, shape in shapes.items():
+        if name in cond and cond[name].shape != shape:
             listed = ", ".join(str(size) for size in shape)
-            raise ValueError(f"cond[{name!r}] must have shape [{listed}]; got {list(found[name].shape)}")
-    return found
+            raise ValueError(f"cond[{name!r}] must have shape [{listed}]; got {list(cond[name].shape)}")
+
+
+def num_tokens(cond: Mapping[str, Any]) -> int | str:
+    """Returns the number of tokens of the context, or "M" if it is not known.
+
+    >>> num_tokens({"context": jnp.zeros([2, 77, 768])})
+    77
+    """
+    return cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
 
 
 def table_rows(labels: Any, num_classes: int, batch: int) -> jax.Array:
@@ -83,8 +113,7 @@ def add_residuals(name: str, saved: list[jax.Array], residuals: Sequence[jax.Arr
 def _takes(net: Any) -> dict[str, bool]:
     """Returns {name of a conditioning array of the network: whether it is required}."""
     takes: dict[str, bool] = {}
-    levels = range(len(net.channel_multipliers))
-    if net.mid_depth is not None or any(any(net.depths(level, up=up)) for level in levels for up in (False, True)):
+    if net.attends():
         takes |= {"context": True, "context_mask": False}
     if net.num_classes is not None or net.class_time or net.class_vector_dim is not None:
         takes["class_labels"] = True
@@ -92,12 +121,12 @@ def _takes(net: Any) -> dict[str, bool]:
         takes |= {"text_embeds": True, "time_ids": True}
     if net.time_cond_dim is not None:
         takes["timestep_cond"] = False
-    return takes | {"down_residuals": False, "mid_residual": False}
+    return takes
 
 
 def _shapes(cond: Mapping[str, Any], net: Any, batch: int) -> dict[str, tuple[Any, ...]]:
     """Returns {name: shape} of the arrays whose shape is known; a letter stands for any length."""
-    tokens = cond["context"].shape[1] if "context" in cond and cond["context"].ndim == 3 else "M"
+    tokens = num_tokens(cond)
     shapes: dict[str, tuple[Any, ...]] = {
         "context": (batch, tokens, net.text_dim or net.context_dim),
         "context_mask": (batch, tokens),

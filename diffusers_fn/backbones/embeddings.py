@@ -17,6 +17,7 @@ import numpy as np
 from diffusers_fn.backbones import ops
 
 __all__ = [
+    "EmbeddingMLP",
     "FourierFeatures",
     "LabelEmbedding",
     "class_labels",
@@ -148,6 +149,24 @@ class LabelEmbedding(ops.Module):
         rows, init = self.num_classes + self.null_class, nn.initializers.normal(1.0)
         table = ops.Embed(rows, self.dim, embedding_init=init, name="class_table", **self.types)
         return emb + table(labels)
+
+
+class EmbeddingMLP(ops.Module):
+    """Computes Dense(activation(Dense(features))): [B, F] -> [B, dim].
+
+    >>> mlp = EmbeddingMLP(16)
+    >>> jax.eval_shape(mlp.init_with_output, jax.random.key(0), jnp.ones([2, 8]))[0].shape
+    (2, 16)
+    """
+
+    dim: int
+    activation: ops.Activation = "silu"
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        dense: Callable[..., Any] = functools.partial(ops.Dense, self.dim, kernel_init=dense_init, **self.types)
+        activation = ops.lazily(ops.activation(self.activation))
+        return dense(name="dense_1")(activation(dense(name="dense_0")(features)))
 
 
 dense_init = nn.initializers.variance_scaling(

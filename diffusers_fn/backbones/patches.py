@@ -13,7 +13,7 @@ import numpy as np
 from diffusers_fn.backbones import ops
 from diffusers_fn.backbones.blocks import tiles, untiled
 
-__all__ = ["PatchEmbed", "patchify", "sincos_positions", "unpatchify"]
+__all__ = ["PatchEmbed", "patchify", "sincos_axes", "sincos_positions", "unpatchify"]
 
 
 def patchify(x: jax.Array, patch_size: int) -> jax.Array:
@@ -59,13 +59,26 @@ def sincos_positions(rows: int, columns: int, dim: int, stretch_to: tuple[float,
     >>> sincos_positions(2, 3, 8).shape
     (6, 8)
     """
+    of_rows, of_columns = sincos_axes(rows, columns, dim, stretch_to)
+    features = np.empty((rows, columns, dim))
+    features[..., : dim // 2], features[..., dim // 2 :] = of_columns, of_rows[:, None]
+    return features.reshape(rows * columns, dim)
+
+
+def sincos_axes(
+    rows: int, columns: int, dim: int, stretch_to: tuple[float, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the halves of `sincos_positions`: [rows, dim / 2] of the rows and [columns, dim / 2] of the columns.
+
+    Raises ValueError unless 4 divides dim.
+    """
     if dim < 4 or dim % 4:
         raise ValueError(f"the features of sin-cos positions must be a multiple of 4; got {dim}")
-    height_end, width_end = (rows, columns) if stretch_to is None else stretch_to
-    i, j = np.meshgrid(np.arange(rows) * (height_end / rows), np.arange(columns) * (width_end / columns), indexing="ij")
     omega = 1 / 10_000.0 ** (np.arange(dim // 4) / (dim / 4))
-    angles = [position.reshape(-1, 1) * omega for position in (j, i)]
-    return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=-1)
+    ends = (rows, columns) if stretch_to is None else stretch_to
+    angles = [(np.arange(n) * (end / n))[:, None] * omega for n, end in zip((rows, columns), ends)]
+    of_rows, of_columns = (np.concatenate([np.sin(angle), np.cos(angle)], axis=-1) for angle in angles)
+    return of_rows, of_columns
 
 
 class PatchEmbed(ops.DenseGeneral):

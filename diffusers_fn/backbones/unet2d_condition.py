@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,15 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from diffusers_fn.backbones import blocks, conditions, embeddings, ops, walks
-from diffusers_fn.backbones.sizes import level_channels
-from diffusers_fn.backbones.spatial_transformer import SpatialTransformer
+from diffusers_fn.backbones.text_conditioned import Depth, TextConditioned
 
-__all__ = ["EmbeddingMLP", "UNet2DCondition"]
-
-_Depth = int | Sequence[int]  # of the transformers of a level: one number for all of them, or one each
+__all__ = ["UNet2DCondition"]
 
 
-class UNet2DCondition(ops.ConvNetwork):
+class UNet2DCondition(TextConditioned):
     """Computes a denoiser's output [B, H, W, C'] for x [B, H, W, C], labels t [] or [B] and a context of tokens.
 
     A U-Net of residual blocks, each followed by a transformer over its pixels that also attends to a context
@@ -91,36 +87,8 @@ class UNet2DCondition(ops.ConvNetwork):
     (2, 8, 8, 4)
     """
 
-    in_channels: int = 4
     out_channels: int = 4
-    channels: int = 320
-    channel_multipliers: Sequence[float] = (1, 2, 4, 4)
-    num_res_blocks: int | Sequence[int] = 2
-    transformer_depths: Sequence[_Depth] = (1, 1, 1, 0)
-    up_transformer_depths: Sequence[_Depth] | None = None
-    mid_depth: int | None = 1
-    num_heads: int | Sequence[int] = 8
-    only_cross_attention: bool | Sequence[bool] = False
-    context_dim: int = 768
-    text_dim: int | None = None
-    embedding_dim: int | None = None
-    num_classes: int | None = None
-    class_time: bool = False
-    class_vector_dim: int | None = None
-    text_time_dims: tuple[int, int] | None = None
-    time_cond_dim: int | None = None
-    activation: ops.Activation = "silu"
-    scale_shift_norm: bool = False
-    dropout: float = 0.0
-    zero_init_output: bool = True
-    linear_projection: bool = False
-    norm_groups: int = 32
-    norm_eps: float = 1e-5
-    time_cos_first: bool = True
-    time_freq_shift: float = 0.0
-    downsample_padding: tuple[int, int] = (1, 1)
-    remat: bool = False
-    attention_fn: Callable[..., jax.Array] = ops.dot_product_attention
+    up_transformer_depths: Sequence[Depth] | None = None
 
     @classmethod
     def sd1(cls, **fields: Any) -> UNet2DCondition:
@@ -152,42 +120,38 @@ class UNet2DCondition(ops.ConvNetwork):
         own |= {"num_heads": (5, 10, 20), "context_dim": 2048, "linear_projection": True}
         return cls(**(own | {"text_time_dims": (256, 2816)} | fields))
 
+    @classmethod
+    def sdxl_refiner(cls, **fields: Any) -> UNet2DCondition:
+        """Returns the refiner of Stable Diffusion XL, 2,259,526,660 parameters; fields replace its own.
+
+        >>> UNet2DCondition.sdxl_refiner().context_dim
+        1280
+        """
+        own: dict[str, Any] = {"channels": 384, "transformer_depths": (0, 4, 4, 0), "mid_depth": 4}
+        own |= {"num_heads": (6, 12, 24, 24), "context_dim": 1280, "linear_projection": True}
+        return cls(**(own | {"text_time_dims": (256, 2560)} | fields))
+
     @nn.compact
     def __call__(
         self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any] | None = None, *, train: bool = False
     ) -> jax.Array:
         self._check(x)
-        cond = conditions.checked(cond, self, x.shape[0])
-        widths, num_blocks = self.widths(), self.per_level("num_res_blocks")
-        heads, only_cross = self.per_level("num_heads"), self.per_level("only_cross_attention")
+        cond = conditions.checked(cond, self, x.shape[0], {"down_residuals": False, "mid_residual": False})
         out_init = nn.initializers.zeros if self.zero_init_output else embeddings.dense_init
         emb = self._embed(x, t, cond)
         context, mask = self._context(cond)
-        sizes: dict[int, tuple[int, ...]] = {}  # of the levels that are halved
+        block = self._blocks(emb, context, mask, train)
+        widths, num_blocks = self.widths(), self.per_level("num_res_blocks")
 
-        def block(h: jax.Array, way: str, level: int, i: int) -> jax.Array:
-            h = self._res_block(widths[level], f"{way}_{level}_block_{i}")(h, emb, train=train)
-            depth, name = self.depths(level, up=way == "up")[i], f"{way}_{level}_transformer_{i}"
-            return self._transformer(depth, heads[level], only_cross[level], name)(h, context, mask) if depth else h
-
-        def downsample(h: jax.Array, level: int) -> jax.Array:
-            sizes[level] = h.shape[1:3]
-            padding = (self.downsample_padding,) * 2
-            return self._conv(widths[level], f"down_{level}_downsample", strides=2, padding=padding)(h)
+        saved = self._way_down(self._conv(widths[0], "conv_in")(x), block)
+        sizes = [h.shape[1:3] for h in saved]
 
         def upsample(h: jax.Array, level: int) -> jax.Array:
-            height, width = sizes[level - 1]
+            height, width = sizes[sum(num_blocks[:level]) + level - 1]  # of the level that was halved
             return self._conv(widths[level], f"up_{level}_upsample")(blocks.nearest(h)[:, :height, :width])
 
-        h = self._conv(widths[0], "conv_in")(x)
-        saved = walks.walk_down(h, num_blocks, block, downsample)
-        h = saved[-1]
+        h = self._middle(saved[-1], emb, context, mask, train)
         saved = conditions.add_residuals("down_residuals", saved, cond.get("down_residuals"))
-
-        if self.mid_depth is not None:
-            h = self._res_block(widths[-1], "mid_block_0")(h, emb, train=train)
-            h = self._transformer(self.mid_depth, heads[-1], False, "mid_transformer")(h, context, mask)
-            h = self._res_block(widths[-1], "mid_block_1")(h, emb, train=train)
         if "mid_residual" in cond:
             (h,) = conditions.add_residuals("mid_residual", [h], [cond["mid_residual"]])
 
@@ -197,151 +161,16 @@ class UNet2DCondition(ops.ConvNetwork):
         h = self._conv(self.out_channels, "conv_out", kernel_init=out_init)(h)
         return h.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-    def _conv(self, features: int, name: str, **fields: Any) -> Callable[..., jax.Array]:
-        return ops.Conv(features, (3, 3), name=name, **{"kernel_init": embeddings.dense_init, **self.types, **fields})
-
-    def _res_block(self, features: int, name: str) -> Callable[..., jax.Array]:
-        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "norm_eps": self.norm_eps, **self.types}
-        fields |= {"scale_shift_norm": self.scale_shift_norm, "zero_init": self.zero_init_output}
-        fields |= {"activation": self.activation}
-        return blocks.rematerialised(blocks.ResBlock(features, self.dropout, name=name, **fields), self.remat)
-
-    def _transformer(self, depth: int, heads: int, only_cross: bool, name: str) -> Callable[..., jax.Array]:
-        fields: dict[str, Any] = {"norm_groups": self.norm_groups, "zero_init": self.zero_init_output, **self.types}
-        fields |= {"attention_fn": self.attention_fn, "remat": self.remat}
-        return SpatialTransformer(depth, heads, only_cross, name=name, **fields)
-
-    def widths(self) -> list[int]:
-        """Returns the channels of each level.
-
-        >>> UNet2DCondition().widths()
-        [320, 640, 1280, 1280]
-        """
-        return level_channels(self.channels, self.channel_multipliers)
-
-    def per_level(self, field: str) -> tuple[Any, ...]:
-        """Returns a field's value for each level; ValueError if it is a sequence of another length.
-
-        >>> UNet2DCondition(num_heads=8).per_level("num_heads")
-        (8, 8, 8, 8)
-        """
-        value, levels = getattr(self, field), len(self.channel_multipliers)
-        values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
-        if len(values) != levels:
-            raise ValueError(f"{field} must be one value or one for each of the {levels} levels; got {value}")
-        return values
-
     def depths(self, level: int, *, up: bool = False) -> tuple[int, ...]:
         """Returns the transformer depth behind each residual block of a level, on the way down or up.
 
         >>> UNet2DCondition.sdxl().depths(2, up=True)
         (10, 10, 10)
         """
-        field = "up_transformer_depths" if up and self.up_transformer_depths is not None else "transformer_depths"
-        count = self.per_level("num_res_blocks")[level] + up
-        depth = self.per_level(field)[level]
-        depths = tuple(depth) if isinstance(depth, Sequence) else (depth,) * count
-        if len(depths) != count or min(depths, default=0) < 0:
-            way = "up" if up else "down"
-            raise ValueError(
-                f"{field} must hold, for every level, a depth of 0 or more, or one for each residual block; "
-                f"got {depth} for level {level}, which has {count} blocks on the way {way}"
-            )
-        return depths
+        return super().depths(level, up=up)
 
-    def _context(self, cond: Mapping[str, Any]) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns the tokens [B, M, context_dim] of the attentions, and their mask [B, 1, 1, M] if any."""
-        context, mask = cond.get("context"), cond.get("context_mask")
-        if context is not None and self.text_dim is not None:
-            init = embeddings.dense_init
-            context = ops.Dense(self.context_dim, kernel_init=init, name="text_projection", **self.types)(context)
-        return context, None if mask is None else mask.astype(bool)[:, None, None, :]
+    def _ways(self) -> tuple[bool, ...]:
+        return False, True
 
-    def _embed(self, x: jax.Array, t: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
-        """Returns the embedding [B, embedding_dim] of time, classes and sizes that every block receives."""
-        batch, types, dtype = x.shape[0], self.precise_types, self.precise_dtype
-        base = self.widths()[0]
-        dim = 4 * base if self.embedding_dim is None else self.embedding_dim
-        mlp: Callable[..., Any] = functools.partial(EmbeddingMLP, dim, **types)
-        sinusoids = functools.partial(
-            embeddings.sinusoidal_features, freq_shift=self.time_freq_shift, cos_first=self.time_cos_first
-        )
-
-        features = sinusoids(embeddings.time_labels(t, batch, dtype), base)
-        if self.time_cond_dim is not None:
-            time_cond = cond.get("timestep_cond", jnp.zeros([batch, self.time_cond_dim], dtype))
-            projection = ops.Dense(base, False, name="time_cond", kernel_init=embeddings.dense_init, **types)
-            features = features + projection(time_cond)
-        emb = mlp(self.activation, name="time_embedding")(features)
-
-        labels = cond.get("class_labels")
-        if self.num_classes is not None:
-            init = nn.initializers.normal(1.0)
-            table = ops.Embed(self.num_classes, dim, embedding_init=init, name="class_table", **types)
-            emb = emb + table(conditions.table_rows(labels, self.num_classes, batch))
-        elif self.class_time:
-            labels = sinusoids(embeddings.time_labels(labels, batch, dtype), base)
-            emb = emb + mlp(self.activation, name="class_embedding")(labels)
-        elif self.class_vector_dim is not None:
-            emb = emb + mlp(name="class_embedding")(labels)
-
-        if self.text_time_dims is not None:
-            each = functools.partial(sinusoids, dim=self.text_time_dims[0])
-            sizes = jax.vmap(each, 1, 1)(cond["time_ids"].astype(dtype))
-            added = [cond["text_embeds"].astype(dtype), sizes.reshape(batch, -1)]
-            emb = emb + mlp(name="text_time_embedding")(jnp.concatenate(added, axis=-1))
-        return emb
-
-    def _check(self, x: jax.Array) -> None:
-        """Raises ValueError for fields or images that no network can be built from."""
-        levels = len(self.channel_multipliers)
-        if levels < 1 or min(self.per_level("num_res_blocks")) < 1:
-            raise ValueError(
-                "channel_multipliers must not be empty and num_res_blocks must be at least 1; got "
-                f"{tuple(self.channel_multipliers)} and {self.num_res_blocks}"
-            )
-        for level in range(levels):
-            for up in (False, True):
-                self.depths(level, up=up)  # raises
-        if self.mid_depth is not None and self.mid_depth < 1:
-            raise ValueError(f"mid_depth must be at least 1, or None for no middle; got {self.mid_depth}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
-        if sum(self.downsample_padding) not in (1, 2):
-            raise ValueError(
-                f"downsample_padding must add 1 or 2 zeros to halve an axis; got {self.downsample_padding}"
-            )
-        classes = [self.num_classes is not None, self.class_time, self.class_vector_dim is not None]
-        if sum(classes) > 1:
-            raise ValueError(
-                "at most one of num_classes, class_time and class_vector_dim; got "
-                f"{self.num_classes}, {self.class_time} and {self.class_vector_dim}"
-            )
-        if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise ValueError(f"x must have shape [B, H, W, {self.in_channels}]; got {list(x.shape)}")
-        factor = 2 ** (levels - 1)
-        if sum(self.downsample_padding) == 1 and (x.shape[1] % factor or x.shape[2] % factor):
-            raise ValueError(
-                f"H and W must be multiples of {factor} with downsample_padding={self.downsample_padding}; "
-                f"got {x.shape[1:3]}"
-            )
-
-
-class EmbeddingMLP(ops.Module):
-    """Computes Dense(activation(Dense(features))): [B, F] -> [B, dim].
-
-    >>> mlp = EmbeddingMLP(16)
-    >>> jax.eval_shape(mlp.init_with_output, jax.random.key(0), jnp.ones([2, 8]))[0].shape
-    (2, 16)
-    """
-
-    dim: int
-    activation: ops.Activation = "silu"
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        dense: Callable[..., Any] = functools.partial(
-            ops.Dense, self.dim, kernel_init=embeddings.dense_init, **self.types
-        )
-        activation = ops.lazily(ops.activation(self.activation))
-        return dense(name="dense_1")(activation(dense(name="dense_0")(features)))
+    def _depths_field(self, up: bool) -> str:
+        return "up_transformer_depths" if up and self.up_transformer_depths is not None else "transformer_depths"

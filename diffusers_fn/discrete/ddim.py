@@ -47,7 +47,8 @@ def ddim_timesteps(num_timesteps: int, num_steps: int, skip_type: str = "uniform
         )
     num_timesteps, num_steps = int(num_timesteps), int(num_steps)
     if skip_type == "uniform":
-        steps = np.round(np.linspace(num_timesteps - 1, 0, num_steps)[::-1])
+        # Counted from 0, so that ties round as in other libraries.
+        steps = np.linspace(0, num_timesteps - 1, num_steps).round() if num_steps > 1 else np.array([num_timesteps - 1])
     elif skip_type == "quadratic":
         steps = np.linspace(np.sqrt(num_timesteps * 0.8), 0, num_steps)[::-1] ** 2
         steps = np.minimum(np.floor(steps + 1e-9), num_timesteps - 1)  # sqrt and square must not lose a whole step

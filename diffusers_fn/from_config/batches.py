@@ -17,21 +17,23 @@ __all__ = ["check_images", "check_labels", "draw_noise", "make_batch_reader"]
 
 
 def make_batch_reader(
-    shape: tuple[int, ...], num_classes: int, label_dropout: float
+    shape: tuple[int, ...], conditions: Any, label_dropout: float
 ) -> Callable[[jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, Any]]:
-    """Returns (key, batch) -> (x0 [B, *shape], cond [B]): images and class labels, some replaced by the null class.
+    """Returns (key, batch) -> (x0 [B, *shape], cond [B, *S]): images and conditions, some replaced by "no condition".
 
-    cond is None for an unconditional model, num_classes = 0.
+    cond is None for an unconditional model.
 
     Args:
       shape: of one example.
-      num_classes: the number of classes of the network, and the label of its null class.
-      label_dropout: probability of the null class.
+      conditions: what the model is conditioned on, see `conditions.make_conditions`; None for nothing.
+      label_dropout: probability of "no condition": the null class, or the empty text.
 
     Raises:
       ValueError: if label_dropout does not lie in [0, 1].
 
-    >>> read_batch = make_batch_reader((2,), num_classes=3, label_dropout=1.0)
+    >>> from diffusers_fn.from_config.conditions import make_conditions
+    >>> from diffusers_fn.from_config.defaults import default_config
+    >>> read_batch = make_batch_reader((2,), make_conditions(default_config(), num_classes=3), label_dropout=1.0)
     >>> read_batch(jax.random.key(0), {"image": jnp.zeros((2, 2)), "label": jnp.array([0, 1])})[1]
     Array([3, 3], dtype=int32)
     """
@@ -39,11 +41,12 @@ def make_batch_reader(
 
     def read_batch(key: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
         x0 = check_images(batch, shape)
-        if not num_classes:
+        if conditions is None:
             return x0, None
-        cond = check_labels(batch.get("label"), num_classes, x0.shape[0], allow_null=False)
-        drop = _random.draw(jax.random.uniform, key, cond.shape, jnp.float32) < label_dropout
-        return x0, jnp.where(drop, num_classes, cond)
+        cond = conditions.check(batch.get(conditions.entry), x0.shape[0], False)
+        drop = _random.draw(jax.random.uniform, key, cond.shape[:1], jnp.float32) < label_dropout
+        drop = drop.reshape(drop.shape + (1,) * (cond.ndim - drop.ndim))
+        return x0, jnp.where(drop, jnp.asarray(conditions.null, cond.dtype), cond)
 
     return read_batch
 

@@ -29,6 +29,7 @@ def default_config() -> Config:
     - `noise_schedule`: table of betas or continuous process, time label;
     - `parameterization`, `variance`, `sigma_data`, `scale_input`, `score_scaling`, `self_conditioning`: what the
       network takes and predicts;
+    - `text`: whether and how texts are conditions;
     - `loss`: objective, error, weight, distribution of the training times, label dropout;
     - `sampler`: solver, grid, number of steps, guidance.
 
@@ -159,6 +160,7 @@ def _model() -> ConfigDict:
     model.scale_input = False  # divide the network's input by its standard deviation (edm always does)
     model.score_scaling = 1.0  # parameterization score: the score is the network's output times this
     model.self_conditioning = 0.0  # largest |x0| of the previous estimate, an input of the network; 0: off; inf: any
+    model.text = _text()
     model.loss = _loss()
     model.sampler = _sampler()
     return model
@@ -183,13 +185,26 @@ def _noise_schedule() -> ConfigDict:
     return noise_schedule
 
 
+def _text() -> ConfigDict:
+    text = ConfigDict()
+    text.kind = "none"  # captions as conditions: none; words, bytes: token ids; table, encoder: published token vectors
+    text.path = ""  # table: folder with tokenizer.json and one .safetensors table; encoder: of a text encoder
+    text.num_tokens = 16  # tokens of a caption; longer ones are cut
+    text.vocab_size = 1024  # words: ids; the most frequent words of the training captions, padding and "unknown"
+    text.vector_dim = 256  # table, encoder: features of a token
+    text.depth = 2  # blocks of the transformer that is trained on the tokens, see backbones.TextContext
+    text.num_heads = 4  # of its attentions; they divide backbone.context_dim
+    text.missing = "refuse"  # examples without a caption: refuse, or empty, which stands for no condition
+    return text
+
+
 def _loss() -> ConfigDict:
     loss = ConfigDict()
     loss.objective = "denoising"  # denoising, hybrid, vlb, consistency or mean_flow: see from_config/objectives.py
     loss.loss_type = "mse"  # mse, l1 or huber
     loss.weight = "simple"  # simple, uniform, snr, min_snr, truncated_snr, p2, edm, sigmoid or likelihood
     loss.time_sampler = "uniform"  # distribution of noise levels in training: see from_config/time_samplers.py
-    loss.label_dropout = 0.1  # share of the examples whose label is replaced by the null class
+    loss.label_dropout = 0.1  # share of the examples whose label or caption is replaced by "none"
     loss.offset_noise = 0.0  # standard deviation of the noise added to each channel as a whole
     loss.kl_weight = 1e-6  # task autoencoder: of the KL divergence
     loss.vlb_weight = 1e-3  # hybrid: of the variational bound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-__all__ = ["data_range", "num_classes", "num_data_classes"]
+__all__ = ["data_range", "is_conditional", "num_classes", "num_data_classes"]
 
 
 def num_classes(config: ConfigDict) -> int:
@@ -28,6 +28,15 @@ def num_classes(config: ConfigDict) -> int:
             "to that of the labels, and leave backbone.num_classes None, which means the same"
         )
     return int(labels or 0) if network is None else int(network)
+
+
+def is_conditional(config: ConfigDict) -> bool:
+    """Returns whether the network takes a condition: class labels or texts.
+
+    Raises:
+      ValueError: as `num_classes`.
+    """
+    return num_classes(config) > 0 or ("text" in config and config.text.kind != "none")
 
 
 def num_data_classes(config: ConfigDict) -> int:

@@ -17,7 +17,6 @@ from diffusers_fn import _random
 from diffusers_fn._arrays import concrete, split_like
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, Transform, bind, chain, clip_x0, ignore_cond, make_denoiser
-from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.derived import data_range
 from diffusers_fn.from_config.guiding import GuidanceInputs, is_guided, make_guidance
 from diffusers_fn.from_config.model import Model, make_model
@@ -42,19 +41,20 @@ class Diffusion(NamedTuple):
     Attributes:
       init: (key) -> params.
       apply: (params, x, t, cond=None, *, x0=None, key=None, train=False) -> network output. x [B, *shape]; t [] or
-        [B]; cond int labels [B], or None for no condition; x0 [B, *shape] the previous estimate of x0, for
-        self-conditioning; key is needed for dropout, when train is True.
+        [B]; cond int labels [B], or the tokens of texts, or None for no condition; x0 [B, *shape] the previous
+        estimate of x0, for self-conditioning; key is needed for dropout, when train is True.
       loss: (params, key, batch) -> (loss [B], metrics). batch: {"image": [B, *shape]}, in [-1, 1] unless
         config.data.normalize is False, and, for a
-        class-conditional model, "label": int [B]; "noise": [B, *shape], the noise of each example, where data and
+        class-conditional model, "label": int [B], or, for a text-conditional one, "text": the tokens [B, M], or
+        their vectors [B, M, D]; "noise": [B, *shape], the noise of each example, where data and
         noise are coupled. key: one key, or [B] keys, with which the loss of an example does not depend on the rest of
         the batch or the device layout (except for dropout masks, drawn for the batch from the first key, and for the
         time samplers stratified and antithetic, which spread times over the batch). metrics: arrays [B].
         Objectives that need more than the parameters take it as a fourth argument: see `build_objective`.
       sample: (params, key, num_samples, *, cond=None, guidance_scale=None, eta=None, num_inference_steps=None,
         max_inference_steps=None, emit=None, transform=None, shape=None, x=None) -> Samples. num_samples: an integer, or
-        a symbol of `jax.export.symbolic_shape`. cond: int labels [] or [num_samples], or None for
-        unconditional samples. None takes the config's value. key: one key, or [num_samples] keys.
+        a symbol of `jax.export.symbolic_shape`. cond: int labels [] or [num_samples], or the tokens of texts, or None
+        for unconditional samples. None takes the config's value. key: one key, or [num_samples] keys.
         num_inference_steps: an integer; or an array [], which may be traced, of at most max_inference_steps (the
         config's number of steps by default): one compiled program then serves every number of steps, a loop runs as
         many as are asked for, and a trace of `emit` has zeros in front; traced numbers out of range are clipped to
@@ -97,7 +97,7 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
     (16, 2)
     """
     model = make_model(config, tables)
-    inputs, num_classes = model.inputs, model.inputs.num_classes
+    inputs, conditions = model.inputs, model.conditions
     loss = make_objective(config.loss, inputs, tables.objectives).loss
     make_solver = make_plan(
         config.sampler,
@@ -109,14 +109,15 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
     plan = make_traced_plan(
         make_solver, config.sampler.num_inference_steps, tables.solvers[config.sampler.name].min_levels
     )
-    guide = make_guidance(config.sampler, GuidanceInputs(num_classes, inputs.parameterization), tables.guidances)
+    null_cond = None if conditions is None else conditions.null
+    guide = make_guidance(config.sampler, GuidanceInputs(null_cond, inputs.parameterization), tables.guidances)
     takes_eta = tables.solvers[config.sampler.name].takes_eta
     drops_labels, bounds = bool(config.loss.label_dropout), data_range(config)
-    if is_guided(config.sampler, tables.guidances) and not (num_classes and drops_labels):
+    if is_guided(config.sampler, tables.guidances) and not (conditions and drops_labels):
         raise ValueError(
             f"config.sampler.cfg_scale is {config.sampler.cfg_scale} with guidance {config.sampler.guidance!r}, but "
-            "guidance needs a class-conditional model that learned to do without its label: set data.num_classes "
-            "and loss.label_dropout, or cfg_scale to 1 and guidance to 'classifier_free'"
+            "guidance needs a class-conditional model that learned to do without its label: set data.num_classes (or "
+            "text.kind) and loss.label_dropout, or cfg_scale to 1 and guidance to 'classifier_free'"
         )
 
     def sample_fn(
@@ -137,20 +138,19 @@ def build(config: Config, tables: Tables = _TABLES) -> Diffusion:
         _check_num_samples(num_samples)
         if eta is not None and not takes_eta:
             raise ValueError(f"sampler {config.sampler.name!r} has no eta: set config.sampler.name to 'ddim'")
-        if cond is not None and not num_classes and transform is None:
+        if cond is not None and not conditions and transform is None:
             raise ValueError("cond was given, but this model is unconditional: set config.data.num_classes")
-        _check_guidance_scale(guidance_scale, num_samples, conditional=cond is not None and num_classes > 0)
-        if num_classes and not drops_labels:
+        _check_guidance_scale(guidance_scale, num_samples, conditional=cond is not None and bool(conditions))
+        if conditions and not drops_labels:
             _check_labels_suffice(cond, guidance_scale)
         size = _size(shape, x, num_samples, model)
         if size != model.shape:
             model.check_size(params, size)
         solver, start_std, scan = plan(num_inference_steps, eta, max_inference_steps)
 
-        transforms: list[Transform] = [] if num_classes else [ignore_cond]
-        if cond is not None and num_classes:
-            labels = check_labels(cond, num_classes, num_samples, allow_null=drops_labels)
-            cond = jnp.broadcast_to(labels, (num_samples,))
+        transforms: list[Transform] = [] if conditions else [ignore_cond]
+        if cond is not None and conditions:
+            cond = conditions.broadcast(cond, num_samples, allow_null=drops_labels)
             transforms.append(guide(config.sampler.cfg_scale if guidance_scale is None else guidance_scale))
         if transform is not None:
             transforms.append(transform)

@@ -17,6 +17,7 @@ from diffusers_fn._types import ArrayLike
 from diffusers_fn.from_config import derived, few_step, self_conditioning
 from diffusers_fn.from_config.batches import make_batch_reader
 from diffusers_fn.from_config.choices import check_requirements, choose, listed
+from diffusers_fn.from_config.conditions import Conditions, make_conditions, text_fields
 from diffusers_fn.from_config.defaults import check_complete
 from diffusers_fn.from_config.network import (
     backbone_fields,
@@ -45,12 +46,14 @@ class Model(NamedTuple):
       inputs: for an objective; `inputs.apply` is the network.
       shape: of one example.
       check_size: (params, shape) raises ValueError unless the network takes examples of this shape too.
+      conditions: class labels or texts; None for an unconditional model.
     """
 
     init: Callable[[jax.Array], Any]
     inputs: ObjectiveInputs
     shape: tuple[int, ...]
     check_size: Callable[[Any, tuple[int, ...]], None]
+    conditions: Conditions | None = None
 
 
 def make_model(config: ConfigDict, tables: Tables) -> Model:
@@ -63,6 +66,7 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     shape = tuple(config.data.shape)
     objective: ObjectiveEntry = choose("loss.objective", config.loss.objective, tables.objectives)
     num_classes = _num_classes(config, tables)
+    conditions = make_conditions(config, num_classes)
     module = _make_network(config, shape, num_classes, objective, tables)
     check_time_label(config.backbone, config.noise_schedule.time_label)
     noise = make_noise(config.noise_schedule)
@@ -78,9 +82,9 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     _check_two_times(config, objective, tables)
     _check_null_class(config, num_classes)
     check_requirements(config, "loss.objective", objective.requires)
-    read_batch = make_batch_reader(shape, num_classes, config.loss.label_dropout)
+    read_batch = make_batch_reader(shape, conditions, config.loss.label_dropout)
     sample_level = make_level_sampler(config.loss, noise)
-    some_label = np.zeros((1,), np.int32) if num_classes else None
+    some_label = None if conditions is None else np.zeros((1, *conditions.null.shape), conditions.null.dtype)
     check_fit(module, some_label, shape, config.backbone.name, doubled=variance.learned)
 
     def init(key: jax.Array) -> Any:
@@ -103,7 +107,7 @@ def make_model(config: ConfigDict, tables: Tables) -> Model:
     def check_size(params: Any, size: tuple[int, ...]) -> None:
         check_other_size(apply, params, some_label, size, shape, config.backbone.name)
 
-    return Model(init, inputs, shape, check_size)
+    return Model(init, inputs, shape, check_size, conditions)
 
 
 def _num_classes(config: ConfigDict, tables: Tables) -> int:
@@ -117,7 +121,7 @@ def _num_classes(config: ConfigDict, tables: Tables) -> int:
 def _make_network(
     config: ConfigDict, shape: tuple[int, ...], num_classes: int, objective: ObjectiveEntry, tables: Tables
 ) -> nn.Module:
-    module = make_backbone(config.backbone, shape, num_classes, tables.backbones)
+    module = make_backbone(config.backbone, shape, num_classes, tables.backbones, text=text_fields(config))
     if objective.two_times:
         module = few_step.wrap_network(module, config.noise_schedule.noise_steps)
     module = self_conditioning.wrap_network(module, config.self_conditioning)

@@ -44,12 +44,14 @@ class BackboneEntry(NamedTuple):
       wrapper: a module around it, called with the network and `wrapper_fields`; None for none.
       wrapper_fields: fields of config.backbone that are the wrapper's, not the network's.
       shape_field: a field that config.data.shape sets, so that it is not a field of config.backbone; "" for none.
+      takes_text: whether it may be conditioned on texts: `backbones.TextContext` is the wrapper then.
     """
 
     module: type[nn.Module]
     wrapper: type[nn.Module] | None = None
     wrapper_fields: tuple[str, ...] = ()
     shape_field: str = ""
+    takes_text: bool = False
 
 
 BACKBONES: Mapping[str, BackboneEntry] = {
@@ -62,7 +64,10 @@ BACKBONES: Mapping[str, BackboneEntry] = {
     "dit": BackboneEntry(backbones.DiT),
     "uvit": BackboneEntry(backbones.UViT),
     "unet2d_condition": BackboneEntry(
-        backbones.UNet2DCondition, wrapper=backbones.ClassContext, wrapper_fields=("num_classes", "num_tokens")
+        backbones.UNet2DCondition,
+        wrapper=backbones.ClassContext,
+        wrapper_fields=("num_classes", "num_tokens"),
+        takes_text=True,
     ),
 }
 
@@ -125,6 +130,8 @@ def make_backbone(
     shape: tuple[int, ...],
     num_classes: int = 0,
     networks: Mapping[str, BackboneEntry] = BACKBONES,
+    *,
+    text: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Returns the module that config.backbone describes, for data of a shape.
 
@@ -133,10 +140,11 @@ def make_backbone(
       shape: of one example, from which image_size follows where it is None.
       num_classes: see `derived.num_classes`; 0 for an unconditional network.
       networks: those that config.backbone.name may name.
+      text: fields of `backbones.TextContext`, for a model of texts; or None.
 
     Raises:
-      ValueError: if a field is unknown or has a wrong type, or image_size is not that of the data for a network whose
-        outputs depend on it.
+      ValueError: if a field is unknown or has a wrong type, the network takes no texts, or image_size is not that of
+        the data for a network whose outputs depend on it.
 
     >>> make_backbone(ConfigDict({"name": "unet", "image_size": None}), (64, 64, 3)).image_size
     64
@@ -147,7 +155,16 @@ def make_backbone(
         raise ValueError(f"config.backbone.num_classes must be 0 (unconditional) or more; got {num_classes}")
     if any(field.name == "num_classes" for field in backbone_fields(settings.name, networks)):
         fields["num_classes"] = num_classes or None
-    return _make(entry, fields)
+    if text is None:
+        return _make(entry, fields)
+    if not entry.takes_text:
+        able = ", ".join(repr(name) for name, each in networks.items() if each.takes_text)
+        raise ValueError(
+            f"config.text.kind is set, but the network {settings.name!r} takes no texts: set backbone.name to {able}, "
+            "or text.kind to 'none'"
+        )
+    own = {name: value for name, value in fields.items() if name not in entry.wrapper_fields}
+    return backbones.TextContext(entry.module(**own), **text)
 
 
 def make_classifier(settings: ConfigDict, shape: tuple[int, ...], num_classes: int) -> nn.Module:

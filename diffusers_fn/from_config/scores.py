@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from diffusers_fn._arrays import concrete
 from diffusers_fn._types import ArrayLike
 from diffusers_fn.denoisers import Denoiser, bind, ignore_cond, make_denoiser, score
-from diffusers_fn.from_config.batches import check_labels
 from diffusers_fn.from_config.model import Model
 from diffusers_fn.from_config.objective_types import ObjectiveEntry
 from diffusers_fn.from_config.signatures import Invert, Score
@@ -55,16 +54,15 @@ def _denoiser(
             f"a model of the objective {config.loss.objective!r} predicts x0 along its own trajectory only: it has "
             "neither a score nor an inversion; set config.loss.objective to 'denoising'"
         )
-    num_classes, drops_labels = model.inputs.num_classes, bool(config.loss.label_dropout)
-    if cond is not None and not num_classes:
+    conditions, drops_labels = model.conditions, bool(config.loss.label_dropout)
+    if cond is not None and not conditions:
         raise ValueError("cond was given, but this model is unconditional: set config.data.num_classes")
-    if cond is None and num_classes and not drops_labels:
+    if cond is None and conditions and not drops_labels:
         raise ValueError("this model was trained with loss.label_dropout = 0: pass cond, the class labels")
-    if cond is not None:
-        labels = check_labels(cond, num_classes, batch_size, allow_null=drops_labels)
-        cond = jnp.broadcast_to(labels, (batch_size,))
+    if cond is not None and conditions is not None:
+        cond = conditions.broadcast(cond, batch_size, allow_null=drops_labels)
     denoise = make_denoiser(model.inputs.apply, params, model.inputs.parameterization)
-    return bind(denoise if num_classes else ignore_cond(denoise), cond)
+    return bind(denoise if conditions else ignore_cond(denoise), cond)
 
 
 def _level_at(model: Model, u: ArrayLike) -> Level:

@@ -2,6 +2,8 @@
 
 from diffusers_fn.noise_schedules.betas import (
     cosine_betas,
+    exponential_betas,
+    laplace_betas,
     linear_betas,
     quadratic_betas,
     scaled_linear_betas,
@@ -23,6 +25,8 @@ __all__ = [
     "NoiseSchedule",
     "check_timesteps",
     "cosine_betas",
+    "exponential_betas",
+    "laplace_betas",
     "level_at",
     "linear_betas",
     "make_noise_schedule",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 __all__ = [
     "check_betas",
     "cosine_betas",
+    "exponential_betas",
+    "laplace_betas",
     "linear_betas",
     "quadratic_betas",
     "scaled_linear_betas",
@@ -94,11 +97,45 @@ def cosine_betas(num_timesteps: int, s: float = 0.008, max_beta: float = 0.999) 
     _check_num_timesteps(num_timesteps)
     if s < 0:
         raise ValueError(f"s, the offset of the cosine schedule, must not be negative; got {s}")
-    if not 0 < max_beta <= 1:
-        raise ValueError(f"max_beta must lie in (0, 1]; got {max_beta}")
-    u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
-    alpha_bar = np.cos((u + s) / (1 + s) * np.pi / 2) ** 2
-    return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+    return _betas_of(lambda u: np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, num_timesteps, max_beta)
+
+
+def exponential_betas(num_timesteps: int, rate: float = 12.0, max_beta: float = 0.999) -> np.ndarray:
+    """Returns betas [T], all equal, of alpha_bar(u) = e^(-rate u) with u = (t + 1) / T: `exp` in other libraries.
+
+    Raises:
+      ValueError: if num_timesteps < 1, rate is not positive or max_beta is not in (0, 1].
+
+    >>> exponential_betas(1000)[-1].round(6)
+    np.float64(0.011928)
+    """
+    _check_num_timesteps(num_timesteps)
+    if not rate > 0:
+        raise ValueError(f"rate must be positive; got {rate}")
+    return _betas_of(lambda u: np.exp(-rate * u), num_timesteps, max_beta)
+
+
+def laplace_betas(num_timesteps: int, max_beta: float = 0.999) -> np.ndarray:
+    """Returns betas [T] of a Laplace distribution of log SNR, as other libraries define them.
+
+        lambda(u) = -1/2 sign(1/2 - u) log(1 - 2 |1/2 - u| + 1e-6),   alpha_bar(u) = sqrt(e^lambda / (1 + e^lambda))
+
+    with u = t / T. Hang et al., "Improved Noise Schedule for Diffusion Training", 2024,
+    https://arxiv.org/abs/2407.03297, table 1 with mean 0 and b = 1/2; the square root is not in the paper.
+
+    Raises:
+      ValueError: if num_timesteps < 1 or max_beta is not in (0, 1].
+
+    >>> laplace_betas(1000)[[0, -1]].round(4)
+    array([0.0212, 0.8473])
+    """
+    _check_num_timesteps(num_timesteps)
+
+    def alpha_bar(u: np.ndarray) -> np.ndarray:
+        log_snr = -0.5 * np.copysign(1.0, 0.5 - u) * np.log(1.0 - 2.0 * np.abs(0.5 - u) + 1e-6)
+        return np.sqrt(1.0 / (1.0 + np.exp(-log_snr)))
+
+    return _betas_of(alpha_bar, num_timesteps, max_beta)
 
 
 def sigmoid_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> np.ndarray:
@@ -153,6 +190,14 @@ def check_betas(betas: Any) -> np.ndarray:
             f"got values from {betas.min()} to {betas.max()}"
         )
     return betas
+
+
+def _betas_of(alpha_bar: Callable[[np.ndarray], np.ndarray], num_timesteps: int, max_beta: float) -> np.ndarray:
+    """min(1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), max_beta), [T]."""
+    if not 0 < max_beta <= 1:
+        raise ValueError(f"max_beta must lie in (0, 1]; got {max_beta}")
+    values = alpha_bar(np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps)
+    return np.minimum(1.0 - values[1:] / values[:-1], max_beta)
 
 
 def _check_num_timesteps(num_timesteps: int) -> None:

@@ -4,7 +4,8 @@
     out = module.apply({"params": params}, x, t, cond)
     save("finetuned/unet", module, params, "unet2d_condition")
 
-`from_torch` and `to_torch` do the same in memory, with a state dict of NumPy arrays.
+`from_torch` and `to_torch` do the same in memory, with a state dict of NumPy arrays. `load_single_file` reads whole
+pipelines of Stable Diffusion from one file in the names of its original code.
 
 A `Family` is a record of pure functions that describes one kind of published network: its config, and the names and
 layouts of its tensors. Reading, checking, sharding, casting and writing are the same for all families. A new family is
@@ -54,13 +55,36 @@ the class name in config.json. In this package the file is `pretrained/<family>.
 line for it. `entries.py` and `layouts.py` have the entries of common layers. `guided_unet.py` is a complete example.
 """
 
+from diffusers_fn.pretrained import lora, textual_inversion
 from diffusers_fn.pretrained.convert import from_torch, to_torch
 from diffusers_fn.pretrained.entries import Entry
 from diffusers_fn.pretrained.family import Constant, Family, read_config
 from diffusers_fn.pretrained.load import FAMILIES, load
+from diffusers_fn.pretrained.pipelines import Pipeline, load_pipeline
 from diffusers_fn.pretrained.save import save
+from diffusers_fn.pretrained.schedulers import Plan, Scheduler, load_scheduler
+from diffusers_fn.pretrained.single_file import SingleFile, load_single_file
 
-__all__ = ["FAMILIES", "Constant", "Entry", "Family", "from_torch", "load", "read_config", "save", "to_torch"]
+__all__ = [
+    "FAMILIES",
+    "Constant",
+    "Entry",
+    "Family",
+    "Pipeline",
+    "Plan",
+    "Scheduler",
+    "SingleFile",
+    "from_torch",
+    "load",
+    "load_pipeline",
+    "load_scheduler",
+    "load_single_file",
+    "lora",
+    "read_config",
+    "save",
+    "textual_inversion",
+    "to_torch",
+]
 
 
 def __dir__() -> list[str]:

@@ -191,5 +191,12 @@ family = Family(
     rename=lambda name: name.removeprefix("text_model."),  # written by transformers before version 5
 )
 projected_family = Family(
-    "clip_text_projected", _PROJECTED, from_projected_config, to_config, entries, inputs, constants
+    "clip_text_projected",
+    _PROJECTED,
+    from_projected_config,
+    to_config,
+    entries,
+    inputs,
+    constants,
+    rename=lambda name: name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}",
 )

@@ -12,12 +12,17 @@ from jax.typing import DTypeLike
 from diffusers_fn.pretrained import (
     autoencoder_kl,
     clip_text,
+    controlnet,
     dit,
     dit_diffusers,
     edm,
+    flux,
     guided_classifier,
     guided_superres,
     guided_unet,
+    pixart,
+    sd3,
+    t5,
     unet2d,
     unet2d_condition,
     uvit,
@@ -33,12 +38,17 @@ FAMILIES = {
     "autoencoder_kl": autoencoder_kl.family,
     "clip_text": clip_text.family,
     "clip_text_projected": clip_text.projected_family,
+    "controlnet": controlnet.family,
     "dit": dit.family,
     "dit_diffusers": dit_diffusers.family,
     "edm": edm.family,
+    "flux": flux.family,
     "guided_classifier": guided_classifier.family,
     "guided_superres": guided_superres.family,
     "guided_unet": guided_unet.family,
+    "pixart": pixart.family,
+    "sd3": sd3.family,
+    "t5": t5.family,
     "unet2d": unet2d.family,
     "unet2d_condition": unet2d_condition.family,
     "uvit": uvit.family,
@@ -148,12 +158,18 @@ def find_family(family: str | Family | None, config: Mapping[str, Any], families
 def class_names(config: Mapping[str, Any]) -> list[str]:
     """Returns the class names in a config: `_class_name` and `architectures`, or else `model_type`.
 
+    Older configs name one class for all transformers, whose norm_type then tells them apart.
+
     >>> class_names({"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"})
     ['CLIPTextModel']
+    >>> class_names({"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"})
+    ['PixArtTransformer2DModel']
     """
     architectures = config.get("architectures")
     several = architectures if isinstance(architectures, list | tuple) else []
     named = [name for name in (config.get("_class_name"), *several) if isinstance(name, str)]
+    if named == ["Transformer2DModel"] and config.get("norm_type") == "ada_norm_single":
+        return ["PixArtTransformer2DModel"]
     return named or [name for name in (config.get("model_type"),) if isinstance(name, str)]
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["DTYPES", "StoredTensor", "open_safetensors", "strict_json", "write_safetensors"]
+__all__ = ["DTYPES", "StoredTensor", "open_safetensors", "read_metadata", "strict_json", "write_safetensors"]
 
 _MAX_HEADER_BYTES = 100_000_000  # bytes, as in the reference
 _MAX_AXES = 64  # as in NumPy
@@ -82,6 +82,21 @@ def open_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
             raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return {name: _stored(mapped, begin + at, shape, dtype) for name, (at, shape, dtype) in placed.items()}
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns the metadata in the header of a file, {} if there are none.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if its header is damaged.
+    """
+    with open(path, "rb") as file:
+        try:
+            _, header = _read_header(file, os.fstat(file.fileno()).st_size)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is not a valid safetensors file: {error}") from error
+    return dict(header.get("__metadata__", {}))
 
 
 def write_safetensors(

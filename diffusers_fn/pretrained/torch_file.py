@@ -60,6 +60,7 @@ _SKIPPED = {
     "numpy._core.multiarray": ("scalar", "_reconstruct"),
     "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath"),
     "pathlib._local": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath"),
+    "pytorch_lightning.callbacks.model_checkpoint": ("ModelCheckpoint",),  # first checkpoints of Stable Diffusion
     "torch": ("device",),
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before torch 1.6

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones import UNet2DCondition
 from diffusers_fn.backbones.sizes import level_multipliers
+from diffusers_fn.backbones.text_conditioned import TextConditioned
 from diffusers_fn.pretrained.activations import activation_name, read_activation
 from diffusers_fn.pretrained.entries import Entry, conv, linear, norm, same
 from diffusers_fn.pretrained.family import Family, read_config
+from diffusers_fn.pretrained.joint_blocks import embedder
 from diffusers_fn.pretrained.layouts import pointwise
 from diffusers_fn.pretrained.unet2d_blocks import res_block
 
-__all__ = ["entries", "family", "from_config", "inputs", "to_config"]
+__all__ = ["encoder_entries", "entries", "family", "from_config", "inputs", "saved_widths", "to_config"]
 
 # The reference's defaults of the fields on which the network depends.
 _DEFAULTS = {
@@ -193,7 +195,7 @@ def to_config(module: UNet2DCondition) -> dict[str, Any]:
     return config
 
 
-def inputs(module: UNet2DCondition) -> tuple[Any, ...]:
+def inputs(module: TextConditioned) -> tuple[Any, ...]:
     """Returns shapes of x, t and cond with which `init` makes all parameters.
 
     >>> sorted(inputs(UNet2DCondition.sdxl())[2])
@@ -224,36 +226,9 @@ def entries(module: UNet2DCondition) -> list[Entry]:
     >>> [entry.names for entry in entries(net) if entry.path.startswith("down_0_downsample")]
     [('down_blocks.0.downsamplers.0.conv.weight',), ('down_blocks.0.downsamplers.0.conv.bias',)]
     """
-    found = [*conv("conv_in", "conv_in"), *norm("norm_out", "conv_norm_out"), *conv("conv_out", "conv_out")]
-    found += _mlp("time_embedding", "time_embedding")
-    if module.time_cond_dim is not None:
-        found += linear("time_cond", "time_embedding.cond_proj", bias=False)
-    if module.num_classes is not None:
-        found += same("class_table/embedding", "class_embedding.weight")
-    if module.class_time or module.class_vector_dim is not None:
-        found += _mlp("class_embedding", "class_embedding")
-    if module.text_time_dims is not None:
-        found += _mlp("text_time_embedding", "add_embedding")
-    if module.text_dim is not None:
-        found += linear("text_projection", "encoder_hid_proj")
-
+    found = [*encoder_entries(module), *norm("norm_out", "conv_norm_out"), *conv("conv_out", "conv_out")]
     levels, widths = len(module.channel_multipliers), module.widths()
-    saved = [width := widths[0]]  # the widths of the skip connections to the decoder
-    for level in range(levels):
-        name = f"down_blocks.{level}"
-        for i, depth in enumerate(module.depths(level)):
-            found += res_block(f"down_{level}_block_{i}", f"{name}.resnets.{i}", skip=width != widths[level])
-            found += _transformer(f"down_{level}_transformer_{i}", f"{name}.attentions.{i}", depth, module)
-            saved.append(width := widths[level])
-        if level < levels - 1:
-            found += conv(f"down_{level}_downsample", f"{name}.downsamplers.0.conv")
-            saved.append(width)
-
-    if module.mid_depth is not None:
-        for i in range(2):
-            found += res_block(f"mid_block_{i}", f"mid_block.resnets.{i}", skip=False)
-        found += _transformer("mid_transformer", "mid_block.attentions.0", module.mid_depth, module)
-
+    saved, width = saved_widths(module), widths[-1]
     for level in reversed(range(levels)):
         name = f"up_blocks.{levels - 1 - level}"
         for i, depth in enumerate(module.depths(level, up=True)):
@@ -263,6 +238,54 @@ def entries(module: UNet2DCondition) -> list[Entry]:
             width = widths[level]
         if level > 0:
             found += conv(f"up_{level}_upsample", f"{name}.upsamplers.0.conv")
+    return found
+
+
+def saved_widths(module: TextConditioned) -> list[int]:
+    """Returns the channels of the activations that the way down saves.
+
+    >>> saved_widths(UNet2DCondition(channels=8, channel_multipliers=(1, 2), num_res_blocks=1))
+    [8, 8, 8, 16]
+    """
+    widths, num_blocks = module.widths(), module.per_level("num_res_blocks")
+    levels = [[width] * (count + 1) for width, count in zip(widths, num_blocks)]  # its blocks, and a downsampling
+    return [widths[0], *(width for level in levels for width in level)][:-1]
+
+
+def encoder_entries(module: TextConditioned) -> list[Entry]:
+    """Returns the entries of the embeddings, the way down and the middle, which a ControlNet has too.
+
+    >>> net = UNet2DCondition(channels=8, channel_multipliers=(1,), transformer_depths=(0,), mid_depth=None)
+    >>> [entry.path for entry in encoder_entries(net)][:2]
+    ['conv_in/kernel', 'conv_in/bias']
+    """
+    found = [*conv("conv_in", "conv_in"), *embedder("time_embedding", "time_embedding")]
+    if module.time_cond_dim is not None:
+        found += linear("time_cond", "time_embedding.cond_proj", bias=False)
+    if module.num_classes is not None:
+        found += same("class_table/embedding", "class_embedding.weight")
+    if module.class_time or module.class_vector_dim is not None:
+        found += embedder("class_embedding", "class_embedding")
+    if module.text_time_dims is not None:
+        found += embedder("text_time_embedding", "add_embedding")
+    if module.text_dim is not None:
+        found += linear("text_projection", "encoder_hid_proj")
+
+    levels, widths = len(module.channel_multipliers), module.widths()
+    width = widths[0]
+    for level in range(levels):
+        name = f"down_blocks.{level}"
+        for i, depth in enumerate(module.depths(level)):
+            found += res_block(f"down_{level}_block_{i}", f"{name}.resnets.{i}", skip=width != widths[level])
+            found += _transformer(f"down_{level}_transformer_{i}", f"{name}.attentions.{i}", depth, module)
+            width = widths[level]
+        if level < levels - 1:
+            found += conv(f"down_{level}_downsample", f"{name}.downsamplers.0.conv")
+
+    if module.mid_depth is not None:
+        for i in range(2):
+            found += res_block(f"mid_block_{i}", f"mid_block.resnets.{i}", skip=False)
+        found += _transformer("mid_transformer", "mid_block.attentions.0", module.mid_depth, module)
     return found
 
 
@@ -325,11 +348,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _mlp(path: str, name: str) -> list[Entry]:
-    return [*linear(f"{path}/dense_0", f"{name}.linear_1"), *linear(f"{path}/dense_1", f"{name}.linear_2")]
-
-
-def _transformer(path: str, name: str, depth: int, module: UNet2DCondition) -> list[Entry]:
+def _transformer(path: str, name: str, depth: int, module: TextConditioned) -> list[Entry]:
     """Returns the entries of the transformer after a residual block; none at depth 0."""
     if not depth:
         return []

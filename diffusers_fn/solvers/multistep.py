@@ -12,6 +12,7 @@ from diffusers_fn.levels import Level
 from diffusers_fn.solvers.base import Solver
 from diffusers_fn.solvers.exponential import (
     ExponentialForm,
+    ExponentialStep,
     data_prediction,
     exponential_step,
     noise_prediction,
@@ -19,7 +20,15 @@ from diffusers_fn.solvers.exponential import (
 from diffusers_fn.solvers.multistep_tables import multistep_solver, step_orders
 from diffusers_fn.solvers.plans import check_alpha, check_plan, neighbours
 
-__all__ = ["dpmpp_1", "dpmpp_1_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde"]
+__all__ = [
+    "difference_weights",
+    "dpmpp_1",
+    "dpmpp_1_sde",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+]
 
 
 def dpmpp_1(levels: Level, form: ExponentialForm = data_prediction) -> Solver:
@@ -188,19 +197,31 @@ def _multistep(
     lower_order_final: bool = False,
     euler_at_final: bool = False,
 ) -> Solver:
-    """The solver x' = x_coef x + w0 m_1 + w1 D_1 + w2 D_2 + noise z, see `ExponentialStep`, with the differences
-
-        a = (m_1 - m_2) / r_0,  b = (m_2 - m_3) / r_1,  D_2 = (a - b) / (r_0 + r_1),  D_1 = a + r_0 D_2,
-
-    and r_k = 1 / q_k the length of the (k + 1)-th step before, per length of this one; D_1 = a at order two.
-    """
+    """The solver whose orders are `step_orders`."""
     check_plan(levels)
     check_eta(eta)
     if form is noise_prediction:
         check_alpha(levels)
     step = exponential_step(*neighbours(levels), form, eta)
+    used = step_orders(step.h.shape[0], order, lower_order_final, euler_at_final)
+    return multistep_solver(levels, form, difference_weights(step, used, order, taylor), step)
+
+
+def difference_weights(step: ExponentialStep, used: np.ndarray, order: int, taylor: bool) -> list[Array]:
+    """Returns the columns of m in x' = x_coef x + w0 m_1 + w1 D_1 + w2 D_2 + noise z, with the differences
+
+        a = (m_1 - m_2) / r_0,  b = (m_2 - m_3) / r_1,  D_2 = (a - b) / (r_0 + r_1),  D_1 = a + r_0 D_2,
+
+    and r_k the length of the (k + 1)-th step before, per length of this one; D_1 = a at order two.
+
+    Args:
+      step: the exact solution of each step, [N - 1, *S].
+      used: [N - 1], the order of each step.
+      order: the largest of them, the number of columns.
+      taylor: as `dpmpp_2m`.
+    """
     xp, h = namespace(step), step.h
-    used = step_orders(h.shape[0], order, lower_order_final, euler_at_final).reshape(-1, *(1,) * (h.ndim - 1))
+    used = used.reshape(-1, *(1,) * (h.ndim - 1))
     q0, q1 = _ratio(h, 1), _ratio(h, 2)
     second = step.w1 if taylor else 0.5 * step.w0
 
@@ -208,9 +229,9 @@ def _multistep(
     of_d2 = xp.where(used < 3, 0.0, (step.w1 / before + step.w2) * before * q1 / (before + q1))
     of_a = (xp.where(used == 1, 0.0, xp.where(used == 2, second, step.w1)) + of_d2) * q0
     of_b = -of_d2 * q1
-    return multistep_solver(levels, form, [step.w0 + of_a, of_b - of_a, -of_b][:order], step)
+    return [step.w0 + of_a, of_b - of_a, -of_b][:order]
 
 
 def _ratio(h: Array, k: int) -> Array:
-    """q, the length of each step in lambda per length of the k-th step before; 0 where there was none."""
+    """1 / r, the length of each step in lambda per length of the k-th step before; 0 where there was none."""
     return namespace(h).concatenate([np.zeros((min(k, h.shape[0]), *h.shape[1:])), h[k:] / h[: h.shape[0] - k]])

@@ -76,9 +76,10 @@ class Dataset:
       class_names: of the classes 0, 1, ..., or None.
       names: of the examples, such as the file names, or None.
       captions: texts of the examples, or None.
+      text: the conditions made of the captions, `[n, *S]`, or None; read as `text[indices]`.
 
     Raises:
-      ValueError: if labels, noise, names, captions or class names are not as many as the examples or classes.
+      ValueError: if labels, noise, names, captions, text or class names are not as many as the examples or classes.
     """
 
     images: np.ndarray | ImageSource
@@ -89,9 +90,10 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     names: Sequence[str] | None = None
     captions: Sequence[str] | None = None
+    text: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("labels", "noise", "names", "captions"):
+        for name in ("labels", "noise", "names", "captions", "text"):
             entries = getattr(self, name)
             if entries is not None and len(entries) != len(self.images):
                 raise ValueError(f"a data set of {len(self.images)} images has {len(entries)} {name}")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.data.metadata import FILES, read_metadata
+from experiments.data.sidecars import read_sidecars
 
 __all__ = ["SUFFIXES", "Listing", "list_images"]
 
@@ -51,7 +52,8 @@ def list_images(folder: Path) -> Listing:
     A class is a sub-folder; its images may lie at any depth below it. Names that are whole numbers are ordered as
     numbers, others as text. `metadata.jsonl` or `metadata.csv` in the folder, in the format of Hugging Face's
     imagefolder, has one line per image: `file_name` and, optionally, `label` (integer or text) and `text` (a caption).
-    With such a file the sub-folders mean nothing. Hidden files and folders are skipped.
+    With such a file the sub-folders mean nothing. Without one, the text file beside an image, with the suffix .txt in
+    place of its own, holds its caption. Hidden files and folders are skipped.
 
     Raises:
       ValueError: if there are no images; if images lie both in the folder and in sub-folders; if a class has none; if
@@ -64,7 +66,9 @@ def list_images(folder: Path) -> Listing:
         raise ValueError(f"{folder}: no images, only files such as {others[0]}; {_HINT}")
     metadata = read_metadata(folder, images)
     if metadata is None:
-        return _by_folder(folder, images, others)
+        listing = _by_folder(folder, images, others)
+        captions, left_out = read_sidecars(folder, listing.names, others)
+        return listing._replace(captions=captions, left_out=left_out)
     order = sorted(range(len(images)), key=lambda i: PurePosixPath(images[i]).parts)
     labels = None if metadata.labels is None else metadata.labels[order]
     captions = None if metadata.captions is None else tuple(metadata.captions[i] for i in order)

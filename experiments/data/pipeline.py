@@ -53,8 +53,8 @@ def batches(
         needs parsed absl flags, as in `absl.app.run`.
 
     Returns:
-      An iterator of dicts: `image`, float32 `[B, *shape]`, and, if there are labels, `label`, int32 `[B]`; with
-      `rows` these rows of the arrays.
+      An iterator of dicts: `image`, float32 `[B, *shape]`; `label`, int32 `[B]`, if there are labels; `text`,
+      `[B, *S]`, if there are texts; with `rows` these rows of the arrays.
 
     Raises:
       ValueError: if an argument is out of range; raised by the call, before the first batch is drawn.
@@ -122,6 +122,8 @@ def batch_at(
         batch = {name: np.where(flips, array[:, :, ::-1], array) for name, array in batch.items()}
     if dataset.labels is not None:
         batch["label"] = dataset.labels[indices]
+    if dataset.text is not None:
+        batch["text"] = dataset.text[indices]
     return batch
 
 

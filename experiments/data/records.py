@@ -53,6 +53,7 @@ def describe(train: Dataset, heldout: Dataset | None) -> Record:
         "order": _checksum([hashes["train"]]),
         "split": _checksum([np.sort(hashes["train"]), np.sort(hashes["heldout"])]),
         "labels": _checksum([np.asarray(part, np.int32) for part in labels]),
+        "captions": _captions(parts.values()),
         "names": None if None in names else _checksum(["\n".join(part).encode() for part in names if part is not None]),
         "heldout_also_in_train": int(np.isin(hashes["heldout"], hashes["train"]).sum()),
     }
@@ -86,8 +87,18 @@ def _counts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _labels(before: dict[str, Any], now: dict[str, Any], differences: Sequence[str]) -> list[str]:
-    """Labels are only compared if the examples are the same."""
-    return ["the labels differ"] if not differences and before.get("labels") != now.get("labels") else []
+    """Labels and captions are only compared if the examples are the same; captions if they are conditions in both."""
+    if differences:
+        return []
+    found = ["the labels differ"] if before.get("labels") != now.get("labels") else []
+    captions = before.get("captions"), now.get("captions")
+    return found + (["the captions differ"] if None not in captions and captions[0] != captions[1] else [])
+
+
+def _captions(parts: Iterable[Dataset]) -> str | None:
+    """The checksum of the captions, if they are conditions."""
+    texts = [part.captions for part in parts if part.text is not None and part.captions is not None]
+    return _checksum(["\0".join(each).encode() for each in texts]) if texts else None
 
 
 def _examples(train: tuple[np.ndarray, np.ndarray], heldout: tuple[np.ndarray, np.ndarray]) -> list[str]:

@@ -4,7 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusers_fn.backbones import Classifier, ClipTextEncoder, UNet2DCondition
+from diffusers_fn.backbones import (
+    Classifier,
+    ClipTextEncoder,
+    ControlNet,
+    Flux,
+    MMDiT,
+    PixArt,
+    T5Encoder,
+    UNet2DCondition,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -57,6 +66,69 @@ CALLS = {
             vocab_size=20, max_length=6, hidden_size=8, depth=2, num_heads=2, mlp_ratio=2.0, projection_dim=5
         ),
         (jnp.asarray(RNG.integers(0, 20, [8, 6])),),
+    ),
+    "t5": (
+        T5Encoder(vocab_size=20, hidden_size=8, depth=2, num_heads=2, mlp_ratio=2.0, num_buckets=8, max_distance=6),
+        (jnp.asarray(RNG.integers(0, 20, [8, 7])),),
+    ),
+    "mmdit": (
+        MMDiT(
+            image_size=8,
+            in_channels=4,
+            hidden_size=16,
+            depth=3,
+            num_heads=2,
+            context_dim=6,
+            text_embeds_dim=5,
+            num_positions=6,
+            qk_norm="rms",
+            dual_attention_blocks=(1,),
+        ),
+        (normal(8, 4, 8, 4), jnp.arange(8) * 100.0, {"context": normal(8, 3, 6), "text_embeds": normal(8, 5)}),
+    ),
+    "flux": (
+        Flux(
+            in_channels=4,
+            hidden_size=16,
+            depth=2,
+            single_depth=1,
+            num_heads=2,
+            context_dim=6,
+            text_embeds_dim=5,
+            guidance_embedding=True,
+            rope_dims=(2, 2, 4),
+        ),
+        (
+            normal(8, 4, 8, 4),
+            jnp.arange(8) / 8,
+            {"context": normal(8, 3, 6), "text_embeds": normal(8, 5), "guidance": jnp.arange(8.0) / 4},
+        ),
+    ),
+    "pixart": (
+        PixArt(image_size=8, hidden_size=24, depth=2, num_heads=2, context_dim=6, size_conditions=True),
+        (
+            normal(8, 4, 8, 4),
+            jnp.arange(8) * 100,
+            {
+                "context": normal(8, 3, 6),
+                "context_mask": jnp.ones([8, 3], bool).at[:, 2].set(False),
+                "resolution": 100 * normal(8, 2),
+                "aspect_ratio": normal(8, 1),
+            },
+        ),
+    ),
+    "controlnet": (
+        ControlNet(
+            channels=8,
+            channel_multipliers=(1, 1),
+            num_res_blocks=1,
+            transformer_depths=(1, 0),
+            num_heads=2,
+            context_dim=6,
+            norm_groups=4,
+            condition_widths=(4, 6),
+        ),
+        (normal(8, 4, 4, 4), jnp.arange(8) * 100, {"context": normal(8, 3, 6), "image": normal(8, 8, 8, 3)}),
     ),
 }
 

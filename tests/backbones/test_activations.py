@@ -23,6 +23,7 @@ FORMULAS = {
     "swish": lambda x: x / (1 + math.exp(-x)),
     "mish": lambda x: x * math.tanh(math.log1p(math.exp(x))),
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
     "relu": lambda x: max(x, 0.0),
 }
@@ -70,7 +71,7 @@ def test_a_name_is_the_same_program_as_its_function(name):
 @pytest.mark.parametrize("name", NETS)
 def test_an_unknown_name_is_refused_with_the_list_of_names(name):
     net, args = NETS[name]
-    message = "activation must be one of silu, swish, mish, gelu, quick_gelu, relu, or a function; got 'elu'"
+    message = "activation must be one of silu, swish, mish, gelu, gelu_tanh, quick_gelu, relu, or a function; got 'elu'"
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(net.clone(activation="elu").init, jax.random.key(0), *args)
 

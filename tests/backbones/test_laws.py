@@ -81,8 +81,13 @@ ELSEWHERE = [
     "SimpleDecoder",
     "SimpleEncoder",
     "UNet2DCondition",
+    "ControlNet",
+    "Flux",
+    "MMDiT",
+    "PixArt",
+    "T5Encoder",
 ]
-ELSEWHERE += ["ClassContext", "SuperResolution"]
+ELSEWHERE += ["ClassContext", "SuperResolution", "TextContext"]
 
 
 @dataclasses.dataclass

@@ -91,6 +91,7 @@ PUBLISHED_SIZES = [
     (UNet2DCondition.sd1(), 859_520_964),
     (UNet2DCondition.sd2(), 865_910_724),
     (UNet2DCondition.sdxl(), 2_567_463_684),
+    (UNet2DCondition.sdxl_refiner(), 2_259_526_660),
 ]
 
 

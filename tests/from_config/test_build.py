@@ -19,6 +19,7 @@ import configs
 import diffusers_fn as dfn
 from diffusers_fn import training
 from diffusers_fn.from_config import derived, tables
+from diffusers_fn.from_config.conditions import make_conditions
 from diffusers_fn.from_config.defaults import customise, default_backbone, default_config
 from diffusers_fn.from_config.module_fields import tupled
 from diffusers_fn.from_config.network import BACKBONES, backbone_fields, check_backbone_field
@@ -126,6 +127,9 @@ def test_every_config_builds_and_trains(name, variant):
     batch = {"image": jax.ShapeDtypeStruct((2, *shape), jnp.float32)}
     if derived.num_classes(config):
         batch["label"] = jax.ShapeDtypeStruct((2,), jnp.int32)
+    conditions = make_conditions(config, derived.num_classes(config))
+    if conditions is not None and conditions.entry == "text":
+        batch["text"] = jax.ShapeDtypeStruct((2, *conditions.null.shape), conditions.null.dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     params = jax.eval_shape(diffusion.init, key)
@@ -152,7 +156,7 @@ def test_every_config_builds_and_trains(name, variant):
     assert all(jax.tree.leaves(same))
     if config.task != "diffusion":
         return
-    cond = np.zeros(2, np.int32) if batch.get("label") is not None else None
+    cond = None if conditions is None else np.zeros((2, *conditions.null.shape), np.int32)
     samples = jax.eval_shape(lambda params, key: diffusion.sample(params, key, 2, cond=cond), params, key)
     assert samples.x0.shape == (2, *shape)
 

@@ -71,6 +71,13 @@ def test_all_of_a_schedule():
         np.testing.assert_array_equal(grid(SCHEDULE, 1000).t, np.arange(1000)[::-1])
 
 
+@pytest.mark.parametrize("n", [27, 31, 47, 53, 59, 61, 93])
+def test_ties_of_linspace_round_as_in_other_libraries(n):
+    # Counted from T - 1 down, these have an x.5 that is computed just below or above: one timestep apart.
+    np.testing.assert_array_equal(grids.linspace(SCHEDULE, n).t, np.linspace(0, 999, n).round()[::-1])
+    assert np.any(np.round(np.linspace(999, 0, n)) != grids.linspace(SCHEDULE, n).t)
+
+
 def test_table_grids_hold_the_table():
     levels = grids.trailing(SCHEDULE, 13)
     np.testing.assert_array_equal(levels.alpha, SCHEDULE.sqrt_alphas_cumprod[levels.t.astype(int)])

@@ -1,5 +1,6 @@
 """The config.json files of well-known checkpoints, older formats included, give the right networks."""
 
+import jax
 import pytest
 
 from diffusers_fn.backbones import UNet2DCondition
@@ -165,6 +166,87 @@ CLIP_G = CLIP_L | {
     "num_hidden_layers": 32,
     "projection_dim": 1280,
 }
+SD3 = {
+    "_class_name": "SD3Transformer2DModel",
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 24,
+    "out_channels": 16,
+    "patch_size": 2,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+    "sample_size": 128,
+}
+SD35 = SD3 | {"dual_attention_layers": list(range(13)), "pos_embed_max_size": 384, "qk_norm": "rms_norm"}
+FLUX = {
+    "_class_name": "FluxTransformer2DModel",
+    "attention_head_dim": 128,
+    "axes_dims_rope": [16, 56, 56],
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "out_channels": None,
+    "patch_size": 1,
+    "pooled_projection_dim": 768,
+}
+PIXART = {
+    "_class_name": "PixArtTransformer2DModel",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "attention_head_dim": 72,
+    "caption_channels": 4096,
+    "cross_attention_dim": 1152,
+    "in_channels": 4,
+    "norm_type": "ada_norm_single",
+    "num_attention_heads": 16,
+    "num_layers": 28,
+    "out_channels": 8,
+    "patch_size": 2,
+    "sample_size": 64,
+    "use_additional_conditions": False,
+}
+NOT_ITS_OWN = ("center_input_sample", "out_channels", "sample_size", "up_block_types")
+CONTROLNET = {
+    **{name: value for name, value in SD1.items() if name not in NOT_ITS_OWN},
+    "_class_name": "ControlNetModel",
+    "conditioning_embedding_out_channels": [16, 32, 96, 256],
+}
+T5_XXL = {
+    "architectures": ["T5EncoderModel"],
+    "d_ff": 10240,
+    "d_kv": 64,
+    "d_model": 4096,
+    "dense_act_fn": "gelu_new",
+    "feed_forward_proj": "gated-gelu",
+    "is_gated_act": True,
+    "model_type": "t5",
+    "num_heads": 64,
+    "num_layers": 24,
+    "vocab_size": 32128,
+}
+# Parameters of the reference's modules (diffusers 0.42.1, transformers 5.24); of SD 3 with its table of positions.
+NUM_PARAMETERS = {
+    "sd1": (SD1, 859_520_964),
+    "sd2": (SD2, 865_910_724),
+    "sdxl": (SDXL, 2_567_463_684),
+    "sd1 vae": (VAE, 83_653_863),
+    "clip l": (CLIP_L, 123_060_480),
+    "clip g": (CLIP_G, 694_659_840),
+    "sd3 medium": (SD3, 2_084_951_104),
+    "sd3.5 medium": (SD35, 2_469_663_936),
+    "flux dev": (FLUX, 11_901_408_320),
+    "flux schnell": (FLUX | {"guidance_embeds": False}, 11_891_178_560),
+    "pixart alpha 512": (PIXART, 610_856_096),
+    "pixart alpha 1024": (PIXART | {"sample_size": 128, "use_additional_conditions": True}, 611_349_152),
+    "controlnet sd1": (CONTROLNET, 361_279_120),
+    "t5 xxl": (T5_XXL, 4_762_310_656),
+}
 CONFIGS = {
     "sd1": (SD1, "unet2d_condition"),
     "sd1 inpainting": (SD1 | {"in_channels": 9}, "unet2d_condition"),
@@ -198,3 +280,12 @@ def test_published_configs_are_the_named_constructors():
     assert from_config(SD1) == UNet2DCondition.sd1()
     assert from_config(SD2) == UNet2DCondition.sd2()
     assert from_config(SDXL) == UNet2DCondition.sdxl()
+
+
+@pytest.mark.parametrize("name", NUM_PARAMETERS)
+def test_published_sizes_have_as_many_parameters(name):
+    config, expected = NUM_PARAMETERS[name]
+    family = find_family(None, config)
+    module = family.from_config(config)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *family.inputs(module))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected

@@ -101,6 +101,14 @@ def test_a_name_that_is_neither_a_tensor_nor_data_is_refused_before_it_is_called
     assert not os.path.exists("code-was-run")
 
 
+def test_the_class_of_a_callback_in_a_training_checkpoint_is_skipped(tmp_path):
+    name = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n"
+    with zipfile.ZipFile(tmp_path / "net.ckpt", "w") as archive:  # {"callbacks": {ModelCheckpoint: {}}}
+        archive.writestr("net/data.pkl", b"\x80\x02}X\x09\x00\x00\x00callbacks}" + name + b"}ss.")
+    ((key, value),) = open_torch_file(tmp_path / "net.ckpt")["callbacks"].items()
+    assert (key.__name__, value) == ("_Skipped", {})
+
+
 def test_functions_that_a_pickle_may_call_cannot_be_changed_by_it(tmp_path):
     for name in (b"torch._utils\n_rebuild_tensor_v2", b"torch\nSize", b"torch\nFloatStorage", b"argparse\nNamespace"):
         with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:

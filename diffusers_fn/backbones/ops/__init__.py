@@ -18,7 +18,14 @@ them. Three things differ:
 (1, 8, 8, 4)
 """
 
-from diffusers_fn.backbones.ops.activations import ACTIVATIONS, Activation, activation, exact_gelu, quick_gelu
+from diffusers_fn.backbones.ops.activations import (
+    ACTIVATIONS,
+    Activation,
+    activation,
+    exact_gelu,
+    quick_gelu,
+    tanh_gelu,
+)
 from diffusers_fn.backbones.ops.attention import dot_product_attention
 from diffusers_fn.backbones.ops.conv import Conv
 from diffusers_fn.backbones.ops.dense import Dense, DenseGeneral
@@ -26,7 +33,7 @@ from diffusers_fn.backbones.ops.dropout import Dropout
 from diffusers_fn.backbones.ops.embed import Embed, take_rows
 from diffusers_fn.backbones.ops.lazy import Lazy, array, gelu, lazily, modulate, silu
 from diffusers_fn.backbones.ops.network import ConvNetwork, Module
-from diffusers_fn.backbones.ops.norms import GroupNorm, LayerNorm
+from diffusers_fn.backbones.ops.norms import GroupNorm, LayerNorm, RMSNorm
 
 __all__ = [
     "ACTIVATIONS",
@@ -41,6 +48,7 @@ __all__ = [
     "LayerNorm",
     "Lazy",
     "Module",
+    "RMSNorm",
     "activation",
     "array",
     "dot_product_attention",
@@ -51,6 +59,7 @@ __all__ = [
     "quick_gelu",
     "silu",
     "take_rows",
+    "tanh_gelu",
 ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-__all__ = ["ACTIVATIONS", "Activation", "activation", "exact_gelu", "quick_gelu"]
+__all__ = ["ACTIVATIONS", "Activation", "activation", "exact_gelu", "quick_gelu", "tanh_gelu"]
 
 if TYPE_CHECKING:
     Activation = str | Callable[[jax.Array], jax.Array]
@@ -27,6 +27,16 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+def tanh_gelu(x: jax.Array) -> jax.Array:
+    """Returns x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), close to x Phi(x) (Hendrycks and Gimpel 2016, sec. 2).
+
+    >>> import jax.numpy as jnp
+    >>> round(float(tanh_gelu(jnp.array(1.0))), 4)
+    0.8412
+    """
+    return jax.nn.gelu(x, approximate=True)
+
+
 def quick_gelu(x: jax.Array) -> jax.Array:
     """Returns x sigmoid(1.702 x), the GELU of the first CLIP weights (Hendrycks and Gimpel 2016, section 2).
 
@@ -42,6 +52,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": jax.nn.silu,
     "mish": jax.nn.mish,
     "gelu": exact_gelu,
+    "gelu_tanh": tanh_gelu,
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
 }

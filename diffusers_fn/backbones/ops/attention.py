@@ -18,9 +18,14 @@ _LARGE = 1 << 23  # bound on the weights of several heads in memory at a time
 
 
 def dot_product_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns softmax(query key^T / sqrt(D)) value [B, L, heads, D], for a query of that shape.
+    """Returns softmax(query key^T / sqrt(D) + bias) value [B, L, heads, D], for a query of that shape.
 
     Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, equation 1. The softmax is
     computed in float32 (on a CPU, or wider). On a CPU the [B, heads, L, M] weights are computed again in the backward
@@ -33,18 +38,23 @@ def dot_product_attention(
       key: [B, M, heads, D], as many heads as the query.
       value: [B, M, heads, D].
       mask: boolean, broadcastable to [B, heads, L, M] and of that rank, False where a query must not attend; or None.
+      bias: floating, broadcastable to [B, heads, L, M] and of that rank, such as a relative position bias; or None.
 
     >>> dot_product_attention(jnp.ones([1, 2, 3, 4]), *2 * [jnp.ones([1, 5, 3, 4])]).shape
     (1, 2, 3, 4)
     """
-    return by_platform(query, key, value, mask, cpu=_heads_apart, default=_own, like=query, kept=4)
+    return by_platform(query, key, value, mask, bias, cpu=_heads_apart, default=_own, like=query, kept=4)
 
 
-def _own(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+def _own(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, bias, mask)
 
 
-def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _heads_apart(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
     """Returns attention by products over examples and heads together, in groups of heads of bounded size."""
     batch, length, heads, _ = query.shape
     most = max(_LARGE // (length * key.shape[1]), 1)  # examples times heads in a group
@@ -52,10 +62,17 @@ def _heads_apart(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.A
     chosen = ways[0]
     for way in ways[1:]:
         chosen = functools.partial(by_size, batch, most // way.args[0] + 1, large=chosen, small=way)
-    return chosen(query, key, value, mask)
+    return chosen(query, key, value, mask, bias)
 
 
-def _in_groups(group: int, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _in_groups(
+    group: int,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
     """Returns attention by products over all examples and `group` heads together."""
     (batch, length, heads, width), dtype = query.shape, query.dtype
 
@@ -64,27 +81,38 @@ def _in_groups(group: int, query: jax.Array, key: jax.Array, value: jax.Array, m
         a = a.reshape(*a.shape[:2], heads // group, group, a.shape[-1]).transpose(2, 0, 3, 1, 4)
         return a.reshape(heads // group, batch * group, *a.shape[-2:])
 
-    if mask is not None:  # [heads / group, B or 1, group, L or 1, M or 1]
-        mask = jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:]))
-        mask = jnp.moveaxis(mask.reshape(mask.shape[0], heads // group, group, *mask.shape[2:]), 1, 0)
+    def grouped(a: jax.Array | None) -> jax.Array | None:
+        """[B or 1, heads or 1, L or 1, M or 1] -> [heads / group, B or 1, group, L or 1, M or 1]."""
+        if a is None:
+            return None
+        a = jnp.broadcast_to(a, (a.shape[0], heads, *a.shape[2:]))
+        return jnp.moveaxis(a.reshape(a.shape[0], heads // group, group, *a.shape[2:]), 1, 0)
+
     wide = jnp.promote_types(dtype, jnp.float32)
-    y = _all_groups(*(split(a.astype(wide)) for a in (query, key, value)), mask)
+    bias = None if bias is None else bias.astype(wide)
+    y = _all_groups(*(split(a.astype(wide)) for a in (query, key, value)), grouped(mask), grouped(bias))
     y = y.reshape(heads // group, batch, group, length, width).transpose(1, 3, 0, 2, 4)
     return y.reshape(batch, length, heads, width).astype(dtype)
 
 
 @compiled_apart
-def _all_groups(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _all_groups(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
     """Returns attention of groups of heads, [groups, N, L, D], group by group."""
-    given = (query, key, value, mask)
+    given = (query, key, value, mask, bias)
     if query.shape[0] == 1:
         return _attention(*jax.tree.map(lambda a: a[0], given))[None]
     return lax.map(jax.checkpoint(lambda given: _attention(*given), prevent_cse=False), given)
 
 
-def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention [N, L, D], for N = B group examples and heads, with a mask for [B, group, L, M]."""
+def _attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
+    """Returns attention [N, L, D], for N = B group examples and heads, with a mask and a bias for [B, group, L, M]."""
     logits = jnp.einsum("nld,nmd->nlm", query * query.shape[-1] ** -0.5, key)
+    if bias is not None:
+        logits = (logits.reshape(-1, bias.shape[1], *logits.shape[1:]) + bias).reshape(logits.shape)
     if mask is not None:  # finite, as in JAX: a query that may attend nowhere attends everywhere
         apart = logits.reshape(-1, mask.shape[1], *logits.shape[1:])
         logits = jnp.where(mask, apart, -0.7 * jnp.finfo(logits.dtype).max).reshape(logits.shape)

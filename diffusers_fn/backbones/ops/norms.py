@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffusers_fn.backbones.ops.lazy import Lazy
 
-__all__ = ["GroupNorm", "LayerNorm", "normalise"]
+__all__ = ["GroupNorm", "LayerNorm", "RMSNorm", "normalise"]
 
 
 class GroupNorm(nn.Module):
@@ -71,9 +71,43 @@ class LayerNorm(nn.Module):
         return Lazy(norm, (x, *_affine_params(self, x, self.use_scale, self.use_bias)))
 
 
+class RMSNorm(nn.Module):
+    """Computes x / sqrt(mean(x^2) + epsilon) scale for x [..., D], lazily, with a learned scale.
+
+    The mean is computed in float32 or wider. Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019),
+    https://arxiv.org/abs/1910.07467, equation 4.
+
+    >>> from diffusers_fn.backbones.ops import array
+    >>> x = jnp.array([[2.0, -2.0]])
+    >>> array(RMSNorm().apply({"params": {"scale": jnp.ones(2)}}, x)).round().tolist()
+    [[1.0, -1.0]]
+    """
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Any:
+        return Lazy(_RootMeanSquare(self.epsilon, self.dtype), (x, *_affine_params(self, x, use_bias=False)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _RootMeanSquare:
+    """The function behind `RMSNorm`."""
+
+    eps: float
+    dtype: Any
+
+    def __call__(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, wide))
+        return (x * jax.lax.rsqrt(_feature_means(x * x) + self.eps) * scale.astype(wide)).astype(self.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Norm:
-    """The function behind both: normalisation of groups of channels, or of all features if groups is None."""
+    """The function behind the other two: normalisation of groups of channels, or of all features if groups is None."""
 
     groups: int | None
     eps: float

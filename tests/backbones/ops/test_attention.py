@@ -98,3 +98,16 @@ def test_accelerators_get_the_attention_of_jax(platform, loops):
     arrays, _ = make("head after head")
     exported = jax.export.export(jax.jit(dot_product_attention), platforms=[platform])(*arrays)
     assert exported.mlir_module().count("stablehlo.while") == loops
+
+
+@pytest.mark.parametrize("name", ["small, a mask", "head after head", "two heads at a time"])
+@pytest.mark.parametrize("batch", [1, None])
+def test_a_bias_is_added_to_the_logits(name, batch):
+    (query, key, value), mask = make(name)
+    sizes = query.shape[0] if batch is None else batch, query.shape[2], query.shape[1], key.shape[1]
+    bias = jnp.asarray(np.random.default_rng(1).standard_normal(sizes), jnp.float32)
+    got = jax.jit(dot_product_attention)(query, key, value, mask, bias=bias)
+    logits = jnp.einsum("blhd,bmhd->bhlm", query, key) / np.sqrt(query.shape[-1]) + bias
+    logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
+    wanted = jnp.einsum("bhlm,bmhd->blhd", jax.nn.softmax(logits), value)
+    np.testing.assert_allclose(got, wanted, atol=2e-6, rtol=2e-6)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusers_fn.backbones.ops import GroupNorm, LayerNorm, array
+from diffusers_fn.backbones.ops import GroupNorm, LayerNorm, RMSNorm, array
 
 SHAPE = (2, 4, 3, 12)
 OURS = {
@@ -64,3 +64,13 @@ def test_derivatives_are_those_of_the_definition_in_both_modes_and_again(x64, na
 
     for got, wanted in zip(derivatives(ours, x), derivatives(lambda x: by_definition(name, x), x)):
         np.testing.assert_allclose(got, wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rms_normalisation_is_linens(dtype):
+    (_, x), scale = make("features", dtype), {"scale": jnp.linspace(-1.0, 2.0, 12)}
+    ours, linen = RMSNorm(1e-3, dtype), nn.RMSNorm(epsilon=1e-3, dtype=dtype)
+    got, wanted = array(ours.apply({"params": scale}, x)), linen.apply({"params": scale}, x)
+    assert got.dtype == wanted.dtype == dtype
+    np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=1e-5 if dtype == jnp.float32 else 0.04)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(0), x), linen.init(jax.random.key(0), x))
