@@ -184,11 +184,14 @@ def read_lora(entry: str) -> tuple[Path, float]:
     >>> read_lora("style.safetensors:0.8"), read_lora("style.safetensors")
     ((PosixPath('style.safetensors'), 0.8), (PosixPath('style.safetensors'), 1.0))
     """
-    path, _, scale = entry.rpartition(":")
+    path, _, text = entry.rpartition(":")
     try:
-        return Path(path or entry).expanduser(), float(scale) if path else 1.0
-    except ValueError:
+        scale = float(text) if path else 1.0
+    except ValueError:  # a colon in the name
         return Path(entry).expanduser(), 1.0
+    if not np.isfinite(scale):
+        raise ValueError(f"the scale of --lora={entry} must be finite")
+    return Path(path or entry).expanduser(), scale
 
 
 def _checked(settings: Settings, batch_size: int) -> Settings:
@@ -222,11 +225,13 @@ def _options(pipeline: Pipeline, settings: Settings) -> tuple[dict[str, Any], di
         height, width = picture.shape[:2]
         options["image"] = jnp.asarray(picture / 127.5 - 1.0, jnp.float32)[None]
     if settings.mask is not None:
-        mask = _open(settings.mask, "L", None, None)
-        if mask.shape != (height, width):
+        assert settings.image is not None
+        sizes = [_open(path, "L", None, None).shape for path in (settings.mask, settings.image)]
+        if sizes[0] != sizes[1]:
             raise ValueError(
-                f"--mask has {mask.shape[0]} x {mask.shape[1]} pixels, and --image {height} x {width}: make them equal"
+                "--mask has {} x {} pixels, and --image {} x {}: make them equal".format(*sizes[0], *sizes[1])
             )
+        mask = _open(settings.mask, "L", height, width)
         options["mask"] = jnp.asarray(mask / 255.0, jnp.float32)[None, ..., None]
     if settings.control_image is not None:
         edges = _open(settings.control_image, "RGB", height, width)

@@ -74,7 +74,8 @@ def test_pictures_are_read_as_the_pipeline_takes_them(folder, tmp_path):
     np.testing.assert_allclose(options["control"].image, pixels[None] / 255, atol=1e-6)
     assert options["control"].strength == 0.5
     assert (options["guidance_scale"], options["guidance_rescale"]) == (3.0, np.float32(0.7))
-    assert _options(pipeline, settings._replace(mask=None, height=16, width=24))[0]["image"].shape == (1, 16, 24, 3)
+    smaller = _options(pipeline, settings._replace(height=16, width=24))[0]
+    assert (smaller["image"].shape, smaller["mask"].shape) == ((1, 16, 24, 3), (1, 16, 24, 1))
 
 
 def test_defaults_that_follow_from_other_settings(tmp_path):
@@ -86,6 +87,8 @@ def test_defaults_that_follow_from_other_settings(tmp_path):
     both = _checked(Settings(("a",), image=edges, controlnet=tmp_path, control_image=edges), 1)
     assert (both.image, both.strength) == (edges, 0.8)
     assert read_lora("a:b/style.safetensors:0.5")[1] == 0.5
+    with pytest.raises(ValueError, match="must be finite"):
+        read_lora("style.safetensors:nan")
     assert read_lora("a:b/style.safetensors") == (type(edges)("a:b/style.safetensors"), 1.0)
 
 

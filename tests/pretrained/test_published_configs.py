@@ -157,6 +157,14 @@ CLIP_L = {
     "transformers_version": "4.22.0.dev0",
     "vocab_size": 49408,
 }
+CLIP_H = CLIP_L | {
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "projection_dim": 512,
+}
 CLIP_G = CLIP_L | {
     "architectures": ["CLIPTextModelWithProjection"],
     "hidden_act": "gelu",
@@ -237,6 +245,7 @@ NUM_PARAMETERS = {
     "sdxl": (SDXL, 2_567_463_684),
     "sd1 vae": (VAE, 83_653_863),
     "clip l": (CLIP_L, 123_060_480),
+    "clip h": (CLIP_H, 340_387_840),
     "clip g": (CLIP_G, 694_659_840),
     "sd3 medium": (SD3, 2_084_951_104),
     "sd3.5 medium": (SD35, 2_469_663_936),
