@@ -114,7 +114,7 @@ CHANGES = {
     "activation": "relu",
     "gated_mlp": False,
     "num_buckets": 4,
-    "max_distance": 5,
+    "max_distance": 60,
     "norm_eps": 0.1,
     "attention_fn": lambda q, k, v, bias: jax.nn.dot_product_attention(q, k, v),
 }
