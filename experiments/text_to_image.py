@@ -221,20 +221,20 @@ def _options(pipeline: Pipeline, settings: Settings) -> tuple[dict[str, Any], di
     options: dict[str, Any] = {}
     height, width = settings.height, settings.width
     if settings.image is not None:
-        picture = _open(settings.image, "RGB", height, width)
-        height, width = picture.shape[:2]
-        options["image"] = jnp.asarray(picture / 127.5 - 1.0, jnp.float32)[None]
-    if settings.mask is not None:
-        assert settings.image is not None
-        sizes = [_open(path, "L", None, None).shape for path in (settings.mask, settings.image)]
-        if sizes[0] != sizes[1]:
+        picture = _open(settings.image, "RGB")
+        mask = None if settings.mask is None else _open(settings.mask, "L")
+        if mask is not None and mask.size != picture.size:
             raise ValueError(
-                "--mask has {} x {} pixels, and --image {} x {}: make them equal".format(*sizes[0], *sizes[1])
+                f"--mask has {mask.height} x {mask.width} pixels, and --image {picture.height} x {picture.width}: make "
+                "them equal"
             )
-        mask = _open(settings.mask, "L", height, width)
-        options["mask"] = jnp.asarray(mask / 255.0, jnp.float32)[None, ..., None]
+        pixels = _pixels(picture, height, width)
+        height, width = pixels.shape[:2]
+        options["image"] = jnp.asarray(pixels / 127.5 - 1.0, jnp.float32)[None]
+        if mask is not None:
+            options["mask"] = jnp.asarray(_pixels(mask, height, width) / 255.0, jnp.float32)[None, ..., None]
     if settings.control_image is not None:
-        edges = _open(settings.control_image, "RGB", height, width)
+        edges = _pixels(_open(settings.control_image, "RGB"), height, width)
         height, width = edges.shape[:2]
         options["control"] = Control(jnp.asarray(edges / 255.0, jnp.float32)[None], settings.control_scale)
     scale = pipeline.parts.kind.guidance_scale if settings.scale is None else settings.scale
@@ -245,15 +245,20 @@ def _options(pipeline: Pipeline, settings: Settings) -> tuple[dict[str, Any], di
     return options, {"height": height, "width": width}
 
 
-def _open(path: Path, mode: str, height: int | None, width: int | None) -> np.ndarray:
-    """A picture [H, W, ...] uint8, resized where a size is given."""
+def _open(path: Path, mode: str) -> Image.Image:
+    """A picture, upright."""
     try:
         with Image.open(path) as picture:
             upright: Image.Image = ImageOps.exif_transpose(picture).convert(mode)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    size = (upright.width if width is None else width, upright.height if height is None else height)
-    return np.asarray(upright if size == upright.size else upright.resize(size, Image.Resampling.LANCZOS))
+    return upright
+
+
+def _pixels(picture: Image.Image, height: int | None, width: int | None) -> np.ndarray:
+    """The picture as [H, W, ...] uint8, resized where a size is given."""
+    size = (picture.width if width is None else width, picture.height if height is None else height)
+    return np.asarray(picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS))
 
 
 def _as_json(settings: Settings) -> dict[str, Any]:

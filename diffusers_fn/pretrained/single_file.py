@@ -76,7 +76,7 @@ def load_single_file(
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if the file is damaged, is none of these pipelines, or has not exactly the tensors of its networks.
+      ValueError: if the file is damaged, is of another kind, or lacks tensors of its networks or has others.
 
     >>> import tempfile, numpy as np
     >>> from diffusers_fn.pretrained.safetensors_file import write_safetensors
